@@ -1,0 +1,44 @@
+"""The contract between a launcher and the trainer: arguments, environment, folders, exit codes.
+
+A launcher (this package) starts `python -m moe_train.train` and knows nothing else of training; the trainer knows
+nothing of who started it. All they agree on is on this page, and both import it.
+
+Arguments   python -m moe_train.train RECIPE --run-dir DIR --resume auto|never|STEP
+            RECIPE is a resolved recipe file (no `_base`, no overrides).
+Environment RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT as torch elastic sets them (absent: one worker),
+            and ATTEMPT_VARIABLE below.
+Folders     DIR/attempts/K/rank-R/{log.txt,error.json,heartbeat.json,layout.json}, K counted from 1.
+Exit codes  DONE, FAILED, USAGE, PREEMPTED below.
+Signals     SIGTERM and SIGINT ask a worker to stop: all ranks agree on a step, save it, and end with PREEMPTED.
+"""
+
+from pathlib import Path
+
+DONE = 0
+"""The run reached its last step."""
+FAILED = 1
+"""Something broke; `error.json` of the rank that broke first says what."""
+USAGE = 2
+"""The recipe or the command line cannot be used; starting again changes nothing."""
+PREEMPTED = 75
+"""Asked to stop, saved, and resumable: not a failure (75 is EX_TEMPFAIL of sysexits.h)."""
+
+ATTEMPT_VARIABLE = "MOE_TRAIN_ATTEMPT"
+"""Number of this attempt at the run, from 1; what an older attempt commits after a newer one began is not used."""
+
+TRAINER_MODULE = "moe_train.train"
+
+
+def attempt_dir(run_dir: Path, attempt: int) -> Path:
+    """Folder of one attempt."""
+    return run_dir / "attempts" / str(attempt)
+
+
+def rank_dir(run_dir: Path, attempt: int, rank: int) -> Path:
+    """Folder where rank `rank` of attempt `attempt` writes its log, error, heartbeat and layout."""
+    return attempt_dir(run_dir, attempt) / f"rank-{rank}"
+
+
+def trainer_arguments(recipe: Path, run_dir: Path, resume: str) -> list[str]:
+    """Arguments of the trainer module, after `python -m moe_train.train`."""
+    return [str(recipe), "--run-dir", str(run_dir), "--resume", resume]

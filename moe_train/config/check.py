@@ -1,0 +1,181 @@
+"""The rules that need more than one field: every problem of a recipe, in sentences, before anything starts.
+
+`moe-train show` prints them all; `run` and `submit` refuse a recipe that has any.
+"""
+
+from collections.abc import Iterator
+
+from moe_train.config.kinds import KindConfig
+from moe_train.config.problem import Problem
+from moe_train.config.registry import REGISTRY
+from moe_train.config.schema import Recipe, expert_width
+from moe_train.errors import LayoutError, RecipeError
+
+AT_LEAST_ONE = (
+    "steps",
+    "log_every",
+    "model.num_layers",
+    "model.d_model",
+    "model.num_heads",
+    "moe.num_experts",
+    "moe.group_sequences",
+    "data.sequence_length",
+    "data.global_batch",
+    "data.validation_sequences",
+    "parallel.expert",
+)
+AT_LEAST_ZERO = ("seed", "validate_every", "moe.every", "moe.min_capacity", "checkpoint.every", "checkpoint.keep_last")
+POSITIVE_OR_NULL = (
+    "model.d_ff",
+    "moe.d_ff",
+    "moe.capacity_factor",
+    "moe.eval_capacity_factor",
+    "data.micro_batch",
+    "parallel.data",
+    "checkpoint.keep_every",
+    "job.threads",
+    "job.timeout_s",
+)
+
+
+def problems(recipe: Recipe, workers: int | None = None) -> list[Problem]:
+    """All that keeps `recipe` from running (on `workers` workers, if that is known)."""
+    found = [*_ranges(recipe), *_model(recipe), *_kinds(recipe)]
+    return found or [*_layout(recipe, workers), *_batch(recipe, workers)]
+
+
+def require_sound(recipe: Recipe, workers: int | None = None) -> None:
+    """Raise LayoutError or RecipeError with every problem found."""
+    found = problems(recipe, workers)
+    if found:
+        layout_only = all(problem.key.startswith("parallel.") for problem in found)
+        raise (LayoutError if layout_only else RecipeError)("\n".join(str(problem) for problem in found))
+
+
+def _value(recipe: Recipe, key: str) -> object:
+    value: object = recipe
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _ranges(recipe: Recipe) -> Iterator[Problem]:
+    for keys, lowest in ((AT_LEAST_ONE, 1), (AT_LEAST_ZERO, 0)):
+        for key in keys:
+            value = _value(recipe, key)
+            if value is None or value < lowest:  # type: ignore[operator]
+                yield Problem(key, value, f"must be at least {lowest}", f"set {key}={lowest} or more")
+    for key in POSITIVE_OR_NULL:
+        value = _value(recipe, key)
+        if value is not None and value <= 0:  # type: ignore[operator]
+            yield Problem(key, value, "must be above 0", f"set {key} to a positive number or to null")
+    if not 0 < recipe.data.validation_fraction < 1:
+        yield Problem(
+            "data.validation_fraction", recipe.data.validation_fraction, "must be between 0 and 1", "use 0.05"
+        )
+    if not 0 <= recipe.model.dropout < 1:
+        yield Problem("model.dropout", recipe.model.dropout, "must be in [0, 1)", "use 0 or 0.1")
+    if recipe.model.init_scale <= 0:
+        yield Problem("model.init_scale", recipe.model.init_scale, "must be above 0", "Switch uses 0.1")
+    if not recipe.name or "/" in recipe.name or recipe.name.startswith("."):
+        yield Problem("name", repr(recipe.name), "must be usable as a folder's name", "use letters, digits and dashes")
+
+
+def _model(recipe: Recipe) -> Iterator[Problem]:
+    model = recipe.model
+    if model.num_heads >= 1 and model.d_model % model.num_heads:
+        yield Problem(
+            "model.num_heads",
+            model.num_heads,
+            f"must divide model.d_model={model.d_model}",
+            f"choose one of {_divisors(model.d_model)}",
+        )
+    elif model.num_heads >= 1 and model.positions == "rotary" and (model.d_model // model.num_heads) % 2:
+        yield Problem(
+            "model.num_heads",
+            model.num_heads,
+            f"leaves an odd head width {model.d_model // model.num_heads}, which rotary positions cannot halve",
+            "choose a head count that leaves an even width, or model.positions=learned",
+        )
+    if recipe.moe.every > model.num_layers:
+        yield Problem(
+            "moe.every",
+            recipe.moe.every,
+            f"is above model.num_layers={model.num_layers}, so no layer would be an MoE layer",
+            "lower it, or set it to 0 to say that the model is dense",
+        )
+
+
+def _kinds(recipe: Recipe) -> Iterator[Problem]:
+    for place in REGISTRY:
+        config = _value(recipe, place)
+        assert isinstance(config, KindConfig)
+        if not (recipe.moe.every == 0 and place.startswith("moe.")):
+            yield from config.check(recipe)
+
+
+def _layout(recipe: Recipe, workers: int | None) -> Iterator[Problem]:
+    parallel = recipe.parallel
+    data = parallel.data or workers
+    if workers is not None and parallel.data is not None and parallel.data != workers:
+        yield Problem(
+            "parallel.data",
+            parallel.data,
+            f"must equal the number of workers, which is {workers}",
+            f"run with --workers {parallel.data}, or set parallel.data=null",
+        )
+        return
+    if data is not None and data % parallel.expert:
+        yield Problem(
+            "parallel.expert",
+            parallel.expert,
+            f"must divide the number of workers, which is {data}",
+            f"choose one of {_divisors(data)}, or run with --workers {parallel.expert}",
+        )
+        return
+    if recipe.moe.every and recipe.moe.num_experts % parallel.expert:
+        yield Problem(
+            "parallel.expert",
+            parallel.expert,
+            f"must divide moe.num_experts={recipe.moe.num_experts}",
+            f"choose one of {_divisors(recipe.moe.num_experts)}",
+        )
+    replicas = (data or 1) // parallel.expert
+    for key, width in (("model.d_model", recipe.model.d_model), ("moe.d_ff", expert_width(recipe))):
+        if recipe.moe.every and replicas > 1 and width % replicas:
+            yield Problem(
+                "parallel.expert",
+                parallel.expert,
+                f"leaves {replicas} workers to shard each expert's {key}={width}, which {replicas} does not divide",
+                f"choose parallel.expert={data}, or a width that {replicas} divides",
+            )
+
+
+def _batch(recipe: Recipe, workers: int | None) -> Iterator[Problem]:
+    data, batch = recipe.parallel.data or workers or 1, recipe.data.global_batch
+    micro = recipe.data.micro_batch
+    if batch % data:
+        yield Problem(
+            "data.global_batch",
+            batch,
+            f"must be a multiple of the {data} data-parallel workers",
+            f"use {batch - batch % data or data} or {batch + data - batch % data}",
+        )
+    elif micro is not None and (batch // data) % micro:
+        yield Problem(
+            "data.micro_batch",
+            micro,
+            f"must divide a worker's share of the batch, {batch} / {data} = {batch // data}",
+            f"choose one of {_divisors(batch // data)}",
+        )
+    elif recipe.moe.every and (micro or batch // data) % recipe.moe.group_sequences:
+        yield Problem(
+            "moe.group_sequences",
+            recipe.moe.group_sequences,
+            f"must divide the {micro or batch // data} sequences of one forward pass",
+            f"choose one of {_divisors(micro or batch // data)}",
+        )
+
+
+def _divisors(number: int) -> str:
+    return ", ".join(str(candidate) for candidate in range(1, number + 1) if number % candidate == 0)

@@ -1,0 +1,164 @@
+"""From a YAML file and a dotlist to a Recipe: `_base` first, then the file, then the overrides.
+
+YAML cannot say which dataclass stands at a node, so loading makes two passes: the layers are merged as plain
+data, the `kind` of each registered place picks its dataclass, and the data is merged into that. A layer that
+changes a kind starts that node afresh: options of the old kind do not leak into the new one.
+"""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from moe_train.config.registry import REGISTRY
+from moe_train.config.schema import Recipe
+from moe_train.errors import RecipeError
+
+SOURCE_TREE = Path(__file__).resolve().parents[2] / "recipes"
+INSTALLED = Path(__file__).resolve().parents[1] / "_recipes"
+
+
+def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe with its bases and overrides (`optim.lr=1e-3`).
+
+    Raises RecipeError for a missing or unreadable file, an unknown key, an unknown kind or a wrong type.
+    """
+    source = find_recipe(recipe)
+    merged: dict[str, Any] = {}
+    for layer in [*_layers(source, ()), _dotlist(overrides)]:
+        _overlay(merged, layer)
+    merged.setdefault("name", source.stem if source.parent.name in ("", ".") else f"{source.parent.name}-{source.stem}")
+    schema = _schema_for(merged)
+    try:
+        resolved = OmegaConf.merge(schema, OmegaConf.create(merged))
+        return cast(Recipe, OmegaConf.to_object(resolved))
+    except ConfigKeyError as error:
+        raise RecipeError(_unknown_key(error, schema)) from None
+    except OmegaConfBaseException as error:
+        raise RecipeError(_wrong_value(error, merged, schema)) from None
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The resolved recipe, every field written out: what a run folder keeps."""
+    return OmegaConf.to_yaml(OmegaConf.structured(recipe))
+
+
+def to_dict(recipe: Recipe) -> dict[str, Any]:
+    """The resolved recipe as plain data."""
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(recipe)))
+
+
+def find_recipe(recipe: str | Path) -> Path:
+    """The file a recipe argument means: a path, or a name below the recipes that come with moe-train."""
+    given = Path(recipe)
+    names = [given, given.with_name(given.name + ".yaml")]
+    relative = Path(*given.parts[1:]) if given.parts[:1] == ("recipes",) else given
+    shipped = SOURCE_TREE if SOURCE_TREE.is_dir() else INSTALLED
+    names += [shipped / relative, shipped / relative.with_name(relative.name + ".yaml")]
+    for name in names:
+        if name.is_file():
+            return name
+    known = sorted(str(path.relative_to(shipped)) for path in shipped.glob("[!_]*/*.yaml"))
+    close = difflib.get_close_matches(str(relative), known, n=1, cutoff=0.5)
+    hint = f"did you mean recipes/{close[0]}?" if close else f"known recipes: {', '.join(known) or 'none'}"
+    raise RecipeError(f"recipe={recipe}: there is no such file; {hint}")
+
+
+def _layers(path: Path, above: tuple[Path, ...]) -> Iterator[dict[str, Any]]:
+    """The bases of `path`, furthest first, then `path` itself, as plain data."""
+    if path.resolve() in above:
+        raise RecipeError(f"_base={path}: a recipe cannot be its own base; remove one of the `_base` lines")
+    data = _read(path)
+    bases = data.pop("_base", [])
+    for base in [bases] if isinstance(bases, str) else bases:
+        base_path = path.parent / base
+        if not base_path.is_file():
+            raise RecipeError(f"_base={base}: {path} names a base that is not there; correct the relative path")
+        yield from _layers(base_path, (*above, path.resolve()))
+    yield data
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = OmegaConf.to_container(OmegaConf.load(path))
+    except OSError as error:
+        raise RecipeError(f"recipe={path}: cannot be read ({error.strerror}); check the file's permissions") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        first = " ".join(str(error).split())
+        raise RecipeError(f"recipe={path}: is not valid YAML ({first}); correct that line") from None
+    if not isinstance(data, dict):
+        raise RecipeError(f"recipe={path}: must be a mapping of keys to values, not a {type(data).__name__}")
+    return cast(dict[str, Any], data)
+
+
+def _dotlist(overrides: Sequence[str]) -> dict[str, Any]:
+    for override in overrides:
+        if "=" not in override or override.startswith("="):
+            raise RecipeError(f"override={override}: must have the form key=value, for example optim.lr=1e-3")
+    try:
+        return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides))))
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise RecipeError(f"override={' '.join(overrides)}: cannot be read ({error}); quote the value") from None
+
+
+def _overlay(below: dict[str, Any], above: dict[str, Any], path: str = "") -> None:
+    """Merge `above` into `below` in place; a changed `kind` empties its node first."""
+    if path in REGISTRY and "kind" in above:
+        default = next(iter(REGISTRY[path]))
+        if above["kind"] != below.get("kind", default):
+            below.clear()
+    for key, value in above.items():
+        here = f"{path}.{key}" if path else str(key)
+        if isinstance(value, dict) and isinstance(below.get(key, {}), dict):
+            _overlay(below.setdefault(key, {}), value, here)
+        else:
+            below[key] = value
+
+
+def _schema_for(merged: dict[str, Any]) -> DictConfig:
+    """The structured Recipe with the dataclass of every chosen kind in its place."""
+    schema = cast(DictConfig, OmegaConf.structured(Recipe))
+    for place, known in REGISTRY.items():
+        kind = next(iter(known))
+        node: Any = merged
+        for part in place.split("."):
+            node = node.get(part) if isinstance(node, dict) else None
+        if isinstance(node, dict):
+            kind = node.get("kind", kind)
+        if kind not in known:
+            raise RecipeError(f"{place}.kind={kind}: is not known; choose one of {', '.join(known)}")
+        OmegaConf.update(schema, place, OmegaConf.structured(known[kind].config), merge=False)
+    return schema
+
+
+def _keys(node: Any, prefix: str = "") -> Iterator[str]:
+    for key in node:
+        yield f"{prefix}{key}"
+        child = node._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none():
+            yield from _keys(child, f"{prefix}{key}.")
+
+
+def _unknown_key(error: ConfigKeyError, schema: DictConfig) -> str:
+    key = error.full_key or str(error.key)
+    known = list(_keys(schema))
+    leaf = key.rsplit(".", 1)[-1]
+    close = difflib.get_close_matches(key, known, n=1) or [name for name in known if name.rsplit(".", 1)[-1] == leaf]
+    hint = f"did you mean {close[0]}?" if close else f"`moe-train show` lists every key of {key.split('.')[0]}"
+    return f"{key}: there is no such key in a recipe; {hint}"
+
+
+def _wrong_value(error: OmegaConfBaseException, merged: dict[str, Any], schema: DictConfig) -> str:
+    key = error.full_key or str(error.key or "recipe")
+    value: Any = merged
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    reason = " ".join(str(error.msg or error).split())
+    default = OmegaConf.select(schema, key, throw_on_missing=False, default=None)
+    shown = "a section" if isinstance(default, DictConfig) else f"its default is {default}"
+    return f"{key}={value}: has the wrong type ({reason}); {shown}"
+

@@ -1,0 +1,69 @@
+"""Which dataclass and which code stand behind every `kind`. The only place to add a line for a new one.
+
+The code is named as text and imported when it is built, so that reading, checking and showing a recipe never
+imports torch. An implementation is called as `Implementation(config, **context)`; what the context holds is the
+business of the place in the recipe (routers get the model's width, corpora nothing).
+"""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from moe_train.config import kinds
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A recipe dataclass and where its implementation is ("module:name"); the first of a place is its default."""
+
+    config: type[kinds.KindConfig]
+    implementation: str
+
+
+REGISTRY: Mapping[str, Mapping[str, Kind]] = {
+    "moe.router": {
+        "switch": Kind(kinds.SwitchRouterConfig, "moe_train.moe.routers.top_k:TopKRouter"),
+        "top_k": Kind(kinds.TopKRouterConfig, "moe_train.moe.routers.top_k:TopKRouter"),
+    },
+    "moe.dispatch": {
+        "auto": Kind(kinds.AutoDispatchConfig, "moe_train.moe.dispatch.auto:choose"),
+        "local": Kind(kinds.LocalDispatchConfig, "moe_train.moe.dispatch.local:LocalDispatcher"),
+        "all_to_all": Kind(kinds.AllToAllDispatchConfig, "moe_train.moe.dispatch.all_to_all:AllToAllDispatcher"),
+    },
+    "objective": {
+        "language": Kind(kinds.LanguageConfig, "moe_train.objectives.language:LanguageObjective"),
+    },
+    "data.corpus": {
+        "files": Kind(kinds.FilesCorpusConfig, "moe_train.data.corpora.files:FilesCorpus"),
+        "debian": Kind(kinds.DebianCorpusConfig, "moe_train.data.corpora.debian:DebianCorpus"),
+        "huggingface": Kind(kinds.HuggingFaceCorpusConfig, "moe_train.data.corpora.huggingface:HuggingFaceCorpus"),
+    },
+    "data.tokenizer": {
+        "bpe": Kind(kinds.BPEConfig, "moe_train.data.tokenizer:BPETokenizer"),
+    },
+    "optim": {
+        "adamw": Kind(kinds.AdamWConfig, "moe_train.optim.optimizer:adamw"),
+        "sgd": Kind(kinds.SGDConfig, "moe_train.optim.optimizer:sgd"),
+    },
+    "optim.schedule": {
+        "cosine": Kind(kinds.CosineScheduleConfig, "moe_train.optim.schedule:cosine"),
+        "constant": Kind(kinds.ConstantScheduleConfig, "moe_train.optim.schedule:constant"),
+        "linear": Kind(kinds.LinearScheduleConfig, "moe_train.optim.schedule:linear"),
+        "inverse_sqrt": Kind(kinds.InverseSqrtScheduleConfig, "moe_train.optim.schedule:inverse_sqrt"),
+    },
+    "engine": {
+        "native": Kind(kinds.NativeEngineConfig, "moe_train.engines.native:NativeEngine"),
+    },
+}
+
+
+def implementation(place: str, kind: str) -> Any:
+    """The class or function that `kind` names at `place` ("moe.router", ...), imported now."""
+    module, _, name = REGISTRY[place][kind].implementation.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def build(place: str, config: kinds.KindConfig, /, **context: Any) -> Any:
+    """Build what `config.kind` names at `place`."""
+    return implementation(place, config.kind)(config, **context)

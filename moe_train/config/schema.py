@@ -1,0 +1,152 @@
+"""What a recipe may say: one dataclass a section, with types, defaults, units and effects.
+
+Dataclasses are the truth and YAML only overrides them. A node with a `kind` is replaced by the dataclass that
+`registry.py` lists for that kind; the kinds themselves stand in `kinds.py`. Nothing here imports torch.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from moe_train.config.kinds import (
+    AdamWConfig,
+    AutoDispatchConfig,
+    BPEConfig,
+    CorpusConfig,
+    DispatchConfig,
+    EngineConfig,
+    FilesCorpusConfig,
+    LanguageConfig,
+    NativeEngineConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    RouterConfig,
+    SwitchRouterConfig,
+    TokenizerConfig,
+)
+
+
+@dataclass
+class ModelConfig:
+    """A decoder-only transformer with pre-normalisation (RMSNorm, no biases)."""
+
+    num_layers: int = 4
+    d_model: int = 256  # width of the residual stream
+    num_heads: int = 4  # divides d_model
+    d_ff: int | None = None  # hidden width of a dense feed-forward block; null: 4 * d_model
+    activation: Literal["relu", "gelu", "swiglu"] = "relu"
+    positions: Literal["rotary", "learned", "relative"] = "rotary"  # relative: T5's bucketed bias
+    dropout: float = 0.0  # on embeddings and on every block's output, training only
+    tied_embeddings: bool = True  # output head = token embedding
+    init_scale: float = 0.1  # s of Switch (2101.03961) sec. 2.4: std = sqrt(s / fan_in), truncated at 2 std
+
+
+@dataclass
+class MoEConfig:
+    """Which layers are Mixture-of-Experts layers, and how tokens reach the experts."""
+
+    every: int = 2  # every n-th layer is an MoE layer (layers n, 2n, ... counted from 1); 0: a dense model
+    num_experts: int = 8
+    d_ff: int | None = None  # hidden width of one expert; null: the dense width
+    capacity_factor: float | None = 1.25  # training; null: dropless
+    eval_capacity_factor: float | None = 2.0  # validation; null: dropless
+    capacity_convention: Literal["mesh", "deepspeed", "vmoe"] = "mesh"  # see moe/capacity.py
+    min_capacity: int = 4  # slots an expert has at least in every routing group
+    group_sequences: int = 1  # sequences in one routing group: capacity and balance loss are counted in a group
+    router: RouterConfig = field(default_factory=SwitchRouterConfig)
+    dispatch: DispatchConfig = field(default_factory=AutoDispatchConfig)
+
+
+@dataclass
+class DataConfig:
+    """Text, tokens and batches."""
+
+    corpus: CorpusConfig = field(default_factory=FilesCorpusConfig)
+    tokenizer: TokenizerConfig = field(default_factory=BPEConfig)
+    sequence_length: int = 128  # tokens
+    global_batch: int = 32  # sequences per update, over all workers
+    micro_batch: int | None = None  # sequences per worker and forward pass; null: no accumulation
+    validation_fraction: float = 0.05  # share of the files kept for validation, never trained on
+    validation_sequences: int = 128  # at most so many, the same ones each time
+
+
+@dataclass
+class ParallelConfig:
+    """Degrees of parallelism. workers = data; the expert degree divides it."""
+
+    data: int | None = None  # null: the number of workers
+    expert: int = 1  # workers that share one set of experts; divides data and moe.num_experts
+
+
+@dataclass
+class CheckpointConfig:
+    """When a checkpoint is written and which ones are kept. The last step is always saved."""
+
+    every: int = 100  # steps; 0: only at the end and when asked to stop
+    keep_last: int = 3  # newest checkpoints kept; 0: all
+    keep_every: int | None = None  # and every checkpoint whose step is a multiple of this
+    asynchronous: bool = True  # write in the background while training goes on
+
+
+@dataclass
+class WandbConfig:
+    """Weights & Biases. Without a key or a network the run goes on and says so."""
+
+    mode: Literal["disabled", "online", "offline"] = "disabled"
+    project: str = "moe-train"
+    entity: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass
+class MonitorConfig:
+    """What watches the experts. metrics.jsonl is always written."""
+
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+
+
+@dataclass
+class JobConfig:
+    """The processes of a run."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = None  # CPU threads per worker; null: the machine's cores shared out
+    timeout_s: float = 300.0  # a collective that waits longer than this fails and names the operation
+
+
+@dataclass
+class Recipe:
+    """One training run."""
+
+    name: str = "run"
+    paper: str = ""  # what the recipe reproduces
+    seed: int = 0
+    steps: int = 1000  # updates
+    log_every: int = 10  # steps between rows of metrics.jsonl
+    validate_every: int = 100  # steps; validation also runs at step 0 and at the end; 0: only then
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: matrix products in bf16, weights and updates in fp32
+    model: ModelConfig = field(default_factory=ModelConfig)
+    moe: MoEConfig = field(default_factory=MoEConfig)
+    objective: ObjectiveConfig = field(default_factory=LanguageConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=AdamWConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    engine: EngineConfig = field(default_factory=NativeEngineConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    job: JobConfig = field(default_factory=JobConfig)
+
+
+def dense_width(recipe: Recipe) -> int:
+    """Hidden width of a dense feed-forward block."""
+    return recipe.model.d_ff or 4 * recipe.model.d_model
+
+
+def expert_width(recipe: Recipe) -> int:
+    """Hidden width of one expert."""
+    return recipe.moe.d_ff or dense_width(recipe)
+
+
+def moe_layers(recipe: Recipe) -> list[int]:
+    """Indices, from 0, of the layers that are Mixture-of-Experts layers."""
+    every = recipe.moe.every
+    return [layer for layer in range(recipe.model.num_layers) if every and (layer + 1) % every == 0]

@@ -1,0 +1,43 @@
+"""The named errors a user can meet.
+
+Each message carries the key, the value, the rule that was broken and the way out; the command line prints it
+without a traceback and ends with the error's exit code (`moe_cluster.contract` lists the codes).
+"""
+
+
+class MoETrainError(Exception):
+    """Any failure that moe-train can explain in a sentence."""
+
+    exit_code = 1
+
+
+class UsageError(MoETrainError):
+    """The command line, or what it points to, cannot be used as it is."""
+
+    exit_code = 2
+
+
+class RecipeError(UsageError):
+    """A recipe that is missing, unreadable, or breaks a rule."""
+
+
+class LayoutError(UsageError):
+    """Degrees of parallelism that fit neither each other, nor the model, nor the number of workers."""
+
+
+class DataError(MoETrainError):
+    """A corpus, a tokenizer or a token file that cannot be used."""
+
+    exit_code = 2
+
+
+class CheckpointError(MoETrainError):
+    """A checkpoint that cannot be written, verified or loaded."""
+
+
+class RunError(MoETrainError):
+    """A run folder that cannot be used, or a run that failed."""
+
+
+class TrainingError(MoETrainError):
+    """Training cannot go on: a loss or a gradient that is not finite, a superseded attempt."""

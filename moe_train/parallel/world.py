@@ -1,0 +1,82 @@
+"""Who this process is among the workers, read once from the environment, and the process group it belongs to.
+
+Only this module and `cli.py` read the environment. `World` is passed to whoever needs a rank or a collective;
+there is no global state behind it but torch's own default process group.
+"""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from moe_cluster.contract import ATTEMPT_VARIABLE
+
+
+@dataclass(frozen=True)
+class World:
+    """The workers of a run, seen from one of them. With one worker no process group exists."""
+
+    rank: int
+    size: int
+    local_rank: int
+    attempt: int
+    device: torch.device
+
+    @classmethod
+    def from_env(cls, device: str = "auto", timeout_s: float = 300.0) -> "World":
+        """Read RANK, WORLD_SIZE, LOCAL_RANK and the attempt; join the process group if there are several workers.
+
+        The group is gloo on CPU and NCCL (with gloo for CPU tensors) on CUDA. A collective that waits longer than
+        `timeout_s` seconds raises.
+        """
+        rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+        chosen = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
+        if use_cuda:
+            torch.cuda.set_device(chosen)
+        if size > 1 and not dist.is_initialized():
+            backend = "cpu:gloo,cuda:nccl" if use_cuda else "gloo"
+            dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+        return cls(rank, size, local_rank, int(os.environ.get(ATTEMPT_VARIABLE, "1")), chosen)
+
+    @property
+    def is_main(self) -> bool:
+        """Rank 0: the one that writes what is written once."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum `values` over all ranks, in place, and return it. Collective."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """One picklable object of every rank, in rank order, on every rank. Collective."""
+        if self.size == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.size
+        dist.all_gather_object(gathered, value)
+        return gathered
+
+    def from_main(self, value: Any) -> Any:
+        """Rank 0's picklable object on every rank. Collective."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def barrier(self) -> None:
+        """Wait for all ranks. Collective."""
+        if self.size > 1:
+            dist.barrier()
+
+    def leave(self) -> None:
+        """Destroy the process group, if there is one."""
+        if self.size > 1 and dist.is_initialized():
+            dist.destroy_process_group()

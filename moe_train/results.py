@@ -1,0 +1,48 @@
+"""What travels upward from a layer, a step and a run: plain data, defined below all who use it.
+
+L MoE layers, E experts, T tokens.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class MoEStats:
+    """What one MoE layer saw in one forward pass, on this rank's tokens."""
+
+    load: Int[Tensor, " E"]
+    """Assignments to each expert before the capacity limit."""
+    dropped: Int[Tensor, ""]
+    """Assignments beyond the capacity limit."""
+    router_entropy: Float[Tensor, ""]
+    """Sum over tokens of the entropy of the router's distribution, in nats; 0 for routers without one."""
+    losses: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
+    """Auxiliary losses by name, unscaled, a mean over this rank's routing groups or tokens; with gradient."""
+    coefficients: Mapping[str, float] = field(default_factory=dict)
+    """Factor of each auxiliary loss in the total."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One update. Scalars are global: the same on every rank and every layout, up to rounding."""
+
+    step: int
+    """Updates made so far, this one included."""
+    lr: float
+    grad_norm: float
+    """Global norm before clipping, every parameter counted once."""
+    loss: Float[Tensor, ""]
+    """Task loss in nats per token, without auxiliary losses: this rank's mean, not yet reduced."""
+    losses: Mapping[str, Float[Tensor, ""]]
+    """Auxiliary losses, unscaled, summed over MoE layers: this rank's mean, not yet reduced."""
+    stats: tuple[tuple[MoEStats, ...], ...]
+    """Per microbatch, per MoE layer: this rank's, not yet reduced."""
+    tokens: int
+    """Tokens of the global batch."""
+    seconds: float
+    stop: bool
+    """Some rank was asked to stop; all ranks see the same answer at the same step."""
