@@ -1,0 +1,108 @@
+"""Writes metrics.jsonl, the run's own record: every row, one line each, whatever else is on or fails.
+
+A row is one write to a file opened for appending: once `on_row` returns, the row survives the death of the
+process. monitor/rows.py reads the file back.
+"""
+
+import json
+import logging
+import math
+import mmap
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from moe_train.callbacks.callback import Row, RunInfo
+from moe_train.errors import RunError
+from moe_train.monitor.rows import METRICS_FILE, parse_row
+
+log = logging.getLogger(__name__)
+
+
+class JsonlSink:
+    """Appends every row to RUN/metrics.jsonl.
+
+    Every method raises RunError when the file cannot be written: a run must not go on without its record.
+    """
+
+    def __init__(self) -> None:
+        self._path = Path(METRICS_FILE)
+        self._fd = -1
+
+    def on_start(self, info: RunInfo) -> None:
+        """Open the file, and cut what a killed attempt left half-written at its end."""
+        self._path = info.run_dir / METRICS_FILE
+        try:
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+            size = os.fstat(self._fd).st_size
+            sound = _sound_size(self._fd, size)
+            if sound < size:
+                os.ftruncate(self._fd, sound)
+                log.warning("%s: cut %d bytes of a half-written last line.", self._path, size - sound)
+        except OSError as error:
+            raise self._failure(error) from None
+
+    def on_row(self, row: Row) -> None:
+        """Append one line."""
+        line = encode_row(row)
+        try:
+            # A full disk may take a part of the line; writing the rest then says why.
+            while line:
+                line = line[os.write(self._fd, line) :]
+        except OSError as error:
+            raise self._failure(error) from None
+
+    def on_stop(self, exit_code: int) -> None:
+        """Push the rows to the disk and close the file."""
+        try:
+            os.fsync(self._fd)
+            os.close(self._fd)
+        except OSError as error:
+            raise self._failure(error) from None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the file is the state."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing to load."""
+
+    def _failure(self, error: OSError) -> RunError:
+        return RunError(
+            f"{self._path}: cannot be written ({error.strerror}), and a run must not go on unrecorded; "
+            "free space or make the run folder writable, then start the same command again to resume."
+        )
+
+
+def encode_row(row: Row) -> bytes:
+    """The row as one line. Floats read back exactly; NaN and infinities, which JSON lacks, become null."""
+    try:
+        text = json.dumps(row, allow_nan=False, separators=(",", ":"))
+    except ValueError:
+        text = json.dumps(_finite(row), allow_nan=False, separators=(",", ":"))
+    return text.encode() + b"\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _sound_size(fd: int, size: int) -> int:
+    """Bytes up to the end of the last line that is complete and a row."""
+    if not size:
+        return 0
+    with mmap.mmap(fd, size, access=mmap.ACCESS_READ) as data:
+        end = data.rfind(b"\n") + 1
+        while end:
+            start = data.rfind(b"\n", 0, end - 1) + 1
+            if parse_row(data[start : end - 1]) is not None:
+                break
+            end = start
+    return end

@@ -1,0 +1,125 @@
+"""Counts what every expert got, over a logging window, for the price of one all-reduce per row.
+
+Each step adds its statistics to one integer buffer on the device, without a host sync. When a row is due, the
+buffer and the row's scalars are summed over the ranks together and copied to the host once. balance.py turns
+the counts into figures; docs/metrics.md lists them.
+
+L MoE layers, E experts.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from moe_train.monitor import balance
+from moe_train.parallel.world import World
+from moe_train.results import MoEStats
+
+ENTROPY_UNITS = 2**20
+"""Router entropy is counted in units of 2^-20 nat: sums of integers do not depend on order or resumes."""
+EXACT_LIMIT = 2**53
+"""Integers below this are exact in float64, and so is every sum of them that stays below."""
+
+
+@dataclass(frozen=True)
+class LoadSummary:
+    """One logging window, over all ranks."""
+
+    load: list[list[int]]
+    """[L][E]: assignments before the capacity limit."""
+    dropped: list[int]
+    """[L]: assignments beyond the capacity limit."""
+    router_entropy: list[float]
+    """[L]: mean over tokens of the entropy of the router's distribution, in nats."""
+    scalars: dict[str, float]
+    """What `reduce` was given by name, a mean over ranks."""
+
+    def as_row(self) -> dict[str, Any]:
+        """The `moe` part of a training row; every list is empty for a dense model."""
+        return {
+            "load": self.load,
+            "dropped": self.dropped,
+            "cv": [balance.cv(load) for load in self.load],
+            "max_violation": [balance.max_violation(load) for load in self.load],
+            "entropy": [balance.load_entropy(load) for load in self.load],
+            "dead_fraction": [balance.dead_fraction(load) for load in self.load],
+            "drop_rate": [balance.drop_rate(*layer) for layer in zip(self.load, self.dropped, strict=True)],
+            "router_entropy": self.router_entropy,
+        }
+
+
+class LoadWindow:
+    """This rank's counts since the last row: `add` every step, `reduce` when a row is due."""
+
+    def __init__(self, num_layers: int, num_experts: int, device: torch.device) -> None:
+        self._num_layers, self._num_experts = num_layers, num_experts
+        # Columns: the load of each expert, dropped assignments, router entropy in ENTROPY_UNITS.
+        self._counts: Int[Tensor, "L E_plus_2"] = torch.zeros(
+            num_layers, num_experts + 2, dtype=torch.int64, device=device
+        )
+        self._tokens = 0
+
+    def add(self, stats: tuple[tuple[MoEStats, ...], ...], tokens: int) -> None:
+        """Count one step, without a host sync or a collective.
+
+        `stats` are this rank's, per microbatch and MoE layer; `tokens` are those of the global batch.
+        """
+        self._tokens += tokens
+        if not self._num_layers:
+            return
+        for layers in stats:
+            assert len(layers) == self._num_layers, (len(layers), self._num_layers)
+            entropy = torch.stack([layer.router_entropy.detach() for layer in layers]).double()
+            # A router that is not finite makes the loss so too, which ends the run; here the cast must hold.
+            units = (entropy * ENTROPY_UNITS).round().nan_to_num(0.0, 0.0, 0.0).long()
+            self._counts[:, :-2] += torch.stack([layer.load for layer in layers])
+            self._counts[:, -2] += torch.stack([layer.dropped for layer in layers])
+            self._counts[:, -1] += units
+
+    def reduce(self, world: World, scalars: Mapping[str, Tensor]) -> LoadSummary:
+        """Sum the window over the ranks, with the mean of `scalars` over them, and begin a new window.
+
+        Collective: one all-reduce, then one copy to the host. All ranks give the same names, in one order.
+        """
+        totals, means = self._totals(world, scalars)
+        tokens = self._tokens
+        self._counts.zero_()
+        self._tokens = 0
+        return LoadSummary(
+            load=[row[:-2] for row in totals],
+            dropped=[row[-2] for row in totals],
+            router_entropy=[row[-1] / ENTROPY_UNITS / tokens if tokens else float("nan") for row in totals],
+            scalars=means,
+        )
+
+    def state(self, world: World) -> dict[str, Any]:
+        """The open window over all ranks, as JSON-ready data for a checkpoint. Collective; it stays open."""
+        totals, _ = self._totals(world, {})
+        return {"counts": totals, "tokens": self._tokens}
+
+    def load_state(self, state: Mapping[str, Any], world: World) -> None:
+        """Go on with the window of `state`, on any number of ranks: rank 0 takes all that was counted."""
+        counts = torch.tensor(state["counts"], dtype=torch.int64).reshape(self._counts.shape)
+        self._counts.copy_(counts if world.is_main else torch.zeros_like(counts))
+        self._tokens = state["tokens"]
+
+    def _totals(
+        self, world: World, scalars: Mapping[str, Tensor]
+    ) -> tuple[list[list[int]], dict[str, float]]:
+        """Global counts [L][E + 2] and the means of `scalars`.
+
+        Counts and losses travel in one float64 buffer, for one all-reduce: it holds the integers exactly.
+        """
+        parts = [self._counts.flatten().double()]
+        parts += [scalar.detach().double().reshape(1) for scalar in scalars.values()]
+        host = world.sum(torch.cat(parts)).tolist()
+        num_counts, width = self._counts.numel(), self._num_experts + 2
+        counts = [round(count) for count in host[:num_counts]]
+        assert all(count < EXACT_LIMIT for count in counts), "a logging window must count less than 2^53"
+        rows = [counts[start : start + width] for start in range(0, num_counts, width)]
+        means = [total / world.size for total in host[num_counts:]]
+        return rows, dict(zip(scalars, means, strict=True))
