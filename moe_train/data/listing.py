@@ -1,0 +1,74 @@
+"""What a corpus holds, without its text: every document's name, hash and size, and which ones are for validation.
+
+The split is by document, never by offset, so no text is on both sides. It depends on names alone: the same files
+give the same split on every machine.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+from moe_train.config.schema import DataConfig
+from moe_train.data.corpora.corpus import Document
+from moe_train.errors import DataError
+
+SALT = b"moe-train validation split 1\0"
+FORMAT = 1
+"""Changes whenever the same text and settings would give other tokens."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One document, by name and content."""
+
+    name: str
+    sha256: str
+    num_bytes: int
+
+    @classmethod
+    def of(cls, document: Document) -> "Listed":
+        """List `document`."""
+        content = document.text.encode("utf-8")
+        return cls(document.name, hashlib.sha256(content).hexdigest(), len(content))
+
+
+def list_documents(documents: Iterable[Document]) -> list[Listed]:
+    """Read all documents and list them. Raises DataError if there are none, or two of one name."""
+    listing = [Listed.of(document) for document in documents]
+    if not listing:
+        raise DataError("data.corpus: holds no documents; name another source of text")
+    if len({listed.name for listed in listing}) < len(listing):
+        raise DataError("data.corpus: two documents have the same name; a corpus must give each its own")
+    return listing
+
+
+def validation_names(listing: Sequence[Listed], validation_fraction: float) -> frozenset[str]:
+    """The names of the documents kept for validation: a share of the documents, chosen by a hash of their names.
+
+    At least one document is on each side. Raises DataError if there is only one.
+    """
+    if len(listing) < 2:
+        raise DataError(
+            f"data.validation_fraction={validation_fraction}: a corpus of one document ({listing[0].name}) cannot be "
+            "split, because text is split by document, never inside one; cut it into at least two files"
+        )
+    wanted = round(validation_fraction * len(listing))
+    count = min(max(wanted, 1), len(listing) - 1)
+    names = sorted((listed.name for listed in listing), key=_draw)
+    return frozenset(names[:count])
+
+
+def fingerprint(listing: Sequence[Listed], config: DataConfig) -> str:
+    """A SHA-256 of all that decides the tokens: documents, split and tokenizer, but not where the corpus lies."""
+    settings = {
+        "format": FORMAT,
+        "validation_fraction": config.validation_fraction,
+        "tokenizer": asdict(config.tokenizer),
+        "documents": sorted((listed.name, listed.sha256) for listed in listing),
+    }
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def _draw(name: str) -> bytes:
+    return hashlib.sha256(SALT + name.encode("utf-8")).digest()

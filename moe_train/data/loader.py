@@ -1,0 +1,121 @@
+"""From token streams to batches, without state: a batch is a function of the seed and the number of the update.
+
+All workers see one global order, of which each takes its share; so a run that goes on with another number of
+workers, or from any step, sees the same global batches. B sequences, S tokens.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from moe_train.data.batch import Batch
+from moe_train.data.indexed import IndexedTokens
+from moe_train.errors import DataError
+
+
+class Loader:
+    """Training batches: windows of the stream in an order drawn anew for every epoch.
+
+    Window w is the tokens w*S .. w*S + S: S inputs and, shifted by one, their targets. The windows that do not fill
+    a global batch at the end of an epoch are left out of that epoch.
+    """
+
+    def __init__(self, tokens: IndexedTokens, sequence_length: int, global_batch: int, seed: int) -> None:
+        """Serve `global_batch` sequences of `sequence_length` tokens per update. Raises DataError if there are too few."""
+        self._tokens = tokens
+        self._sequence_length = sequence_length
+        self._global_batch = global_batch
+        num_windows = _num_windows(tokens, sequence_length)
+        self.steps_per_epoch = num_windows // global_batch
+        """Updates until the order is drawn anew."""
+        if self.steps_per_epoch == 0:
+            raise DataError(
+                f"data.global_batch={global_batch}: the {len(tokens.tokens)} training tokens make only {num_windows} "
+                f"sequences of data.sequence_length={sequence_length}; use a smaller batch, shorter sequences or more text"
+            )
+
+        @lru_cache(maxsize=1)
+        def order(epoch: int) -> NDArray[np.int64]:
+            return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(num_windows)
+
+        self._order = order
+
+    def windows(self, step: int) -> NDArray[np.int64]:
+        """The windows of the global batch of update `step`, counted from 0, in their order."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        return self._order(epoch)[place * self._global_batch : (place + 1) * self._global_batch]
+
+    def batch(self, step: int, data_rank: int, data_degree: int, micro_batch: int | None) -> list[Batch]:
+        """Rank `data_rank`'s share of update `step`, cut into microbatches of `micro_batch` sequences (None: one).
+
+        The shares of ranks 0, 1, ... one after the other are the global batch; `sequence_ids` count its sequences
+        through the whole run.
+        """
+        share, rest = divmod(self._global_batch, data_degree)
+        size = micro_batch or share
+        assert rest == 0, "config.check lets only degrees through that divide the batch"
+        assert share % size == 0, "config.check lets only microbatches through that divide a share"
+        windows = self.windows(step)
+        first = data_rank * share
+        return [
+            _batch(
+                self._tokens,
+                self._sequence_length,
+                windows[start : start + size],
+                np.arange(start, start + size) + step * self._global_batch,
+            )
+            for start in range(first, first + share, size)
+        ]
+
+
+def validation_batches(
+    tokens: IndexedTokens,
+    sequence_length: int,
+    num_sequences: int,
+    data_rank: int,
+    data_degree: int,
+    micro_batch: int,
+    group_sequences: int = 1,
+) -> list[Batch]:
+    """Rank `data_rank`'s share of the validation set: at most `num_sequences` windows, spread evenly over the stream.
+
+    The set is the same each time and on every layout. Ranks get equally many batches, none empty, so that
+    collectives meet; the batches differ by one group of `group_sequences` at most, so a mean over ranks must be
+    weighted by tokens. They hold at most `micro_batch` sequences, or one group more where the set cannot be shared
+    out evenly. `sequence_ids` are the windows' numbers. Raises DataError if there is not a group for every rank.
+    """
+    num_windows = _num_windows(tokens, sequence_length)
+    num_groups = min(num_sequences, num_windows) // group_sequences
+    if num_groups < data_degree:
+        raise DataError(
+            f"data.validation_sequences={num_sequences}: the {len(tokens.tokens)} validation tokens make "
+            f"{num_windows} sequences of data.sequence_length={sequence_length}, so that only {num_groups} groups of "
+            f"moe.group_sequences={group_sequences} can be shared out over {data_degree} workers; raise "
+            "data.validation_sequences or data.validation_fraction, or use shorter sequences"
+        )
+    count = num_groups * group_sequences
+    groups = (np.arange(count) * num_windows // count).reshape(num_groups, group_sequences)
+    groups_per_round = max(micro_batch // group_sequences, 1) * data_degree
+    num_rounds = min(-(-num_groups // groups_per_round), num_groups // data_degree)
+    shares = [
+        np.array_split(part, data_degree)[data_rank].ravel() for part in np.array_split(groups, num_rounds)
+    ]
+    return [_batch(tokens, sequence_length, windows, windows) for windows in shares]
+
+
+def _num_windows(tokens: IndexedTokens, sequence_length: int) -> int:
+    """Windows of sequence_length + 1 tokens, each beginning with the last token of the one before."""
+    return max(len(tokens.tokens) - 1, 0) // sequence_length
+
+
+def _batch(
+    tokens: IndexedTokens, sequence_length: int, windows: NDArray[np.int64], sequence_ids: NDArray[np.int64]
+) -> Batch:
+    """Copy `windows` out of the stream."""
+    places = windows[:, None] * sequence_length + np.arange(sequence_length + 1)
+    rows = torch.from_numpy(tokens.tokens[places].astype(np.int64))
+    return Batch(
+        rows[:, :-1].contiguous(), rows[:, 1:].contiguous(), torch.from_numpy(sequence_ids.astype(np.int64))
+    )

@@ -1,0 +1,156 @@
+"""From a corpus to token files, built once and cached: list, split, learn the tokenizer, encode.
+
+The corpus is read anew in each pass rather than held in memory. What a pass reads is checked against the listing,
+so a file that changes meanwhile is found. `loader.py` reads what this makes.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+
+from moe_train.config.registry import build
+from moe_train.config.schema import DataConfig
+from moe_train.data.cache import Facts, obtain
+from moe_train.data.corpora.corpus import Corpus, Document, Progress
+from moe_train.data.indexed import IndexedTokens, IndexedWriter, token_dtype
+from moe_train.data.listing import Listed, fingerprint, list_documents, validation_names
+from moe_train.data.tokenizer import Tokenizer
+from moe_train.errors import DataError
+
+BATCH_CHARACTERS = 500_000
+"""Text encoded at a time: enough to keep the cores busy, little enough to hold."""
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """A corpus as tokens: two streams, the tokenizer that made them, and what they were made of."""
+
+    folder: Path
+    """The cache entry."""
+    tokenizer_file: Path
+    train: IndexedTokens
+    validation: IndexedTokens
+    fingerprint: str
+    """SHA-256 of documents, split and tokenizer settings: equal if and only if the tokens are."""
+    num_bytes: int
+    """Bytes of text, training and validation."""
+
+    @property
+    def num_documents(self) -> int:
+        """Documents, training and validation."""
+        return self.train.num_documents + self.validation.num_documents
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens, training and validation, with one `<eos>` a document."""
+        return len(self.train.tokens) + len(self.validation.tokens)
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Compression: nats per token divided by this are nats per byte."""
+        return self.num_bytes / self.num_tokens
+
+
+@dataclass(frozen=True)
+class Source:
+    """A corpus that has been listed but not necessarily built."""
+
+    config: DataConfig
+    corpus: Corpus
+    cache_dir: Path
+    listing: Sequence[Listed]
+    validation: frozenset[str]
+    """Names of the validation documents."""
+    fingerprint: str
+
+    @property
+    def folder(self) -> Path:
+        """Where the cache keeps the tokens."""
+        return self.cache_dir / "tokens" / self.fingerprint[:32]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of text."""
+        return sum(listed.num_bytes for listed in self.listing)
+
+
+def find_source(config: DataConfig, cache_dir: Path, progress: Progress) -> Source:
+    """List the corpus that `config` names. Raises DataError if it cannot be read or split."""
+    corpus: Corpus = build("data.corpus", config.corpus)
+    listing = list_documents(corpus.documents(cache_dir, progress))
+    validation = validation_names(listing, config.validation_fraction)
+    return Source(config, corpus, cache_dir, listing, validation, fingerprint(listing, config))
+
+
+def prepare(config: DataConfig, cache_dir: Path, progress: Progress) -> PreparedData:
+    """The tokens of the corpus that `config` names, from the cache if they are there.
+
+    Any number of processes may call this at once. Raises DataError if the corpus cannot be read or split, does not
+    suit the tokenizer, or changes while it is read, and if the cache cannot be written.
+    """
+    source = find_source(config, cache_dir, progress)
+    obtain(source.folder, lambda folder: _fill(folder, source, progress), progress)
+    return PreparedData(
+        folder=source.folder,
+        tokenizer_file=source.folder / "tokenizer.json",
+        train=IndexedTokens.open(source.folder / "train"),
+        validation=IndexedTokens.open(source.folder / "validation"),
+        fingerprint=source.fingerprint,
+        num_bytes=source.num_bytes,
+    )
+
+
+def _fill(folder: Path, source: Source, progress: Progress) -> Facts:
+    """Build the files of the cache entry in `folder`."""
+    tokenizer: Tokenizer = build("data.tokenizer", source.config.tokenizer)
+    num_train = len(source.listing) - len(source.validation)
+    size = source.config.tokenizer.size
+    progress(f"learning {size} tokens from {num_train} of {len(source.listing)} documents")
+    tokenizer.train(doc.text for doc in _read(source) if doc.name not in source.validation)
+    tokenizer.save(folder / "tokenizer.json")
+    with (
+        IndexedWriter(folder / "train", token_dtype(size)) as train,
+        IndexedWriter(folder / "validation", token_dtype(size)) as validation,
+    ):
+        for document, tokens in _encode(source, tokenizer, progress):
+            (validation if document.name in source.validation else train).add(tokens)
+    return {"documents": len(source.listing), "bytes": source.num_bytes, "fingerprint": source.fingerprint}
+
+
+def _encode(source: Source, tokenizer: Tokenizer, progress: Progress) -> Iterator[tuple[Document, list[int]]]:
+    """Every document with its tokens, in order; says how far it is at every tenth."""
+    total = sum(listed.num_bytes for listed in source.listing)
+    done = tenths = 0
+    for documents in _batches(_read(source)):
+        yield from zip(documents, tokenizer.encode([doc.text for doc in documents]), strict=True)
+        done += sum(len(doc.text.encode("utf-8")) for doc in documents)
+        if 10 * done // total > tenths:
+            tenths = 10 * done // total
+            progress(f"encoded {done / 1e6:.1f} of {total / 1e6:.1f} MB")
+
+
+def _read(source: Source) -> Iterator[Document]:
+    """The documents again, which must be those that were listed; what there is to say was said the first time."""
+    documents = source.corpus.documents(source.cache_dir, lambda _: None)
+    for listed, document in zip_longest(source.listing, documents):
+        if document is None or listed != Listed.of(document):
+            raise DataError(
+                f"data.corpus: document {(listed or document).name} changed while the corpus was read; "
+                "start again when nothing writes to the corpus"
+            )
+        yield document
+
+
+def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
+    """Groups of documents of about BATCH_CHARACTERS."""
+    batch: list[Document] = []
+    characters = 0
+    for document in documents:
+        batch.append(document)
+        characters += len(document.text)
+        if characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
