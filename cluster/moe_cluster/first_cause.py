@@ -1,0 +1,129 @@
+"""Which rank broke first, and why: found among the traces that all ranks of a dead attempt left behind.
+
+One rank's death makes the others fail on closed connections within milliseconds, so the first error written is
+often a consequence. A rank that was killed leaves no error at all; torch elastic, which was its parent, knows its
+exit code and prints it.
+"""
+
+import json
+import re
+import signal
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moe_cluster.contract import (
+    DONE,
+    ERROR_FILE,
+    FAILED,
+    HEARTBEAT_FILE,
+    LAUNCHER_LOG,
+    LOG_FILE,
+    PREEMPTED,
+    USAGE,
+)
+
+# What gloo, NCCL and torch's store say when the process at the other end is gone or does not answer.
+CONSEQUENCE = re.compile(
+    r"connection (closed|reset|refused)|broken pipe|socket closed|socketPollConnect|remote process exited"
+    r"|ncclRemoteError|failed to recv|recvBytes|sendBytes|timed out|DistNetworkError|DistStoreError",
+    re.IGNORECASE,
+)
+# One entry of the report that torch elastic prints when a worker fails.
+ENDING = re.compile(r"rank\s*: (\d+) \(local_rank: \d+\)\s+exitcode\s*: (-?\d+) \(pid: \d+\)")
+ROOT_HEADING = "Root Cause (first observed failure)"
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How torch elastic saw a worker end: an exit code, or the negative number of a signal."""
+
+    rank: int
+    exit_code: int
+
+
+@dataclass(frozen=True)
+class FirstCause:
+    """The rank that broke first, what it said, and where to read more."""
+
+    rank: int | None
+    """None if no rank can be named."""
+    host: str
+    step: int | None
+    error: str
+    """One line."""
+    log: Path
+    exit_code: int
+    traceback: str = ""
+
+    def __str__(self) -> str:
+        who = "the workers' launcher" if self.rank is None else f"rank {self.rank}"
+        when = "before the first step" if self.step is None else f"at step {self.step}"
+        return f"{who} on {self.host} failed {when}: {self.error}\n  read {self.log}"
+
+
+def find_first_cause(attempt: Path, endings: Sequence[Ending]) -> FirstCause:
+    """The first cause of a failed attempt, from its folder and from how its workers ended, first ending first."""
+    errors = sorted(_errors(attempt), key=lambda error: error["time"])
+    spoke = {error["rank"] for error in errors}
+    silent = [ending for ending in endings if ending.rank not in spoke and ending.exit_code not in (DONE, PREEMPTED)]
+    if silent and silent[0] == endings[0]:
+        return _of_ending(attempt, silent[0])
+    originals = [error for error in errors if not CONSEQUENCE.search(f"{error['type']}: {error['message']}")]
+    if originals:
+        return _of_error(attempt, originals[0])
+    for ending in silent:
+        if ending.exit_code != -signal.SIGTERM:  # torch elastic sends SIGTERM to all the others
+            return _of_ending(attempt, ending)
+    if errors:
+        return _of_error(attempt, errors[0])
+    log = attempt / LAUNCHER_LOG
+    return FirstCause(None, socket.gethostname(), None, "it ended without naming a worker", log, FAILED)
+
+
+def read_endings(launcher_log: Path) -> list[Ending]:
+    """How the workers ended, the one that torch elastic saw first at the front; empty without a report."""
+    text = launcher_log.read_text(errors="replace")
+    others, _, root = text.partition(ROOT_HEADING)
+    return [Ending(int(rank), int(code)) for part in (root, others) for rank, code in ENDING.findall(part)]
+
+
+def was_preempted(attempt: Path, endings: Sequence[Ending]) -> bool:
+    """Whether the attempt ended because it was asked to: saved and resumable."""
+    codes = {ending.exit_code for ending in endings}
+    asked = PREEMPTED in codes and codes <= {DONE, PREEMPTED, -signal.SIGTERM}
+    return asked and not _errors(attempt)
+
+
+def _errors(attempt: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted(attempt.glob(f"rank-*/{ERROR_FILE}"))]
+
+
+def _of_error(attempt: Path, error: dict[str, Any]) -> FirstCause:
+    lines = str(error["message"]).strip().splitlines() or [""]
+    exit_code = USAGE if error["exit_code"] == USAGE else FAILED
+    log = attempt / f"rank-{error['rank']}" / LOG_FILE
+    text = f"{error['type']}: {lines[0]}"
+    return FirstCause(error["rank"], error["host"], error["step"], text, log, exit_code, error["traceback"])
+
+
+def _of_ending(attempt: Path, ending: Ending) -> FirstCause:
+    folder = attempt / f"rank-{ending.rank}"
+    heartbeat = folder / HEARTBEAT_FILE
+    last = json.loads(heartbeat.read_text()) if heartbeat.exists() else {"host": socket.gethostname(), "step": None}
+    # A worker that never got as far as its own log wrote to what it inherited, the launcher's.
+    log = folder / LOG_FILE if heartbeat.exists() else attempt / LAUNCHER_LOG
+    return FirstCause(ending.rank, last["host"], last["step"], _death(ending.exit_code), log, FAILED)
+
+
+def _death(exit_code: int) -> str:
+    if exit_code >= 0:
+        return f"it ended with exit code {exit_code} without saying why"
+    try:
+        name = signal.Signals(-exit_code).name
+    except ValueError:
+        name = f"signal {-exit_code}"
+    hint = " (the kernel does this when memory runs out)" if -exit_code == signal.SIGKILL else ""
+    return f"it was killed by {name}{hint}"

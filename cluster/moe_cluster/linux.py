@@ -1,0 +1,72 @@
+"""What Linux offers to keep a tree of processes together: parent-death signals, adopted orphans, and who is whose.
+
+torch elastic gives every worker a session of its own, so no process group holds them all. A launcher that adopts
+orphans finds every process it caused, however deep, among its own children once the ones between are dead.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import time
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+POLL_S = 0.05
+
+
+def _prctl(option: int, value: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(option, value, 0, 0, 0) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"prctl({option}, {value}): {os.strerror(code)}")
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when its parent dies; end at once if process `parent` is already gone."""
+    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if not is_alive(parent):
+        os._exit(1)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of every descendant whose own parent dies."""
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process with this id exists and is not a zombie."""
+    fields = _stat(pid)
+    return fields is not None and fields[0] != "Z"
+
+
+def children(parent: int) -> set[int]:
+    """Ids of the processes whose parent is `parent`, zombies included."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        fields = _stat(int(entry.name)) if entry.name.isdigit() else None
+        if fields is not None and int(fields[1]) == parent:
+            found.add(int(entry.name))
+    return found
+
+
+def end_children(keep: set[int], patience_s: float) -> None:
+    """Wait for all children of this process but `keep`, killing what still lives after `patience_s` seconds."""
+    deadline = time.monotonic() + patience_s
+    while left := children(os.getpid()) - keep:
+        for pid in left:
+            if time.monotonic() >= deadline:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+        time.sleep(POLL_S)
+
+
+def _stat(pid: int) -> list[str] | None:
+    """State, parent, ... of a process; the name before them may hold spaces and brackets."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None

@@ -1,0 +1,196 @@
+"""The command line. Every command imports what it needs when it runs, so that help and errors come at once.
+
+`run` is in launch.py, `show` in show.py; `monitor`, `ckpt` and `data` belong to their packages, which parse their
+own arguments. This is one of the two places that read the environment.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from moe_train.errors import MoETrainError, UsageError
+
+DEBUG_VARIABLE = "MOE_TRAIN_DEBUG"
+CACHE_VARIABLE = "MOE_TRAIN_CACHE"
+INTERRUPTED = 1
+
+DESCRIPTION = "Train Mixture-of-Experts transformers from one YAML recipe."
+EPILOG = """\
+examples:
+  moe-train run recipes/switch/tiny.yaml                            one worker, here, now
+  moe-train run recipes/switch/tiny.yaml --workers 4 parallel.expert=2 optim.lr=1e-3
+  moe-train show recipes/switch/tiny.yaml                           what it would be, and what is wrong with it
+  moe-train monitor runs/switch-tiny --html experts.html            what the experts did
+
+exit codes: 0 done, 1 failed, 2 the command line or the recipe cannot be used, 75 stopped, saved and resumable.
+MOE_TRAIN_DEBUG=1 shows tracebacks; MOE_TRAIN_CACHE=DIR keeps corpora and tokenizers elsewhere.
+"""
+RUN_EPILOG = """\
+examples:
+  moe-train run recipes/switch/tiny.yaml
+  moe-train run recipes/switch/tiny.yaml --workers 2 parallel.expert=2 steps=200
+  moe-train run recipes/switch/tiny.yaml --resume 100               go on from the checkpoint of step 100
+  moe-train run recipes/switch/tiny.yaml --resume never             start afresh; the old run is moved aside
+  moe-train run recipes/switch/tiny.yaml --max-restarts 3           go on by itself after a worker's death
+
+Ctrl-C or SIGTERM: all workers save at the same step and end with exit code 75; the same command goes on from there.
+"""
+SHOW_EPILOG = """\
+examples:
+  moe-train show recipes/switch/tiny.yaml
+  moe-train show recipes/switch/tiny.yaml --workers 4 parallel.expert=4
+  moe-train show recipes/switch/tiny.yaml --json | jq .total_parameters
+"""
+# Command -> module with a `main(arguments)`, and the line in the help.
+DELEGATED = {
+    "monitor": ("moe_train.monitor.commands", "what the experts of a run did, as one HTML page"),
+    "ckpt": ("moe_train.checkpoint.commands", "list, verify and clean up the checkpoints of a run"),
+    "data": ("moe_train.data.commands", "build and describe corpora and tokenizers"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code. Every error that moe-train can explain is printed as one message."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(arguments)
+    except MoETrainError as error:
+        if os.environ.get(DEBUG_VARIABLE):
+            raise
+        print(f"moe-train: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("moe-train: interrupted; checkpoints written before are intact", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output has gone (`moe-train show R | head`); Python must not flush into it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return INTERRUPTED
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if arguments and arguments[0] in DELEGATED:
+        command, rest = arguments[0], arguments[1:]
+        commands = importlib.import_module(DELEGATED[command][0])
+        if command == "data":
+            return int(commands.main(rest, os.environ.get(CACHE_VARIABLE)))
+        return int(commands.main(rest))
+    parser = _parser()
+    if not arguments:
+        parser.print_help()
+        return UsageError.exit_code
+    options, extra = parser.parse_known_args(arguments)
+    # argparse gives up on positionals after the first option; overrides may stand anywhere.
+    unknown = [word for word in extra if word.startswith("-")]
+    if unknown:
+        raise UsageError(f"{unknown[0]}: there is no such option; see moe-train {options.command} --help")
+    options.overrides += extra
+    return _show(options) if options.command == "show" else _run(options)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from moe_train.launch import Launch, launch
+
+    asked = Launch(
+        recipe=options.recipe,
+        overrides=tuple(options.overrides),
+        workers=options.workers,
+        run_dir=options.run_dir,
+        resume=options.resume,
+        max_restarts=options.max_restarts,
+        dry_run=options.dry_run,
+    )
+    return launch(asked, os.environ)
+
+
+def _show(options: argparse.Namespace) -> int:
+    from moe_train.show import show
+
+    return show(options.recipe, options.overrides, options.workers, options.json)
+
+
+def _parser() -> argparse.ArgumentParser:
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("moe-train", description=DESCRIPTION, epilog=EPILOG, formatter_class=plain)
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    run = commands.add_parser("run", help="train, or go on training", epilog=RUN_EPILOG, formatter_class=plain)
+    _add_recipe(run)
+    run.add_argument("--run-dir", type=Path, metavar="DIR", help="folder of the run (default: runs/NAME)")
+    run.add_argument(
+        "--resume",
+        type=_resume,
+        default="auto",
+        metavar="auto|never|STEP",
+        help="auto: go on from the newest good checkpoint, if any (default); never: start afresh; "
+        "STEP: go on from that step's checkpoint",
+    )
+    run.add_argument(
+        "--max-restarts",
+        type=_count,
+        default=0,
+        metavar="N",
+        help="start again from the last checkpoint at most N times after a worker's death (default: 0)",
+    )
+    run.add_argument("--dry-run", action="store_true", help="say what would be started; start and write nothing")
+
+    show = commands.add_parser(
+        "show",
+        help="the resolved recipe, its parameters, FLOPs, layout and problems",
+        epilog=SHOW_EPILOG,
+        formatter_class=plain,
+    )
+    _add_recipe(show)
+    show.add_argument("--json", action="store_true", help="for programs: one JSON object")
+    for name, (_, line) in DELEGATED.items():
+        commands.add_parser(name, help=line, add_help=False)
+    return parser
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or a recipe that comes with moe-train")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="override a key of the recipe, e.g. optim.lr=1e-3"
+    )
+    parser.add_argument(
+        "--workers", type=_positive, metavar="N", help="processes (default: parallel.data of the recipe, or 1)"
+    )
+
+
+def _count(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 0")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
+    return int(text)
+
+
+def _resume(text: str) -> str:
+    if text not in ("auto", "never") and not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text} is neither auto, never, nor the number of a step")
+    return text
+
+
+class _Version(argparse.Action):
+    """Looks the installed version up only when it is asked for: that costs as much as all the rest."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> None:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            print(f"moe-train {version('moe-train')}")
+        except PackageNotFoundError:
+            print("moe-train (not installed)")
+        parser.exit()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

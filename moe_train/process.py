@@ -1,0 +1,209 @@
+"""What one worker does about itself: its log, heartbeat and error file, its signals, and dying with its launcher.
+
+`train.main` enters a Process before anything slow or fallible, so that every failure of a worker leaves an
+error.json and a signal during start-up is remembered instead of killing. The folders and files are those of
+`moe_cluster.contract`. No torch here: entering costs milliseconds.
+"""
+
+import faulthandler
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import IO, Any
+
+from moe_cluster.contract import (
+    ATTEMPT_VARIABLE,
+    DONE,
+    ERROR_FILE,
+    FAILED,
+    HEARTBEAT_FILE,
+    LAUNCHER_VARIABLE,
+    LAYOUT_FILE,
+    LOG_FILE,
+    PREEMPTED,
+    rank_dir,
+)
+from moe_cluster.linux import die_with_parent
+from moe_train.atomic import replace_text
+from moe_train.errors import MoETrainError, RunError
+
+logger = logging.getLogger(__name__)
+
+BEAT_EVERY_S = 1.0
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+class Process:
+    """One worker of one attempt, as a context manager.
+
+    An exception that leaves the block is written to error.json and log.txt, and becomes a SystemExit with the exit
+    code of the contract: no traceback reaches the terminal. KeyboardInterrupt passes unchanged.
+    """
+
+    def __init__(self, run_dir: Path, attempt: int, rank: int, launcher: int | None = None) -> None:
+        """`launcher`: process id of the launcher to die with; None if this process was started by a person."""
+        self.run_dir, self.attempt, self.rank = run_dir, attempt, rank
+        self.folder = rank_dir(run_dir, attempt, rank)
+        self.step: int | None = None
+        self._launcher = launcher
+        self._stop_requested = False
+        self._last_beat = float("-inf")
+        self._log: IO[str]
+        self._handlers: list[logging.Handler] = []
+        self._signals_before: dict[int, Any] = {}
+
+    @classmethod
+    def of_worker(cls, run_dir: Path, environment: Mapping[str, str]) -> "Process":
+        """The worker that `environment` describes, as torch elastic and the launcher of this machine set it."""
+        launcher = environment.get(LAUNCHER_VARIABLE)
+        return cls(
+            run_dir,
+            attempt=int(environment.get(ATTEMPT_VARIABLE, "1")),
+            rank=int(environment.get("RANK", "0")),
+            launcher=int(launcher) if launcher else None,
+        )
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether this worker was asked to stop; all workers must agree on a step before any of them does."""
+        return self._stop_requested
+
+    def __enter__(self) -> "Process":
+        if self._launcher is not None:
+            die_with_parent(self._launcher)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._log = (self.folder / LOG_FILE).open("a", buffering=1)
+        except OSError as error:
+            raise RunError(
+                f"run_dir={self.run_dir}: {error.filename} cannot be written ({error.strerror}); "
+                "free space or correct its permissions, or choose another --run-dir"
+            ) from None
+        if self._launcher is not None:
+            self._send_output_to_log()
+        self._start_logging()
+        faulthandler.enable(self._log)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._signals_before[number] = signal.signal(number, self._receive)
+        self._write_heartbeat()
+        logger.debug("rank %d of attempt %d is process %d on %s", self.rank, self.attempt, os.getpid(), _host())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        exit_code = None if error is None else _exit_code(error)
+        if error is not None and exit_code not in (None, DONE, PREEMPTED):
+            self._record(error, exit_code or FAILED)
+        self._write_heartbeat()
+        self._restore()
+        if error is not None and exit_code is not None:
+            raise SystemExit(exit_code) from None
+
+    def beat(self, step: int) -> None:
+        """Say that `step` is done: heartbeat.json, at most once a second."""
+        self.step = step
+        if time.monotonic() - self._last_beat >= BEAT_EVERY_S:
+            self._write_heartbeat()
+
+    def write_layout(self, layout: Mapping[str, Any]) -> None:
+        """Write layout.json: this rank's coordinates and the local shape of every parameter."""
+        replace_text(self.folder / LAYOUT_FILE, json.dumps(layout, indent=1) + "\n")
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self._stop_requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if not self._stop_requested and self._launcher is None:
+            note = b"\nmoe-train: stopping: saving at the next step (Ctrl-C again ends at once, unsaved)\n"
+            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, note)
+        self._stop_requested = True
+
+    def _write_heartbeat(self) -> None:
+        self._last_beat = time.monotonic()
+        try:
+            replace_text(self.folder / HEARTBEAT_FILE, json.dumps(self._facts()) + "\n")
+        except OSError as error:
+            logger.warning("heartbeat.json could not be written (%s); training goes on", error.strerror)
+
+    def _facts(self) -> dict[str, Any]:
+        return {"pid": os.getpid(), "host": _host(), "step": self.step, "time": time.time()}
+
+    def _record(self, error: BaseException, exit_code: int) -> None:
+        trace = "".join(traceback.format_exception(error))
+        self._log.write(trace)
+        content = {
+            "rank": self.rank,
+            **self._facts(),
+            "type": type(error).__name__,
+            "message": str(error),
+            "traceback": trace,
+            "exit_code": exit_code,
+        }
+        try:
+            replace_text(self.folder / ERROR_FILE, json.dumps(content, indent=1) + "\n")
+        except OSError as failure:
+            logger.error("error.json could not be written (%s): %s", failure.strerror, error)
+
+    def _send_output_to_log(self) -> None:
+        """Keep the terminal for what rank 0 says on purpose; whatever native code prints goes to log.txt."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if self.rank == 0:
+            sys.stdout = sys.stderr = os.fdopen(os.dup(1), "w", buffering=1)
+        for descriptor in (1, 2):
+            os.dup2(self._log.fileno(), descriptor)
+
+    def _start_logging(self) -> None:
+        to_file = logging.StreamHandler(self._log)
+        to_file.setFormatter(logging.Formatter(LOG_FORMAT))
+        self._handlers = [to_file]
+        if self.rank == 0:
+            self._handlers.append(_TerminalHandler(logging.INFO))
+        root = logging.getLogger()
+        for handler in self._handlers:
+            root.addHandler(handler)
+        logging.getLogger("moe_train").setLevel(logging.DEBUG)
+        logging.captureWarnings(True)
+
+    def _restore(self) -> None:
+        """Undo what would outlive the run in the process of a caller; a worker is about to end anyway."""
+        if self._launcher is not None:
+            return
+        for number, handler in self._signals_before.items():
+            signal.signal(number, handler)
+        for handler in self._handlers:
+            logging.getLogger().removeHandler(handler)
+        logging.captureWarnings(False)
+        faulthandler.disable()
+        self._log.close()
+
+
+class _TerminalHandler(logging.Handler):
+    """What moe-train says, to whatever sys.stderr is at that moment: a live view replaces it while it is shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name.startswith("moe_train") or record.levelno >= logging.ERROR:
+            with suppress(BrokenPipeError):
+                sys.stderr.write(f"{record.getMessage()}\n")
+
+
+def _exit_code(error: BaseException) -> int | None:
+    """The contract's code for what left the block; None for a KeyboardInterrupt, which is no failure."""
+    if isinstance(error, KeyboardInterrupt):
+        return None
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else DONE if error.code is None else FAILED
+    return error.exit_code if isinstance(error, MoETrainError) else FAILED
+
+
+def _host() -> str:
+    return socket.gethostname()

@@ -1,0 +1,170 @@
+"""The folder of one run: who may write to it, what it was started with, and which attempt comes next.
+
+A launcher holds a lock on it for as long as it lives, so two runs never share a folder. A resume keeps the model
+and the data of the run; everything else may change.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from moe_cluster.contract import attempt_dir
+from moe_train.atomic import replace_text
+from moe_train.config.load import load_recipe, to_dict, to_yaml
+from moe_train.config.schema import Recipe
+from moe_train.errors import MoETrainError, RunError, UsageError
+
+RECIPE_FILE = "recipe.yaml"
+FINISHED_FILE = "finished.json"
+LOCK_FILE = "lock"
+
+# A resume that changed one of these would go on with another model, on other data, or in another random order.
+FIXED = (
+    "seed",
+    "model",
+    "moe",
+    "objective",
+    "optim.kind",
+    "data.corpus",
+    "data.tokenizer",
+    "data.sequence_length",
+    "data.global_batch",
+    "data.validation_fraction",
+)
+# Exceptions below FIXED: where tokens travel, and how many an expert takes at most.
+FREE = (
+    "moe.dispatch",
+    "moe.capacity_factor",
+    "moe.eval_capacity_factor",
+    "moe.capacity_convention",
+    "moe.min_capacity",
+)
+
+
+class RunFolder:
+    """A run folder held by this process, as a context manager, from the first line of a launch to its last."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.path = run_dir
+        self._lock: int | None = None
+
+    def __enter__(self) -> "RunFolder":
+        """Create the folder and lock it. Raises RunError if it cannot be written or another run holds it."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.path / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._release()
+            raise RunError(
+                f"run_dir={self.path}: another moe-train is running in it; wait for its end, stop it, "
+                "or choose another --run-dir"
+            ) from None
+        except OSError as error:
+            raise _unwritable(self.path, error) from None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._release()
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    @property
+    def holds_run(self) -> bool:
+        """Whether a run was started here before."""
+        return (self.path / RECIPE_FILE).exists()
+
+    def move_aside(self) -> Path:
+        """Give the folder's content another name and go on with an empty folder; returns the other name."""
+        number = 1
+        while (old := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
+            number += 1
+        try:
+            self.path.rename(old)
+        except OSError as error:
+            raise _unwritable(self.path, error) from None
+        self._release()
+        self.__enter__()
+        return old
+
+    def finished_step(self) -> int | None:
+        """The last step of a run that came to its end; None if it did not."""
+        try:
+            return int(json.loads((self.path / FINISHED_FILE).read_text())["step"])
+        except FileNotFoundError:
+            return None
+
+    def require_same_run(self, recipe: Recipe) -> None:
+        """Raise UsageError if `recipe` could not go on with what is in the folder."""
+        saved = self.path / RECIPE_FILE
+        try:
+            before = to_dict(load_recipe(saved))
+        except MoETrainError as error:
+            raise RunError(f"run_dir={self.path}: its recipe cannot be read ({error}); use --resume never") from None
+        changed = list(_changes(before, to_dict(recipe)))
+        if changed:
+            raise UsageError(
+                "\n".join(
+                    f"{key}={_shown(new)}: the run in {self.path} has {key}={_shown(old)}, which a resume must keep; "
+                    f"use that value, --resume never to start afresh, or another --run-dir"
+                    for key, old, new in changed
+                )
+            )
+
+    def new_attempt(self, recipe: Recipe) -> int:
+        """Write the resolved recipe and make the folder of the next attempt; returns its number, from 1."""
+        try:
+            replace_text(self.path / RECIPE_FILE, to_yaml(recipe), durable=True)
+            (self.path / FINISHED_FILE).unlink(missing_ok=True)
+            folders = attempt_dir(self.path, 0).parent
+            folders.mkdir(exist_ok=True)
+            number = 1 + max((int(entry.name) for entry in folders.iterdir() if entry.name.isdigit()), default=0)
+            attempt_dir(self.path, number).mkdir()
+        except OSError as error:
+            raise _unwritable(self.path, error) from None
+        return number
+
+
+def mark_finished(run_dir: Path, step: int) -> None:
+    """Say that the run in `run_dir` came to its end at `step`; a resume with more steps goes on from there."""
+    replace_text(run_dir / FINISHED_FILE, json.dumps({"step": step, "exit_code": 0}) + "\n", durable=True)
+
+
+def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Key, old and new value of every fixed key that differs."""
+    old, new = dict(_leaves(before)), dict(_leaves(after))
+    for key in sorted(old.keys() | new.keys()):
+        if _below(key, FIXED) and not _below(key, FREE) and old.get(key) != new.get(key):
+            yield key, old.get(key), new.get(key)
+
+
+def _below(key: str, places: tuple[str, ...]) -> bool:
+    return any(key == place or key.startswith(f"{place}.") for place in places)
+
+
+def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value)
+
+
+def _unwritable(path: Path, error: OSError) -> RunError:
+    return RunError(
+        f"run_dir={path}: cannot be written ({error.strerror}: {error.filename}); "
+        "correct its permissions, free space, or choose another --run-dir"
+    )

@@ -1,0 +1,63 @@
+"""`moe-train show`: a recipe before it runs - resolved, counted, laid out, and with every problem it has.
+
+Answers without importing torch.
+"""
+
+import json
+
+from moe_cluster.contract import DONE, USAGE
+from moe_train.config.check import problems
+from moe_train.config.load import load_recipe, to_dict, to_yaml
+from moe_train.config.schema import Recipe, moe_layers
+from moe_train.model.count import ModelCount, count
+
+
+def show(recipe_name: str, overrides: list[str], workers: int | None, as_json: bool) -> int:
+    """Print the recipe; returns USAGE if it has problems. Raises RecipeError if it cannot be read at all."""
+    recipe = load_recipe(recipe_name, overrides)
+    counted = count(recipe)
+    found = [str(problem) for problem in problems(recipe, workers)]
+    if as_json:
+        content = {
+            "recipe": to_dict(recipe),
+            "total_parameters": counted.total_parameters,
+            "active_parameters": counted.active_parameters,
+            "flops_per_token": counted.flops_per_token,
+            "problems": found,
+        }
+        print(json.dumps(content, indent=1))
+    else:
+        print(to_yaml(recipe))
+        print("\n".join([*_model(counted), "", *_layout(recipe, workers), "", *_problems(found)]))
+    return USAGE if found else DONE
+
+
+def _model(counted: ModelCount) -> list[str]:
+    parts = [f"  {name:<20}{number:>16,}" for name, number in counted.parts.items() if number]
+    return [
+        f"{'total parameters':<22}{counted.total_parameters:>16,}",
+        *parts,
+        f"{'active parameters':<22}{counted.active_parameters:>16,}",
+        f"{'FLOPs per token':<22}{counted.flops_per_token:>16,}  (forward and backward)",
+    ]
+
+
+def _layout(recipe: Recipe, workers: int | None) -> list[str]:
+    expert, experts = recipe.parallel.expert, recipe.moe.num_experts
+    data = workers or recipe.parallel.data or max(expert, 1)
+    layers = moe_layers(recipe)
+    if not layers:
+        return [f"layout: {data} worker(s), no MoE layer"]
+    lines = [f"layout: {data} worker(s); MoE layers {', '.join(map(str, layers))} (counted from 0)"]
+    if expert < 1 or data % expert or experts % expert:
+        return lines
+    share = experts // expert
+    for rank in range(data):
+        first = rank % expert * share
+        copy = f", shared out among {data // expert} workers" if data > expert else ""
+        lines.append(f"  worker {rank}: experts {first} to {first + share - 1} of each MoE layer{copy}")
+    return lines
+
+
+def _problems(found: list[str]) -> list[str]:
+    return ["problems:", *(f"  {sentence}" for sentence in found)] if found else ["no problems found"]
