@@ -4,15 +4,19 @@ L MoE layers, E experts, T tokens.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
 
-@dataclass(frozen=True)
-class MoEStats:
-    """What one MoE layer saw in one forward pass, on this rank's tokens."""
+class MoEStats(NamedTuple):
+    """What one MoE layer saw in one forward pass, on this rank's tokens.
+
+    A tuple, because FSDP2 looks for the tensors of a module's output in tuples and dicts: it must find the losses,
+    whose backward pass needs the module's weights gathered.
+    """
 
     load: Int[Tensor, " E"]
     """Assignments to each expert before the capacity limit."""
@@ -20,9 +24,9 @@ class MoEStats:
     """Assignments beyond the capacity limit."""
     router_entropy: Float[Tensor, ""]
     """Sum over tokens of the entropy of the router's distribution, in nats; 0 for routers without one."""
-    losses: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
+    losses: dict[str, Float[Tensor, ""]]
     """Auxiliary losses by name, unscaled, a mean over this rank's routing groups or tokens; with gradient."""
-    coefficients: Mapping[str, float] = field(default_factory=dict)
+    coefficients: dict[str, float]
     """Factor of each auxiliary loss in the total."""
 
 

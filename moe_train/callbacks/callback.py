@@ -36,6 +36,9 @@ class Callback(Protocol):
     def on_start(self, info: RunInfo) -> None:
         """The run is about to take its first step of this attempt."""
 
+    def on_step(self, step: int) -> None:
+        """An update was made; called every step, so it must cost nothing."""
+
     def on_row(self, row: Row) -> None:
         """A training row (`loss` is in it), a validation row (`validation_loss`) or an event row (`event`)."""
 

@@ -249,7 +249,7 @@ class OptimConfig(KindConfig):
     """What all optimizers share."""
 
     lr: float = 1e-3  # peak
-    weight_decay: float = 0.0  # decoupled; not on norms
+    weight_decay: float = 0.0  # decoupled in adamw, L2 in sgd; not on norms
     clip: float | None = 1.0  # largest global gradient norm; null: no clipping
     schedule: ScheduleConfig = field(default_factory=CosineScheduleConfig)
 
@@ -293,5 +293,6 @@ class NativeEngineConfig(EngineConfig):
     """torch FSDP2 for what is shared, expert parallelism for the experts."""
 
     kind: str = "native"
+    reshard_after_forward: bool = False  # true: gather weights again for the backward pass, for less memory (ZeRO-3)
 
 

@@ -44,17 +44,18 @@ class Mesh:
     plan: ParallelPlan
     world: World
     device_mesh: DeviceMesh | None
+    flattened: DeviceMesh | None
+    """Both axes as one: the `data` axis."""
 
     @classmethod
     def build(cls, plan: ParallelPlan, world: World) -> "Mesh":
         """Make the mesh and its process groups. Collective."""
         if world.size == 1:
-            return cls(plan, world, None)
+            return cls(plan, world, None, None)
         mesh = init_device_mesh(
             world.device.type, (plan.replicas, plan.expert), mesh_dim_names=("replica", "expert")
         )
-        mesh[("replica", "expert")]._flatten("data")
-        return cls(plan, world, mesh)
+        return cls(plan, world, mesh, mesh[("replica", "expert")]._flatten("data"))
 
     @property
     def expert_rank(self) -> int:
@@ -76,16 +77,17 @@ class Mesh:
         """The workers that share one set of experts out; None if this one holds them all."""
         return self._axis("expert").get_group() if self.plan.expert > 1 else None
 
-    def _axis(self, name: str) -> DeviceMesh:
-        assert self.device_mesh is not None
-        return self.device_mesh[name]
-
     @property
     def data_axis(self) -> DeviceMesh:
         """All workers, flattened."""
-        return self._axis("data")
+        assert self.flattened is not None
+        return self.flattened
 
     @property
     def replica_axis(self) -> DeviceMesh:
         """The workers that hold the same experts."""
         return self._axis("replica")
+
+    def _axis(self, name: str) -> DeviceMesh:
+        assert self.device_mesh is not None
+        return self.device_mesh[name]

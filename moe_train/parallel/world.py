@@ -25,6 +25,8 @@ class World:
     local_rank: int
     attempt: int
     device: torch.device
+    cache: str | None = None
+    """Where MOE_TRAIN_CACHE says that corpora and tokenizers are kept; None: the default place."""
 
     @classmethod
     def from_env(cls, device: str = "auto", timeout_s: float = 300.0) -> "World":
@@ -42,7 +44,8 @@ class World:
         if size > 1 and not dist.is_initialized():
             backend = "cpu:gloo,cuda:nccl" if use_cuda else "gloo"
             dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
-        return cls(rank, size, local_rank, int(os.environ.get(ATTEMPT_VARIABLE, "1")), chosen)
+        attempt = int(os.environ.get(ATTEMPT_VARIABLE, "1"))
+        return cls(rank, size, local_rank, attempt, chosen, os.environ.get("MOE_TRAIN_CACHE"))
 
     @property
     def is_main(self) -> bool:

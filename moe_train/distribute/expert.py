@@ -1,0 +1,32 @@
+"""Expert parallelism: each rank keeps num_experts / expert experts, and rows travel to them."""
+
+import torch
+from torch import nn
+
+from moe_train.model.transformer import Transformer
+from moe_train.moe.layer import MoELayer
+from moe_train.parallel.plan import Mesh
+
+
+def moe_layers_of(model: Transformer) -> list[tuple[str, MoELayer]]:
+    """Name and module of every MoE layer, lowest first."""
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, MoELayer)]
+
+
+def apply_expert(model: Transformer, mesh: Mesh) -> None:
+    """Cut the experts of a model on the meta device down to this rank's share, and route rows over the group.
+
+    The loss of a rank is a mean over its own tokens, and the run's loss is the mean over all ranks. What arrives at
+    an expert through the exchange is the *sum* over the ranks of its group, so weight gradients are divided by the
+    expert degree; the mean over replicas is left to data parallelism.
+    """
+    group = mesh.expert_group
+    if group is None:
+        return
+    for _, layer in moe_layers_of(model):
+        for name, parameter in list(layer.experts.named_parameters()):
+            local = parameter.shape[0] // mesh.plan.expert
+            with torch.device("meta"):
+                setattr(layer.experts, name, nn.Parameter(torch.empty(local, *parameter.shape[1:])))
+        layer.experts.gradient_scale = 1 / mesh.plan.expert
+        layer.share_experts(group)

@@ -1,0 +1,37 @@
+"""Which box of which global tensor every local parameter is: the bridge from layouts to checkpoints and norms.
+
+Every element of every parameter is held by exactly one rank (or by the only one), so a sum over local elements and
+then over ranks counts each of them once.
+"""
+
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from moe_train.checkpoint.layout import Shard
+from moe_train.distribute.expert import moe_layers_of
+from moe_train.model.transformer import Transformer
+from moe_train.parallel.plan import Mesh
+
+
+def parameter_shards(model: Transformer, mesh: Mesh) -> dict[str, Shard]:
+    """This rank's local tensor of every parameter, by global name; `data` shares the parameter's storage."""
+    experts = {f"{name}.experts" for name, _ in moe_layers_of(model)}
+    return {
+        name: _shard(parameter, name.rpartition(".")[0] in experts, mesh)
+        for name, parameter in model.named_parameters()
+    }
+
+
+def _shard(parameter: nn.Parameter, is_expert: bool, mesh: Mesh) -> Shard:
+    shape, offsets = tuple(parameter.shape), (0,) * parameter.ndim
+    local = parameter.detach()
+    if isinstance(local, DTensor):
+        _, offsets = compute_local_shape_and_global_offset(shape, local.device_mesh, local.placements)
+        local = local.to_local()
+    if is_expert:
+        # FSDP2 knows the experts of this rank only; expert parallelism cut them from the global ones.
+        first = mesh.expert_rank * shape[0] if mesh.plan.expert > 1 else 0
+        offsets = (offsets[0] + first, *offsets[1:])
+        shape = (shape[0] * mesh.plan.expert, *shape[1:])
+    return Shard(local, shape, tuple(offsets), is_expert)

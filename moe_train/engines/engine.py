@@ -1,0 +1,24 @@
+"""What a trainer asks of an engine: updates, validation, and a state that any layout can read."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from moe_train.checkpoint.layout import ShardedState
+from moe_train.data.batch import Batch
+from moe_train.results import StepResult
+
+
+class Engine(Protocol):
+    """Built as `Engine(config, recipe=, mesh=)`. All methods but `state` are collective."""
+
+    def step(self, batches: Sequence[Batch], step: int, stop_requested: bool) -> StepResult:
+        """One update from this rank's microbatches; `step` counts the updates already made."""
+        ...
+
+    def evaluate(self, batches: Sequence[Batch]) -> float:
+        """Mean task loss over all ranks' batches, in nats per token, without any randomness."""
+        ...
+
+    def state(self) -> ShardedState:
+        """Parameters and optimizer state as local boxes of global tensors; loading writes into the same boxes."""
+        ...

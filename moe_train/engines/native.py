@@ -1,0 +1,170 @@
+"""The native engine: torch FSDP2 for what all ranks share, expert parallelism for the experts.
+
+Forward, backward, accumulation, one gradient norm, clipping, update. Nothing here depends on the layout: the
+gradients that reach the norm are those of the mean loss over the global batch, each element held by one rank.
+"""
+
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+
+from moe_train.checkpoint.layout import Shard, ShardedState
+from moe_train.config.kinds import NativeEngineConfig
+from moe_train.config.registry import build
+from moe_train.config.schema import Recipe
+from moe_train.data.batch import Batch
+from moe_train.distribute.apply import distribute
+from moe_train.errors import TrainingError
+from moe_train.moe.routing import RouteContext
+from moe_train.parallel.plan import Mesh
+from moe_train.random import RandomStream
+from moe_train.results import MoEStats, StepResult
+
+
+class NativeEngine:
+    """See engine.py. fp32 weights and updates; with precision=bf16 the matrix products run in bf16."""
+
+    def __init__(self, config: NativeEngineConfig, *, recipe: Recipe, mesh: Mesh):
+        self.recipe, self.mesh = recipe, mesh
+        built = distribute(recipe, mesh, config.reshard_after_forward)
+        self.model, self.shards, self.expert_gradients = built.model, built.shards, built.expert_gradients
+        self.parameters = dict(self.model.named_parameters())
+        self.objective = build("objective", recipe.objective)
+        self.schedule = build("optim.schedule", recipe.optim.schedule, steps=recipe.steps)
+        self.locals = {name: shard.data for name, shard in self.shards.items()}
+        self.optimizer: torch.optim.Optimizer = build("optim", recipe.optim, parameters=self.locals)
+
+    def step(self, batches: Sequence[Batch], step: int, stop_requested: bool) -> StepResult:
+        began = time.perf_counter()
+        self._clear_gradients()
+        losses, stats = self._accumulate(batches, step)
+        self._take_gradients()
+        norm, stop = self._norm_and_stop(stop_requested)
+        if not norm < float("inf"):
+            raise TrainingError(
+                f"grad_norm={norm} at step {step + 1}: the loss or a gradient is not finite, and the update was not "
+                "made; lower optim.lr, lengthen optim.schedule.warmup_steps, or resume an earlier step with --resume"
+            )
+        self._clip(norm)
+        lr = self._update(step)
+        task, auxiliary = _mean_losses(losses, stats)
+        tokens = self.recipe.data.global_batch * self.recipe.data.sequence_length
+        return StepResult(
+            step=step + 1,
+            lr=lr,
+            grad_norm=norm,
+            loss=task,
+            losses=auxiliary,
+            stats=stats,
+            tokens=tokens,
+            seconds=time.perf_counter() - began,
+            stop=stop,
+        )
+
+    @torch.no_grad()
+    def evaluate(self, batches: Sequence[Batch]) -> float:
+        self.model.eval()
+        total = torch.zeros(2, dtype=torch.float64, device=self.mesh.world.device)
+        for batch in batches:
+            logits, _ = self._forward(batch, step=0)
+            total += total.new_tensor([float(self.objective(logits, batch)), 1.0]) * batch.tokens.numel()
+        loss, tokens = self.mesh.world.sum(total).tolist()
+        return loss / tokens
+
+    def state(self) -> ShardedState:
+        state = {f"model.{name}": shard for name, shard in self.shards.items()}
+        for name, shard in self.shards.items():
+            for key, value in self.optimizer.state[shard.data].items():
+                state[f"optim.{key}.{name}"] = (
+                    Shard(value, (), ()) if value.ndim == 0 else Shard(value, shard.global_shape, shard.offsets, shard.is_expert)
+                )
+        return state
+
+    def _forward(self, batch: Batch, step: int) -> tuple[Tensor, tuple[MoEStats, ...]]:
+        context = RouteContext(
+            training=self.model.training,
+            progress=step / self.recipe.steps,
+            random=RandomStream(self.recipe.seed, step, batch.sequence_ids),
+            token_values=batch.tokens,
+        )
+        with torch.autocast(batch.tokens.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
+            return self.model(batch.tokens, context)
+
+    def _accumulate(
+        self, batches: Sequence[Batch], step: int
+    ) -> tuple[list[Tensor], tuple[tuple[MoEStats, ...], ...]]:
+        """Forward and backward of every microbatch; gradients are reduced over ranks with the last one."""
+        self.model.train()
+        losses, stats = [], []
+        for index, batch in enumerate(batches):
+            if isinstance(self.model, FSDPModule):
+                self.model.set_requires_gradient_sync(index == len(batches) - 1)
+            logits, of_layers = self._forward(batch, step)
+            task = self.objective(logits, batch)
+            total = task + sum(
+                of_layer.coefficients[name] * loss for of_layer in of_layers for name, loss in of_layer.losses.items()
+            )
+            (total / len(batches)).backward()
+            losses.append(task.detach())
+            stats.append(tuple(_detached(of_layer) for of_layer in of_layers))
+        return losses, tuple(stats)
+
+    def _clear_gradients(self) -> None:
+        owned = {id(tensor) for buffers in self.expert_gradients for tensor in buffers.tensors}
+        for buffers in self.expert_gradients:
+            buffers.reset()
+        for parameter in self.parameters.values():
+            if parameter.grad is not None and id(parameter.grad) not in owned:
+                parameter.grad = None
+
+    def _take_gradients(self) -> None:
+        """Give the optimizer's local tensors the local part of the gradients."""
+        for name, parameter in self.parameters.items():
+            grad, local = parameter.grad, self.locals[name]
+            assert grad is not None, f"{name} has no gradient"
+            local.grad = grad.to_local() if hasattr(grad, "to_local") else grad
+
+    def _norm_and_stop(self, stop_requested: bool) -> tuple[float, bool]:
+        """The global gradient norm, and whether any rank was asked to stop, in one reduction."""
+        grads = [local.grad for local in self.locals.values() if local.grad is not None]
+        local_norm = torch.nn.utils.get_total_norm(grads).double()
+        packed = torch.stack([local_norm.square(), local_norm.new_tensor(float(stop_requested))])
+        squared, stop = self.mesh.world.sum(packed).tolist()
+        return squared**0.5, stop > 0
+
+    def _clip(self, norm: float) -> None:
+        limit = self.recipe.optim.clip
+        if limit is not None and norm > limit:
+            for local in self.locals.values():
+                assert local.grad is not None
+                local.grad.mul_(limit / norm)
+
+    def _update(self, step: int) -> float:
+        lr = self.recipe.optim.lr * self.schedule(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        return lr
+
+
+def _detached(stats: MoEStats) -> MoEStats:
+    """The same statistics without the graph behind the losses."""
+    return stats._replace(
+        router_entropy=stats.router_entropy.detach(),
+        losses={name: loss.detach() for name, loss in stats.losses.items()},
+    )
+
+
+def _mean_losses(
+    losses: list[Tensor], stats: tuple[tuple[MoEStats, ...], ...]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """This rank's mean over microbatches of the task loss and of each auxiliary loss, summed over layers."""
+    auxiliary: dict[str, Tensor] = {}
+    for of_layers in stats:
+        for of_layer in of_layers:
+            for name, loss in of_layer.losses.items():
+                auxiliary[name] = auxiliary.get(name, torch.zeros_like(loss)) + loss / len(stats)
+    return torch.stack(losses).mean(), auxiliary

@@ -1,0 +1,52 @@
+"""The capacity limit: how many tokens of a routing group an expert accepts, and which.
+
+A routing group is a whole number of sequences, never "the tokens of a rank": so the same tokens are dropped on
+every layout. S tokens in a group, N edges, E experts.
+"""
+
+import math
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from moe_train.moe.routing import Routing
+
+
+def capacity(convention: str, factor: float, tokens: int, experts: int, choices: int, smallest: int) -> int:
+    """Slots of an expert in a group of `tokens` tokens.
+
+    Libraries round differently, which changes results, so the convention has a name:
+    mesh       floor(factor * S / E)                     mesh-tensorflow and flaxformer: choices not counted
+    deepspeed  ceil(factor * choices * S / E)
+    vmoe       the same, rounded up to a multiple of 4
+    Then at most S and at least `smallest`, in this order (so `smallest` wins where S is smaller).
+    """
+    if convention == "mesh":
+        slots = math.floor(factor * tokens / experts)
+    else:
+        slots = math.ceil(factor * choices * tokens / experts)
+    if convention == "vmoe":
+        slots = -(-slots // 4) * 4
+    return max(min(slots, tokens), smallest)
+
+
+def within_capacity(routing: Routing, group_tokens: int, slots: int) -> Bool[Tensor, " N"]:
+    """Which edges fit: in each group an expert takes its first `slots` edges.
+
+    All first choices come before any second choice, and among equal choices earlier tokens come first (GShard,
+    2006.16668, alg. 1; Switch, 2101.03961, sec. 2.2).
+    """
+    segment = routing.token_ids // group_tokens * routing.num_experts + routing.expert_ids
+    order = torch.argsort(segment * routing.num_choices + routing.choices, stable=True)
+    position = torch.empty_like(order)
+    position[order] = _rank_in_run(segment[order])
+    return position < slots
+
+
+def _rank_in_run(values: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
+    """Place of each element in its run of equal values: [3, 3, 5, 5, 5] -> [0, 1, 0, 1, 2]."""
+    index = torch.arange(values.numel(), device=values.device)
+    starts = torch.ones_like(values, dtype=torch.bool)
+    starts[1:] = values[1:] != values[:-1]
+    return index - torch.cummax(torch.where(starts, index, torch.zeros_like(index)), dim=0).values

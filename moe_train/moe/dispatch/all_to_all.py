@@ -1,0 +1,96 @@
+"""Expert parallelism by collectives: counts first, then one all-to-all of rows each way.
+
+Rank r of W holds experts r*E/W ... (r+1)*E/W - 1. Sorted by expert, the rows of a rank are already sorted by
+destination; what arrives is sorted by source and then expert, so one more permutation makes it expert-major.
+W ranks in the expert group, E experts in all, N edges of this rank, R rows received, D model width.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from moe_train.config.kinds import DispatchConfig
+from moe_train.moe.dispatch.dispatcher import Dispatched
+from moe_train.moe.dispatch.local import ExpertOrder
+from moe_train.moe.permute import GatherRows
+from moe_train.moe.routing import Routing
+
+
+@dataclass(frozen=True)
+class ExchangePlan:
+    """How the rows of one dispatch travelled."""
+
+    order: ExpertOrder
+    send: list[int]
+    """Rows to each rank."""
+    receive: list[int]
+    """Rows from each rank."""
+    to_expert_major: Int[Tensor, " R"]
+    """Arrived row that stands at each place of the expert-major order."""
+    to_arrival: Int[Tensor, " R"]
+    """The inverse."""
+
+
+class AllToAllDispatcher:
+    """Rows to the rank of their expert and back, over gloo or NCCL."""
+
+    def __init__(self, config: DispatchConfig, *, num_experts: int, group: dist.ProcessGroup | None):
+        self.group = group
+        self.num_ranks = dist.get_world_size(group) if group is not None else 1
+        self.num_local = num_experts // self.num_ranks
+
+    def dispatch(self, x: Float[Tensor, "T D"], routing: Routing) -> Dispatched:
+        order = ExpertOrder.of(routing)
+        sent = order.counts
+        received = torch.empty_like(sent)
+        if self.num_ranks > 1:
+            dist.all_to_all_single(received, sent, group=self.group)
+        else:
+            received.copy_(sent)
+        by_source = received.view(self.num_ranks, self.num_local)
+        # The one host synchronisation of a dispatch: split sizes must be known to the collective.
+        send, receive, counts = (
+            sizes.tolist()
+            for sizes in (sent.view(self.num_ranks, self.num_local).sum(1), by_source.sum(1), by_source.sum(0))
+        )
+        local_expert = torch.arange(received.numel(), device=x.device) % self.num_local
+        to_expert_major = torch.argsort(local_expert.repeat_interleave(received), stable=True)
+        to_arrival = torch.empty_like(to_expert_major)
+        to_arrival[to_expert_major] = torch.arange(to_arrival.numel(), device=x.device)
+        plan = ExchangePlan(order, send, receive, to_expert_major, to_arrival)
+        arrived = AllToAll.apply(order.gather(x), send, receive, self.group)
+        return Dispatched(GatherRows.apply(arrived, to_expert_major, 1), counts, plan)
+
+    def combine(self, rows: Float[Tensor, "R D"], dispatched: Dispatched) -> Float[Tensor, "T D"]:
+        plan: ExchangePlan = dispatched.plan
+        back = GatherRows.apply(rows, plan.to_arrival, 1)
+        return plan.order.combine(AllToAll.apply(back, plan.receive, plan.send, self.group))
+
+
+class AllToAll(torch.autograd.Function):
+    """all_to_all_single with split sizes; backward sends the gradients the way the rows came."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Float[Tensor, "N D"], send: list[int], receive: list[int], group: dist.ProcessGroup | None
+    ) -> Float[Tensor, "R D"]:
+        ctx.send, ctx.receive, ctx.group = send, receive, group
+        return _exchange(rows, send, receive, group)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Float[Tensor, "R D"]) -> tuple[Tensor, None, None, None]:
+        return _exchange(grad, ctx.receive, ctx.send, ctx.group), None, None, None
+
+
+def _exchange(rows: Tensor, send: list[int], receive: list[int], group: dist.ProcessGroup | None) -> Tensor:
+    if group is None:
+        return rows.clone()
+    out = rows.new_empty(sum(receive), rows.shape[1])
+    dist.all_to_all_single(out, rows.contiguous(), receive, send, group=group)
+    return out

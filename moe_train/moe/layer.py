@@ -1,0 +1,79 @@
+"""One Mixture-of-Experts layer: route, limit, dispatch, apply the experts, combine.
+
+T tokens, D model width, E experts.
+"""
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from moe_train.config.registry import build
+from moe_train.config.schema import MoEConfig
+from moe_train.moe.capacity import capacity, within_capacity
+from moe_train.moe.dispatch.dispatcher import Dispatcher
+from moe_train.moe.experts import Experts
+from moe_train.moe.routing import RouteContext, Routing
+from moe_train.results import MoEStats
+
+
+class MoELayer(nn.Module):
+    """Router, dispatcher and experts. Statistics are returned, never stored: recomputation cannot count twice."""
+
+    def __init__(self, config: MoEConfig, *, d_model: int, d_ff: int, activation: str, site: str):
+        super().__init__()
+        self.config = config
+        self.router = build(
+            "moe.router",
+            config.router,
+            d_model=d_model,
+            num_experts=config.num_experts,
+            group=config.group_sequences,
+            site=f"{site}.router",
+        )
+        self.experts = Experts(config.num_experts, d_model, d_ff, activation)
+        self.dispatcher: Dispatcher = build(
+            "moe.dispatch", config.dispatch, num_experts=config.num_experts, group=None
+        )
+
+    def share_experts(self, group: dist.ProcessGroup) -> None:
+        """Send rows over `group` from now on; distribute/expert.py has cut `experts` down to this rank's share."""
+        self.dispatcher = build(
+            "moe.dispatch", self.config.dispatch, num_experts=self.config.num_experts, group=group
+        )
+
+    def forward(self, x: Float[Tensor, "T D"], context: RouteContext) -> tuple[Float[Tensor, "T D"], MoEStats]:
+        """The weighted sum of each token's experts; 0 for a token that all its experts refused."""
+        routing: Routing = self.router(x, context)
+        kept = self._limit(routing, context)
+        dispatched = self.dispatcher.dispatch(x.to(_compute_dtype(x)), kept)
+        y = self.dispatcher.combine(self.experts(dispatched.rows, dispatched.counts), dispatched)
+        return y.to(x.dtype), MoEStats(
+            load=torch.bincount(routing.expert_ids, minlength=routing.num_experts),
+            dropped=torch.tensor(routing.expert_ids.numel() - kept.expert_ids.numel()),
+            router_entropy=routing.entropy if routing.entropy is not None else x.new_zeros(()),
+            losses=dict(routing.losses),
+            coefficients=dict(routing.coefficients),
+        )
+
+    def _limit(self, routing: Routing, context: RouteContext) -> Routing:
+        """Drop the edges beyond the capacity of their expert in their group."""
+        factor = self.config.capacity_factor if context.training else self.config.eval_capacity_factor
+        if factor is None:
+            return routing
+        group_tokens = self.config.group_sequences * context.sequence_length
+        slots = capacity(
+            self.config.capacity_convention,
+            factor,
+            group_tokens,
+            routing.num_experts,
+            routing.num_choices,
+            self.config.min_capacity,
+        )
+        return routing.keep(within_capacity(routing, group_tokens, slots))
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    """The precision of matrix products here: autocast's, or the input's own."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype

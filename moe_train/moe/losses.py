@@ -1,0 +1,32 @@
+"""Auxiliary losses of routers, each a pure function of logits and choices.
+
+All are means over routing groups (or tokens) of equal size, so that the mean over microbatches and ranks is the
+value of the global batch on every layout. G groups, S tokens in a group, E experts, K choices.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def balance_loss(
+    probabilities: Float[Tensor, "T E"], expert_ids: Int[Tensor, "T K"], group_tokens: int
+) -> Float[Tensor, ""]:
+    """E * sum_i f_i * P_i, a mean over groups   # Switch (2101.03961) eq. 4-6.
+
+    f_i: share of the group's assignments that go to expert i, before the capacity limit, without gradient.
+    P_i: mean probability of expert i in the group. 1 when both are uniform, up to E at full collapse; it can be
+    below 1 (f = (.9, .1) with P = (.45, .55) gives 0.92).
+    """
+    tokens, experts = probabilities.shape
+    groups, choices = tokens // group_tokens, expert_ids.shape[1]
+    group = torch.arange(groups, device=expert_ids.device).repeat_interleave(group_tokens * choices)
+    counts = torch.bincount(group * experts + expert_ids.reshape(-1), minlength=groups * experts)
+    share = counts.view(groups, experts).to(probabilities.dtype) / (group_tokens * choices)
+    mean_probability = probabilities.view(groups, group_tokens, experts).mean(1)
+    return experts * (share * mean_probability).sum(1).mean()
+
+
+def z_loss(logits: Float[Tensor, "T E"]) -> Float[Tensor, ""]:
+    """mean_t (logsumexp_i z_ti)^2   # ST-MoE (2202.08906) eq. 5."""
+    return torch.logsumexp(logits, dim=-1).square().mean()

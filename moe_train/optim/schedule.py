@@ -1,0 +1,48 @@
+"""Learning-rate schedules: pure functions of the step, so that a resume needs no state.
+
+Every schedule rises linearly from 0 over `warmup_steps` and then follows its own curve. `step` counts updates
+already made, so the first update of a run without warm-up has the peak rate.
+"""
+
+import math
+from collections.abc import Callable
+
+from moe_train.config.kinds import (
+    ConstantScheduleConfig,
+    CosineScheduleConfig,
+    InverseSqrtScheduleConfig,
+    LinearScheduleConfig,
+)
+
+Schedule = Callable[[int], float]
+"""Updates already made -> factor of the peak rate for the next one."""
+
+
+def constant(config: ConstantScheduleConfig, *, steps: int) -> Schedule:
+    """The peak rate."""
+    return _warm(config.warmup_steps, lambda _: 1.0)
+
+
+def cosine(config: CosineScheduleConfig, *, steps: int) -> Schedule:
+    """Half a cosine down to `final_fraction` at the last step   # SGDR (1608.03983) eq. 5."""
+    span, low = max(1, steps - config.warmup_steps), config.final_fraction
+    return _warm(
+        config.warmup_steps, lambda done: low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, done / span)))
+    )
+
+
+def linear(config: LinearScheduleConfig, *, steps: int) -> Schedule:
+    """A straight line down to `final_fraction` at the last step."""
+    span, low = max(1, steps - config.warmup_steps), config.final_fraction
+    return _warm(config.warmup_steps, lambda done: 1 - (1 - low) * min(1.0, done / span))
+
+
+def inverse_sqrt(config: InverseSqrtScheduleConfig, *, steps: int) -> Schedule:
+    """sqrt(warmup / step), continuous at the end of the warm-up   # T5 (1910.10683) sec. 3.1.2."""
+    start = max(1, config.warmup_steps)
+    return _warm(config.warmup_steps, lambda done: math.sqrt(start / (start + done)))
+
+
+def _warm(warmup_steps: int, curve: Schedule) -> Schedule:
+    """A linear rise, then `curve` of the steps made since."""
+    return lambda step: (step + 1) / warmup_steps if step < warmup_steps else curve(step - warmup_steps)

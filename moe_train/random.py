@@ -1,0 +1,71 @@
+"""Random numbers as a function of where they are used: (seed, step, site, sequence, element).
+
+Nothing here has a state. A draw depends neither on the rank nor on how many draws came before, so every layout of
+workers, every accumulation and every resume sees the same numbers. On CPU and CUDA the bits are the same too.
+B sequences.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+_LOW_32 = 0xFFFFFFFF
+
+
+@dataclass(frozen=True)
+class RandomStream:
+    """The draws of one training step for the sequences of one microbatch."""
+
+    seed: int
+    step: int
+    sequence_ids: Int[Tensor, " B"]
+
+    def uniform(self, site: str, *shape: int) -> Float[Tensor, "B ..."]:
+        """Uniform numbers in [0, 1) of shape [B, *shape]; `site` names the place in the model that draws."""
+        low, high = self._keys(site)
+        count = 1
+        for size in shape:
+            count *= size
+        bits = torch.arange(count, dtype=torch.int32, device=self.sequence_ids.device)
+        bits = _mix(bits.mul(_signed(0x9E3779B9)).unsqueeze(0) + low.unsqueeze(1), high.unsqueeze(1))
+        return bits.bitwise_and_(0xFFFFFF).to(torch.float32).mul_(2.0**-24).view(-1, *shape)
+
+    def _keys(self, site: str) -> tuple[Int[Tensor, " B"], Int[Tensor, " B"]]:
+        """Two 32-bit keys for each sequence."""
+        base = _digest(self.seed, self.step, site)
+        ids = self.sequence_ids
+        keys = []
+        for shift in (0, 32):
+            word = _signed((base >> shift) & _LOW_32)
+            low, high = ids.to(torch.int32), (ids >> 31).to(torch.int32)
+            keys.append(_mix(low + word, high ^ _signed(0x85EBCA6B + shift)))
+        return keys[0], keys[1]
+
+
+def _mix(bits: Int[Tensor, "..."], key: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+    """A 32-bit integer hash (xor-shift and multiply, twice), with `key` stirred in between; in place on `bits`."""
+    bits = bits.bitwise_xor_((bits >> 16).bitwise_and_(0xFFFF)).mul_(_signed(0x7FEB352D))
+    bits = bits.bitwise_xor_(key)
+    bits = bits.bitwise_xor_((bits >> 15).bitwise_and_(0x1FFFF)).mul_(_signed(0x846CA68B))
+    return bits.bitwise_xor_((bits >> 16).bitwise_and_(0xFFFF))
+
+
+@lru_cache(maxsize=1024)
+def _digest(seed: int, step: int, site: str) -> int:
+    """64 bits that any two (seed, step, site) hardly share."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{step}/{site}".encode(), digest_size=8).digest(), "little")
+
+
+def _signed(word: int) -> int:
+    """A 32-bit word as the signed integer with the same bits."""
+    word &= _LOW_32
+    return word - (1 << 32) if word >= 1 << 31 else word
+
+
+def generator_for(seed: int, name: str) -> torch.Generator:
+    """A CPU generator for what is drawn once, such as the initial value of a parameter called `name`."""
+    return torch.Generator().manual_seed(_digest(seed, 0, name))
