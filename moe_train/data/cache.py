@@ -1,8 +1,8 @@
 """The cache: entries that are whole or absent, built once however many processes ask for them.
 
-An entry is a folder whose `meta.json` gives size and hash of every other file in it. It is filled beside its place,
-synced and renamed, so that a kill at any moment leaves nothing that could be taken for an entry; a damaged entry is
-built again.
+An entry is a folder whose `meta.json` gives size and hash of every other file in it. It is filled beside its
+place, synced and renamed, so that a kill at any moment leaves nothing that could be taken for an entry; a
+damaged entry is built again.
 """
 
 import fcntl
@@ -57,7 +57,7 @@ def obtain(entry: Path, fill: Callable[[Path], Facts], progress: Callable[[str],
 def verified(entry: Path) -> Facts:
     """The facts of `entry`, all of whose files are checked.
 
-    Raises FileNotFoundError if there is no such entry, DamagedEntryError if a file is missing or not as it was written.
+    Raises FileNotFoundError if there is no such entry, DamagedEntryError if a file is missing or altered.
     """
     try:
         meta = json.loads((entry / META).read_bytes())
@@ -74,7 +74,7 @@ def verified(entry: Path) -> Facts:
 
 
 def _verified_or_built(entry: Path, fill: Callable[[Path], Facts], progress: Callable[[str], None]) -> Facts:
-    """Under the lock: another process may have built the entry, and whoever left something unfinished is dead."""
+    """Under the lock: another may have built the entry, and whoever left something unfinished is dead."""
     for leftover in entry.parent.glob(f"{entry.name}{UNFINISHED}*"):
         shutil.rmtree(leftover)
     try:

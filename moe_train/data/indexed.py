@@ -1,8 +1,8 @@
-"""Token files in Megatron's .bin/.idx format (MMIDIDX, version 1), written in one pass and read by memory map.
+"""Token files in Megatron's .bin/.idx format (MMIDIDX, version 1): written in one pass, read by memory map.
 
-PREFIX.bin holds the tokens of all sequences one after the other; PREFIX.idx says where each sequence begins and
-which sequences make a document. Ours is a small module because importing megatron-core's costs seconds; the test
-reads and writes each other's files.
+PREFIX.bin holds the tokens of all sequences one after the other; PREFIX.idx says where each sequence begins
+and which sequences make a document. Ours is a small module because importing megatron-core's costs seconds;
+the test reads and writes each other's files.
 """
 
 import struct
@@ -96,7 +96,8 @@ class IndexedTokens:
         expected = int(lengths.sum(dtype=np.int64))
         if len(tokens) != expected:
             raise DataError(
-                f"token file {prefix}: .bin holds {len(tokens)} tokens where .idx says {expected}; build it again"
+                f"token file {prefix}: .bin holds {len(tokens)} tokens where .idx says {expected}; "
+                "build it again"
             )
         return cls(tokens, lengths, borders)
 
@@ -119,7 +120,7 @@ def _pointers(lengths: NDArray[np.int32], itemsize: int) -> NDArray[np.int64]:
 
 
 def _parse_index(index: bytes) -> tuple[type[np.integer], NDArray[np.int32], NDArray[np.int64]]:
-    """Token type, sequence lengths and document borders. Raises ValueError or struct.error on another format."""
+    """Token type, sequence lengths, document borders. Raises ValueError or struct.error on another format."""
     magic, version, code, num_sequences, num_borders = HEADER.unpack_from(index)
     if magic != MAGIC or version != VERSION or code not in DTYPES:
         raise ValueError(f"its index starts with {magic!r}, version {version}, token type {code}")

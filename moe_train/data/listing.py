@@ -1,7 +1,7 @@
-"""What a corpus holds, without its text: every document's name, hash and size, and which ones are for validation.
+"""What a corpus holds, without its text: each document's name, hash and size, and which are for validation.
 
-The split is by document, never by offset, so no text is on both sides. It depends on names alone: the same files
-give the same split on every machine.
+The split is by document, never by offset, so no text is on both sides. It depends on names alone: the same
+files give the same split on every machine.
 """
 
 import hashlib
@@ -44,14 +44,14 @@ def list_documents(documents: Iterable[Document]) -> list[Listed]:
 
 
 def validation_names(listing: Sequence[Listed], validation_fraction: float) -> frozenset[str]:
-    """The names of the documents kept for validation: a share of the documents, chosen by a hash of their names.
+    """The names of the documents kept for validation: a share of all, chosen by a hash of their names.
 
     At least one document is on each side. Raises DataError if there is only one.
     """
     if len(listing) < 2:
         raise DataError(
-            f"data.validation_fraction={validation_fraction}: a corpus of one document ({listing[0].name}) cannot be "
-            "split, because text is split by document, never inside one; cut it into at least two files"
+            f"data.validation_fraction={validation_fraction}: a corpus of one document ({listing[0].name}) "
+            "cannot be split, because text is split by document, never inside one; cut it into at least two files"
         )
     wanted = round(validation_fraction * len(listing))
     count = min(max(wanted, 1), len(listing) - 1)
@@ -60,7 +60,7 @@ def validation_names(listing: Sequence[Listed], validation_fraction: float) -> f
 
 
 def fingerprint(listing: Sequence[Listed], config: DataConfig) -> str:
-    """A SHA-256 of all that decides the tokens: documents, split and tokenizer, but not where the corpus lies."""
+    """A SHA-256 of all that decides the tokens: documents, split and tokenizer, not where the corpus lies."""
     settings = {
         "format": FORMAT,
         "validation_fraction": config.validation_fraction,

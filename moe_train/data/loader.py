@@ -1,4 +1,4 @@
-"""From token streams to batches, without state: a batch is a function of the seed and the number of the update.
+"""From token streams to batches, without state: a batch is a function of the seed and the update's number.
 
 All workers see one global order, of which each takes its share; so a run that goes on with another number of
 workers, or from any step, sees the same global batches. B sequences, S tokens.
@@ -18,12 +18,15 @@ from moe_train.errors import DataError
 class Loader:
     """Training batches: windows of the stream in an order drawn anew for every epoch.
 
-    Window w is the tokens w*S .. w*S + S: S inputs and, shifted by one, their targets. The windows that do not fill
-    a global batch at the end of an epoch are left out of that epoch.
+    Window w is the tokens w*S .. w*S + S: S inputs and, shifted by one, their targets. The windows that do
+    not fill a global batch at the end of an epoch are left out of that epoch.
     """
 
     def __init__(self, tokens: IndexedTokens, sequence_length: int, global_batch: int, seed: int) -> None:
-        """Serve `global_batch` sequences of `sequence_length` tokens per update. Raises DataError if there are too few."""
+        """Serve `global_batch` sequences of `sequence_length` tokens per update.
+
+        Raises DataError if there are fewer than one batch of them.
+        """
         self._tokens = tokens
         self._sequence_length = sequence_length
         self._global_batch = global_batch
@@ -32,8 +35,9 @@ class Loader:
         """Updates until the order is drawn anew."""
         if self.steps_per_epoch == 0:
             raise DataError(
-                f"data.global_batch={global_batch}: the {len(tokens.tokens)} training tokens make only {num_windows} "
-                f"sequences of data.sequence_length={sequence_length}; use a smaller batch, shorter sequences or more text"
+                f"data.global_batch={global_batch}: the {len(tokens.tokens)} training tokens make only "
+                f"{num_windows} sequences of data.sequence_length={sequence_length}; "
+                "use a smaller batch, shorter sequences or more text"
             )
 
         @lru_cache(maxsize=1)
@@ -48,10 +52,10 @@ class Loader:
         return self._order(epoch)[place * self._global_batch : (place + 1) * self._global_batch]
 
     def batch(self, step: int, data_rank: int, data_degree: int, micro_batch: int | None) -> list[Batch]:
-        """Rank `data_rank`'s share of update `step`, cut into microbatches of `micro_batch` sequences (None: one).
+        """Rank `data_rank`'s share of update `step`, in microbatches of `micro_batch` sequences (None: one).
 
-        The shares of ranks 0, 1, ... one after the other are the global batch; `sequence_ids` count its sequences
-        through the whole run.
+        The shares of ranks 0, 1, ... one after the other are the global batch; `sequence_ids` count its
+        sequences through the whole run.
         """
         share, rest = divmod(self._global_batch, data_degree)
         size = micro_batch or share
@@ -79,21 +83,22 @@ def validation_batches(
     micro_batch: int,
     group_sequences: int = 1,
 ) -> list[Batch]:
-    """Rank `data_rank`'s share of the validation set: at most `num_sequences` windows, spread evenly over the stream.
+    """Rank `data_rank`'s share of the validation set: up to `num_sequences` windows, evenly spread.
 
     The set is the same each time and on every layout. Ranks get equally many batches, none empty, so that
-    collectives meet; the batches differ by one group of `group_sequences` at most, so a mean over ranks must be
-    weighted by tokens. They hold at most `micro_batch` sequences, or one group more where the set cannot be shared
-    out evenly. `sequence_ids` are the windows' numbers. Raises DataError if there is not a group for every rank.
+    collectives meet; the batches differ by one group of `group_sequences` at most, so a mean over ranks must
+    be weighted by tokens. They hold at most `micro_batch` sequences, or one group more where the set cannot
+    be shared out evenly. `sequence_ids` are the windows' numbers. Raises DataError if there is not a group
+    for every rank.
     """
     num_windows = _num_windows(tokens, sequence_length)
     num_groups = min(num_sequences, num_windows) // group_sequences
     if num_groups < data_degree:
         raise DataError(
             f"data.validation_sequences={num_sequences}: the {len(tokens.tokens)} validation tokens make "
-            f"{num_windows} sequences of data.sequence_length={sequence_length}, so that only {num_groups} groups of "
-            f"moe.group_sequences={group_sequences} can be shared out over {data_degree} workers; raise "
-            "data.validation_sequences or data.validation_fraction, or use shorter sequences"
+            f"{num_windows} sequences of data.sequence_length={sequence_length}, so that only {num_groups} "
+            f"groups of moe.group_sequences={group_sequences} can be shared out over {data_degree} workers; "
+            "raise data.validation_sequences or data.validation_fraction, or use shorter sequences"
         )
     count = num_groups * group_sequences
     groups = (np.arange(count) * num_windows // count).reshape(num_groups, group_sequences)

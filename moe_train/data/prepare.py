@@ -1,7 +1,7 @@
 """From a corpus to token files, built once and cached: list, split, learn the tokenizer, encode.
 
-The corpus is read anew in each pass rather than held in memory. What a pass reads is checked against the listing,
-so a file that changes meanwhile is found. `loader.py` reads what this makes.
+The corpus is read anew in each pass rather than held in memory. What a pass reads is checked against the
+listing, so a file that changes meanwhile is found. `loader.py` reads what this makes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -86,11 +86,21 @@ def find_source(config: DataConfig, cache_dir: Path, progress: Progress) -> Sour
 def prepare(config: DataConfig, cache_dir: Path, progress: Progress) -> PreparedData:
     """The tokens of the corpus that `config` names, from the cache if they are there.
 
-    Any number of processes may call this at once. Raises DataError if the corpus cannot be read or split, does not
-    suit the tokenizer, or changes while it is read, and if the cache cannot be written.
+    Any number of processes may call this at once. Raises DataError if the corpus cannot be read or split,
+    does not suit the tokenizer, or changes while it is read, and if the cache cannot be written.
     """
     source = find_source(config, cache_dir, progress)
+    build_tokens(source, progress)
+    return open_prepared(source)
+
+
+def build_tokens(source: Source, progress: Progress) -> None:
+    """Put the tokens of `source` into the cache, unless they are there. Raises DataError as `prepare` does."""
     obtain(source.folder, lambda folder: _fill(folder, source, progress), progress)
+
+
+def open_prepared(source: Source) -> PreparedData:
+    """The tokens of a source that has been built. Raises DataError if they cannot be read."""
     return PreparedData(
         folder=source.folder,
         tokenizer_file=source.folder / "tokenizer.json",
@@ -131,7 +141,7 @@ def _encode(source: Source, tokenizer: Tokenizer, progress: Progress) -> Iterato
 
 
 def _read(source: Source) -> Iterator[Document]:
-    """The documents again, which must be those that were listed; what there is to say was said the first time."""
+    """The documents again, which must be those that were listed; what is left out was said the first time."""
     documents = source.corpus.documents(source.cache_dir, lambda _: None)
     for listed, document in zip_longest(source.listing, documents):
         if document is None or listed != Listed.of(document):

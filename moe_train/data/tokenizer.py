@@ -1,7 +1,7 @@
-"""Byte-level byte-pair encoding, by Hugging Face's `tokenizers`: any text can be encoded, and decodes to itself.
+"""Byte-level byte-pair encoding, by Hugging Face's `tokenizers`: any text is encoded and decodes to itself.
 
-Two special tokens come first: `<pad>` (0) and `<eos>` (1), which ends every document. Text that spells a special
-token's name is encoded as ordinary text.
+Two special tokens come first: `<pad>` (0) and `<eos>` (1), which ends every document. Text that spells a
+special token's name is encoded as ordinary text.
 """
 
 from collections.abc import Iterable, Sequence
@@ -85,7 +85,8 @@ class BPETokenizer:
         found = self._backend.get_vocab_size()
         if found != self._config.vocab_size:
             raise DataError(
-                f"data.tokenizer.vocab_size={self._config.vocab_size}: {file} has {found} entries; use the recipe it was built with"
+                f"data.tokenizer.vocab_size={self._config.vocab_size}: {file} has {found} entries; "
+                "use the recipe it was built with"
             )
         self._encode_special_tokens_as_text()
 

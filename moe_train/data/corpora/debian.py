@@ -1,7 +1,7 @@
 """Prose from Debian's documentation packages: essays, manuals, two dictionaries, sayings; about 65 MB in all.
 
-Sources differ clearly by domain, which shows in what experts specialise on. Packages are fetched once and kept as
-text in the cache, with the version and the hash of the .deb; paragraphs are unique over all packages.
+Sources differ clearly by domain, which shows in what experts specialise on. Packages are fetched once and
+kept as text in the cache, with the version and the hash of the .deb; paragraphs are unique over all packages.
 """
 
 import gzip
@@ -9,6 +9,7 @@ import hashlib
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from moe_train.config.kinds import DebianCorpusConfig
@@ -81,12 +82,13 @@ class DebianCorpus:
         for name in self._packages:
             if name not in SOURCES:
                 raise DataError(
-                    f"data.corpus.packages: {name} is not a package this corpus can read; choose from {', '.join(SOURCES)}"
+                    f"data.corpus.packages: {name} is not a package this corpus can read; "
+                    f"choose from {', '.join(SOURCES)}"
                 )
         seen: set[bytes] = set()
         for name in dict.fromkeys(self._packages):
             folder = cache_dir / "debian" / name
-            obtain(folder, lambda folder, name=name: _fetch(name, folder, progress), progress)
+            obtain(folder, partial(_fetch, name, progress), progress)
             for document in read_documents(folder):
                 text = "\n".join(line for line in document.text.split("\n") if _is_new(line, seen))
                 if text:
@@ -108,7 +110,7 @@ def read_package(name: str, root: Path) -> Iterator[Document]:
             yield Document(f"{name}/{relative.as_posix()}{part}", "\n".join(found[start : start + size]))
 
 
-def _fetch(name: str, folder: Path, progress: Progress) -> Facts:
+def _fetch(name: str, progress: Progress, folder: Path) -> Facts:
     """Fill a cache entry with the text of package `name`."""
     progress(f"fetching Debian package {name}")
     with tempfile.TemporaryDirectory(dir=folder) as scratch:

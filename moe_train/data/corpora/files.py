@@ -26,8 +26,8 @@ class FilesCorpus:
     def documents(self, cache_dir: Path, progress: Progress) -> Iterator[Document]:
         """The files in the order of their relative names.
 
-        A file that is not UTF-8 is left out, and `progress` is told how many were. Raises DataError for a path
-        that is not there, a file or folder that cannot be read, and a corpus without text.
+        A file that is not UTF-8 is left out, and `progress` is told how many were. Raises DataError for a
+        path that is not there, a file or folder that cannot be read, and a corpus without text.
         """
         root, paths = self._find()
         skipped: list[Path] = []
@@ -45,7 +45,8 @@ class FilesCorpus:
                 yield Document(name, text)
         if skipped:
             progress(
-                f"{len(skipped)} of {len(paths)} files are not UTF-8 and are left out; the first is {skipped[0]}"
+                f"{len(skipped)} of {len(paths)} files are not UTF-8 and are left out; "
+                f"the first is {skipped[0]}"
             )
         if not found:
             raise DataError(self._without_text(len(paths)))
@@ -63,8 +64,8 @@ class FilesCorpus:
             return _fixed_part(given), [match for match in matches if not match.is_dir()]
         if not given.exists():
             raise DataError(
-                f"data.corpus.path={self._config.path}: there is no such file or folder; correct the path "
-                "(it is relative to the working directory), or leave it out to train on Python's standard library"
+                f"data.corpus.path={self._config.path}: there is no such file or folder; correct the path (it "
+                "is relative to the working directory), or leave it out to train on Python's standard library"
             )
         return given.parent, [given]
 
@@ -104,5 +105,6 @@ def _relative(path: Path, root: Path) -> str:
 
 def _unreadable(path: Path | str, error: OSError) -> DataError:
     return DataError(
-        f"data.corpus.path: {path} cannot be read ({error.strerror}); correct its permissions or move it out of the corpus"
+        f"data.corpus.path: {path} cannot be read ({error.strerror}); "
+        "correct its permissions or move it out of the corpus"
     )

@@ -1,7 +1,7 @@
 """Prose out of documentation formats: pure functions from a file's text to its paragraphs.
 
-A paragraph counts as prose if it has at least 8 words and more than 82 % of it is letters and spaces; code, tables,
-lists of options and menus fail that. `debian.py` says which format each package has.
+A paragraph counts as prose if it has at least 8 words and more than 82 % of it is letters and spaces; code,
+tables, lists of options and menus fail that. `debian.py` says which format each package has.
 """
 
 import re
@@ -13,11 +13,12 @@ MIN_LETTERS = 0.82
 """Share of letters and spaces in a paragraph of prose."""
 
 INLINE = frozenset(
-    "a abbr acronym b big cite code dfn em font i kbd q s samp small span strong sub sup tt u var".split()
+    {"a", "abbr", "acronym", "b", "big", "cite", "code", "dfn", "em", "font", "i", "kbd", "q", "s", "samp"}
+    | {"small", "span", "strong", "sub", "sup", "tt", "u", "var"}
 )
 """HTML elements that do not end a paragraph; those of Mallard below."""
-INLINE_MALLARD = frozenset("app cmd gui guiseq input key keyseq link output sys".split())
-WITHOUT_PROSE = frozenset("head nav pre screen script style".split())
+INLINE_MALLARD = frozenset({"app", "cmd", "gui", "guiseq", "input", "key", "keyseq", "link", "output", "sys"})
+WITHOUT_PROSE = frozenset({"head", "nav", "pre", "screen", "script", "style"})
 BLANK_LINES = re.compile(r"\n[ \t\f\r]*(?:\n[ \t\f\r]*)+")
 RST_NOT_PROSE = re.compile(r"\t|[ ]{4}|\.\. |::|[-=~^+|*#]{3}")
 """How a block of reStructuredText begins that is code, a directive, a table or a rule."""
@@ -57,7 +58,7 @@ def fortunes(text: str) -> list[str]:
 
 
 def wordnet(text: str) -> list[str]:
-    """The glosses: what stands behind the bar of each entry. Lines that begin with a space are the licence."""
+    """The glosses, which stand behind each entry's bar. Lines that begin with a space are the licence."""
     entries = (line.partition("|") for line in text.splitlines() if not line.startswith(" "))
     return [gloss for _, bar, gloss in entries if bar]
 

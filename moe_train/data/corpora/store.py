@@ -1,4 +1,7 @@
-"""Documents kept on disk as JSON lines, for sources that must be fetched: once fetched, no network is needed."""
+"""Documents on disk as JSON lines, for sources that must be fetched: fetched once, they need no network.
+
+The file lies in a cache entry (`data/cache.py`), which guards it against half-written and damaged content.
+"""
 
 import json
 from collections.abc import Iterable, Iterator

@@ -1,0 +1,108 @@
+"""`moe-train data build` and `moe-train data info`: tokens before a run needs them, and what a corpus is made of.
+
+On a cluster whose workers have no network, `build` on a machine that has one fills a shared cache.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from moe_train.config.check import require_sound
+from moe_train.config.load import load_recipe
+from moe_train.config.registry import build as build_kind
+from moe_train.config.schema import Recipe
+from moe_train.data.cache import DamagedEntryError, cache_dir, verified
+from moe_train.data.prepare import PreparedData, Source, build_tokens, find_source, open_prepared
+from moe_train.data.tokenizer import Tokenizer
+
+SAMPLE_TOKENS = 48
+
+
+def main(argv: list[str], cache_override: str | None) -> int:
+    """Run `data build|info` with `argv`; `cache_override` is the value of MOE_TRAIN_CACHE.
+
+    Returns the exit code. Raises RecipeError or DataError for a recipe or a corpus that cannot be used.
+    """
+    parser = argparse.ArgumentParser(
+        prog="moe-train data", description="Build and describe corpora and tokenizers."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, purpose in (
+        (
+            "build",
+            "split a recipe's corpus, learn its tokenizer and encode it; from the cache if that was done",
+        ),
+        ("info", "say what a recipe's corpus is made of, and show a sample if it has been built"),
+    ):
+        command = commands.add_parser(name, help=purpose, description=purpose)
+        command.add_argument("recipe", help="a recipe, for example recipes/switch/tiny.yaml")
+        command.add_argument(
+            "overrides", nargs="*", metavar="key=value", help="for example data.corpus.path=docs"
+        )
+    arguments = parser.parse_args(argv)
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    require_sound(recipe)
+    return (build if arguments.command == "build" else info)(recipe, cache_dir(cache_override))
+
+
+def build(recipe: Recipe, cache: Path) -> int:
+    """Build the tokens of `recipe`, unless the cache has them, and describe them."""
+    source = find_source(recipe.data, cache, _report)
+    build_tokens(source, _report)
+    _print(_describe_source(source))
+    _print(_describe_tokens(open_prepared(source)))
+    return 0
+
+
+def info(recipe: Recipe, cache: Path) -> int:
+    """Describe the corpus of `recipe`, and its tokens with a sample if they have been built."""
+    source = find_source(recipe.data, cache, _report)
+    _print(_describe_source(source))
+    try:
+        verified(source.folder)
+    except FileNotFoundError:
+        print("tokens       not built yet: `moe-train data build` or a run builds them")
+        return 0
+    except DamagedEntryError as damage:
+        print(f"tokens       damaged ({damage}): `moe-train data build` or a run builds them again")
+        return 0
+    prepared = open_prepared(source)
+    _print(_describe_tokens(prepared))
+    print(f"sample       {_sample(recipe, prepared)!r}")
+    return 0
+
+
+def _describe_source(source: Source) -> Iterator[tuple[str, str]]:
+    num_validation = len(source.validation)
+    yield "corpus", source.config.corpus.kind
+    yield "documents", f"{len(source.listing):,}"
+    yield "bytes", f"{source.num_bytes:,}"
+    yield (
+        "split",
+        f"{len(source.listing) - num_validation:,} training, {num_validation:,} validation documents",
+    )
+    yield "fingerprint", source.fingerprint
+
+
+def _describe_tokens(prepared: PreparedData) -> Iterator[tuple[str, str]]:
+    train, validation = len(prepared.train.tokens), len(prepared.validation.tokens)
+    yield "tokens", f"{prepared.num_tokens:,} ({train:,} training, {validation:,} validation)"
+    yield "compression", f"{prepared.bytes_per_token:.2f} bytes per token"
+    yield "cache", str(prepared.folder)
+
+
+def _sample(recipe: Recipe, prepared: PreparedData) -> str:
+    """The beginning of the validation text, decoded."""
+    tokenizer: Tokenizer = build_kind("data.tokenizer", recipe.data.tokenizer)
+    tokenizer.load(prepared.tokenizer_file)
+    return tokenizer.decode(prepared.validation.tokens[:SAMPLE_TOKENS].tolist())
+
+
+def _print(lines: Iterable[tuple[str, str]]) -> None:
+    for label, value in lines:
+        print(f"{label:<13}{value}")
+
+
+def _report(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)

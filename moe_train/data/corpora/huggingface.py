@@ -1,0 +1,82 @@
+"""A data set of the Hugging Face hub, streamed, or a folder with one (JSON lines, Parquet, CSV, text).
+
+What comes from the hub is kept as text in the cache, so a run that goes on needs no network; a folder is read each
+time, so that changed files are noticed.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from moe_train.config.kinds import HuggingFaceCorpusConfig
+from moe_train.data.cache import Facts, obtain
+from moe_train.data.corpora.corpus import Document, Progress
+from moe_train.data.corpora.store import read_documents, write_documents
+from moe_train.errors import DataError
+
+DOCUMENTS_PER_REPORT = 10_000
+
+
+class HuggingFaceCorpus:
+    """Every row is a document, named by its number; rows without any text are none."""
+
+    def __init__(self, config: HuggingFaceCorpusConfig) -> None:
+        self._config = config
+
+    def documents(self, cache_dir: Path, progress: Progress) -> Iterator[Document]:
+        """The rows in the data set's order, up to `max_documents`.
+
+        Raises DataError if `datasets` is not installed, the data set cannot be reached or read, or has no such
+        text field.
+        """
+        if Path(self._config.path).expanduser().is_dir():
+            return self._stream(progress)
+        settings = asdict(self._config)
+        key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
+        folder = cache_dir / "huggingface" / key
+
+        def fetch(unfinished: Path) -> Facts:
+            progress(f"fetching {self._config.path} from the Hugging Face hub")
+            return {**settings, "documents": write_documents(unfinished, self._stream(progress))}
+
+        obtain(folder, fetch, progress)
+        return read_documents(folder)
+
+    def _stream(self, progress: Progress) -> Iterator[Document]:
+        for number, row in enumerate(islice(self._rows(), self._config.max_documents)):
+            text = row.get(self._config.text_field)
+            if not isinstance(text, str):
+                fields = ", ".join(name for name, value in row.items() if isinstance(value, str))
+                raise DataError(
+                    f"data.corpus.text_field={self._config.text_field}: is not a field with text in row {number} of "
+                    f"{self._config.path}; choose one of {fields or 'another data set, as this has none'}"
+                )
+            if text.strip():
+                yield Document(f"{number:09d}", text)
+            if (number + 1) % DOCUMENTS_PER_REPORT == 0:
+                progress(f"read {number + 1} rows of {self._config.path}")
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        try:
+            import datasets
+        except ImportError:
+            raise DataError(
+                "data.corpus.kind=huggingface: needs the package datasets, which is not installed; "
+                "run pip install 'moe-train[huggingface]', or use data.corpus.kind=files"
+            ) from None
+        path = Path(self._config.path).expanduser()
+        source = str(path) if path.is_dir() else self._config.path
+        try:
+            yield from datasets.load_dataset(
+                source, self._config.name, split=self._config.split, streaming=True
+            )
+        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+            raise DataError(
+                f"data.corpus.path={self._config.path}: cannot be read as a data set with "
+                f"name={self._config.name} and split={self._config.split} ({' '.join(str(error).split())}); "
+                "check these three keys and, unless it is a local folder, the network"
+            ) from None
