@@ -1,11 +1,11 @@
-"""Small text files that are replaced in one step: a reader sees the old content or the new, never a part of it."""
+"""Small text files, replaced in one step: a reader sees the old content or the new, never a part of it."""
 
 import os
 from pathlib import Path
 
 
 def replace_text(path: Path, text: str, durable: bool = False) -> None:
-    """Make `text` the content of `path`; with `durable`, it is on the disk when this returns. Raises OSError."""
+    """Make `text` the content of `path`; `durable`: it is on the disk on return. Raises OSError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w") as file:

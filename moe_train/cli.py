@@ -1,7 +1,7 @@
 """The command line. Every command imports what it needs when it runs, so that help and errors come at once.
 
-`run` is in launch.py, `show` in show.py; `monitor`, `ckpt` and `data` belong to their packages, which parse their
-own arguments. This is one of the two places that read the environment.
+`run` is in launch.py, `show` in show.py; `monitor`, `ckpt` and `data` belong to their packages, which parse
+their own arguments. This is one of the two places that read the environment.
 """
 
 import argparse
@@ -22,10 +22,10 @@ EPILOG = """\
 examples:
   moe-train run recipes/switch/tiny.yaml                            one worker, here, now
   moe-train run recipes/switch/tiny.yaml --workers 4 parallel.expert=2 optim.lr=1e-3
-  moe-train show recipes/switch/tiny.yaml                           what it would be, and what is wrong with it
+  moe-train show recipes/switch/tiny.yaml                           what it would be, and its problems
   moe-train monitor runs/switch-tiny --html experts.html            what the experts did
 
-exit codes: 0 done, 1 failed, 2 the command line or the recipe cannot be used, 75 stopped, saved and resumable.
+exit codes: 0 done, 1 failed, 2 the command line or the recipe cannot be used, 75 stopped and saved.
 MOE_TRAIN_DEBUG=1 shows tracebacks; MOE_TRAIN_CACHE=DIR keeps corpora and tokenizers elsewhere.
 """
 RUN_EPILOG = """\
@@ -36,7 +36,8 @@ examples:
   moe-train run recipes/switch/tiny.yaml --resume never             start afresh; the old run is moved aside
   moe-train run recipes/switch/tiny.yaml --max-restarts 3           go on by itself after a worker's death
 
-Ctrl-C or SIGTERM: all workers save at the same step and end with exit code 75; the same command goes on from there.
+Ctrl-C or SIGTERM: all workers save at the same step and end with exit code 75;
+the same command goes on from there.
 """
 SHOW_EPILOG = """\
 examples:
@@ -53,7 +54,7 @@ DELEGATED = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code. Every error that moe-train can explain is printed as one message."""
+    """Run one command, return its exit code. An error that moe-train can explain becomes one message."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         return _dispatch(arguments)
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("moe-train: interrupted; checkpoints written before are intact", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output has gone (`moe-train show R | head`); Python must not flush into it at exit.
+        # The reader of our output has gone (`moe-train show R | head`); Python must not flush into it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return INTERRUPTED
 
@@ -114,11 +115,15 @@ def _show(options: argparse.Namespace) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     plain = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("moe-train", description=DESCRIPTION, epilog=EPILOG, formatter_class=plain)
+    parser = argparse.ArgumentParser(
+        "moe-train", description=DESCRIPTION, epilog=EPILOG, formatter_class=plain
+    )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    run = commands.add_parser("run", help="train, or go on training", epilog=RUN_EPILOG, formatter_class=plain)
+    run = commands.add_parser(
+        "run", help="train, or go on training", epilog=RUN_EPILOG, formatter_class=plain
+    )
     _add_recipe(run)
     run.add_argument("--run-dir", type=Path, metavar="DIR", help="folder of the run (default: runs/NAME)")
     run.add_argument(
@@ -136,7 +141,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="start again from the last checkpoint at most N times after a worker's death (default: 0)",
     )
-    run.add_argument("--dry-run", action="store_true", help="say what would be started; start and write nothing")
+    run.add_argument(
+        "--dry-run", action="store_true", help="say what would be started; start and write nothing"
+    )
 
     show = commands.add_parser(
         "show",
@@ -157,7 +164,10 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
         "overrides", nargs="*", metavar="key=value", help="override a key of the recipe, e.g. optim.lr=1e-3"
     )
     parser.add_argument(
-        "--workers", type=_positive, metavar="N", help="processes (default: parallel.data of the recipe, or 1)"
+        "--workers",
+        type=_positive,
+        metavar="N",
+        help="processes (default: parallel.data of the recipe, or 1)",
     )
 
 

@@ -1,7 +1,7 @@
 """`moe-train run`: a run folder, an attempt in it, and another one if a worker dies and restarts are left.
 
-One worker without restarts runs in this process; everything else goes through `moe_cluster.local`. What is told
-to the person at the terminal is told here.
+One worker without restarts runs in this process; everything else goes through `moe_cluster.local`. What is
+told to the person at the terminal is told here.
 """
 
 import os
@@ -50,7 +50,10 @@ class Launch:
 
 
 def launch(asked: Launch, environment: MutableMapping[str, str]) -> int:
-    """Run what was asked for and return an exit code of the contract. Raises MoETrainError before anything starts."""
+    """Run what was asked for; returns an exit code of the contract.
+
+    Raises MoETrainError, before anything starts, for a recipe or a run folder that cannot be used.
+    """
     recipe = load_recipe(asked.recipe, asked.overrides)
     workers = asked.workers or recipe.parallel.data or 1
     require_sound(recipe, workers)
@@ -67,7 +70,9 @@ def launch(asked: Launch, environment: MutableMapping[str, str]) -> int:
                 _say(f"{run_dir} is finished: step {finished} of steps={recipe.steps}; raise steps to go on")
                 return DONE
         elif asked.resume not in ("auto", "never"):
-            raise UsageError(f"--resume {asked.resume}: {run_dir} holds no run; use --resume auto or its --run-dir")
+            raise UsageError(
+                f"--resume {asked.resume}: {run_dir} holds no run; use --resume auto or its --run-dir"
+            )
         exit_code = _attempts(asked, recipe, workers, folder, environment)
     if exit_code == PREEMPTED:
         _say(f"stopped and saved; go on with: {_resume_line(asked, run_dir)}")
@@ -92,8 +97,11 @@ def _attempts(
             _report(outcome.first_cause, environment)
         if outcome.exit_code != FAILED or restart == asked.max_restarts:
             return outcome.exit_code
-        _say(f"attempt {attempt} failed; restart {restart + 1} of {asked.max_restarts} from the last checkpoint")
-        # What was started afresh is by now a run of its own; a step that was asked for stays the one to go on from.
+        _say(
+            f"attempt {attempt} failed; restart {restart + 1} of {asked.max_restarts} from the last checkpoint"
+        )
+        # What was started afresh is a run by now; a step that was asked for stays the one to go on
+        # from.
         resume = "auto" if resume == "never" else resume
     raise AssertionError("the last attempt returns")
 
@@ -122,7 +130,9 @@ def _show_plan(asked: Launch, recipe: Recipe, workers: int, run_dir: Path) -> in
     job = JobSpec(arguments, workers, run_dir, attempt=1, module=asked.module)
     print(f"run folder  {run_dir}")
     print(f"workers     {workers} with {_threads(recipe, workers)} threads each")
-    print(f"command     {shlex.join(command(job)) if workers > 1 or asked.max_restarts else 'in this process'}")
+    print(
+        f"command     {shlex.join(command(job)) if workers > 1 or asked.max_restarts else 'in this process'}"
+    )
     return DONE
 
 

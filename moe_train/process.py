@@ -1,4 +1,4 @@
-"""What one worker does about itself: its log, heartbeat and error file, its signals, and dying with its launcher.
+"""What one worker does about itself: log, heartbeat, error file, signals, and dying with its launcher.
 
 `train.main` enters a Process before anything slow or fallible, so that every failure of a worker leaves an
 error.json and a signal during start-up is remembered instead of killing. The folders and files are those of
@@ -45,12 +45,12 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 class Process:
     """One worker of one attempt, as a context manager.
 
-    An exception that leaves the block is written to error.json and log.txt, and becomes a SystemExit with the exit
-    code of the contract: no traceback reaches the terminal. KeyboardInterrupt passes unchanged.
+    An exception that leaves the block is written to error.json and log.txt, and becomes a SystemExit with the
+    exit code of the contract: no traceback reaches the terminal. KeyboardInterrupt passes unchanged.
     """
 
     def __init__(self, run_dir: Path, attempt: int, rank: int, launcher: int | None = None) -> None:
-        """`launcher`: process id of the launcher to die with; None if this process was started by a person."""
+        """`launcher`: process id of the launcher to die with; None if a person started this process."""
         self.run_dir, self.attempt, self.rank = run_dir, attempt, rank
         self.folder = rank_dir(run_dir, attempt, rank)
         self.step: int | None = None
@@ -63,7 +63,7 @@ class Process:
 
     @classmethod
     def of_worker(cls, run_dir: Path, environment: Mapping[str, str]) -> "Process":
-        """The worker that `environment` describes, as torch elastic and the launcher of this machine set it."""
+        """The worker that `environment` describes, as torch elastic and this machine's launcher set it."""
         launcher = environment.get(LAUNCHER_VARIABLE)
         return cls(
             run_dir,
@@ -95,7 +95,9 @@ class Process:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._signals_before[number] = signal.signal(number, self._receive)
         self._write_heartbeat()
-        logger.debug("rank %d of attempt %d is process %d on %s", self.rank, self.attempt, os.getpid(), _host())
+        logger.debug(
+            "rank %d of attempt %d is process %d on %s", self.rank, self.attempt, os.getpid(), _host()
+        )
         return self
 
     def __exit__(
@@ -188,7 +190,7 @@ class Process:
 
 
 class _TerminalHandler(logging.Handler):
-    """What moe-train says, to whatever sys.stderr is at that moment: a live view replaces it while it is shown."""
+    """What moe-train says, to whatever sys.stderr is at that moment: a live view replaces it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.name.startswith("moe_train") or record.levelno >= logging.ERROR:

@@ -1,7 +1,7 @@
 """The folder of one run: who may write to it, what it was started with, and which attempt comes next.
 
-A launcher holds a lock on it for as long as it lives, so two runs never share a folder. A resume keeps the model
-and the data of the run; everything else may change.
+A launcher holds a lock on it for as long as it lives, so two runs never share a folder. A resume keeps the
+model and the data of the run; everything else may change.
 """
 
 import fcntl
@@ -22,7 +22,8 @@ RECIPE_FILE = "recipe.yaml"
 FINISHED_FILE = "finished.json"
 LOCK_FILE = "lock"
 
-# A resume that changed one of these would go on with another model, on other data, or in another random order.
+# A resume that changed one of these would go on with another model, on other data, or in another random
+# order.
 FIXED = (
     "seed",
     "model",
@@ -46,7 +47,7 @@ FREE = (
 
 
 class RunFolder:
-    """A run folder held by this process, as a context manager, from the first line of a launch to its last."""
+    """A run folder held by this process, as a context manager, for as long as a launch lasts."""
 
     def __init__(self, run_dir: Path) -> None:
         self.path = run_dir
@@ -109,13 +110,15 @@ class RunFolder:
         try:
             before = to_dict(load_recipe(saved))
         except MoETrainError as error:
-            raise RunError(f"run_dir={self.path}: its recipe cannot be read ({error}); use --resume never") from None
+            raise RunError(
+                f"run_dir={self.path}: its recipe cannot be read ({error}); use --resume never"
+            ) from None
         changed = list(_changes(before, to_dict(recipe)))
         if changed:
             raise UsageError(
                 "\n".join(
-                    f"{key}={_shown(new)}: the run in {self.path} has {key}={_shown(old)}, which a resume must keep; "
-                    f"use that value, --resume never to start afresh, or another --run-dir"
+                    f"{key}={_shown(new)}: {self.path} has {_shown(old)}, which a resume must keep; "
+                    "use that value, --resume never to start afresh, or another --run-dir"
                     for key, old, new in changed
                 )
             )
@@ -127,7 +130,9 @@ class RunFolder:
             (self.path / FINISHED_FILE).unlink(missing_ok=True)
             folders = attempt_dir(self.path, 0).parent
             folders.mkdir(exist_ok=True)
-            number = 1 + max((int(entry.name) for entry in folders.iterdir() if entry.name.isdigit()), default=0)
+            number = 1 + max(
+                (int(entry.name) for entry in folders.iterdir() if entry.name.isdigit()), default=0
+            )
             attempt_dir(self.path, number).mkdir()
         except OSError as error:
             raise _unwritable(self.path, error) from None
@@ -135,7 +140,7 @@ class RunFolder:
 
 
 def mark_finished(run_dir: Path, step: int) -> None:
-    """Say that the run in `run_dir` came to its end at `step`; a resume with more steps goes on from there."""
+    """Say that the run in `run_dir` ended at `step`; a resume with more steps goes on from there."""
     replace_text(run_dir / FINISHED_FILE, json.dumps({"step": step, "exit_code": 0}) + "\n", durable=True)
 
 

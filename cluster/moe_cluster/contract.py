@@ -1,19 +1,20 @@
 """The contract between a launcher and the trainer: arguments, environment, folders, exit codes.
 
-A launcher (this package) starts `python -m moe_train.train` and knows nothing else of training; the trainer knows
-nothing of who started it. All they agree on is on this page, and both import it.
+A launcher (this package) starts `python -m moe_train.train` and knows nothing else of training; the trainer
+knows nothing of who started it. All they agree on is on this page, and both import it.
 
 Arguments   python -m moe_train.train RECIPE --run-dir DIR --resume auto|never|STEP
             RECIPE is a resolved recipe file (no `_base`, no overrides).
-Environment RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT as torch elastic sets them (absent: one worker),
-            and ATTEMPT_VARIABLE and LAUNCHER_VARIABLE below.
+Environment RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT as torch elastic sets them (absent:
+            one worker), and ATTEMPT_VARIABLE and LAUNCHER_VARIABLE below.
 Folders     DIR/attempts/K/rank-R/{log.txt,error.json,heartbeat.json,layout.json}, K counted from 1;
             the launcher's own DIR/attempts/K/launcher.log beside them.
             heartbeat.json is {pid, host, step, time}; it appears once the worker minds signals.
-            error.json is {rank, host, pid, step, time, type, message, traceback, exit_code}; it appears where a
-            worker fails by itself. step is null before the first step; time is in seconds since 1970.
+            error.json is {rank, host, pid, step, time, type, message, traceback, exit_code}; it appears where
+            a worker fails by itself. step is null before the first step; time is in seconds since 1970.
 Exit codes  DONE, FAILED, USAGE, PREEMPTED below.
-Signals     SIGTERM and SIGINT ask a worker to stop: all ranks agree on a step, save it, and end with PREEMPTED.
+Signals     SIGTERM and SIGINT ask a worker to stop: all ranks agree on a step, save it, and end
+            with PREEMPTED.
 """
 
 from pathlib import Path
@@ -28,9 +29,9 @@ PREEMPTED = 75
 """Asked to stop, saved, and resumable: not a failure (75 is EX_TEMPFAIL of sysexits.h)."""
 
 ATTEMPT_VARIABLE = "MOE_TRAIN_ATTEMPT"
-"""Number of this attempt at the run, from 1; what an older attempt commits after a newer one began is not used."""
+"""Number of this attempt at the run, from 1; what an older attempt commits later is not used."""
 LAUNCHER_VARIABLE = "MOE_TRAIN_LAUNCHER_PID"
-"""Process id of a launcher on this host. A worker that finds it gone ends: nobody would ever look after it."""
+"""Process id of a launcher on this host. A worker that finds it gone ends: nobody looks after it."""
 
 TRAINER_MODULE = "moe_train.train"
 

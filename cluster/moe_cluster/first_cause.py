@@ -1,8 +1,8 @@
 """Which rank broke first, and why: found among the traces that all ranks of a dead attempt left behind.
 
-One rank's death makes the others fail on closed connections within milliseconds, so the first error written is
-often a consequence. A rank that was killed leaves no error at all; torch elastic, which was its parent, knows its
-exit code and prints it.
+One rank's death makes the others fail on closed connections within milliseconds, so the first error written
+is often a consequence. A rank that was killed leaves no error at all; torch elastic, which was its parent,
+knows its exit code and prints it.
 """
 
 import json
@@ -60,15 +60,17 @@ class FirstCause:
 
     def __str__(self) -> str:
         who = "the workers' launcher" if self.rank is None else f"rank {self.rank}"
-        when = "before the first step" if self.step is None else f"at step {self.step}"
+        when = "before the first step" if self.step is None else f"after step {self.step}"
         return f"{who} on {self.host} failed {when}: {self.error}\n  read {self.log}"
 
 
 def find_first_cause(attempt: Path, endings: Sequence[Ending]) -> FirstCause:
-    """The first cause of a failed attempt, from its folder and from how its workers ended, first ending first."""
+    """The first cause of a failed attempt, from its folder and its workers' endings, the first one first."""
     errors = sorted(_errors(attempt), key=lambda error: error["time"])
     spoke = {error["rank"] for error in errors}
-    silent = [ending for ending in endings if ending.rank not in spoke and ending.exit_code not in (DONE, PREEMPTED)]
+    silent = [
+        ending for ending in endings if ending.rank not in spoke and ending.exit_code not in (DONE, PREEMPTED)
+    ]
     if silent and silent[0] == endings[0]:
         return _of_ending(attempt, silent[0])
     originals = [error for error in errors if not CONSEQUENCE.search(f"{error['type']}: {error['message']}")]
@@ -112,7 +114,11 @@ def _of_error(attempt: Path, error: dict[str, Any]) -> FirstCause:
 def _of_ending(attempt: Path, ending: Ending) -> FirstCause:
     folder = attempt / f"rank-{ending.rank}"
     heartbeat = folder / HEARTBEAT_FILE
-    last = json.loads(heartbeat.read_text()) if heartbeat.exists() else {"host": socket.gethostname(), "step": None}
+    last = (
+        json.loads(heartbeat.read_text())
+        if heartbeat.exists()
+        else {"host": socket.gethostname(), "step": None}
+    )
     # A worker that never got as far as its own log wrote to what it inherited, the launcher's.
     log = folder / LOG_FILE if heartbeat.exists() else attempt / LAUNCHER_LOG
     return FirstCause(ending.rank, last["host"], last["step"], _death(ending.exit_code), log, FAILED)

@@ -1,7 +1,8 @@
-"""What Linux offers to keep a tree of processes together: parent-death signals, adopted orphans, and who is whose.
+"""What Linux offers to keep a tree of processes together: parent-death signals and adopted orphans.
 
-torch elastic gives every worker a session of its own, so no process group holds them all. A launcher that adopts
-orphans finds every process it caused, however deep, among its own children once the ones between are dead.
+torch elastic gives every worker a session of its own, so no process group holds them all. A launcher that
+adopts orphans finds every process it caused, however deep, among its own children once the ones between are
+dead.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ def _prctl(option: int, value: int) -> None:
 
 
 def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when its parent dies; end at once if process `parent` is already gone."""
+    """Have the kernel kill this process when its parent dies; end at once if `parent` is already gone."""
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if not is_alive(parent):
         os._exit(1)
@@ -52,7 +53,7 @@ def children(parent: int) -> set[int]:
 
 
 def end_children(keep: set[int], patience_s: float) -> None:
-    """Wait for all children of this process but `keep`, killing what still lives after `patience_s` seconds."""
+    """Wait for all children of this process but `keep`; kill those that live after `patience_s` seconds."""
     deadline = time.monotonic() + patience_s
     while left := children(os.getpid()) - keep:
         for pid in left:

@@ -1,7 +1,7 @@
 """The launcher for this machine: torch elastic as a subprocess, one attempt at a time, nothing left behind.
 
-torch elastic runs in a session of its own, so a Ctrl-C at the terminal reaches only the launcher, which asks the
-workers to stop. If the launcher is killed, the kernel kills torch elastic and each worker after it.
+torch elastic runs in a session of its own, so a Ctrl-C at the terminal reaches only the launcher, which asks
+the workers to stop. If the launcher is killed, the kernel kills torch elastic and each worker after it.
 """
 
 import contextlib
@@ -57,9 +57,9 @@ def command(job: JobSpec) -> list[str]:
 
 
 def run_local(job: JobSpec, say: Callable[[str], None]) -> Outcome:
-    """Run one attempt and wait for its end; `say` is told in sentences what a person at the terminal should know.
+    """Run one attempt and wait for its end; `say` is told what a person at the terminal should know.
 
-    For the main thread only: it handles signals, and counts every process that becomes its child as the job's.
+    For the main thread only: it handles signals, and counts every new child of this process as the job's.
     Raises KeyboardInterrupt, all processes gone, when it is interrupted a second time.
     """
     folder = attempt_dir(job.run_dir, job.attempt)

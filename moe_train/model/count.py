@@ -1,8 +1,8 @@
 """Parameters and FLOPs of a recipe's model: the one formula, used by every comparison. Never imports torch.
 
-A product with a weight matrix costs 2 FLOPs per weight and token; attention's two products with the sequence cost
-4 * S * d_model per token and layer. Looking an embedding up is free, the output head is not, norms are not counted.
-The backward pass costs twice the forward pass. V vocabulary, S sequence length, E experts.
+A product with a weight matrix costs 2 FLOPs per weight and token; attention's two products with the sequence
+cost 4 * S * d_model per token and layer. Looking an embedding up is free, the output head is not, norms are
+not counted. The backward pass costs twice the forward pass. V vocabulary, S sequence length, E experts.
 """
 
 from collections.abc import Mapping

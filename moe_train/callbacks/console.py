@@ -1,0 +1,163 @@
+"""What a person at the terminal sees of a run: a live view where there is a terminal, plain lines elsewhere.
+
+The rows are those of metrics.jsonl; a value that is missing or was not finite is shown as `-`.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import IO, Any
+
+from rich.console import Console as RichConsole
+from rich.console import Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+from moe_cluster.contract import DONE, PREEMPTED
+from moe_train.callbacks.callback import Row, RunInfo
+
+
+class Console:
+    """Shows training rows in place and prints validation and event rows as lines. A Callback."""
+
+    def __init__(self, stream: IO[str] | None = None) -> None:
+        """`stream`: where to write; by default what sys.stdout is now."""
+        stream = stream or sys.stdout
+        self._rich = RichConsole(file=stream, highlight=False)
+        self._is_live = stream.isatty()
+        self._live: Live | None = None
+        self._info: RunInfo
+
+    def on_start(self, info: RunInfo) -> None:
+        """Say what is about to run, and open the live view."""
+        self._info = info
+        self._print(_headline(info))
+        if self._is_live:
+            self._live = Live(console=self._rich, refresh_per_second=4)
+            self._live.start()
+
+    def on_row(self, row: Row) -> None:
+        """Show one row."""
+        steps = self._info.recipe.steps
+        if "loss" not in row:
+            self._print(event_line(row))
+        elif self._live is None:
+            self._print(training_line(row, steps))
+        else:
+            self._live.update(_view(row, steps, self._info.moe_layers))
+
+    def on_stop(self, exit_code: int) -> None:
+        """Close the live view and say where to look next."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        for line in _closing_lines(self._info, exit_code):
+            self._print(line)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing to remember."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing was remembered."""
+
+    def _print(self, line: str) -> None:
+        """Print `line` as it is: above the live view, neither wrapped nor read as markup."""
+        self._rich.print(line, markup=False, soft_wrap=True)
+
+
+def training_line(row: Row, steps: int) -> str:
+    """A training row as one line of plain text."""
+    fields = [
+        f"step {row['step']}/{steps}",
+        f"loss {_number(row['loss'])}",
+        f"{_number(row.get('tokens_per_second'), ',.0f')} tokens/s",
+        f"left {_time_left(row, steps)}",
+    ]
+    moe = row.get("moe")
+    if moe and moe["cv"]:
+        fields.append("cv " + " ".join(_number(value, ".2f") for value in moe["cv"]))
+        fields.append("dead " + " ".join(_number(value, ".0%") for value in moe["dead_fraction"]))
+        fields.append(f"dropped {_number(_mean(moe['drop_rate']), '.1%')}")
+    return "  ".join(fields)
+
+
+def event_line(row: Row) -> str:
+    """A validation row or an event row as one line of plain text."""
+    if "validation_loss" in row:
+        return f"step {row['step']}  validation loss {_number(row['validation_loss'], '.4f')}"
+    details = [f"{key}={value}" for key, value in row.items() if key not in ("event", "step")]
+    where = [f"step {row['step']}"] if "step" in row else []
+    return "  ".join([*where, str(row["event"]), *details])
+
+
+def duration(seconds: float) -> str:
+    """45s, 1m20s, 2h05m, 3d04h: the two largest units."""
+    whole = round(seconds)
+    for size, smaller, names in ((86400, 3600, "dh"), (3600, 60, "hm"), (60, 1, "ms")):
+        if whole >= size:
+            return f"{whole // size}{names[0]}{whole % size // smaller:02d}{names[1]}"
+    return f"{whole}s"
+
+
+def _time_left(row: Row, steps: int) -> str:
+    rate = row.get("tokens_per_second")
+    if not rate or not row.get("tokens_seen") or not row["step"]:
+        return "-"
+    tokens_per_step = row["tokens_seen"] / row["step"]
+    return duration((steps - row["step"]) * tokens_per_step / rate)
+
+
+def _view(row: Row, steps: int, layers: Sequence[int]) -> Group:
+    progress = Progress(
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}")
+    )
+    progress.add_task("step", total=steps, completed=row["step"])
+    numbers = Table.grid(padding=(0, 2))
+    numbers.add_row(
+        f"loss {_number(row['loss'])}",
+        f"gradient norm {_number(row.get('grad_norm'))}",
+        f"{_number(row.get('tokens_per_second'), ',.0f')} tokens/s",
+        f"left {_time_left(row, steps)}",
+    )
+    moe = row.get("moe")
+    return Group(progress, numbers, _experts(moe, layers)) if moe and layers else Group(progress, numbers)
+
+
+def _experts(moe: Mapping[str, Any], layers: Sequence[int]) -> Table:
+    table = Table("MoE layer", "load CV", "dead experts", "dropped", box=None, padding=(0, 2))
+    columns = (moe["cv"], moe["dead_fraction"], moe["drop_rate"])
+    for layer, cv, dead, dropped in zip(layers, *columns, strict=True):
+        table.add_row(str(layer), _number(cv, ".2f"), _number(dead, ".0%"), _number(dropped, ".1%"))
+    return table
+
+
+def _headline(info: RunInfo) -> str:
+    size = f"{info.total_parameters:,} parameters, {info.active_parameters:,} active"
+    start = f"from step {info.start_step}" if info.start_step else "from the start"
+    workers = f"{info.workers} worker{'s' if info.workers > 1 else ''}"
+    return f"{info.recipe.name}: {size}; {workers}; attempt {info.attempt}, {start}; {info.run_dir}"
+
+
+def _closing_lines(info: RunInfo, exit_code: int) -> list[str]:
+    ends = {DONE: "done", PREEMPTED: "stopped and saved"}
+    lines = [f"{ends.get(exit_code, 'failed')}; everything is in {info.run_dir}"]
+    if info.moe_layers:
+        page = info.run_dir / "experts.html"
+        lines.append(f"  see the experts:  moe-train monitor {info.run_dir} --html {page}")
+    lines.append(f"  its checkpoints:  moe-train ckpt ls {info.run_dir}")
+    if exit_code == DONE:
+        saved = info.run_dir / "recipe.yaml"
+        more = f"--run-dir {info.run_dir} steps={2 * info.recipe.steps}"
+        lines.append(f"  train on:         moe-train run {saved} {more}")
+    return lines
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _number(value: float | None, form: str = ".3f") -> str:
+    """`value` in `form`; `-` for what is missing or not a number (which alone differs from itself)."""
+    return "-" if value is None or value != value else format(value, form)
