@@ -125,6 +125,7 @@ class WandbSink:
                 disable_git=True,
                 init_timeout=INIT_TIMEOUT_S,
                 finish_timeout=FINISH_TIMEOUT_S,
+                finish_timeout_raises=True,
                 x_disable_stats=True,
                 x_file_stream_transmit_interval=TRANSMIT_INTERVAL_S,
             ),

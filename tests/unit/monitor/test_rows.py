@@ -69,7 +69,13 @@ def test_what_was_rolled_back_does_not_count_before_it_is_reached_again() -> Non
 
 
 def test_the_row_of_the_checkpoint_itself_stays() -> None:
-    rows = [train(20, 1), event(20, 1, "checkpoint"), validation(20, 1), event(20, 2, "resume"), validation(20, 2)]
+    rows = [
+        train(20, 1),
+        event(20, 1, "checkpoint"),
+        validation(20, 1),
+        event(20, 2, "resume"),
+        validation(20, 2),
+    ]
     assert current_rows(rows) == [rows[1], rows[3], rows[0], rows[4]]
 
 

@@ -1,0 +1,17 @@
+"""What all tests share. Being here puts this folder on the import path, so tests can import its modules."""
+
+import os
+import shutil
+
+import pytest
+
+
+def require_tool(name: str, package: str) -> str:
+    """Path of a program that a test needs; without it the test is skipped, or fails if none may be."""
+    path = shutil.which(name)
+    if path is None:
+        reason = f"{name} is not installed (Debian package {package})"
+        if os.environ.get("MOE_TRAIN_REQUIRE_ALL") == "1":
+            pytest.fail(f"{reason}, and MOE_TRAIN_REQUIRE_ALL=1 says that no test may be skipped")
+        pytest.skip(reason)
+    return path
