@@ -1,0 +1,53 @@
+# Two commands for a fresh machine: `make run` and `make test`. Each sets up .venv and needs nothing but Python >= 3.11.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: run test check format distributed-exhaustive faults gpu long-sets clean
+
+run: $(VENV)/.run
+	$(BIN)/moe-train run recipes/switch/tiny.yaml
+
+test: $(VENV)/.test
+	$(PYTEST)
+
+# What a change must pass before it is committed.
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(PYTEST) tests/unit
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# The long sets, whole.
+distributed-exhaustive: $(VENV)/.test
+	$(PYTEST) -m distributed_exhaustive --timeout 1200
+faults: $(VENV)/.test
+	$(PYTEST) -m faults --timeout 1200
+gpu: $(VENV)/.test
+	$(PYTEST) -m gpu --timeout 1200
+
+# One representative of each long set that needs no GPU: what CI runs.
+long-sets: $(VENV)/.test
+	$(PYTEST) -m distributed_exhaustive --timeout 600 -k representative
+	$(PYTEST) -m faults --timeout 600 -k representative
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+$(VENV)/.run: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+$(VENV)/.test: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@ $(VENV)/.run
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@ $(VENV)/.test $(VENV)/.run
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
