@@ -1,4 +1,4 @@
-"""`moe-train data build` and `moe-train data info`: tokens before a run needs them, and what a corpus is made of.
+"""`moe-train data build` and `moe-train data info`: tokens before a run needs them, and what they come from.
 
 On a cluster whose workers have no network, `build` on a machine that has one fills a shared cache.
 """
@@ -6,6 +6,7 @@ On a cluster whose workers have no network, `build` on a machine that has one fi
 import argparse
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 from moe_train.config.check import require_sound
@@ -75,7 +76,8 @@ def info(recipe: Recipe, cache: Path) -> int:
 
 def _describe_source(source: Source) -> Iterator[tuple[str, str]]:
     num_validation = len(source.validation)
-    yield "corpus", source.config.corpus.kind
+    settings = asdict(source.config.corpus)
+    yield "corpus", " ".join([settings.pop("kind"), *(f"{key}={value}" for key, value in settings.items())])
     yield "documents", f"{len(source.listing):,}"
     yield "bytes", f"{source.num_bytes:,}"
     yield (

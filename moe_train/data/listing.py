@@ -51,7 +51,7 @@ def validation_names(listing: Sequence[Listed], validation_fraction: float) -> f
     if len(listing) < 2:
         raise DataError(
             f"data.validation_fraction={validation_fraction}: a corpus of one document ({listing[0].name}) "
-            "cannot be split, because text is split by document, never inside one; cut it into at least two files"
+            "cannot be split, as text is split by document, never inside one; cut it into at least two files"
         )
     wanted = round(validation_fraction * len(listing))
     count = min(max(wanted, 1), len(listing) - 1)

@@ -95,7 +95,7 @@ def prepare(config: DataConfig, cache_dir: Path, progress: Progress) -> Prepared
 
 
 def build_tokens(source: Source, progress: Progress) -> None:
-    """Put the tokens of `source` into the cache, unless they are there. Raises DataError as `prepare` does."""
+    """Put the tokens of `source` into the cache, unless they are there. Raises DataError like `prepare`."""
     obtain(source.folder, lambda folder: _fill(folder, source, progress), progress)
 
 

@@ -60,12 +60,12 @@ class FilesCorpus:
         if given.is_dir():
             return given, list(_walk(given, tuple(self._config.suffixes), frozenset()))
         if glob.has_magic(str(given)) and not given.exists():
-            matches = (Path(match) for match in glob.iglob(str(given), recursive=True, include_hidden=True))
+            matches = {Path(match) for match in glob.iglob(str(given), recursive=True, include_hidden=True)}
             return _fixed_part(given), [match for match in matches if not match.is_dir()]
         if not given.exists():
             raise DataError(
-                f"data.corpus.path={self._config.path}: there is no such file or folder; correct the path (it "
-                "is relative to the working directory), or leave it out to train on Python's standard library"
+                f"data.corpus.path={self._config.path}: there is no such file or folder; correct the path "
+                "(which is relative to the working directory), or leave it out for Python's standard library"
             )
         return given.parent, [given]
 

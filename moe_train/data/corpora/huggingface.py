@@ -1,7 +1,7 @@
 """A data set of the Hugging Face hub, streamed, or a folder with one (JSON lines, Parquet, CSV, text).
 
-What comes from the hub is kept as text in the cache, so a run that goes on needs no network; a folder is read each
-time, so that changed files are noticed.
+What comes from the hub is kept as text in the cache, so a run that goes on needs no network; a folder is read
+each time, so that changed files are noticed.
 """
 
 import hashlib
@@ -30,8 +30,8 @@ class HuggingFaceCorpus:
     def documents(self, cache_dir: Path, progress: Progress) -> Iterator[Document]:
         """The rows in the data set's order, up to `max_documents`.
 
-        Raises DataError if `datasets` is not installed, the data set cannot be reached or read, or has no such
-        text field.
+        Raises DataError if `datasets` is not installed, the data set cannot be reached or read, or has no
+        such text field.
         """
         if Path(self._config.path).expanduser().is_dir():
             return self._stream(progress)
@@ -52,8 +52,8 @@ class HuggingFaceCorpus:
             if not isinstance(text, str):
                 fields = ", ".join(name for name, value in row.items() if isinstance(value, str))
                 raise DataError(
-                    f"data.corpus.text_field={self._config.text_field}: is not a field with text in row {number} of "
-                    f"{self._config.path}; choose one of {fields or 'another data set, as this has none'}"
+                    f"data.corpus.text_field={self._config.text_field}: is not a field with text in row "
+                    f"{number} of {self._config.path}; its fields with text are: {fields or 'none'}"
                 )
             if text.strip():
                 yield Document(f"{number:09d}", text)
