@@ -7,7 +7,7 @@ interface, documented in docs/metrics.md.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from moe_train.config.schema import Recipe
 
@@ -30,8 +30,12 @@ class RunInfo:
     """Indices of the MoE layers, in the order of the rows' per-layer lists."""
 
 
-class Callback(Protocol):
-    """Told of a run's rows. A callback that fails says so once and never stops training."""
+class Callback:
+    """Told of a run's rows; a kind of callback overrides what it cares for.
+
+    A callback that fails is switched off with a message and never stops training, unless it raises one of
+    moe-train's own errors (`group.py`).
+    """
 
     def on_start(self, info: RunInfo) -> None:
         """The run is about to take its first step of this attempt."""
@@ -47,6 +51,7 @@ class Callback(Protocol):
 
     def state_dict(self) -> dict[str, Any]:
         """What must be known after a resume, as JSON-ready data; saved in every checkpoint."""
+        return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Called before `on_start`, on a resume."""

@@ -14,10 +14,10 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from moe_cluster.contract import DONE, PREEMPTED
-from moe_train.callbacks.callback import Row, RunInfo
+from moe_train.callbacks.callback import Callback, Row, RunInfo
 
 
-class Console:
+class Console(Callback):
     """Shows training rows in place and prints validation and event rows as lines. A Callback."""
 
     def __init__(self, stream: IO[str] | None = None) -> None:

@@ -13,14 +13,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from moe_train.callbacks.callback import Row, RunInfo
+from moe_train.callbacks.callback import Callback, Row, RunInfo
 from moe_train.errors import RunError
 from moe_train.monitor.rows import METRICS_FILE, parse_row
 
 log = logging.getLogger(__name__)
 
 
-class JsonlSink:
+class JsonlSink(Callback):
     """Appends every row to RUN/metrics.jsonl.
 
     Every method raises RunError when the file cannot be written: a run must not go on without its record.
@@ -60,13 +60,6 @@ class JsonlSink:
             os.close(self._fd)
         except OSError as error:
             raise self._failure(error) from None
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: the file is the state."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing to load."""
 
     def _failure(self, error: OSError) -> RunError:
         return RunError(

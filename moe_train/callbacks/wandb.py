@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from moe_train.callbacks.callback import Row, RunInfo
+from moe_train.callbacks.callback import Callback, Row, RunInfo
 from moe_train.config.load import to_dict
 from moe_train.config.schema import WandbConfig
 
@@ -30,7 +30,7 @@ AXIS = "train/step"
 """W&B's own `_step` neither survives an offline resume nor goes back; this one is the step of the row."""
 
 
-class WandbSink:
+class WandbSink(Callback):
     """Keeps one W&B run through every resume. Each value is logged against `train/step`, with its attempt."""
 
     def __init__(self, config: WandbConfig) -> None:
