@@ -1,0 +1,57 @@
+"""All callbacks of a run as one: rank 0 has them, other ranks have none.
+
+A callback that fails is dropped with a message and training goes on; only what moe-train itself raises on purpose,
+such as a metrics.jsonl that cannot be written, ends the run.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from moe_train.callbacks.callback import Callback, Row, RunInfo
+from moe_train.errors import MoETrainError
+
+log = logging.getLogger(__name__)
+
+
+class CallbackGroup:
+    """Passes every call on to each callback, by name."""
+
+    def __init__(self, callbacks: Mapping[str, Callback]) -> None:
+        self._callbacks = dict(callbacks)
+
+    def on_start(self, info: RunInfo) -> None:
+        """See Callback."""
+        self._each(lambda callback: callback.on_start(info))
+
+    def on_step(self, step: int) -> None:
+        """See Callback."""
+        self._each(lambda callback: callback.on_step(step))
+
+    def on_row(self, row: Row) -> None:
+        """See Callback."""
+        self._each(lambda callback: callback.on_row(row))
+
+    def on_stop(self, exit_code: int) -> None:
+        """See Callback."""
+        self._each(lambda callback: callback.on_stop(exit_code))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of each callback by name."""
+        return {name: callback.state_dict() for name, callback in self._callbacks.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Give each callback its own state back; one that is new to the run starts without."""
+        for name, callback in self._callbacks.items():
+            if name in state:
+                callback.load_state_dict(state[name])
+
+    def _each(self, call: Callable[[Callback], None]) -> None:
+        for name, callback in list(self._callbacks.items()):
+            try:
+                call(callback)
+            except MoETrainError:
+                raise
+            except Exception:
+                log.exception("callback %s failed and is switched off; training goes on", name)
+                del self._callbacks[name]

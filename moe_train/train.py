@@ -1,0 +1,180 @@
+"""What one rank does, top to bottom: the file to read first.
+
+A launcher starts it as `python -m moe_train.train` under the contract of `moe_cluster.contract`; `moe-train run`
+with one worker calls `run` in its own process.
+"""
+
+import argparse
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moe_train.callbacks.callback import Callback, RunInfo
+from moe_train.callbacks.console import Console
+from moe_train.callbacks.group import CallbackGroup
+from moe_train.callbacks.jsonl import JsonlSink
+from moe_train.callbacks.wandb import WandbSink
+from moe_train.checkpoint.checkpointer import Checkpointer, Found
+from moe_train.checkpoint.layout import ShardedState
+from moe_train.checkpoint.lineage import Origin, record_start
+from moe_train.config.check import require_sound
+from moe_train.config.load import load_recipe
+from moe_train.config.registry import build
+from moe_train.config.schema import Recipe, moe_layers
+from moe_train.data.cache import cache_dir
+from moe_train.data.loader import Loader, validation_batches
+from moe_train.data.prepare import PreparedData, prepare
+from moe_train.engines.engine import Engine
+from moe_train.errors import DataError
+from moe_train.model.count import count
+from moe_train.monitor.load import LoadWindow
+from moe_train.parallel.plan import Mesh, ParallelPlan
+from moe_train.parallel.world import World
+from moe_train.process import Process
+from moe_train.run_folder import mark_finished
+from moe_train.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """One worker of a run that a launcher started; returns an exit code of the contract."""
+    parser = argparse.ArgumentParser(prog="python -m moe_train.train", description=__doc__)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--run-dir", type=Path, required=True)
+    parser.add_argument("--resume", default="auto")
+    arguments = parser.parse_args(argv)
+    with Process.of_worker(arguments.run_dir, os.environ) as process:
+        return run(load_recipe(arguments.recipe), arguments.run_dir, arguments.resume, process)
+
+
+def run(recipe: Recipe, run_dir: Path, resume: str, process: Process) -> int:
+    """Train `recipe` in `run_dir` as one rank among those the environment describes."""
+    world = World.from_env(recipe.job.device, recipe.job.timeout_s)
+    if recipe.job.threads:
+        torch.set_num_threads(recipe.job.threads)
+    require_sound(recipe, world.size)
+    data = prepare(recipe.data, cache_dir(world.cache), log.info)
+    mesh = Mesh.build(ParallelPlan.of(world.size, recipe.parallel.data, recipe.parallel.expert), world)
+    engine = build("engine", recipe.engine, recipe=recipe, mesh=mesh)
+    process.write_layout(_layout(mesh, engine.state()))
+
+    checkpointer = Checkpointer(run_dir, recipe.checkpoint, world)
+    found = None if resume == "never" else checkpointer.choose("latest" if resume == "auto" else int(resume))
+    trainer = _trainer(recipe, mesh, engine, data, checkpointer, run_dir, process)
+    if found is not None:
+        trainer.restore(_load(found, checkpointer, trainer, data))
+    if world.is_main:
+        record_start(run_dir, world.attempt, Origin(found.attempt, found.step) if found else None)
+        shutil.copyfile(data.tokenizer_file, run_dir / "tokenizer.json")
+    world.barrier()
+
+    size = count(recipe)
+    trainer.callbacks.on_start(
+        RunInfo(
+            recipe=recipe,
+            run_dir=run_dir,
+            attempt=world.attempt,
+            start_step=trainer.step,
+            workers=world.size,
+            total_parameters=size.total_parameters,
+            active_parameters=size.active_parameters,
+            moe_layers=tuple(moe_layers(recipe)),
+        )
+    )
+    trainer.callbacks.on_row({"event": "resume" if found else "start", "step": trainer.step, "attempt": world.attempt})
+    exit_code = trainer.fit()
+    if world.is_main and trainer.step >= recipe.steps:
+        mark_finished(run_dir, trainer.step)
+    trainer.callbacks.on_stop(exit_code)
+    world.barrier()
+    world.leave()
+    return exit_code
+
+
+def _trainer(
+    recipe: Recipe,
+    mesh: Mesh,
+    engine: Engine,
+    data: PreparedData,
+    checkpointer: Checkpointer,
+    run_dir: Path,
+    process: Process,
+) -> Trainer:
+    length, world, plan = recipe.data.sequence_length, mesh.world, mesh.plan
+    micro_batch = recipe.data.micro_batch or recipe.data.global_batch // plan.data
+    callbacks: dict[str, Callback] = {}
+    if world.is_main:
+        callbacks = {"jsonl": JsonlSink(), "wandb": WandbSink(recipe.monitor.wandb), "console": Console()}
+    return Trainer(
+        recipe=recipe,
+        mesh=mesh,
+        engine=engine,
+        loader=Loader(data.train, length, recipe.data.global_batch, recipe.seed),
+        validation=[
+            batch.to(world.device)
+            for batch in validation_batches(
+                data.validation,
+                length,
+                recipe.data.validation_sequences,
+                mesh.data_rank,
+                plan.data,
+                micro_batch,
+                recipe.moe.group_sequences,
+            )
+        ],
+        checkpointer=checkpointer,
+        callbacks=CallbackGroup(callbacks),
+        window=LoadWindow(len(moe_layers(recipe)), recipe.moe.num_experts, world.device),
+        watch=process,
+        fingerprint=data.fingerprint,
+    )
+
+
+def _load(found: Found, checkpointer: Checkpointer, trainer: Trainer, data: PreparedData) -> Mapping[str, Any]:
+    """Fill the engine from the checkpoint; refuse to go on with other text than the run began with."""
+    if found.meta["data_fingerprint"] != data.fingerprint:
+        raise DataError(
+            f"data.corpus: its text has changed since the run began (fingerprint {data.fingerprint[:12]}, the "
+            f"checkpoint of step {found.step} has {found.meta['data_fingerprint'][:12]}), and going on with other "
+            "text would not be a resume; restore the files, or start afresh with --resume never"
+        )
+    return checkpointer.load(found, trainer.engine.state())
+
+
+def _layout(mesh: Mesh, state: ShardedState) -> dict[str, Any]:
+    """This rank's coordinates, and which box of every parameter it holds."""
+    held = {name.removeprefix("model."): shard for name, shard in state.items() if name.startswith("model.")}
+    experts = {
+        expert
+        for shard in held.values()
+        if shard.is_expert
+        for expert in range(shard.offsets[0], shard.offsets[0] + shard.data.shape[0])
+    }
+    return {
+        "rank": mesh.world.rank,
+        "workers": mesh.world.size,
+        "device": str(mesh.world.device),
+        "data_rank": mesh.data_rank,
+        "expert_rank": mesh.expert_rank,
+        "replica_rank": mesh.replica_rank,
+        "experts": sorted(experts),
+        "parameters": {
+            name: {
+                "shape": list(shard.data.shape),
+                "global_shape": list(shard.global_shape),
+                "offsets": list(shard.offsets),
+            }
+            for name, shard in held.items()
+        },
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,158 @@
+"""The loop: next batch, step, row, validation, checkpoint. Everything a run does between its first and last step.
+
+Rows, validation and checkpoints come at the same steps on every layout. After step K its row is written first, then
+its validation, then its checkpoint: so a resume from K finds all that belongs to K already on disk.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from moe_cluster.contract import DONE, PREEMPTED
+from moe_train.callbacks.group import CallbackGroup
+from moe_train.checkpoint.checkpointer import Checkpointer
+from moe_train.config.schema import Recipe
+from moe_train.data.batch import Batch
+from moe_train.data.loader import Loader
+from moe_train.engines.engine import Engine
+from moe_train.errors import TrainingError
+from moe_train.monitor.load import LoadWindow
+from moe_train.parallel.plan import Mesh
+from moe_train.results import StepResult
+
+
+
+class Watch(Protocol):
+    """What the loop tells the process it runs in, and asks of it."""
+
+    @property
+    def stop_requested(self) -> bool:
+        """This process was asked to stop."""
+        ...
+
+    def beat(self, step: int) -> None:
+        """`step` was made."""
+        ...
+
+
+@dataclass
+class Trainer:
+    """One attempt at a run, on one rank. All ranks call `fit` together."""
+
+    recipe: Recipe
+    mesh: Mesh
+    engine: Engine
+    loader: Loader
+    validation: list[Batch]
+    checkpointer: Checkpointer
+    callbacks: CallbackGroup
+    window: LoadWindow
+    watch: Watch
+    fingerprint: str
+    """Of the data, kept in every checkpoint."""
+    step: int = 0
+    """Updates made so far."""
+
+    def __post_init__(self) -> None:
+        self._seconds = 0.0  # spent on steps since the last row
+        self._tokens = 0  # seen in them
+        self._saved_step = self.step
+
+    def restore(self, meta: Mapping[str, Any]) -> None:
+        """Go on from a loaded checkpoint: its step, its open logging window, its callbacks' states."""
+        self.step = self._saved_step = int(meta["step"])
+        self.window.load_state(meta["window"], self.mesh.world)
+        self.callbacks.load_state_dict(meta["callbacks"])
+
+    def fit(self) -> int:
+        """Train to the last step, or until a rank is asked to stop; returns an exit code of the contract."""
+        if self.step == 0:
+            self._validate()
+        stopped = False
+        try:
+            while self.step < self.recipe.steps and not stopped:
+                stopped = self._advance() and self.step < self.recipe.steps
+            if self._saved_step != self.step:
+                self._save()
+        finally:
+            # Also after an error: what was captured before it is good, and worth finishing.
+            self.checkpointer.wait()
+        self._tell_commits()
+        event = "stopped" if stopped else "finished"
+        self.callbacks.on_row({"event": event, **self._where()})
+        return PREEMPTED if stopped else DONE
+
+    def _advance(self) -> bool:
+        """One step and what is due after it; returns whether all ranks must stop now."""
+        result = self._step()
+        self.step = result.step
+        self.window.add(result.stats, result.tokens)
+        self.watch.beat(self.step)
+        self.callbacks.on_step(self.step)
+        last = self.step == self.recipe.steps
+        if last or self.step % self.recipe.log_every == 0:
+            self._write_row(result)
+        if last or _due(self.step, self.recipe.validate_every):
+            self._validate()
+        if last or result.stop or _due(self.step, self.recipe.checkpoint.every):
+            self._save()
+        self._tell_commits()
+        return result.stop
+
+    def _step(self) -> StepResult:
+        began = time.perf_counter()
+        plan, device = self.mesh.plan, self.mesh.world.device
+        batches = self.loader.batch(self.step, self.mesh.data_rank, plan.data, self.recipe.data.micro_batch)
+        try:
+            result = self.engine.step([batch.to(device) for batch in batches], self.step, self.watch.stop_requested)
+        except TrainingError as error:
+            self.callbacks.on_row({"event": "not_finite", **self._where(), "message": str(error)})
+            raise
+        self._seconds += time.perf_counter() - began
+        self._tokens += result.tokens
+        return result
+
+    def _write_row(self, result: StepResult) -> None:
+        """Reduce the window and write a training row."""
+        summary = self.window.reduce(self.mesh.world, {"loss": result.loss, **result.losses})
+        means = dict(summary.scalars)
+        row = {
+            **self._where(),
+            "loss": means.pop("loss"),
+            "losses": means,
+            "lr": result.lr,
+            "grad_norm": result.grad_norm,
+            "tokens_seen": self.step * result.tokens,
+            "tokens_per_second": self._tokens / self._seconds,
+            "moe": summary.as_row(),
+        }
+        self._seconds, self._tokens = 0.0, 0
+        self.callbacks.on_row(row)
+
+    def _validate(self) -> None:
+        loss = self.engine.evaluate(self.validation)
+        self.callbacks.on_row({**self._where(), "validation_loss": loss})
+
+    def _save(self) -> None:
+        meta = {
+            "step": self.step,
+            "data_fingerprint": self.fingerprint,
+            "consumed_sequences": self.step * self.recipe.data.global_batch,
+            "seed": self.recipe.seed,
+            "window": self.window.state(self.mesh.world),
+            "callbacks": self.callbacks.state_dict(),
+        }
+        self.checkpointer.save(self.step, self.engine.state(), meta)
+        self._saved_step = self.step
+
+    def _tell_commits(self) -> None:
+        for step in self.checkpointer.poll():
+            self.callbacks.on_row({"event": "checkpoint", "step": step, "attempt": self.mesh.world.attempt})
+
+    def _where(self) -> dict[str, int]:
+        return {"step": self.step, "attempt": self.mesh.world.attempt}
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
