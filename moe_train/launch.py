@@ -97,11 +97,8 @@ def _attempts(
             _report(outcome.first_cause, environment)
         if outcome.exit_code != FAILED or restart == asked.max_restarts:
             return outcome.exit_code
-        _say(
-            f"attempt {attempt} failed; restart {restart + 1} of {asked.max_restarts} from the last checkpoint"
-        )
-        # What was started afresh is a run by now; a step that was asked for stays the one to go on
-        # from.
+        _say(f"attempt {attempt} failed; restart {restart + 1} of {asked.max_restarts}, from its last save")
+        # A run that was started afresh exists by now; a step that was asked for stays where to go on from.
         resume = "auto" if resume == "never" else resume
     raise AssertionError("the last attempt returns")
 
