@@ -24,5 +24,20 @@ class Shard:
 
 
 ShardedState = Mapping[str, Shard]
-"""Global name -> what this rank holds of it. Every element of a global tensor is held by exactly one rank, but for
+"""Global name -> what this rank holds of it. Each element of a global tensor is held by exactly one rank, but for
 tensors that every rank holds whole; those are written by rank 0."""
+
+
+def is_held(shard: Shard) -> bool:
+    """Whether the box has any element; a rank may hold nothing of a tensor."""
+    return shard.data.numel() > 0
+
+
+def is_written_by(shard: Shard, rank: int) -> bool:
+    """Whether `rank` writes its box: always, unless it is the whole tensor, which rank 0 writes."""
+    return rank == 0 or tuple(shard.data.shape) != shard.global_shape
+
+
+def dtype_name(data: Tensor) -> str:
+    """The type of its elements as a manifest says it: float32, bfloat16, ..."""
+    return str(data.dtype).removeprefix("torch.")

@@ -1,0 +1,158 @@
+"""What the training loop sees of checkpoints: save, poll, wait; choose, load.
+
+Every rank has one and calls it at the same steps. Only `choose` and `load` use collectives; a save, which may
+run in a background thread, meets the other ranks in the file system. Read `save.py` and `load.py` next.
+"""
+
+import json
+import logging
+import threading
+from pathlib import Path
+from typing import Any
+
+from moe_train.checkpoint import choose as choosing
+from moe_train.checkpoint import lineage, retention, save
+from moe_train.checkpoint.choose import Found, Wanted
+from moe_train.checkpoint.folder import CheckpointFolder
+from moe_train.checkpoint.layout import ShardedState
+from moe_train.checkpoint.load import check_experts, fill, refuse_other_model
+from moe_train.checkpoint.rendezvous import Save
+from moe_train.checkpoint.snapshot import HostBuffers, on_host
+from moe_train.config.schema import CheckpointConfig
+from moe_train.errors import CheckpointError
+from moe_train.parallel.world import World
+
+logger = logging.getLogger(__name__)
+
+
+class Checkpointer:
+    """The checkpoints of one run, for one attempt at it.
+
+    `record_start` of `lineage.py` must have been called for this attempt before the first save. `timeout_s`
+    is how long a save waits for a rank of which nothing is heard; files are split above `max_file_bytes`.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        config: CheckpointConfig,
+        world: World,
+        *,
+        timeout_s: float = 600.0,
+        max_file_bytes: int = 2 * 2**30,
+    ) -> None:
+        self._folder = CheckpointFolder(run_dir)
+        self._config = config
+        self._world = world
+        self._timeout_s = timeout_s
+        self._max_file_bytes = max_file_bytes
+        self._buffers = HostBuffers(world.rank)
+        self._number = 0
+        self._held: set[int] = (
+            set()
+        )  # steps that this attempt committed or resumed from: saving them again is idle
+        self._committed: list[int] = []  # since the last poll
+        self._thread: threading.Thread | None = None
+        self._failure: Exception | None = None
+
+    def save(self, step: int, state: ShardedState, meta: dict[str, Any]) -> None:
+        """Save `state` and `meta` (JSON-ready, of rank 0) as `step`. Every rank calls it; not a collective.
+
+        Waits for the save before. Synchronous: returns when the checkpoint is committed. Asynchronous:
+        returns when the state is copied, and may be changed again. Raises CheckpointError, also of the save
+        before.
+        """
+        self.wait()
+        if step in self._held:
+            return
+        content = _plain(meta, step)
+        assert not self._world.is_main or lineage.has_started(self._folder.run_dir, self._world.attempt)
+        self._number += 1
+        job = Save(
+            self._folder,
+            step,
+            self._number,
+            self._world.attempt,
+            self._world.rank,
+            self._world.size,
+            self._timeout_s,
+            self._max_file_bytes,
+        )
+        if self._config.asynchronous:
+            arguments = (job, self._buffers.snapshot(state), content)
+            self._thread = threading.Thread(
+                target=self._run, args=arguments, name=f"save-{step}", daemon=True
+            )
+            self._thread.start()
+        else:
+            self._run(job, on_host(state), content)
+            self.wait()
+
+    def poll(self) -> list[int]:
+        """Steps committed since the last call. Cheap; raises what failed in the background."""
+        if self._thread is None or not self._thread.is_alive():
+            self.wait()
+        committed, self._committed = self._committed, []
+        return committed
+
+    def wait(self) -> None:
+        """Until nothing is being written. Raises what failed in the background."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+
+    def choose(self, wanted: Wanted) -> Found | None:
+        """The checkpoint to resume from: see `choose.py`. Collective."""
+        return choosing.choose(self._folder, wanted, self._world)
+
+    def load(self, found: Found, target: ShardedState) -> dict[str, Any]:
+        """Fill `target` in place, whatever layout wrote it; returns the saved meta and `step`. Collective.
+
+        Raises CheckpointError, on all ranks, if it is a checkpoint of another model, cannot be read, or if an
+        expert is not the one saved under its global id.
+        """
+        refuse_other_model(found.manifest, target, self._world)
+        failures = [
+            failure for failure in self._world.gather(fill(found.path, found.manifest, target)) if failure
+        ]
+        if failures:
+            raise CheckpointError(failures[0])
+        check_experts(found.manifest, target, self._world)
+        self._held.add(found.step)
+        return {**found.manifest.meta, "step": found.step}
+
+    def steps(self) -> list[int]:
+        """Steps this attempt may resume from, ascending."""
+        return lineage.eligible_steps(self._folder, self._world.attempt)
+
+    def _run(self, job: Save, state: ShardedState, meta: dict[str, Any]) -> None:
+        try:
+            save.run(job, state, meta)
+        except Exception as error:  # raised in the main thread by wait()
+            self._failure = error
+            return
+        self._held.add(job.step)
+        self._committed.append(job.step)
+        if self._world.is_main:
+            self._clean()
+
+    def _clean(self) -> None:
+        """Retention, after the commit; what cannot be removed stops nothing."""
+        try:
+            retention.clean(
+                self._folder, self._world.attempt, self._config.keep_last, self._config.keep_every
+            )
+        except (OSError, CheckpointError) as error:
+            logger.warning("Old checkpoints in %s are not removed: %s.", self._folder.root, error)
+
+
+def _plain(meta: dict[str, Any], step: int) -> dict[str, Any]:
+    """A copy of `meta` as it will be read back."""
+    try:
+        content: dict[str, Any] = json.loads(json.dumps(meta, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"step {step} is not saved: its meta is not JSON-ready ({error})") from None
+    return content

@@ -1,0 +1,172 @@
+"""What a checkpoint says of itself: files with sizes and hashes, tensors and the boxes they are cut into.
+
+`manifest.json` carries the sha256 of its own content, and must be byte for byte what `to_bytes` writes, so
+that not even a changed blank passes. While a save is under way, each rank's part is a `RankReport`. No torch
+here: listing and verifying must answer fast.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moe_train.errors import CheckpointError
+
+FILE_NAME = "manifest.json"
+FORMAT = "moe-train-checkpoint-1"
+CHECKSUM_MASK = (1 << 48) - 1
+"""Expert checksums are modulo 2**48: int64 sums over 2**15 ranks do not overflow, JSON keeps them exact."""
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file of the checkpoint."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Box:
+    """A part of a global tensor; in its file it stands under the tensor's name."""
+
+    file: str
+    offsets: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """A global tensor, or what one rank holds of it."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    boxes: tuple[Box, ...]
+    expert_checksums: tuple[int, ...] | None = None
+    """By global expert id (in a rank's report: those of its box); None if dimension 0 counts no experts."""
+
+
+@dataclass(frozen=True)
+class RankReport:
+    """What one rank wrote."""
+
+    rank: int
+    save: int
+    """Number of the save within its attempt: what an earlier, failed save left is not taken for this one."""
+    files: Mapping[str, FileEntry]
+    tensors: Mapping[str, TensorEntry]
+
+    def to_bytes(self) -> bytes:
+        """As JSON."""
+        return json.dumps(dataclasses.asdict(self)).encode()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> "RankReport":
+        """The inverse of `to_bytes`."""
+        data = json.loads(content)
+        return cls(data["rank"], data["save"], _files(data["files"]), _tensors(data["tensors"]))
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A committed checkpoint."""
+
+    step: int
+    attempt: int
+    workers: int
+    time: str
+    """When it was written, ISO 8601, UTC."""
+    versions: Mapping[str, str]
+    files: Mapping[str, FileEntry]
+    tensors: Mapping[str, TensorEntry]
+    meta: Mapping[str, Any]
+    """What the trainer wants back: JSON-ready data."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all shard files."""
+        return sum(entry.size for entry in self.files.values())
+
+    def to_bytes(self) -> bytes:
+        """The content of manifest.json, with its digest."""
+        data = {"format": FORMAT, **dataclasses.asdict(self)}
+        return _canonical({**data, "digest": hashlib.sha256(_canonical(data)).hexdigest()})
+
+
+def read_manifest(checkpoint: Path) -> Manifest:
+    """The manifest of a checkpoint folder. Raises CheckpointError if it is missing or harmed."""
+    path = checkpoint / FILE_NAME
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+    try:
+        data = json.loads(content)
+        digest = data.pop("digest")
+        if hashlib.sha256(_canonical(data)).hexdigest() != digest:
+            raise CheckpointError(f"{path}: its content does not match its own digest")
+        if _canonical({**data, "digest": digest}) != content:
+            raise CheckpointError(f"{path}: is not what moe-train wrote, though it reads the same")
+        if data.pop("format") != FORMAT:
+            raise CheckpointError(
+                f"{path}: is of another format than {FORMAT}; load it with the version that wrote it"
+            )
+        return Manifest(**{**data, "files": _files(data["files"]), "tensors": _tensors(data["tensors"])})
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise CheckpointError(f"{path}: is not a manifest of moe-train") from None
+
+
+def merge_reports(reports: Iterable[RankReport]) -> tuple[dict[str, FileEntry], dict[str, TensorEntry]]:
+    """The files and the global tensors that the reports of all ranks make up.
+
+    Raises CheckpointError if ranks disagree on a tensor's type or shape.
+    """
+    files: dict[str, FileEntry] = {}
+    tensors: dict[str, TensorEntry] = {}
+    for report in reports:
+        files |= report.files
+        for name, part in report.tensors.items():
+            tensors[name] = _join(name, report.rank, tensors.get(name), part)
+    return files, tensors
+
+
+def _join(name: str, rank: int, whole: TensorEntry | None, part: TensorEntry) -> TensorEntry:
+    is_expert = part.expert_checksums is not None
+    if whole is None:
+        start = (0,) * part.shape[0] if is_expert else None
+        whole = TensorEntry(part.dtype, part.shape, (), start)
+    if (whole.dtype, whole.shape, whole.expert_checksums is not None) != (part.dtype, part.shape, is_expert):
+        raise CheckpointError(
+            f"{name}: is {part.dtype} {list(part.shape)} on rank {rank} and {whole.dtype} {list(whole.shape)} "
+            "on an earlier rank; all ranks must describe the same global tensor"
+        )
+    sums = whole.expert_checksums
+    if sums is not None and part.expert_checksums and part.boxes:
+        first, added = part.boxes[0].offsets[0], part.expert_checksums
+        middle = tuple(
+            (old + new) & CHECKSUM_MASK
+            for old, new in zip(sums[first : first + len(added)], added, strict=False)
+        )
+        sums = (*sums[:first], *middle, *sums[first + len(added) :])
+    return dataclasses.replace(whole, boxes=whole.boxes + part.boxes, expert_checksums=sums)
+
+
+def _canonical(data: Mapping[str, Any]) -> bytes:
+    return json.dumps(data, sort_keys=True, indent=1, allow_nan=False).encode()
+
+
+def _files(data: Mapping[str, Any]) -> dict[str, FileEntry]:
+    return {name: FileEntry(entry["size"], entry["sha256"]) for name, entry in data.items()}
+
+
+def _tensors(data: Mapping[str, Any]) -> dict[str, TensorEntry]:
+    return {name: _tensor(entry) for name, entry in data.items()}
+
+
+def _tensor(entry: Mapping[str, Any]) -> TensorEntry:
+    boxes = tuple(Box(box["file"], tuple(box["offsets"]), tuple(box["shape"])) for box in entry["boxes"])
+    sums = entry["expert_checksums"]
+    return TensorEntry(entry["dtype"], tuple(entry["shape"]), boxes, None if sums is None else tuple(sums))

@@ -1,0 +1,154 @@
+"""One save: every rank writes its own boxes, rank 0 commits.
+
+    every rank   step_N.tmp-K/rank-0000r.safetensors, then rank-0000r.json (what it wrote, with hashes)
+    rank 0       waits for all reports, checks that every element is covered once, writes manifest.json,
+                 renames step_N.tmp-K to step_N (the commit), then writes `latest`
+    the others   wait until the temporary folder is gone: renamed, or given up with a note of the reason
+
+Read `rendezvous.py` for how they wait, `shard_file.py` for the files, `manifest.py` for what the reports say.
+"""
+
+import logging
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from moe_train.checkpoint import lineage
+from moe_train.checkpoint.checksum import expert_checksums
+from moe_train.checkpoint.coverage import coverage_finding
+from moe_train.checkpoint.folder import explain, remove, set_aside, sync_directory, write_durably
+from moe_train.checkpoint.layout import Shard, ShardedState, dtype_name, is_held, is_written_by
+from moe_train.checkpoint.manifest import (
+    FILE_NAME,
+    Box,
+    FileEntry,
+    Manifest,
+    RankReport,
+    TensorEntry,
+    merge_reports,
+)
+from moe_train.checkpoint.rendezvous import Save, await_outcome, await_reports, give_up, raise_if_given_up
+from moe_train.checkpoint.shard_file import write_shard_file
+from moe_train.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+
+def run(save: Save, state: ShardedState, meta: Mapping[str, Any]) -> None:
+    """Write this rank's part of a state on the host, and see the save through to its outcome.
+
+    Returns once the checkpoint is committed. Raises CheckpointError on every rank otherwise; nothing of it is
+    left then, and earlier checkpoints are as they were.
+    """
+    try:
+        write_durably(save.report(save.rank), _write_part(save, state).to_bytes())
+        if save.rank == 0:
+            _commit(save, await_reports(save), meta)
+    except (OSError, CheckpointError) as error:
+        failure = _cause(save, error)
+        give_up(save, str(failure))
+        raise failure from None
+    if save.rank > 0:
+        await_outcome(save)
+
+
+def _cause(save: Save, error: OSError | CheckpointError) -> CheckpointError:
+    """What really happened: a file that vanished is the doing of rank 0, or of the attempt that took over."""
+    if isinstance(error, CheckpointError):
+        return error
+    try:
+        lineage.refuse_if_superseded(save.folder.run_dir, save.attempt)
+        if save.rank > 0:
+            raise_if_given_up(save)
+    except CheckpointError as reason:
+        return reason
+    return explain(error, f"saving step {save.step}", save.temporary)
+
+
+def _write_part(save: Save, state: ShardedState) -> RankReport:
+    save.temporary.mkdir(parents=True, exist_ok=True)
+    files: dict[str, FileEntry] = {}
+    places: dict[str, str] = {}
+    for index, part in enumerate(_split(state, save)):
+        suffix = f"-{index:03d}" if index else ""
+        file = f"rank-{save.rank:05d}{suffix}.safetensors"
+        files[file] = write_shard_file(
+            save.temporary / file, {name: shard.data for name, shard in part.items()}
+        )
+        places |= dict.fromkeys(part, file)
+    return RankReport(
+        save.rank,
+        save.number,
+        files,
+        {name: _entry(shard, places.get(name)) for name, shard in state.items()},
+    )
+
+
+def _split(state: ShardedState, save: Save) -> Iterator[dict[str, Shard]]:
+    """What this rank writes, cut into files of at most `max_file_bytes`, or of one larger tensor."""
+    part: dict[str, Shard] = {}
+    size = 0
+    for name, shard in state.items():
+        if not (is_held(shard) and is_written_by(shard, save.rank)):
+            continue
+        if part and size + shard.data.nbytes > save.max_file_bytes:
+            yield part
+            part, size = {}, 0
+        part[name] = shard
+        size += shard.data.nbytes
+    if part:
+        yield part
+
+
+def _entry(shard: Shard, file: str | None) -> TensorEntry:
+    boxes = () if file is None else (Box(file, shard.offsets, tuple(shard.data.shape)),)
+    sums = tuple(expert_checksums(shard.data, shard.offsets)) if file is not None and shard.is_expert else ()
+    return TensorEntry(dtype_name(shard.data), shard.global_shape, boxes, sums if shard.is_expert else None)
+
+
+def _commit(save: Save, reports: list[RankReport], meta: Mapping[str, Any]) -> None:
+    files, tensors = merge_reports(reports)
+    for name, tensor in tensors.items():
+        finding = coverage_finding(tensor.shape, [(box.offsets, box.shape) for box in tensor.boxes])
+        if finding:
+            raise CheckpointError(
+                f"step {save.step} is not saved: {name} {finding}; the engine must describe each element once"
+            )
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    manifest = Manifest(save.step, save.attempt, save.size, now, _versions(), files, tensors, meta)
+    write_durably(save.temporary / FILE_NAME, manifest.to_bytes())
+    for path in save.temporary.glob("rank-*"):
+        if path.name not in files:
+            remove(path)  # the reports, and what a failed save of the same step left
+    sync_directory(save.temporary)
+    _publish(save)
+
+
+def _publish(save: Save) -> None:
+    """Make the complete temporary folder the checkpoint of its step."""
+    run_dir, target = save.folder.run_dir, save.folder.committed(save.step)
+    lineage.refuse_if_superseded(run_dir, save.attempt)
+    if target.exists():
+        written_by = lineage.writer(target)
+        known = lineage.limits(run_dir, save.attempt)
+        if written_by is not None and lineage.is_eligible(known, save.step, written_by):
+            remove(save.temporary)  # the same step of the same lineage is there already
+            return
+        aside = set_aside(target, f"fenced-{'unknown' if written_by is None else written_by}")
+        logger.warning("%s does not lead to attempt %d: moved to %s.", target, save.attempt, aside.name)
+    os.rename(save.temporary, target)
+    sync_directory(save.folder.root)
+    write_durably(save.folder.latest, f"{target.name}\n".encode())
+
+
+def _versions() -> dict[str, str]:
+    try:
+        own = version("moe-train")
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        own = "unknown"
+    return {"moe_train": own, "torch": str(torch.__version__), "python": platform.python_version()}

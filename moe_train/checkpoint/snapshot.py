@@ -1,0 +1,41 @@
+"""A copy of the state on the host, so that training may go on while a save is written.
+
+The copy is all that a save in the background costs the training loop: one memcpy (from a GPU: one transfer)
+into buffers that are kept from save to save, since fresh pages cost more than the copy itself.
+"""
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from moe_train.checkpoint.layout import Shard, ShardedState, is_held, is_written_by
+
+
+def on_host(state: ShardedState) -> ShardedState:
+    """The state with its values on the host: CPU tensors themselves, others copied."""
+    return {name: dataclasses.replace(shard, data=shard.data.detach().cpu()) for name, shard in state.items()}
+
+
+class HostBuffers:
+    """Buffers for what `rank` writes. A snapshot is valid until the next one is taken."""
+
+    def __init__(self, rank: int) -> None:
+        self._rank = rank
+        self._buffers: dict[str, Tensor] = {}
+
+    def snapshot(self, state: ShardedState) -> ShardedState:
+        """Copies of all boxes this rank writes; the others are not read by a save and stay as they are."""
+        taken = {name: self._copy(name, shard) for name, shard in state.items()}
+        if any(shard.data.is_cuda for shard in state.values()):
+            torch.cuda.synchronize()
+        return taken
+
+    def _copy(self, name: str, shard: Shard) -> Shard:
+        if not (is_held(shard) and is_written_by(shard, self._rank)):
+            return shard
+        data, buffer = shard.data.detach(), self._buffers.get(name)
+        if buffer is None or buffer.shape != data.shape or buffer.dtype != data.dtype:
+            buffer = self._buffers[name] = torch.empty(data.shape, dtype=data.dtype, pin_memory=data.is_cuda)
+        buffer.copy_(data, non_blocking=True)
+        return dataclasses.replace(shard, data=buffer)
