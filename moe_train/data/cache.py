@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +40,14 @@ def obtain(entry: Path, fill: Callable[[Path], Facts], progress: Callable[[str],
     without writing anything, so a read-only cache serves. Raises DataError if the cache cannot be written.
     """
     try:
-        return verified(entry)
-    except (FileNotFoundError, DamagedEntryError):
-        pass  # looked at again under the lock, where what is wrong is said
-    try:
+        with suppress(FileNotFoundError, DamagedEntryError):  # looked at again under the lock, and said there
+            return verified(entry)
         entry.parent.mkdir(parents=True, exist_ok=True)
         with _locked(entry, progress):
             return _verified_or_built(entry, fill, progress)
     except OSError as error:
         raise DataError(
-            f"MOE_TRAIN_CACHE: the cache entry {entry} cannot be built ({error.strerror or error}); "
+            f"MOE_TRAIN_CACHE: the cache entry {entry} cannot be read or built ({error.strerror or error}); "
             "set MOE_TRAIN_CACHE to a folder that can be written and has room"
         ) from None
 
@@ -78,9 +76,8 @@ def _verified_or_built(entry: Path, fill: Callable[[Path], Facts], progress: Cal
     for leftover in entry.parent.glob(f"{entry.name}{UNFINISHED}*"):
         shutil.rmtree(leftover)
     try:
-        return verified(entry)
-    except FileNotFoundError:
-        pass
+        with suppress(FileNotFoundError):
+            return verified(entry)
     except DamagedEntryError as damage:
         progress(f"the cache entry {entry} is damaged ({damage}) and is built again")
     unfinished = entry.with_name(f"{entry.name}{UNFINISHED}")
