@@ -1,0 +1,109 @@
+"""Who may write to a run folder, and what a resume may change."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from moe_train.config.load import load_recipe
+from moe_train.config.schema import Recipe
+from moe_train.errors import RunError, UsageError
+from moe_train.run_folder import RunFolder, mark_finished
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    return Recipe(name="small", steps=20)
+
+
+def test_attempts_are_numbered_from_1_and_never_reused(recipe: Recipe, tmp_path: Path) -> None:
+    for expected in (1, 2, 3):
+        with RunFolder(tmp_path / "run") as folder:
+            assert folder.new_attempt(recipe) == expected
+    assert sorted(os.listdir(tmp_path / "run/attempts")) == ["1", "2", "3"]
+
+
+def test_the_saved_recipe_is_resolved_and_reads_back_equal(recipe: Recipe, tmp_path: Path) -> None:
+    recipe.optim.lr = 0.1 + 0.2
+    with RunFolder(tmp_path / "run") as folder:
+        folder.new_attempt(recipe)
+    assert load_recipe(tmp_path / "run/recipe.yaml") == recipe
+
+
+def test_a_second_holder_is_refused_until_the_first_lets_go(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run"), pytest.raises(RunError, match="another moe-train is running in it"):
+        RunFolder(tmp_path / "run").__enter__()
+    with RunFolder(tmp_path / "run") as folder:
+        assert not folder.holds_run
+
+
+def test_a_resume_may_change_what_is_neither_model_nor_data(recipe: Recipe, tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run") as folder:
+        folder.new_attempt(recipe)
+        recipe.steps, recipe.log_every, recipe.optim.lr = 40, 5, 1e-4
+        recipe.parallel.expert, recipe.moe.capacity_factor, recipe.checkpoint.every = 2, None, 7
+        folder.require_same_run(recipe)
+
+
+def test_a_resume_with_another_model_or_order_names_key_and_both_values(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    with RunFolder(tmp_path / "run") as folder:
+        folder.new_attempt(recipe)
+        recipe.model.d_model, recipe.seed = 512, 1
+        with pytest.raises(UsageError) as refused:
+            folder.require_same_run(recipe)
+    model, seed = str(refused.value).splitlines()
+    assert model.startswith("model.d_model=512: ")
+    assert "has 256, which a resume must keep" in model
+    assert "--resume never" in model
+    assert seed.startswith("seed=1: ")
+
+
+def test_starting_afresh_moves_the_old_run_aside(recipe: Recipe, tmp_path: Path) -> None:
+    for number in (1, 2):
+        with RunFolder(tmp_path / "run") as folder:
+            folder.new_attempt(recipe)
+            assert folder.move_aside() == tmp_path / f"run.old-{number}"
+            assert not folder.holds_run
+            with pytest.raises(RunError):
+                RunFolder(tmp_path / "run").__enter__()
+            assert (tmp_path / f"run.old-{number}/attempts/1").is_dir()
+
+
+def test_a_finished_run_is_known_until_another_attempt_begins(recipe: Recipe, tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run") as folder:
+        assert folder.finished_step() is None
+        mark_finished(folder.path, 20)
+        assert folder.finished_step() == 20
+        folder.new_attempt(recipe)
+        assert folder.finished_step() is None
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_a_folder_that_may_not_be_written_is_one_clear_message() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "small.yaml").write_text("name: small\n")
+        (folder / "run").mkdir(mode=0o555)
+        arguments = ["run", str(folder / "small.yaml"), "--run-dir", str(folder / "run")]
+        # The dry run imports what is needed: the other user may not be able to read this Python's folder.
+        code = (
+            f"import os, sys; sys.path[:0] = {[str(ROOT), str(ROOT / 'cluster')]!r}\n"
+            "from moe_train.cli import main\n"
+            f"main({[*arguments, '--dry-run']!r})\n"
+            "os.setuid(65534)\n"
+            f"sys.exit(main({arguments!r}))"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    expected = f"moe-train: error: run_dir={folder / 'run'}: cannot be written (Permission denied: "
+    assert done.returncode == 1
+    assert done.stderr.startswith(expected)
+    assert "another --run-dir" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,100 @@
+"""Which rank is named when several failed."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from moe_cluster.first_cause import Ending, FirstCause, find_first_cause, read_endings, was_preempted
+
+CLOSED = "[pair.cc:553] Connection closed by peer [127.0.0.1]:429. This is typically caused by a crash"
+REPORT = """\
+Failures:
+[1]:
+  time      : 2026-11-21_23:18:19
+  host      : localhost
+  rank      : 0 (local_rank: 0)
+  exitcode  : -15 (pid: 5201)  (SIGTERM)
+  error_file: <N/A>
+------------------------------------------------------
+Root Cause (first observed failure):
+[0]:
+  time      : 2026-11-21_23:18:19
+  host      : localhost
+  rank      : 1 (local_rank: 1)
+  exitcode  : -9 (pid: 5202)  (SIGKILL)
+  error_file: <N/A>
+"""
+
+
+def leave_error(
+    attempt: Path, rank: int, time: float, message: str, kind: str = "RuntimeError", code: int = 1
+) -> None:
+    folder = attempt / f"rank-{rank}"
+    folder.mkdir(parents=True)
+    facts = {"rank": rank, "host": "h", "pid": 1, "step": 4, "time": time, "exit_code": code}
+    (folder / "error.json").write_text(
+        json.dumps({**facts, "type": kind, "message": message, "traceback": "T"})
+    )
+
+
+def test_the_report_of_torch_elastic_is_read_first_failure_first(tmp_path: Path) -> None:
+    (tmp_path / "launcher.log").write_text(REPORT)
+    assert read_endings(tmp_path / "launcher.log") == [Ending(1, -9), Ending(0, -15)]
+
+
+def test_a_closed_connection_is_a_consequence_even_if_it_was_written_first(tmp_path: Path) -> None:
+    leave_error(tmp_path, 0, time=1.0, message=CLOSED)
+    leave_error(tmp_path, 1, time=2.0, message="loss is not finite\nmore", kind="TrainingError")
+    cause = find_first_cause(tmp_path, [Ending(0, 1), Ending(1, 1)])
+    assert str(cause) == (
+        "rank 1 on h failed after step 4: TrainingError: loss is not finite\n"
+        f"  read {tmp_path / 'rank-1' / 'log.txt'}"
+    )
+
+
+def test_of_two_original_errors_the_earlier_is_named(tmp_path: Path) -> None:
+    leave_error(tmp_path, 0, time=9.0, message="late")
+    leave_error(tmp_path, 1, time=8.0, message="early", kind="DataError", code=2)
+    cause = find_first_cause(tmp_path, [Ending(0, 1), Ending(1, 2)])
+    assert (cause.rank, cause.error, cause.exit_code) == (1, "DataError: early", 2)
+
+
+@pytest.mark.parametrize("order", [[0, 1], [1, 0]])
+def test_a_rank_that_died_without_a_word_is_named_with_its_signal(tmp_path: Path, order: list[int]) -> None:
+    leave_error(tmp_path, 0, time=1.0, message=CLOSED)
+    codes = {0: 1, 1: -11}
+    cause = find_first_cause(tmp_path, [Ending(rank, codes[rank]) for rank in order])
+    assert cause.rank == 1
+    assert cause.error == "it was killed by SIGSEGV"
+    assert cause.log == tmp_path / "launcher.log"
+
+
+def test_the_sigterm_that_torch_elastic_sends_is_no_cause(tmp_path: Path) -> None:
+    leave_error(tmp_path, 1, time=1.0, message=CLOSED)
+    cause = find_first_cause(tmp_path, [Ending(1, 1), Ending(0, -15)])
+    assert cause.rank == 1
+
+
+def test_without_any_trace_the_launcher_log_is_named(tmp_path: Path) -> None:
+    cause = find_first_cause(tmp_path, [])
+    assert isinstance(cause, FirstCause)
+    assert cause.rank is None
+    assert str(cause).startswith("the workers' launcher on ")
+    assert cause.log == tmp_path / "launcher.log"
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [([75, -15], True), ([75, 75], True), ([75, 1], False), ([-15, -15], False), ([], False)],
+)
+def test_an_attempt_is_preempted_if_all_ended_because_they_were_asked(
+    tmp_path: Path, codes: list[int], expected: bool
+) -> None:
+    endings = [Ending(rank, code) for rank, code in enumerate(codes)]
+    assert was_preempted(tmp_path, endings) is expected
+
+
+def test_an_error_while_saving_is_not_called_preempted(tmp_path: Path) -> None:
+    leave_error(tmp_path, 0, time=1.0, message="disk full")
+    assert not was_preempted(tmp_path, [Ending(1, 75), Ending(0, -15)])

@@ -1,0 +1,51 @@
+"""Parent-death signals and adopted orphans, on real processes."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from moe_cluster.linux import is_alive
+
+CLUSTER = str(Path(__file__).parents[3] / "cluster")
+HEADER = f"import os, subprocess, sys; sys.path.insert(0, {CLUSTER!r}); from moe_cluster.linux import *\n"
+
+
+def python(code: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, "-c", HEADER + code], capture_output=True, text=True, timeout=30)
+
+
+def test_a_grandchild_is_adopted_and_ended_but_a_stranger_is_kept() -> None:
+    done = python(
+        "adopt_orphans()\n"
+        "stranger = subprocess.Popen(['sleep', '60'])\n"
+        "keep = children(os.getpid())\n"
+        "grandchild = int(subprocess.check_output(['sh', '-c', 'setsid sleep 60 >/dev/null & echo $!']))\n"
+        "assert grandchild in children(os.getpid())\n"
+        "end_children(keep, patience_s=0)\n"
+        "print(is_alive(grandchild), is_alive(stranger.pid))\n"
+        "stranger.kill(); stranger.wait()\n"
+    )
+    assert done.stdout == "False True\n", done.stderr
+
+
+def test_a_child_that_ends_in_time_is_not_killed(tmp_path: Path) -> None:
+    mark = tmp_path / "done"
+    done = python(
+        f"subprocess.Popen(['sh', '-c', 'sleep 0.3; touch {mark}']); end_children(set(), patience_s=10)"
+    )
+    assert done.returncode == 0, done.stderr
+    assert mark.exists()
+
+
+def test_a_process_dies_with_its_parent() -> None:
+    child = f"{HEADER}import time; die_with_parent(os.getppid()); print('ready', flush=True); time.sleep(60)"
+    done = python(
+        f"child = subprocess.Popen([sys.executable, '-c', {child!r}], stdout=subprocess.PIPE)\n"
+        "child.stdout.readline(); print(child.pid, flush=True); os._exit(0)\n"
+    )
+    pid = int(done.stdout)
+    deadline = time.monotonic() + 5
+    while is_alive(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -1,0 +1,84 @@
+"""Parameters and FLOPs against sums written out by hand."""
+
+import pytest
+
+from moe_train.config.kinds import BPEConfig, TopKRouterConfig
+from moe_train.config.schema import DataConfig, ModelConfig, MoEConfig, Recipe
+from moe_train.model.count import count
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    """4 layers of which 2 are MoE, width 8, hidden width 32, 300 tokens, sequences of 16, 4 experts."""
+    return Recipe(
+        model=ModelConfig(num_layers=4, d_model=8, num_heads=2),
+        moe=MoEConfig(every=2, num_experts=4),
+        data=DataConfig(sequence_length=16, tokenizer=BPEConfig(vocab_size=300)),
+    )
+
+
+def test_every_part_is_counted(recipe: Recipe) -> None:
+    assert dict(count(recipe).parts) == {
+        "embedding": 2400,  # 300 * 8
+        "head": 0,
+        "positions": 0,
+        "attention": 1024,  # 4 layers * 4 matrices * 8 * 8
+        "norms": 72,  # (2 * 4 + 1) * 8
+        "feed_forward": 1024,  # 2 layers * 2 matrices * 8 * 32
+        "router": 64,  # 2 layers * 8 * 4
+        "experts": 4096,  # 2 layers * 4 experts * 2 matrices * 8 * 32
+    }
+    assert count(recipe).total_parameters == 8680
+
+
+def test_a_token_meets_one_expert_in_each_layer(recipe: Recipe) -> None:
+    assert count(recipe).active_parameters == 8680 - 4096 + 1024
+
+
+def test_flops_are_three_forward_passes(recipe: Recipe) -> None:
+    matrices = 2 * (1024 + 1024 + 64 + 1024 + 2400)  # attention, feed-forward, router, one expert, head
+    attention = 4 * 16 * 8 * 4  # 4 * S * d, 4 layers
+    assert count(recipe).flops_per_token == 3 * (matrices + attention)
+
+
+def test_top_2_doubles_the_active_experts(recipe: Recipe) -> None:
+    recipe.moe.router = TopKRouterConfig(k=2)
+    assert count(recipe).active_parameters == 8680 - 4096 + 2048
+
+
+def test_a_dense_model_has_all_its_parameters_active(recipe: Recipe) -> None:
+    recipe.moe.every = 0
+    counted = count(recipe)
+    assert counted.parts["experts"] == counted.parts["router"] == 0
+    assert counted.parts["feed_forward"] == 2048
+    assert counted.active_parameters == counted.total_parameters == 2400 + 1024 + 72 + 2048
+
+
+def test_switch_costs_what_its_dense_twin_costs_and_the_router(recipe: Recipe) -> None:
+    switch = count(recipe).flops_per_token
+    recipe.moe.every = 0
+    assert switch - count(recipe).flops_per_token == 3 * 2 * 64
+
+
+@pytest.mark.parametrize(("positions", "parameters"), [("learned", 128), ("relative", 64)])
+def test_learned_positions_are_looked_up_for_free(recipe: Recipe, positions: str, parameters: int) -> None:
+    before = count(recipe)
+    recipe.model.positions = positions  # type: ignore[assignment]
+    after = count(recipe)
+    assert after.total_parameters - before.total_parameters == parameters
+    assert after.flops_per_token == before.flops_per_token
+
+
+def test_an_untied_head_adds_parameters_but_no_flops(recipe: Recipe) -> None:
+    tied = count(recipe)
+    recipe.model.tied_embeddings = False
+    untied = count(recipe)
+    assert untied.parts["head"] == 2400
+    assert untied.flops_per_token == tied.flops_per_token
+
+
+def test_swiglu_has_a_third_matrix(recipe: Recipe) -> None:
+    recipe.model.activation = "swiglu"
+    counted = count(recipe)
+    assert counted.parts["feed_forward"] == 1536
+    assert counted.parts["experts"] == 6144
