@@ -4,6 +4,19 @@ import os
 import shutil
 
 import pytest
+from jaxtyping import install_import_hook
+
+# The shapes and types in the signatures of these modules are checked whenever a test calls them; it must be asked
+# for before any of them is imported. In worker processes of distributed tests they are not checked.
+CHECKED_MODULES = (
+    "moe_train.data.batch",
+    "moe_train.model",
+    "moe_train.moe",
+    "moe_train.objectives",
+    "moe_train.random",
+    "moe_train.results",
+)
+install_import_hook(CHECKED_MODULES, "beartype.beartype")
 
 
 def require_tool(name: str, package: str) -> str:

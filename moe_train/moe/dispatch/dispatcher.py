@@ -4,7 +4,7 @@ T tokens on this rank, D model width, R rows this rank's experts receive.
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -24,6 +24,7 @@ class Dispatched:
     """The dispatcher's own business."""
 
 
+@runtime_checkable
 class Dispatcher(Protocol):
     """Built as `Dispatcher(config, num_experts=, group=)`; `group` is the expert-parallel process group or None."""
 
