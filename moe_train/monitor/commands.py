@@ -1,0 +1,86 @@
+"""`moe-train monitor`: what a run's experts did, as a table in the terminal or as one HTML page.
+
+Reads the run folder only, so it works while the run goes on, and after.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from moe_train.monitor import balance
+from moe_train.monitor.page.document import write_page
+from moe_train.monitor.run import RunRecord, find_run, read_run
+
+EPILOG = """\
+examples:
+  moe-train monitor runs/switch-tiny                      the last logging window, as a table
+  moe-train monitor runs/switch-tiny --html experts.html  the whole run, as one page without outside parts
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; returns its exit code. Raises MoETrainError for a run that is not there or unreadable."""
+    parser = argparse.ArgumentParser(
+        "moe-train monitor",
+        description="Show what the experts of a run did.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", metavar="RUN", help="a run folder, or its name below runs/")
+    parser.add_argument("--html", metavar="FILE", type=Path, help="write one self-contained HTML page")
+    arguments = parser.parse_args(argv)
+    run_dir = find_run(arguments.run)
+    run = read_run(run_dir)
+    console = Console(highlight=False)
+    if arguments.html:
+        write_page(run, arguments.html)
+        console.print(f"wrote {arguments.html}", markup=False, soft_wrap=True)
+    else:
+        _print_summary(run, console)
+        example = f"the whole run as a page: moe-train monitor {run_dir} --html experts.html"
+        console.print(example, markup=False, soft_wrap=True)
+    return 0
+
+
+def _print_summary(run: RunRecord, console: Console) -> None:
+    console.print(f"{run.recipe.name}: {run.state}", markup=False, soft_wrap=True)
+    if not run.training:
+        console.print("no training row has been written yet")
+        return
+    last = run.training[-1]
+    fields = [f"step {last['step']:,} of {run.recipe.steps:,}", f"loss {_number(last['loss'], '.4f')}"]
+    if run.validation:
+        fields.append(f"validation loss {_number(run.validation[-1]['validation_loss'], '.4f')}")
+    fields.append(f"{_number(last['tokens_per_second'], ',.0f')} tokens/s")
+    fields.append(f"{run.attempts} attempts, {run.resumes} resumed")
+    console.print(", ".join(fields), soft_wrap=True)
+    if run.layers:
+        console.print(_expert_table(run))
+    else:
+        console.print("this model is dense: it has no experts to show")
+
+
+def _expert_table(run: RunRecord) -> Table:
+    table = Table("layer", title=f"experts in the window that ends at step {run.training[-1]['step']:,}")
+    for title in ("CV", "max violation", "entropy", "effective", "drop rate", "dead"):
+        table.add_column(title, justify="right")
+    moe = run.training[-1]["moe"]
+    for position, (name, load) in enumerate(zip(run.layers, moe["load"], strict=True)):
+        table.add_row(
+            name,
+            _number(moe["cv"][position], ".3f"),
+            _number(moe["max_violation"][position], ".2f"),
+            _number(moe["entropy"][position], ".3f"),
+            f"{balance.effective_experts(load):.1f} of {len(load)}",
+            _number(moe["drop_rate"][position], ".1%"),
+            str(len(balance.dead_experts(load))),
+        )
+    return table
+
+
+def _number(value: float | None, style: str) -> str:
+    """A value of a row; what was not finite is null there."""
+    return "-" if value is None else format(value, style)

@@ -1,0 +1,161 @@
+"""What the page shows, as JSON-ready data: thinned curves, loads in percent of the fair share, tiles, the table.
+
+Thinning never picks rows: neighbours are put together, losses and figures as means, loads as sums, so that nothing
+that happened between two points is lost from both.
+"""
+
+import math
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from moe_train.config.check import problems
+from moe_train.model.count import count
+from moe_train.monitor import balance
+from moe_train.monitor.rows import Row
+from moe_train.monitor.run import RunRecord
+
+MAX_POINTS = 2000
+"""Points of a curve; more rows are put together."""
+MAX_CELLS = 400_000
+"""Cells of the heat maps over all windows, layers and experts: about 1.5 MB of page."""
+FIGURES = (
+    ("cv", "Imbalance (CV)", "Standard deviation / mean of the experts' loads. 0 is even.", ""),
+    ("drop_rate", "Drop rate", "Share of assignments that found no room in their expert.", "%"),
+    ("entropy", "Load entropy", "Entropy of the loads / ln E. 1 is even, 0 is one expert.", ""),
+    ("dead_fraction", "Dead experts", "Share of experts below a tenth of the fair share.", "%"),
+)
+"""Key of the rows, title, caption and unit of each line chart over layers."""
+
+
+def page_content(run: RunRecord) -> dict[str, Any]:
+    """All that the page's script draws."""
+    points = grouped(run.training, MAX_POINTS)
+    num_layers, num_experts = len(run.layers), run.recipe.moe.num_experts
+    windows = grouped(run.training, max(1, MAX_CELLS // max(1, num_layers * num_experts)))
+    has_experts = bool(run.layers)
+    return {
+        "paper": run.recipe.paper,
+        "tiles": _tiles(run),
+        "notices": list(_notices(run)),
+        "footer": _footer(run, points, windows),
+        "layers": run.layers,
+        "events": [_event(row) for row in run.events],
+        "train": {
+            "steps": [rows[-1]["step"] for rows in points],
+            "loss": [_mean([row["loss"] for row in rows]) for rows in points],
+        },
+        "validation": {
+            "steps": [row["step"] for row in run.validation],
+            "loss": [row["validation_loss"] for row in run.validation],
+        },
+        "figures": [_figure(points, *figure) for figure in FIGURES] if has_experts and points else [],
+        "windows": {
+            "steps": [rows[-1]["step"] for rows in windows] if has_experts else [],
+            "loads": [_loads(rows) for rows in windows] if has_experts else [],
+        },
+        "table": _table(run.layers, run.training[-1]["moe"]) if has_experts and run.training else [],
+    }
+
+
+def grouped(rows: Sequence[Row], limit: int) -> list[Sequence[Row]]:
+    """Neighbouring rows put together into at most `limit` groups of equal size; the last one may be smaller."""
+    size = max(1, math.ceil(len(rows) / limit))
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def _event(row: Row) -> dict[str, Any]:
+    return {"step": row["step"], "event": row["event"], "attempt": row.get("attempt", 1)}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Mean of what is there, to 6 digits: a page needs no more."""
+    known = [value for value in values if value is not None]
+    return float(f"{sum(known) / len(known):.6g}") if known else None
+
+
+def _figure(points: list[Sequence[Row]], key: str, title: str, caption: str, unit: str) -> dict[str, Any]:
+    values = [
+        [_mean(layer) for layer in zip(*(row["moe"][key] for row in rows), strict=True)] for rows in points
+    ]
+    return {"key": key, "title": title, "caption": caption, "unit": unit, "values": values}
+
+
+def _loads(rows: Sequence[Row]) -> list[list[int | None]]:
+    """[L][E]: the load of every expert over `rows`, in percent of the fair share."""
+    layers = zip(*(row["moe"]["load"] for row in rows), strict=True)
+    return [_percent([sum(counts) for counts in zip(*layer, strict=True)]) for layer in layers]
+
+
+def _percent(load: list[int]) -> list[int | None]:
+    total = sum(load)
+    # Rounded down, so that the page calls dead what balance.dead_experts calls dead: below 10.
+    return [100 * count * len(load) // total if total else None for count in load]
+
+
+def _table(layers: list[str], moe: Row) -> list[dict[str, Any]]:
+    return [
+        {
+            "layer": name,
+            "cv": moe["cv"][position],
+            "effective": _mean([balance.effective_experts(load) if sum(load) else None]),
+            "largest": max(load) / sum(load) if sum(load) else None,
+            "smallest": min(load) / sum(load) if sum(load) else None,
+            "drop_rate": moe["drop_rate"][position],
+            "dead": balance.dead_experts(load),
+        }
+        for position, (name, load) in enumerate(zip(layers, moe["load"], strict=True))
+    ]
+
+
+def _tiles(run: RunRecord) -> list[dict[str, str]]:
+    last: Row = run.training[-1] if run.training else {}
+    validated = run.validation[-1] if run.validation else None
+    tiles = [
+        ("Step", f"{last.get('step', 0):,}", f"of {run.recipe.steps:,}: {run.state}"),
+        ("Training loss", _decimal(last.get("loss")), "nats per token"),
+        ("Speed", _large(last.get("tokens_per_second")), "tokens per second"),
+        ("Workers", str(run.workers or "–"), f"expert degree {run.recipe.parallel.expert}"),
+        ("Attempts", str(run.attempts or "–"), f"{run.resumes} resumed"),
+    ]
+    if validated:
+        where = f"at step {validated['step']:,}"
+        tiles.insert(2, ("Validation loss", _decimal(validated["validation_loss"]), where))
+    if not problems(run.recipe):
+        size = count(run.recipe)
+        note = f"{_large(size.active_parameters)} active per token"
+        tiles.insert(-1, ("Parameters", _large(size.total_parameters), note))
+    return [{"label": label, "value": value, "note": note} for label, value, note in tiles]
+
+
+def _notices(run: RunRecord) -> list[str]:
+    notices = []
+    if not run.training:
+        notices.append("No training row has been written yet; make the page again once there is one.")
+    if not run.layers:
+        notices.append("This model is dense: it has no experts to show.")
+    return notices
+
+
+def _footer(run: RunRecord, points: list[Sequence[Row]], windows: list[Sequence[Row]]) -> str:
+    made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    parts = [f"Made from {len(run.training):,} training rows of metrics.jsonl, {made}."]
+    if points and len(points[0]) > 1:
+        parts.append(f"Each point of a curve is the mean of {len(points[0])} rows.")
+    if run.layers and windows and len(windows[0]) > 1:
+        parts.append(f"Each window of the heat maps is the sum of {len(windows[0])} rows.")
+    return " ".join(parts)
+
+
+def _decimal(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _large(value: float | None) -> str:
+    """Three digits and a unit: 12.3 M."""
+    if value is None:
+        return "–"
+    for size, unit in ((1e9, " B"), (1e6, " M"), (1e3, " k")):
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.0f}"

@@ -1,0 +1,77 @@
+"""What a run folder says about a run, without importing torch: its recipe, its rows, its attempts.
+
+Works for a run that has not written a row yet, one that is running, and one that is over.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moe_train.config.load import load_recipe
+from moe_train.config.schema import Recipe, moe_layers
+from moe_train.errors import UsageError
+from moe_train.monitor.rows import METRICS_FILE, Row, current_rows, read_rows
+
+RECIPE_FILE = "recipe.yaml"
+ENDS = {"finished": "finished", "stopped": "stopped, can be resumed", "not_finite": "failed"}
+"""Event that ends an attempt -> what the run is then; after any other row it is running, or was killed."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as its folder tells it. Rows are those that count, by step."""
+
+    recipe: Recipe
+    training: Sequence[Row]
+    validation: Sequence[Row]
+    events: Sequence[Row]
+    state: str
+    """How the run stands, in words."""
+    attempts: int
+    workers: int
+    """Of the newest attempt; 0 before it began."""
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the MoE layers, in the order of the rows' lists."""
+        return [f"layer {layer}" for layer in moe_layers(self.recipe)]
+
+    @property
+    def resumes(self) -> int:
+        """How often the run went on from a checkpoint."""
+        return sum(row["event"] == "resume" for row in self.events)
+
+
+def find_run(name: str) -> Path:
+    """The folder of a run: a path, or a name below `runs`. Raises UsageError if no run is there."""
+    for folder in (Path(name), Path("runs", name)):
+        if (folder / RECIPE_FILE).is_file():
+            return folder
+    known = sorted(path.parent.name for path in Path("runs").glob(f"*/{RECIPE_FILE}"))
+    hint = f"known runs: {', '.join(known)}" if known else "`moe-train run RECIPE` makes one"
+    raise UsageError(f"RUN={name}: there is no run folder (one with a {RECIPE_FILE}); {hint}")
+
+
+def read_run(run_dir: Path) -> RunRecord:
+    """Read a run folder. Raises RecipeError or RunError for a file that cannot be read."""
+    recipe = load_recipe(run_dir / RECIPE_FILE)
+    written = read_rows(run_dir / METRICS_FILE)
+    rows = current_rows(written)
+    attempts = [int(entry.name) for entry in (run_dir / "attempts").glob("*") if entry.name.isdigit()]
+    newest = run_dir / "attempts" / str(max(attempts, default=0))
+    return RunRecord(
+        recipe=recipe,
+        training=[row for row in rows if "loss" in row],
+        validation=[row for row in rows if "validation_loss" in row],
+        events=[row for row in rows if "event" in row],
+        state=_state(written),
+        attempts=len(attempts),
+        workers=len(list(newest.glob("rank-*"))),
+    )
+
+
+def _state(written: Sequence[Mapping[str, Any]]) -> str:
+    if not written:
+        return "no rows yet"
+    return ENDS.get(written[-1].get("event", ""), "running, or killed")
