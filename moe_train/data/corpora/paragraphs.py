@@ -19,7 +19,7 @@ INLINE = frozenset(
 """HTML elements that do not end a paragraph; those of Mallard below."""
 INLINE_MALLARD = frozenset({"app", "cmd", "gui", "guiseq", "input", "key", "keyseq", "link", "output", "sys"})
 WITHOUT_PROSE = frozenset({"head", "nav", "pre", "screen", "script", "style"})
-BLANK_LINES = re.compile(r"\n[ \t\f\r]*(?:\n[ \t\f\r]*)+")
+BLANK_LINES = re.compile(r"\n(?:[ \t\f\r]*\n)+")
 RST_NOT_PROSE = re.compile(r"\t|[ ]{4}|\.\. |::|[-=~^+|*#]{3}")
 """How a block of reStructuredText begins that is code, a directive, a table or a rule."""
 DICTIONARY_PRONUNCIATION = re.compile(r"\\[^\\\n]{1,60}\\")
