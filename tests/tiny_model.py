@@ -1,0 +1,79 @@
+"""Small recipes, contexts, layers and models for the tests of the core, always the same numbers."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from moe_train.config.load import load_recipe
+from moe_train.config.schema import Recipe, expert_width
+from moe_train.data.batch import Batch
+from moe_train.distribute.apply import distribute
+from moe_train.model.transformer import Transformer
+from moe_train.moe.layer import MoELayer
+from moe_train.moe.routing import RouteContext
+from moe_train.parallel.plan import Mesh, ParallelPlan
+from moe_train.parallel.world import World
+from moe_train.random import RandomStream
+
+
+def tiny_recipe(*overrides: str) -> Recipe:
+    """The recipe of tiny_model.yaml with `overrides`."""
+    return load_recipe(Path(__file__).with_name("tiny_model.yaml"), overrides)
+
+
+def one_worker() -> Mesh:
+    """The mesh of a run with one worker on the CPU."""
+    return Mesh.build(ParallelPlan(1, 1), World(0, 1, 0, 1, torch.device("cpu")))
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    """Standard normal numbers."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def context(
+    sequences: int, length: int, training: bool = False, step: int = 0, seed: int = 0, first: int = 0
+) -> RouteContext:
+    """A context of `sequences` sequences, numbered from `first`, of `length` tokens."""
+    stream = RandomStream(seed, step, torch.arange(first, first + sequences))
+    return RouteContext(training, 0.0, stream, torch.zeros(sequences, length, dtype=torch.long))
+
+
+def moe_layer(recipe: Recipe) -> MoELayer:
+    """An MoE layer of the recipe's shape with standard normal weights, scaled by 1 / sqrt(fan in)."""
+    layer = MoELayer(
+        recipe.moe,
+        d_model=recipe.model.d_model,
+        d_ff=expert_width(recipe),
+        activation=recipe.model.activation,
+        site="layers.0",
+    )
+    with torch.no_grad():
+        for index, parameter in enumerate(layer.parameters()):
+            parameter.copy_(normal(*parameter.shape, seed=100 + index) / parameter.shape[-2] ** 0.5)
+    return layer
+
+
+def tiny_transformer(recipe: Recipe) -> Transformer:
+    """The recipe's model on one worker, with its initial values, and gradients as autograd makes them."""
+    return distribute(recipe, one_worker(), reshard_after_forward=False).model
+
+
+def global_batch(recipe: Recipe, step: int) -> Batch:
+    """Random tokens: the whole global batch of update `step`."""
+    generator = torch.Generator().manual_seed(1000 + step)
+    size, length = recipe.data.global_batch, recipe.data.sequence_length
+    tokens = torch.randint(0, recipe.data.tokenizer.size, (size, length + 1), generator=generator)
+    return Batch(tokens[:, :-1], tokens[:, 1:], torch.arange(size) + size * step)
+
+
+def share_of(batch: Batch, rank: int, workers: int, micro: int | None = None) -> list[Batch]:
+    """The microbatches of one worker: its contiguous share, cut into pieces of `micro` sequences."""
+    size = batch.tokens.shape[0] // workers
+    step = micro or size
+    starts = range(rank * size, (rank + 1) * size, step)
+    return [
+        Batch(batch.tokens[i : i + step], batch.targets[i : i + step], batch.sequence_ids[i : i + step])
+        for i in starts
+    ]

@@ -1,0 +1,91 @@
+"""Capacity by hand: how many fit, and who is dropped."""
+
+import pytest
+import torch
+
+from moe_train.moe.capacity import capacity, within_capacity
+from moe_train.moe.routing import Routing
+
+
+def routing(first: list[int], second: list[int] | None = None, experts: int = 4) -> Routing:
+    """Token t goes to expert first[t] and, if given, second[t]."""
+    columns = [first] if second is None else [first, second]
+    ids = torch.tensor(columns).t()
+    tokens, choices = ids.shape
+    index = torch.arange(ids.numel())
+    return Routing(index // choices, ids.reshape(-1), index % choices, torch.ones(ids.numel()), tokens, experts, choices)
+
+
+def dropped(routing: Routing, group_tokens: int, slots: int) -> set[tuple[int, int]]:
+    """(token, choice) of every edge that does not fit."""
+    refused = ~within_capacity(routing, group_tokens, slots)
+    return set(zip(routing.token_ids[refused].tolist(), routing.choices[refused].tolist(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("convention", "factor", "tokens", "experts", "choices", "smallest", "slots"),
+    [
+        ("mesh", 1.25, 128, 8, 1, 4, 20),  # floor(1.25 * 16)
+        ("mesh", 1.25, 100, 8, 1, 4, 15),  # floor(15.625)
+        ("mesh", 1.25, 100, 8, 2, 4, 15),  # choices are not counted
+        ("deepspeed", 1.25, 100, 8, 1, 4, 16),  # ceil(15.625)
+        ("deepspeed", 1.25, 100, 8, 2, 4, 32),  # ceil(31.25)
+        ("vmoe", 1.25, 100, 8, 2, 4, 32),  # 32 is a multiple of 4 already
+        ("vmoe", 1.05, 100, 8, 1, 1, 16),  # ceil(13.125) = 14, up to 16
+        ("mesh", 1.25, 16, 32, 1, 4, 4),  # floor(0.625) = 0, at least 4
+        ("mesh", 99.0, 16, 4, 1, 4, 16),  # at most the tokens there are
+        ("vmoe", 99.0, 10, 4, 1, 4, 10),  # and that after rounding up
+        ("mesh", 1.0, 2, 1, 1, 4, 4),  # the smallest wins over the number of tokens
+    ],
+)
+def test_slots_follow_the_convention(convention, factor, tokens, experts, choices, smallest, slots):
+    assert capacity(convention, factor, tokens, experts, choices, smallest) == slots
+
+
+def test_a_capacity_factor_of_the_number_of_experts_holds_every_token():
+    assert capacity("mesh", 4.0, 13, 4, 1, 1) == 13
+
+
+def test_earlier_tokens_come_first():
+    assert dropped(routing([0, 1, 0, 0, 1, 0]), group_tokens=6, slots=2) == {(3, 0), (5, 0)}
+
+
+def test_every_first_choice_comes_before_any_second_choice():
+    # Expert 0 is wanted by tokens 2 and 3 as their first choice and by token 0 as its second.
+    edges = routing(first=[1, 2, 0, 0], second=[0, 3, 1, 2])
+    assert dropped(edges, group_tokens=4, slots=2) == {(0, 1)}
+
+
+def test_second_choices_fill_what_first_choices_leave():
+    # Expert 0: first choice of token 3, then second choices of tokens 0 and 1 in order of position.
+    edges = routing(first=[1, 2, 3, 0], second=[0, 0, 0, 1])
+    assert dropped(edges, group_tokens=4, slots=2) == {(1, 1), (2, 1)}
+
+
+def test_each_group_counts_for_itself():
+    # Two groups of three tokens, all for expert 1: two of each fit.
+    assert dropped(routing([1] * 6), group_tokens=3, slots=2) == {(2, 0), (5, 0)}
+
+
+def test_zero_edges_are_no_trouble():
+    edges = routing([0, 1]).keep(torch.tensor([False, False]))
+    assert within_capacity(edges, 2, 1).shape == (0,)
+
+
+@pytest.mark.parametrize("choices", [1, 2, 3])
+def test_the_sorted_count_equals_a_slow_count(choices):
+    generator = torch.Generator().manual_seed(choices)
+    tokens, experts, group, slots = 42, 5, 7, 2
+    ids = torch.rand(tokens, experts, generator=generator).argsort(1)[:, :choices]
+    index = torch.arange(tokens * choices)
+    edges = Routing(
+        index // choices, ids.reshape(-1), index % choices, torch.ones(index.numel()), tokens, experts, choices
+    )
+    taken: dict[tuple[int, int], int] = {}
+    fits = torch.zeros(tokens, choices, dtype=torch.bool)
+    for choice in range(choices):
+        for token in range(tokens):
+            place = (token // group, int(ids[token, choice]))
+            fits[token, choice] = taken.get(place, 0) < slots
+            taken[place] = taken.get(place, 0) + 1
+    assert torch.equal(within_capacity(edges, group, slots), fits.reshape(-1))

@@ -1,0 +1,90 @@
+"""The top-k router: choices, weights, jitter, entropy."""
+
+import math
+
+import pytest
+import torch
+
+from moe_train.config.kinds import SwitchRouterConfig, TopKRouterConfig
+from moe_train.moe.routers.top_k import TopKRouter
+from moe_train.moe.routing import Routing
+from tiny_model import context, normal
+
+
+def router(config, logits: list[list[float]]) -> Routing:
+    """Route tokens whose logits are given: the input is one-hot, the weight holds the rows."""
+    table = torch.tensor(logits)
+    made = TopKRouter(config, d_model=len(logits), num_experts=table.shape[1], group=1, site="layers.0.router")
+    made.weight.data.copy_(table)
+    return made(torch.eye(len(logits)), context(1, len(logits)))
+
+
+def test_switch_takes_the_largest_with_its_probability():
+    routing = router(SwitchRouterConfig(), [[0.0, math.log(3), 0.0, 0.0], [math.log(9), 0.0, 0.0, 0.0]])
+    assert routing.expert_ids.tolist() == [1, 0]
+    torch.testing.assert_close(routing.weights, torch.tensor([0.5, 0.75]))
+
+
+def test_the_weights_of_two_choices_sum_to_one_if_the_recipe_says_so():
+    logits = [[math.log(6), math.log(3), 0.0, 0.0]]
+    normalised = router(TopKRouterConfig(k=2), logits)
+    plain = router(TopKRouterConfig(k=2, normalize=False), logits)
+    assert normalised.expert_ids.tolist() == plain.expert_ids.tolist() == [0, 1]
+    torch.testing.assert_close(normalised.weights, torch.tensor([2 / 3, 1 / 3]))
+    torch.testing.assert_close(plain.weights, torch.tensor([6 / 11, 3 / 11]))
+
+
+def test_ties_go_to_the_lower_expert():
+    routing = router(TopKRouterConfig(k=3), [[0.0, 1.0, 0.0, 1.0, 0.0]])
+    assert routing.expert_ids.tolist() == [1, 3, 0]
+
+
+def test_edges_are_listed_by_token_and_choice():
+    routing = router(TopKRouterConfig(k=2), [[0.0, 2.0, 1.0], [2.0, 1.0, 0.0]])
+    assert routing.token_ids.tolist() == [0, 0, 1, 1]
+    assert routing.choices.tolist() == [0, 1, 0, 1]
+    assert routing.expert_ids.tolist() == [1, 2, 0, 1]
+
+
+def test_entropy_is_a_sum_over_tokens_in_nats():
+    routing = router(SwitchRouterConfig(), [[0.0] * 8, [50.0] + [0.0] * 7, [0.0] * 8])
+    assert routing.entropy is not None
+    assert routing.entropy.item() == pytest.approx(2 * math.log(8), abs=1e-5)
+
+
+def test_losses_are_watched_even_where_their_coefficient_is_zero():
+    routing = router(SwitchRouterConfig(balance_coefficient=0.0, z_coefficient=0.0), [[0.0] * 4] * 4)
+    assert routing.losses["balance"].item() == pytest.approx(1.0)
+    assert routing.losses["z"].item() == pytest.approx(math.log(4) ** 2)
+    assert routing.coefficients == {"balance": 0.0, "z": 0.0}
+
+
+def test_jitter_multiplies_the_input_by_one_plus_or_minus_its_size():
+    config = SwitchRouterConfig(jitter=0.1)
+    made = TopKRouter(config, d_model=32, num_experts=4, group=1, site="layers.0.router")
+    x = torch.ones(64, 32)
+    jittered = made._jittered(x, context(4, 16, training=True))
+    assert 0.9 <= jittered.min() < 0.91 < 1.09 < jittered.max() <= 1.1
+    assert torch.equal(made._jittered(x, context(4, 16, training=False)), x)
+    assert not torch.equal(jittered[:16], jittered[16:32])
+
+
+def test_logits_are_made_in_fp32_from_bf16_input():
+    made = TopKRouter(SwitchRouterConfig(), d_model=16, num_experts=4, group=1, site="layers.0.router")
+    made.weight.data.copy_(normal(16, 4))
+    x = normal(8, 16).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        routing = made(x, context(1, 8))
+    expected = torch.softmax(x.float() @ made.weight, 1).max(1).values
+    assert torch.equal(routing.weights, expected)
+
+
+def test_kept_edges_keep_their_fields_together():
+    routing = router(TopKRouterConfig(k=2), [[0.0, 2.0, 1.0], [2.0, 1.0, 0.0]])
+    kept = routing.keep(torch.tensor([False, True, True, False]))
+    assert kept.token_ids.tolist() == [0, 1]
+    assert kept.expert_ids.tolist() == [2, 0]
+    assert kept.choices.tolist() == [1, 0]
+    assert torch.equal(kept.weights, routing.weights[[1, 2]])
+    assert (kept.num_tokens, kept.num_experts, kept.num_choices) == (2, 3, 2)
+    assert kept.losses == routing.losses
