@@ -1,0 +1,256 @@
+"""Forward and backward of one MoE layer against its bare matrix products, in CPU time of one thread.
+
+    python tools/bench_moe_layer.py [--quick] [--markdown] [--json FILE] [--budget-s 480]
+
+The floor is what no layer can beat: the products of the same routing on rows already in expert order, written by
+hand without autograd, every result into memory that is already there. Beside our layer (dropless) stand DeepSpeed's
+and, for top-1, Hugging Face's Switch layer, at capacity factor 1.25: they drop tokens, so they do fewer products
+than the floor where the routing is uneven and more (padding) where it is even.
+T tokens, D model width, F = 4 D hidden width, E experts.
+"""
+
+import argparse
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from measurement import interleave, machine, median_ratio, peak_memory_gib, text_table, write_rows
+from torch import Tensor, nn
+
+from moe_train.config.kinds import TopKRouterConfig
+from moe_train.config.schema import MoEConfig
+from moe_train.moe.layer import MoELayer
+from moe_train.moe.routing import RouteContext
+from moe_train.random import RandomStream
+
+CAPACITY_FACTOR = 1.25
+LEAST_ROUNDS = 3
+SEQUENCE_LENGTH = 128
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the table."""
+
+    num_experts: int
+    d_model: int
+    top_k: int
+    dtype: torch.dtype
+    num_tokens: int
+
+    @property
+    def cost(self) -> float:
+        """Work in units of its own, to share the time out."""
+        return self.d_model**2 * self.top_k * self.dtype.itemsize * (1 + self.num_experts / 64)
+
+
+def main() -> None:
+    """Measure every case and print the table."""
+    options = _options()
+    torch.set_num_threads(1)
+    _start_deepspeed()
+    cases = list(_cases(options))
+    remaining_s, remaining_cost = options.budget_s, sum(case.cost for case in cases)
+    rows = []
+    for case in cases:
+        began = time.perf_counter()
+        found = measure(case, budget_s=0.7 * remaining_s * case.cost / remaining_cost)
+        remaining_s, remaining_cost = remaining_s - (time.perf_counter() - began), remaining_cost - case.cost
+        rows += found
+        if not options.markdown:
+            print(text_table(found, markdown=False), flush=True)
+    if options.markdown:
+        print(text_table(rows, markdown=True))
+    print(f"{machine()}; peak memory {peak_memory_gib():.1f} GiB")
+    if options.json:
+        write_rows(options.json, rows)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="One MoE layer against its bare matrix products.")
+    parser.add_argument("--quick", action="store_true", help="d_model 256 in fp32 with 8 and 64 experts only")
+    parser.add_argument("--markdown", action="store_true", help="print one Markdown table at the end")
+    parser.add_argument("--json", type=Path, help='write {"rows": [...]} to this file')
+    parser.add_argument("--budget-s", type=float, default=480.0, help="wall time of the whole table, about")
+    parser.add_argument("--tokens", type=int, default=4096, help=f"a multiple of {SEQUENCE_LENGTH}")
+    options = parser.parse_args()
+    if options.tokens < SEQUENCE_LENGTH or options.tokens % SEQUENCE_LENGTH:
+        parser.error(f"--tokens={options.tokens}: must be a multiple of {SEQUENCE_LENGTH}")
+    return options
+
+
+def _cases(options: argparse.Namespace) -> Iterator[Case]:
+    if options.quick:
+        table = product((torch.float32,), (256,), (8, 64), (1, 2))
+    else:
+        table = product((torch.float32, torch.bfloat16), (256, 512), (8, 32, 64), (1, 2))
+    for dtype, d_model, num_experts, top_k in table:
+        yield Case(num_experts, d_model, top_k, dtype, options.tokens)
+
+
+def measure(case: Case, *, budget_s: float) -> list[dict[str, object]]:
+    """The rows of one case: every layer's CPU time and its ratio to the floor."""
+    torch.manual_seed(0)
+    x = torch.randn(case.num_tokens, case.d_model, dtype=case.dtype)
+    grad = torch.randn_like(x)
+    layer = _our_layer(case)
+    steps = {"floor": _floor(case, layer, x), "moe_train": _ours(case, layer, x, grad)}
+    steps["deepspeed"] = _step(_deepspeed_layer(case), x, grad)
+    if case.top_k == 1:
+        steps["huggingface"] = _step(_huggingface_layer(case), x, grad)
+    timed = {name: (lambda step=step: _cpu_seconds(step)) for name, step in steps.items()}
+    seconds = interleave(timed, budget_s=budget_s, least=LEAST_ROUNDS)
+    return [
+        {
+            "layer": name,
+            "num_experts": case.num_experts,
+            "d_model": case.d_model,
+            "top_k": case.top_k,
+            "dtype": str(case.dtype).removeprefix("torch."),
+            "over_floor": median_ratio(seconds[name], seconds["floor"]),
+            "milliseconds": 1e3 * sorted(seconds[name])[len(seconds[name]) // 2],
+            "rounds": len(seconds[name]),
+            "tokens": "all" if name == "moe_train" else f"dropped beyond capacity factor {CAPACITY_FACTOR}",
+        }
+        for name in steps
+        if name != "floor"
+    ]
+
+
+def _cpu_seconds(step: Callable[[], None]) -> float:
+    began = time.process_time()
+    step()
+    return time.process_time() - began
+
+
+def _our_layer(case: Case) -> MoELayer:
+    """Our layer, dropless, with a router in fp32."""
+    router = TopKRouterConfig(k=case.top_k, normalize=case.top_k > 1)
+    config = MoEConfig(num_experts=case.num_experts, capacity_factor=None, router=router)
+    layer = MoELayer(
+        config, d_model=case.d_model, d_ff=4 * case.d_model, activation="relu", site="bench"
+    )
+    layer.to(case.dtype)
+    layer.router.float()
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=0.02)
+    return layer
+
+
+def _context(case: Case) -> RouteContext:
+    sequences = case.num_tokens // SEQUENCE_LENGTH
+    return RouteContext(
+        training=True,
+        progress=0.0,
+        random=RandomStream(0, 0, torch.arange(sequences)),
+        token_values=torch.zeros(sequences, SEQUENCE_LENGTH, dtype=torch.long),
+    )
+
+
+def _ours(case: Case, layer: MoELayer, x: Tensor, grad: Tensor) -> Callable[[], None]:
+    """One forward and backward as the engine makes them: gradients of experts in persistent buffers."""
+    buffers, context = layer.experts.keep_gradients(), _context(case)
+
+    def step() -> None:
+        buffers.reset()
+        layer.router.weight.grad = None
+        y, _ = layer(x.detach().requires_grad_(), context)
+        y.backward(grad)
+
+    return step
+
+
+def _step(layer: Callable[[Tensor], Tensor], x: Tensor, grad: Tensor) -> Callable[[], None]:
+    """One forward and backward of somebody else's layer, which takes [1, T, D]."""
+
+    def step() -> None:
+        layer.zero_grad(set_to_none=True)
+        y = layer(x.detach().unsqueeze(0).requires_grad_())
+        (y[0] if isinstance(y, tuple) else y).backward(grad.unsqueeze(0))
+
+    return step
+
+
+def _floor(case: Case, layer: MoELayer, x: Tensor) -> Callable[[], None]:
+    """The bare products of this routing and nothing else, expert by expert, forward and backward."""
+    with torch.no_grad():
+        chosen = layer.router(x, _context(case)).expert_ids
+    counts = chosen.bincount(minlength=case.num_experts).tolist()
+    rows, grad_y = (torch.randn(chosen.numel(), case.d_model, dtype=case.dtype) for _ in range(2))
+    w_in, w_out = layer.experts.w_in.detach(), layer.experts.w_out.detach()
+    grad_in, grad_out = torch.empty_like(w_in), torch.empty_like(w_out)
+    y, grad_rows = torch.empty_like(rows), torch.empty_like(rows)
+    hidden, grad_hidden = (torch.empty(max(counts), w_in.shape[2], dtype=case.dtype) for _ in range(2))
+
+    def step() -> None:
+        start = 0
+        for expert, count in enumerate(counts):
+            if count == 0:
+                continue
+            run, start = slice(start, start + count), start + count
+            h, gh = hidden[:count], grad_hidden[:count]
+            torch.mm(rows[run], w_in[expert], out=h).relu_()
+            torch.mm(h, w_out[expert], out=y[run])
+            torch.mm(h.t(), grad_y[run], out=grad_out[expert])
+            torch.mm(grad_y[run], w_out[expert].t(), out=gh)
+            torch.ops.aten.threshold_backward.grad_input(gh, h, 0, grad_input=gh)
+            torch.mm(rows[run].t(), gh, out=grad_in[expert])
+            torch.mm(gh, w_in[expert].t(), out=grad_rows[run])
+
+    return step
+
+
+def _start_deepspeed() -> None:
+    """DeepSpeed's layer wants a process group, even alone; its advice is not wanted here."""
+    logging.disable(logging.WARNING)
+    warnings.filterwarnings("ignore")
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    import deepspeed
+
+    deepspeed.init_distributed("gloo", auto_mpi_discovery=False)
+
+
+def _deepspeed_layer(case: Case) -> nn.Module:
+    from deepspeed.moe.layer import MoE
+
+    hidden = 4 * case.d_model
+    expert = nn.Sequential(
+        nn.Linear(case.d_model, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, case.d_model, bias=False)
+    )
+    layer = MoE(
+        case.d_model,
+        expert,
+        num_experts=case.num_experts,
+        k=case.top_k,
+        capacity_factor=CAPACITY_FACTOR,
+        use_tutel=False,
+    )
+    layer.set_deepspeed_parallelism()
+    return layer.to(case.dtype)
+
+
+def _huggingface_layer(case: Case) -> nn.Module:
+    from transformers import SwitchTransformersConfig
+    from transformers.models.switch_transformers.modeling_switch_transformers import SwitchTransformersSparseMLP
+
+    config = SwitchTransformersConfig(
+        d_model=case.d_model,
+        d_ff=4 * case.d_model,
+        num_experts=case.num_experts,
+        expert_capacity=int(CAPACITY_FACTOR * case.num_tokens / case.num_experts),
+        dropout_rate=0.0,
+        router_jitter_noise=0.0,
+    )
+    return SwitchTransformersSparseMLP(config).to(case.dtype)
+
+
+if __name__ == "__main__":
+    main()
