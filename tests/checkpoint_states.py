@@ -1,4 +1,4 @@
-"""A small state in every layout that checkpoints must carry: sharded in two dimensions, unevenly, replicated."""
+"""A small state in every layout a checkpoint must carry: cut in two dimensions, unevenly, replicated."""
 
 import hashlib
 
@@ -36,7 +36,7 @@ def _span(rank: int, parts: int, extent: int) -> tuple[int, int]:
 
 
 def state(rank: int, size: int, expert: int, seed: int = 0) -> ShardedState:
-    """What `rank` of `size` holds: experts over `expert` ranks, their rows over the replicas, the rest over all."""
+    """What `rank` of `size` holds: experts over `expert` ranks, their rows over replicas, others over all."""
     experts, rows = _span(rank % expert, expert, EXPERTS), _span(rank // expert, size // expert, ROWS)
     return {
         **{

@@ -45,7 +45,7 @@ class ThreadWorld(World):
 
 
 def run_ranks(size: int, function: Callable[[World], Any], attempt: int = 1) -> list[Any]:
-    """Call `function` on `size` ranks at once; what each returned or, for a rank that raised, the exception."""
+    """Call `function` on `size` ranks at once; what each returned, or the exception it raised."""
     meeting, results = _Meeting(size), [None] * size
 
     def rank_main(rank: int) -> None:

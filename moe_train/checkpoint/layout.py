@@ -24,8 +24,8 @@ class Shard:
 
 
 ShardedState = Mapping[str, Shard]
-"""Global name -> what this rank holds of it. Each element of a global tensor is held by exactly one rank, but for
-tensors that every rank holds whole; those are written by rank 0."""
+"""Global name -> what this rank holds of it. Every element of a global tensor is held by exactly one rank,
+but for tensors that every rank holds whole; those are written by rank 0."""
 
 
 def is_held(shard: Shard) -> bool:

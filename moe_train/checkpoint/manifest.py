@@ -140,7 +140,7 @@ def _join(name: str, rank: int, whole: TensorEntry | None, part: TensorEntry) ->
         whole = TensorEntry(part.dtype, part.shape, (), start)
     if (whole.dtype, whole.shape, whole.expert_checksums is not None) != (part.dtype, part.shape, is_expert):
         raise CheckpointError(
-            f"{name}: is {part.dtype} {list(part.shape)} on rank {rank} and {whole.dtype} {list(whole.shape)} "
+            f"{name}: is {part.dtype} {list(part.shape)} on rank {rank}, {whole.dtype} {list(whole.shape)} "
             "on an earlier rank; all ranks must describe the same global tensor"
         )
     sums = whole.expert_checksums

@@ -106,18 +106,19 @@ def raise_if_given_up(save: Save) -> None:
 
 
 def give_up(save: Save, reason: str) -> None:
-    """Free the disk first, then tell the others why, and (rank 0) remove the temporary folder."""
-    for path in save.temporary.glob(f"rank-{save.rank:05d}*"):
-        remove(path)
+    """Free the disk first, then tell the others why, and (rank 0) remove the temporary folder.
+
+    Where not even that can be done, it is logged: the failure that led here is what the user must see.
+    """
     try:
+        for path in save.temporary.glob(f"rank-{save.rank:05d}*"):
+            remove(path)
         if save.size > 1 and save.note.parent.is_dir():
             write_durably(save.note, json.dumps({"save": save.number, "reason": reason}).encode())
+        if save.rank == 0:
+            remove(save.temporary)
     except OSError as error:
-        logger.warning(
-            "%s: the other ranks cannot be told (%s); they will time out.", save.note, error.strerror
-        )
-    if save.rank == 0:
-        remove(save.temporary)
+        logger.warning("%s is not cleaned up (%s); other ranks may time out.", save.temporary, error)
 
 
 def _read_report(save: Save, rank: int) -> RankReport | None:

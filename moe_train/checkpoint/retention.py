@@ -8,7 +8,7 @@ from moe_train.checkpoint.folder import CheckpointFolder, remove
 
 def surplus(steps: Sequence[int], keep_last: int, keep_every: int | None) -> list[int]:
     """Those of `steps` neither among the newest `keep_last` (0: all) nor a multiple of `keep_every`."""
-    newest = set(sorted(steps)[-keep_last:])
+    newest = set(sorted(steps)[-keep_last:])  # [-0:] is all of them
     return [
         step for step in sorted(steps) if step not in newest and not (keep_every and step % keep_every == 0)
     ]
