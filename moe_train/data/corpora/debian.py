@@ -41,11 +41,11 @@ SOURCES = {
         ("usr/share/doc/debian-handbook/**/en-US/*.html",), paragraphs.html, "GPL-2+ or CC-BY-SA-3.0"
     ),
     "debian-reference-en": Source(("usr/share/debian-reference/*.en.html",), paragraphs.html, "GPL-2+"),
-    "dict-gcide": Source(("usr/share/dictd/gcide.dict.dz",), paragraphs.gcide, "GPL", is_dictionary=True),
+    "dict-gcide": Source(("usr/share/dictd/gcide.dict.dz",), paragraphs.gcide, "GPL-2+", is_dictionary=True),
     "fortunes": Source(
         ("usr/share/games/fortunes/*",),
         paragraphs.fortunes,
-        "BSD and public domain",
+        "BSD; quotations belong to their authors",
         leave_out=(".dat", ".u8"),
     ),
     "gnome-user-docs": Source(("usr/share/help/C/**/*.page",), paragraphs.html, "CC-BY-SA-3.0"),

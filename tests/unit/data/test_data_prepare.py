@@ -1,14 +1,19 @@
 """From text files to token files: what is in them, when they are built, and what is refused."""
 
+import shutil
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from moe_train.config.kinds import BPEConfig, FilesCorpusConfig
 from moe_train.config.schema import DataConfig
 from moe_train.data import prepare as prepare_module
+from moe_train.data.cache import verified
 from moe_train.data.corpora.corpus import Document
 from moe_train.data.listing import validation_names
 from moe_train.data.prepare import find_source, prepare
@@ -151,3 +156,50 @@ def test_preparing_data_needs_neither_torch_nor_megatron():
     script = "import sys, moe_train.data.commands; print({'torch', 'megatron'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+BUILDER = """
+import sys
+from pathlib import Path
+from moe_train.config.kinds import BPEConfig, FilesCorpusConfig
+from moe_train.config.schema import DataConfig
+from moe_train.data.prepare import prepare
+corpus = FilesCorpusConfig(path=sys.argv[1])
+config = DataConfig(corpus=corpus, tokenizer=BPEConfig(vocab_size=280), validation_fraction=0.2)
+print("ready", flush=True)
+prepare(config, Path(sys.argv[2]), lambda _: None)
+"""
+
+
+def build_and_kill(folder: Path, cache: Path, after_s: float) -> float:
+    """Build in a process that is killed after so many seconds; returns how long it was let run."""
+    arguments = [sys.executable, "-c", BUILDER, str(folder), str(cache)]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE) as builder:
+        assert builder.stdout.readline() == b"ready\n"
+        begun = time.monotonic()
+        with suppress(subprocess.TimeoutExpired):
+            builder.wait(timeout=after_s)
+        builder.kill()
+        return time.monotonic() - begun
+
+
+@pytest.mark.faults
+def test_builds_killed_at_random_moments_leave_a_whole_entry_or_none(config, folder, tmp_path):
+    for path in folder.iterdir():
+        path.write_text(path.read_text() * 100)
+    whole_s = build_and_kill(folder, tmp_path / "reference", after_s=60)
+    reference = prepare(config, tmp_path / "reference", no_news)
+    cache, random = tmp_path / "cache", Random(0)
+    entry = cache / "tokens" / reference.folder.name
+    num_unfinished = 0
+    for _ in range(20):
+        build_and_kill(folder, cache, after_s=random.uniform(0, 1.2 * whole_s))
+        if entry.exists():
+            verified(entry)
+            shutil.rmtree(entry)
+        else:
+            num_unfinished += 1
+    assert num_unfinished > 0
+    built = prepare(config, cache, lambda _: None)
+    assert built.train.tokens.tolist() == reference.train.tokens.tolist()
+    assert [path.name for path in (cache / "tokens").iterdir() if "building" in path.name] == []
