@@ -22,7 +22,7 @@ examples:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command; returns its exit code. Raises MoETrainError for a run that is not there or unreadable."""
+    """Run the command; returns its exit code. Raises MoETrainError for a run that cannot be read."""
     parser = argparse.ArgumentParser(
         "moe-train monitor",
         description="Show what the experts of a run did.",

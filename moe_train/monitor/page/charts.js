@@ -2,6 +2,7 @@
 "use strict";
 
 const SVG = "http://www.w3.org/2000/svg";
+const MAX_DOTS = 60;
 
 function element(name, attributes = {}, ...children) {
   const made = document.createElement(name);
@@ -49,36 +50,56 @@ function ticks(low, high, count) {
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((factor) => factor * power).find((size) => size >= rough);
   const found = [];
-  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) found.push(i * step);
+  for (let i = Math.ceil(low / step - 1e-9) || 0; i * step <= high + step * 1e-9; i++) found.push(i * step);
   return found;
 }
 
-// series: [{name, color, steps, values, dots}]; options: {height, unit, low, events}
+// Ticks share their number of decimals: as many as their distance needs.
+function tickText(value, apart, unit) {
+  const [shown, distance] = unit === "%" ? [100 * value, 100 * apart] : [value, apart];
+  const decimals = Math.max(0, -Math.floor(Math.log10(distance) + 1e-9));
+  return `${shown.toLocaleString("en", { minimumFractionDigits: decimals, maximumFractionDigits: decimals })}${unit ?? ""}`;
+}
+
+// The highest value after the first `skip` of the steps: a loss falls so far at first that nothing else could be seen.
+function highest(series, first, last, skip) {
+  const from = first + skip * (last - first);
+  const seen = series.flatMap((line) => line.values.filter((value, i) => value !== null && line.steps[i] >= from));
+  return Math.max(...seen);
+}
+
+// series: [{name, color, steps, values, dots}]; options: {height, unit, low, skip, events}
 function lineChart(target, series, options) {
   const width = target.clientWidth || 1000, height = options.height;
   const left = 48, right = 14, top = 10, bottom = 26;
   const steps = series.flatMap((line) => line.steps);
   const values = series.flatMap((line) => line.values).filter((value) => value !== null);
   const first = Math.min(...steps), last = Math.max(...steps, first + 1);
-  let low = options.low ?? Math.min(...values), high = Math.max(...values);
+  let low = options.low ?? Math.min(...values), high = highest(series, first, last, options.skip ?? 0);
   if (!values.length) [low, high] = [0, 1];
   if (high - low < 1e-9) high = low + (Math.abs(low) || 0.01);
   high += (high - low) * 0.04;
   const x = (step) => left + ((step - first) / (last - first)) * (width - left - right);
-  const y = (value) => height - bottom - ((value - low) / (high - low)) * (height - top - bottom);
+  const y = (value) => Math.max(top, height - bottom - ((value - low) / (high - low)) * (height - top - bottom));
 
   const svg = shape("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img" });
   svg.setAttribute("aria-label", series.map((line) => line.name).join(", "));
-  for (const value of ticks(low, high, height / 55)) {
+  const heights = ticks(low, high, height / 45);
+  for (const value of heights) {
     svg.append(shape("line", { class: "grid", x1: left, x2: width - right, y1: y(value), y2: y(value) }));
-    svg.append(shape("text", { x: left - 8, y: y(value) + 4, "text-anchor": "end" }, number(value, options.unit)));
+    svg.append(shape("text", { x: left - 8, y: y(value) + 4, "text-anchor": "end" }, tickText(value, heights[1] - heights[0], options.unit)));
   }
   for (const step of ticks(first, last, width / 110).filter(Number.isInteger)) {
-    svg.append(shape("text", { x: x(step), y: height - 6, "text-anchor": "middle" }, step.toLocaleString("en")));
+    const anchor = x(step) > width - right - 24 ? "end" : "middle";
+    const at = anchor === "end" ? width - 2 : x(step);
+    svg.append(shape("text", { x: at, y: height - 6, "text-anchor": anchor }, step.toLocaleString("en")));
   }
+  let marked = -Infinity;
   for (const mark of options.events.filter((mark) => mark.step >= first && mark.step <= last)) {
     const at = { x1: x(mark.step), x2: x(mark.step) };
-    if (mark.event === "checkpoint") {
+    // Where checkpoints are closer than their ticks could be told apart, some ticks are left out.
+    if (mark.event === "checkpoint" && x(mark.step) - marked >= 5) {
+      marked = x(mark.step);
       svg.append(shape("line", { class: "checkpoint", ...at, y1: height - bottom, y2: height - bottom + 6 }));
     } else if (mark.event === "resume") {
       const line = shape("line", { class: "resume", ...at, y1: top, y2: height - bottom });
@@ -102,7 +123,7 @@ function drawLine(line, x, y) {
     }
   });
   const drawn = [shape("path", { class: "series", d: path, stroke: line.color, "data-name": line.name })];
-  if (line.dots || line.values.length === 1) {
+  if ((line.dots && line.values.length <= MAX_DOTS) || line.values.length === 1) {
     line.values.forEach((value, i) => {
       if (value !== null) drawn.push(shape("circle", { cx: x(line.steps[i]), cy: y(value), r: 3.2, fill: line.color }));
     });

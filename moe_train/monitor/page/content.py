@@ -1,7 +1,7 @@
-"""What the page shows, as JSON-ready data: thinned curves, loads in percent of the fair share, tiles, the table.
+"""What the page shows as JSON-ready data: thinned curves, loads in percent of the fair share, tiles, table.
 
-Thinning never picks rows: neighbours are put together, losses and figures as means, loads as sums, so that nothing
-that happened between two points is lost from both.
+Thinning never picks rows: neighbours are put together, losses and figures as means, loads as sums, so that
+nothing that happened between two points is lost from both.
 """
 
 import math
@@ -15,6 +15,7 @@ from moe_train.monitor import balance
 from moe_train.monitor.rows import Row
 from moe_train.monitor.run import RunRecord
 
+NOTHING = "-"
 MAX_POINTS = 2000
 """Points of a curve; more rows are put together."""
 MAX_CELLS = 400_000
@@ -59,7 +60,7 @@ def page_content(run: RunRecord) -> dict[str, Any]:
 
 
 def grouped(rows: Sequence[Row], limit: int) -> list[Sequence[Row]]:
-    """Neighbouring rows put together into at most `limit` groups of equal size; the last one may be smaller."""
+    """Neighbouring rows put together into at most `limit` groups of one size; the last may be smaller."""
     size = max(1, math.ceil(len(rows) / limit))
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
@@ -115,8 +116,8 @@ def _tiles(run: RunRecord) -> list[dict[str, str]]:
         ("Step", f"{last.get('step', 0):,}", f"of {run.recipe.steps:,}: {run.state}"),
         ("Training loss", _decimal(last.get("loss")), "nats per token"),
         ("Speed", _large(last.get("tokens_per_second")), "tokens per second"),
-        ("Workers", str(run.workers or "–"), f"expert degree {run.recipe.parallel.expert}"),
-        ("Attempts", str(run.attempts or "–"), f"{run.resumes} resumed"),
+        ("Workers", str(run.workers or NOTHING), f"expert degree {run.recipe.parallel.expert}"),
+        ("Attempts", str(run.attempts or NOTHING), f"{run.resumes} resumed"),
     ]
     if validated:
         where = f"at step {validated['step']:,}"
@@ -148,13 +149,13 @@ def _footer(run: RunRecord, points: list[Sequence[Row]], windows: list[Sequence[
 
 
 def _decimal(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
+    return NOTHING if value is None else f"{value:.4f}"
 
 
 def _large(value: float | None) -> str:
     """Three digits and a unit: 12.3 M."""
     if value is None:
-        return "–"
+        return NOTHING
     for size, unit in ((1e9, " B"), (1e6, " M"), (1e3, " k")):
         if value >= size:
             return f"{value / size:.3g}{unit}"

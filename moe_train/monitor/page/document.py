@@ -37,7 +37,8 @@ def write_page(run: RunRecord, path: Path) -> None:
         path.write_text(render_page(run), encoding="utf-8")
     except OSError as error:
         raise RunError(
-            f"--html={path}: cannot be written ({error.strerror}); correct its permissions or choose another file"
+            f"--html={path}: cannot be written ({error.strerror}); "
+            "correct its permissions or choose another file"
         ) from None
 
 

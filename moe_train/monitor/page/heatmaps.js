@@ -2,7 +2,7 @@
 // A load is in percent of the fair share: 100 is fair, below 10 is dead, null is a window without assignments.
 "use strict";
 
-const DEAD = 10, STRONGEST = 3;
+const DEAD = 10, STRONGEST = 2;
 
 function loadColor(load) {
   if (load === null) return color("line");
@@ -118,7 +118,7 @@ function labelHistory(pen, frame) {
   pen.font = `12px ${getComputedStyle(document.body).fontFamily}`;
   const every = Math.ceil(14 / frame.row);
   for (let expert = 0; expert < frame.numExperts; expert += every) {
-    pen.fillText(`expert ${expert}`, 0, (expert + 0.5) * frame.row + 4);
+    pen.fillText(`expert ${expert}`, 0, Math.max(10, (expert + 0.5) * frame.row + 4));
   }
   const apart = Math.max(1, Math.ceil(90 / frame.column));
   for (let at = 0; at < frame.steps.length; at += apart) {

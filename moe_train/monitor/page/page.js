@@ -40,7 +40,7 @@ function fillScale() {
   const bar = element("span", { class: "bar" });
   bar.style.background = `linear-gradient(90deg, ${color("under")}, ${color("fair")}, ${color("over")})`;
   const dead = element("span", {}, element("span", { class: "dead" }), "dead: below 1/10");
-  byId("scale").replaceChildren("1/8", bar, "8 times the fair share", dead);
+  byId("scale").replaceChildren("1/4", bar, "4 times the fair share", dead);
 }
 
 function drawLoss() {
@@ -51,22 +51,26 @@ function drawLoss() {
     { name: "training", color: color("train"), steps: train.steps, values: train.loss },
     { name: "validation", color: color("validation"), steps: validation.steps, values: validation.loss, dots: true },
   ].filter((line) => line.steps.length);
-  lineChart(byId("loss"), series, { height: 320, events: data.events });
+  lineChart(byId("loss"), series, { height: 320, skip: 0.02, events: data.events });
 }
 
-function drawFigures() {
-  byId("figures").replaceChildren();
+function addFigures() {
   for (const figure of data.figures) {
     const target = element("div", { class: "chart", id: `figure-${figure.key}` });
     const caption = element("p", { class: "caption" }, figure.caption);
     byId("figures").append(element("section", { class: "card" }, element("h2", {}, figure.title), caption, target));
+  }
+}
+
+function drawFigures() {
+  for (const figure of data.figures) {
     const series = data.layers.map((name, layer) => ({
       name,
       color: mix(color("first"), color("last"), layer / Math.max(1, data.layers.length - 1)),
       steps: data.train.steps,
       values: figure.values.map((row) => row[layer]),
     }));
-    lineChart(target, series, { height: 220, unit: figure.unit, low: 0, events: data.events });
+    lineChart(byId(`figure-${figure.key}`), series, { height: 220, unit: figure.unit, low: 0, events: data.events });
   }
 }
 
@@ -88,6 +92,11 @@ function drawExperts() {
   history();
 }
 
+// The layer to look at first: the one with the highest CV in the last window.
+function mostUneven() {
+  return data.table.reduce((worst, row, layer) => (row.cv > (data.table[worst].cv ?? -1) ? layer : worst), 0);
+}
+
 function draw() {
   drawLoss();
   drawExperts();
@@ -97,8 +106,10 @@ function draw() {
 byId("window").max = Math.max(0, data.windows.steps.length - 1);
 byId("window").value = byId("window").max;
 data.layers.forEach((name, layer) => byId("layer").append(element("option", { value: layer }, name)));
+byId("layer").value = mostUneven();
 fillHead();
 fillTable();
+addFigures();
 draw();
 window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
 let width = window.innerWidth;
