@@ -6,8 +6,8 @@ import shutil
 import pytest
 from jaxtyping import install_import_hook
 
-# The shapes and types in the signatures of these modules are checked whenever a test calls them; it must be asked
-# for before any of them is imported. In worker processes of distributed tests they are not checked.
+# The shapes and types in the signatures of these modules are checked whenever a test calls them. That must be
+# asked for before any of them is imported. In the worker processes of distributed tests they are not checked.
 CHECKED_MODULES = (
     "moe_train.data.batch",
     "moe_train.model",

@@ -35,7 +35,8 @@ def within_capacity(routing: Routing, group_tokens: int, slots: int) -> Bool[Ten
     """Which edges fit: in each group an expert takes its first `slots` edges.
 
     All first choices come before any second choice, and among equal choices earlier tokens come first (GShard,
-    2006.16668, alg. 1; Switch, 2101.03961, sec. 2.2).
+    2006.16668, alg. 1; Switch, 2101.03961, sec. 2.2). Causal with one choice; with more, a second choice can lose
+    its place to the first choice of a later token.
     """
     segment = routing.token_ids // group_tokens * routing.num_experts + routing.expert_ids
     order = torch.argsort(segment * routing.num_choices + routing.choices, stable=True)

@@ -13,7 +13,9 @@ def routing(first: list[int], second: list[int] | None = None, experts: int = 4)
     ids = torch.tensor(columns).t()
     tokens, choices = ids.shape
     index = torch.arange(ids.numel())
-    return Routing(index // choices, ids.reshape(-1), index % choices, torch.ones(ids.numel()), tokens, experts, choices)
+    return Routing(
+        index // choices, ids.reshape(-1), index % choices, torch.ones(ids.numel()), tokens, experts, choices
+    )
 
 
 def dropped(routing: Routing, group_tokens: int, slots: int) -> set[tuple[int, int]]:
@@ -79,7 +81,13 @@ def test_the_sorted_count_equals_a_slow_count(choices):
     ids = torch.rand(tokens, experts, generator=generator).argsort(1)[:, :choices]
     index = torch.arange(tokens * choices)
     edges = Routing(
-        index // choices, ids.reshape(-1), index % choices, torch.ones(index.numel()), tokens, experts, choices
+        index // choices,
+        ids.reshape(-1),
+        index % choices,
+        torch.ones(index.numel()),
+        tokens,
+        experts,
+        choices,
     )
     taken: dict[tuple[int, int], int] = {}
     fits = torch.zeros(tokens, choices, dtype=torch.bool)

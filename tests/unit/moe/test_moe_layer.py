@@ -3,9 +3,8 @@
 import pytest
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
-
 from tiny_model import context, moe_layer, normal, tiny_recipe
+from torch import Tensor
 
 B, S, D, E = 3, 16, 32, 8
 

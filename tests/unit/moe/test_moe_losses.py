@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
+from tiny_model import normal
 
 from moe_train.moe.losses import balance_loss, z_loss
-from tiny_model import normal
 
 
 def test_balance_is_one_when_loads_and_probabilities_are_uniform():

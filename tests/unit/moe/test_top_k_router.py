@@ -4,17 +4,19 @@ import math
 
 import pytest
 import torch
+from tiny_model import context, normal
 
 from moe_train.config.kinds import SwitchRouterConfig, TopKRouterConfig
 from moe_train.moe.routers.top_k import TopKRouter
 from moe_train.moe.routing import Routing
-from tiny_model import context, normal
 
 
 def router(config, logits: list[list[float]]) -> Routing:
     """Route tokens whose logits are given: the input is one-hot, the weight holds the rows."""
     table = torch.tensor(logits)
-    made = TopKRouter(config, d_model=len(logits), num_experts=table.shape[1], group=1, site="layers.0.router")
+    made = TopKRouter(
+        config, d_model=len(logits), num_experts=table.shape[1], group=1, site="layers.0.router"
+    )
     made.weight.data.copy_(table)
     return made(torch.eye(len(logits)), context(1, len(logits)))
 

@@ -1,0 +1,83 @@
+"""Attention and its positions: causal, and relative where they claim to be."""
+
+import math
+
+import pytest
+import torch
+from tiny_model import normal, tiny_recipe
+
+from moe_train.model.attention import Attention, RelativeBias, bucket, rotate
+
+
+def test_attention_equals_the_formula_written_out():
+    attention = Attention(tiny_recipe("model.positions=learned").model)
+    x = normal(2, 5, 32)
+    parts = (attention.query(x), attention.key(x), attention.value(x))
+    query, key, value = (part.view(2, 5, 2, 16).permute(0, 2, 1, 3) for part in parts)
+    scores = query @ key.transpose(-1, -2) / math.sqrt(16)
+    scores = scores.masked_fill(torch.ones(5, 5, dtype=torch.bool).triu(1), -math.inf)
+    expected = attention.output((scores.softmax(-1) @ value).permute(0, 2, 1, 3).reshape(2, 5, 32))
+    torch.testing.assert_close(attention(x, None), expected)
+
+
+def test_rotated_products_depend_on_the_distance_only():
+    query, key = normal(8, seed=1).expand(1, 1, 12, 8), normal(8, seed=2).expand(1, 1, 12, 8)
+    scores = (rotate(query) @ rotate(key).transpose(-1, -2))[0, 0]
+    for distance in range(12):
+        diagonal = scores.diagonal(-distance)
+        torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal))
+    assert (scores[0, 0] - scores[5, 0]).abs() > 0.1
+
+
+def test_rotation_keeps_lengths_and_leaves_position_zero():
+    x = normal(1, 2, 6, 8)
+    torch.testing.assert_close(rotate(x).norm(dim=-1), x.norm(dim=-1))
+    assert torch.equal(rotate(x)[:, :, 0], x[:, :, 0])
+
+
+def test_rotation_by_hand():
+    # Width 4: pairs (0, 2) at rate 1 and (1, 3) at rate 1/100; position 1.
+    turned = rotate(torch.tensor([[[[0.0, 0, 0, 0], [1.0, 1.0, 0.0, 0.0]]]]))[0, 0, 1]
+    expected = torch.tensor([math.cos(1), math.cos(0.01), math.sin(1), math.sin(0.01)])
+    torch.testing.assert_close(turned, expected)
+
+
+@pytest.mark.parametrize(
+    ("distance", "number"),
+    # from 16 on: 16 + floor(16 * ln(d / 16) / ln 8)
+    [
+        (-3, 0),
+        (0, 0),
+        (1, 1),
+        (15, 15),
+        (16, 16),
+        (17, 16),
+        (20, 17),
+        (33, 21),
+        (65, 26),
+        (127, 31),
+        (128, 31),
+        (9999, 31),
+    ],
+)
+def test_buckets_are_exact_nearby_and_logarithmic_further_away(distance, number):
+    assert bucket(torch.tensor([[distance]])).item() == number
+
+
+def test_buckets_agree_with_hugging_faces_t5():
+    from transformers.models.t5.modeling_t5 import T5Attention
+
+    distance = torch.arange(300).unsqueeze(1) - torch.arange(300)
+    theirs = T5Attention._relative_position_bucket(
+        -distance, bidirectional=False, num_buckets=32, max_distance=128
+    )
+    assert torch.equal(bucket(distance), theirs)
+
+
+def test_relative_bias_looks_up_the_bucket_and_hides_the_future():
+    table = RelativeBias(2)
+    table.weight.data.copy_(torch.arange(64.0).view(32, 2))
+    bias = table(3)
+    hidden = -math.inf
+    assert bias[0].tolist() == [[0.0, hidden, hidden], [2.0, 0.0, hidden], [4.0, 2.0, 0.0]]
+    assert bias[1].tolist() == [[1.0, hidden, hidden], [3.0, 1.0, hidden], [5.0, 3.0, 1.0]]

@@ -1,0 +1,86 @@
+"""The formula of parameters and FLOPs against the model itself."""
+
+import pytest
+import torch
+from tiny_model import context, global_batch, tiny_recipe, tiny_transformer
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from moe_train.model.count import RELATIVE_BUCKETS, count
+from moe_train.model.transformer import build_on_meta
+
+SHAPES = [
+    (),
+    ("model.activation=gelu", "model.positions=learned"),
+    ("model.activation=swiglu", "model.positions=relative", "model.tied_embeddings=false"),
+    ("moe.every=0",),
+    ("moe.every=0", "model.activation=swiglu", "model.d_ff=null"),
+    ("moe.every=2", "moe.router.kind=top_k", "moe.router.k=3", "model.num_layers=3"),
+    ("moe.d_ff=null", "model.d_ff=24", "moe.num_experts=2", "moe.router.kind=top_k", "moe.router.k=2"),
+]
+
+
+@pytest.mark.parametrize("overrides", SHAPES, ids=" ".join)
+def test_the_formula_counts_the_parameters_of_the_model(overrides):
+    recipe = tiny_recipe(*overrides)
+    counted, held = count(recipe), dict(build_on_meta(recipe).named_parameters())
+    assert counted.total_parameters == sum(parameter.numel() for parameter in held.values())
+    assert counted.parts["experts"] == sum(p.numel() for name, p in held.items() if ".experts." in name)
+    assert counted.parts["router"] == sum(p.numel() for name, p in held.items() if ".router." in name)
+    assert counted.parts["norms"] == sum(p.numel() for name, p in held.items() if "norm" in name)
+
+
+@pytest.mark.parametrize("overrides", SHAPES, ids=" ".join)
+def test_the_formula_counts_the_flops_of_a_training_step(overrides):
+    recipe = tiny_recipe(*overrides, "moe.capacity_factor=null")
+    model, batch = tiny_transformer(recipe).train(), global_batch(recipe, 0)
+    # Plain attention, because the fused kernels recompute products, which the formula leaves out. torch's counter
+    # does not know the in-place form of a product.
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: product_flops})
+    with counter, sdpa_kernel(SDPBackend.MATH):
+        logits, _ = model(batch.tokens, context(*batch.tokens.shape, training=True))
+        logits.sum().backward()
+    assert counter.get_total_flops() == count(recipe).flops_per_token * batch.tokens.numel()
+
+
+def product_flops(_, left, right, out_shape, **__):
+    """2 FLOPs for each multiplication of a matrix product; arguments are shapes."""
+    return 2 * left[0] * left[1] * right[1]
+
+
+def test_counts_by_hand():
+    recipe = tiny_recipe()
+    counted = count(recipe)
+    # 2 layers of width 32; 8 experts of 2 * 32 * 40 each; vocabulary 300, tied.
+    assert dict(counted.parts) == {
+        "embedding": 9600,
+        "head": 0,
+        "positions": 0,
+        "attention": 8192,
+        "norms": 160,
+        "feed_forward": 0,
+        "router": 512,
+        "experts": 40960,
+    }
+    assert counted.total_parameters == 59424
+    assert counted.active_parameters == 59424 - 40960 * 7 // 8
+    # 2 * (attention 8192 + router 512 + an expert of 2560 a layer + head 9600), and 4 * 16 * 32 * 2 for scores
+    assert counted.flops_per_token == 3 * (2 * (8192 + 512 + 5120 + 9600) + 4096)
+
+
+def test_the_formula_and_the_model_have_the_same_number_of_relative_buckets():
+    from moe_train.model.attention import NUM_BUCKETS
+
+    assert RELATIVE_BUCKETS == NUM_BUCKETS
+
+
+def test_more_experts_cost_parameters_but_no_flops_beyond_the_router():
+    few, many = count(tiny_recipe("moe.num_experts=8")), count(tiny_recipe("moe.num_experts=16"))
+    assert many.total_parameters - few.total_parameters == 40960 + 512
+    assert many.flops_per_token - few.flops_per_token == 3 * 2 * 512
+
+
+def test_a_model_on_the_meta_device_holds_no_bytes():
+    assert all(
+        parameter.device == torch.device("meta") for parameter in build_on_meta(tiny_recipe()).parameters()
+    )

@@ -1,0 +1,74 @@
+"""Initial values: Switch's scale, and one value for each weight of the model on every layout."""
+
+import math
+
+import pytest
+import torch
+
+from moe_train.model.init import initial_value
+
+# A normal distribution cut at 2 standard deviations has this share of the standard deviation left.
+TRUNCATED = 0.8796
+
+
+def value(name, global_shape, offsets=None, shape=None, is_expert=False, seed=3, scale=0.1):
+    offsets, shape = offsets or (0,) * len(global_shape), shape or global_shape
+    return initial_value(name, global_shape, offsets, shape, is_expert, seed, scale)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "is_expert", "fan_in"),
+    [
+        ("layers.0.attention.query.weight", (200, 300), False, 300),  # nn.Linear: [out, in]
+        ("embedding.weight", (300, 200), False, 200),
+        ("layers.1.feedforward.router.weight", (400, 100), False, 400),  # [width, experts]
+        ("layers.1.feedforward.experts.w_in", (2, 100, 300), True, 100),
+        ("layers.1.feedforward.experts.w_out", (2, 300, 100), True, 300),
+    ],
+)
+@pytest.mark.parametrize("scale", [0.1, 1.0])
+def test_matrices_have_switchs_deviation_and_are_truncated(name, shape, is_expert, fan_in, scale):
+    drawn, std = value(name, shape, is_expert=is_expert, scale=scale), math.sqrt(scale / fan_in)
+    assert drawn.std().item() == pytest.approx(TRUNCATED * std, rel=0.02)
+    assert drawn.mean().item() == pytest.approx(0, abs=0.02 * std)
+    assert 1.9 * std < drawn.abs().max().item() <= 2 * std * (1 + 1e-6)
+
+
+def test_norms_start_at_one():
+    assert value("layers.0.attention_norm.weight", (7,)).tolist() == [1.0] * 7
+
+
+def test_the_part_of_a_shared_matrix_is_cut_from_the_whole():
+    whole = value("layers.0.attention.query.weight", (8, 6))
+    assert torch.equal(value("layers.0.attention.query.weight", (8, 6), (4, 0), (2, 6)), whole[4:6])
+
+
+@pytest.mark.parametrize("held", [1, 2, 4, 8])
+def test_an_experts_values_do_not_depend_on_how_many_experts_a_rank_holds(held):
+    name, shape = "layers.1.feedforward.experts.w_in", (8, 5, 6)
+    whole = value(name, shape, is_expert=True)
+    parts = [value(name, shape, (first, 0, 0), (held, 5, 6), True) for first in range(0, 8, held)]
+    assert torch.equal(torch.cat(parts), whole)
+
+
+def test_an_experts_values_do_not_depend_on_how_its_width_is_cut():
+    name, shape = "layers.1.feedforward.experts.w_out", (4, 6, 5)
+    whole = value(name, shape, is_expert=True)
+    assert torch.equal(value(name, shape, (2, 3, 0), (2, 3, 5), True), whole[2:, 3:])
+
+
+def test_a_rank_that_holds_nothing_of_a_tensor_gets_an_empty_one():
+    assert value("layers.1.feedforward.experts.w_in", (4, 6, 5), (4, 0, 0), (0, 6, 5), True).shape == (
+        0,
+        6,
+        5,
+    )
+    assert value("embedding.weight", (4, 6), (4, 0), (0, 6)).shape == (0, 6)
+
+
+def test_experts_parameters_and_seeds_all_differ():
+    name, shape = "layers.1.feedforward.experts.w_in", (2, 5, 6)
+    first, second = value(name, shape, is_expert=True)
+    others = [second, value("layers.3.feedforward.experts.w_in", shape, is_expert=True)[0]]
+    others.append(value(name, shape, is_expert=True, seed=4)[0])
+    assert all(not torch.isclose(first, other).any() for other in others)

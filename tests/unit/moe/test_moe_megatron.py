@@ -1,0 +1,61 @@
+"""megatron-core's pure functions as oracles for routing and its losses."""
+
+import warnings
+
+import pytest
+import torch
+from tiny_model import context, normal
+
+from moe_train.config.kinds import TopKRouterConfig
+from moe_train.moe.losses import balance_loss, z_loss
+from moe_train.moe.routers.top_k import TopKRouter
+
+T, D, E = 48, 32, 8
+
+
+@pytest.fixture(scope="module")
+def megatron():
+    """megatron-core's routing functions; importing them takes seconds and warns of missing extensions."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from megatron.core.transformer.moe import moe_utils
+    return moe_utils
+
+
+@pytest.mark.parametrize("choices", [1, 2, 3])
+def test_balance_agrees_with_megatron(megatron, choices):
+    probabilities = torch.softmax(normal(T, E), 1)
+    ids = probabilities.topk(choices, dim=1).indices
+    counts = torch.bincount(ids.reshape(-1), minlength=E)
+    expected = megatron.switch_load_balancing_loss_func(
+        probs=probabilities,
+        tokens_per_expert=counts,
+        total_num_tokens=T,
+        topk=choices,
+        num_experts=E,
+        moe_aux_loss_coeff=1.0,
+    )
+    torch.testing.assert_close(balance_loss(probabilities, ids, T), expected)
+
+
+def test_z_agrees_with_megatron(megatron):
+    logits = 3 * normal(T, E)
+    torch.testing.assert_close(z_loss(logits), megatron.z_loss_func(logits, 1.0))
+
+
+@pytest.mark.parametrize("choices", [1, 2, 4])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_choices_and_weights_agree_with_megatron(megatron, choices, normalize):
+    # Softmax of the kept logits is what normalising the kept probabilities gives.
+    config = TopKRouterConfig(k=choices, normalize=normalize)
+    router = TopKRouter(config, d_model=D, num_experts=E, group=1, site="layers.0.router")
+    with torch.no_grad():
+        router.weight.copy_(normal(D, E, seed=7) / D**0.5)
+    x = normal(T, D)
+    routing = router(x, context(3, T // 3))
+    expected, chosen = megatron.topk_routing_with_score_function(
+        x @ router.weight.detach(), choices, use_pre_softmax=not normalize
+    )
+    weights = torch.zeros(T, E).index_put((routing.token_ids, routing.expert_ids), routing.weights.detach())
+    torch.testing.assert_close(weights, expected)
+    assert torch.equal(weights > 0, chosen)
