@@ -23,6 +23,7 @@ from moe_cluster.contract import (
 from moe_cluster.first_cause import FirstCause, find_first_cause
 from moe_cluster.job import JobSpec
 from moe_cluster.local import Outcome, command, run_local
+from moe_train.checkpoint.lineage import has_started
 from moe_train.config.check import require_sound
 from moe_train.config.load import load_recipe
 from moe_train.config.schema import Recipe
@@ -95,11 +96,13 @@ def _attempts(
             outcome = run_local(job, _say)
         if outcome.first_cause is not None:
             _report(outcome.first_cause, environment)
-        if outcome.exit_code != FAILED or restart == asked.max_restarts:
+        _show_cursor()
+        is_last = restart == asked.max_restarts or outcome.is_stop_requested
+        if outcome.exit_code != FAILED or is_last:
             return outcome.exit_code
         _say(f"attempt {attempt} failed; restart {restart + 1} of {asked.max_restarts}, from its last save")
-        # A run that was started afresh exists by now; a step that was asked for stays where to go on from.
-        resume = "auto" if resume == "never" else resume
+        # What was asked for holds until an attempt began as asked; from then on its own checkpoints count.
+        resume = "auto" if has_started(folder.path, attempt) else resume
     raise AssertionError("the last attempt returns")
 
 
@@ -131,6 +134,12 @@ def _show_plan(asked: Launch, recipe: Recipe, workers: int, run_dir: Path) -> in
         f"command     {shlex.join(command(job)) if workers > 1 or asked.max_restarts else 'in this process'}"
     )
     return DONE
+
+
+def _show_cursor() -> None:
+    """A live view hides the cursor; a rank 0 that was killed did not bring it back."""
+    if sys.stdout.isatty():
+        print("\x1b[?25h", end="", flush=True)
 
 
 def _report(cause: FirstCause, environment: MutableMapping[str, str]) -> None:

@@ -32,7 +32,7 @@ from moe_cluster.contract import (
     PREEMPTED,
     rank_dir,
 )
-from moe_cluster.linux import die_with_parent
+from moe_cluster.linux import die_with_parent, stop_signals
 from moe_train.atomic import replace_text
 from moe_train.errors import MoETrainError, RunError
 
@@ -92,7 +92,7 @@ class Process:
             self._send_output_to_log()
         self._start_logging()
         faulthandler.enable(self._log)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in stop_signals():
             self._signals_before[number] = signal.signal(number, self._receive)
         self._write_heartbeat()
         logger.debug(

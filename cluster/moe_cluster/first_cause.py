@@ -52,6 +52,7 @@ class FirstCause:
     """None if no rank can be named."""
     host: str
     step: int | None
+    """The last step that it told of; None before the first."""
     error: str
     """One line."""
     log: Path
@@ -114,11 +115,9 @@ def _of_error(attempt: Path, error: dict[str, Any]) -> FirstCause:
 def _of_ending(attempt: Path, ending: Ending) -> FirstCause:
     folder = attempt / f"rank-{ending.rank}"
     heartbeat = folder / HEARTBEAT_FILE
-    last = (
-        json.loads(heartbeat.read_text())
-        if heartbeat.exists()
-        else {"host": socket.gethostname(), "step": None}
-    )
+    last: dict[str, Any] = {"host": socket.gethostname(), "step": None}
+    if heartbeat.exists():
+        last = json.loads(heartbeat.read_text())
     # A worker that never got as far as its own log wrote to what it inherited, the launcher's.
     log = folder / LOG_FILE if heartbeat.exists() else attempt / LAUNCHER_LOG
     return FirstCause(ending.rank, last["host"], last["step"], _death(ending.exit_code), log, FAILED)

@@ -31,6 +31,12 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
+def stop_signals() -> tuple[signal.Signals, ...]:
+    """The signals that ask a process to stop: a hang-up is one of them, unless nohup had it ignored."""
+    hang_up = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
+    return (signal.SIGINT, signal.SIGTERM, *hang_up)
+
+
 def adopt_orphans() -> None:
     """Become the parent of every descendant whose own parent dies."""
     _prctl(PR_SET_CHILD_SUBREAPER, 1)

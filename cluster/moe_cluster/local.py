@@ -26,11 +26,10 @@ from moe_cluster.contract import (
 )
 from moe_cluster.first_cause import FirstCause, find_first_cause, read_endings, was_preempted
 from moe_cluster.job import JobSpec
-from moe_cluster.linux import adopt_orphans, children, die_with_parent, end_children
+from moe_cluster.linux import adopt_orphans, children, die_with_parent, end_children, stop_signals
 
 POLL_S = 0.1
 ORPHAN_PATIENCE_S = 2.0
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,8 @@ class Outcome:
 
     exit_code: int
     first_cause: FirstCause | None = None
+    is_stop_requested: bool = False
+    """Someone asked the launcher to stop; however it ended, it must not start again."""
 
 
 @dataclass
@@ -77,7 +78,7 @@ def run_local(job: JobSpec, say: Callable[[str], None]) -> Outcome:
     if was_preempted(folder, endings):
         return Outcome(PREEMPTED)
     cause = find_first_cause(folder, endings)
-    return Outcome(cause.exit_code, cause)
+    return Outcome(cause.exit_code, cause, stop.is_requested)
 
 
 @contextlib.contextmanager
@@ -95,7 +96,7 @@ def stop_on_signals(say: Callable[[str], None]) -> Iterator[StopRequest]:
             stop.is_requested = True
             say("stopping: the workers save at their next step (Ctrl-C again ends them at once, unsaved)")
 
-    before = {number: signal.signal(number, receive) for number in STOP_SIGNALS}
+    before = {number: signal.signal(number, receive) for number in stop_signals()}
     try:
         yield stop
     finally:

@@ -3,6 +3,7 @@
 The rows are those of metrics.jsonl; a value that is missing or was not finite is shown as `-`.
 """
 
+import atexit
 import sys
 from collections.abc import Mapping, Sequence
 from typing import IO, Any
@@ -18,7 +19,7 @@ from moe_train.callbacks.callback import Callback, Row, RunInfo
 
 
 class Console(Callback):
-    """Shows training rows in place and prints validation and event rows as lines. A Callback."""
+    """Shows training rows in place and prints validation and event rows as lines."""
 
     def __init__(self, stream: IO[str] | None = None) -> None:
         """`stream`: where to write; by default what sys.stdout is now."""
@@ -35,6 +36,8 @@ class Console(Callback):
         if self._is_live:
             self._live = Live(console=self._rich, refresh_per_second=4)
             self._live.start()
+            # After an error on_stop is not called, and an open view would leave the cursor hidden.
+            atexit.register(self._live.stop)
 
     def on_row(self, row: Row) -> None:
         """Show one row."""
@@ -50,16 +53,10 @@ class Console(Callback):
         """Close the live view and say where to look next."""
         if self._live is not None:
             self._live.stop()
+            atexit.unregister(self._live.stop)
             self._live = None
         for line in _closing_lines(self._info, exit_code):
             self._print(line)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing to remember."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing was remembered."""
 
     def _print(self, line: str) -> None:
         """Print `line` as it is: above the live view, neither wrapped nor read as markup."""
@@ -86,7 +83,7 @@ def event_line(row: Row) -> str:
     """A validation row or an event row as one line of plain text."""
     if "validation_loss" in row:
         return f"step {row['step']}  validation loss {_number(row['validation_loss'], '.4f')}"
-    details = [f"{key}={value}" for key, value in row.items() if key not in ("event", "step")]
+    details = [f"{key}={value}" for key, value in row.items() if key not in ("event", "step", "attempt")]
     where = [f"step {row['step']}"] if "step" in row else []
     return "  ".join([*where, str(row["event"]), *details])
 

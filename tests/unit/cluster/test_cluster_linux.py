@@ -49,3 +49,10 @@ def test_a_process_dies_with_its_parent() -> None:
     while is_alive(pid):
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_a_hang_up_is_ignored_under_nohup() -> None:
+    code = "print([number.name for number in stop_signals()])"
+    assert python(code).stdout == "['SIGINT', 'SIGTERM', 'SIGHUP']\n"
+    nohup = f"signal.signal(signal.SIGHUP, signal.SIG_IGN); {code}"
+    assert python(nohup).stdout == "['SIGINT', 'SIGTERM']\n"
