@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,10 +48,15 @@ def write_shard_file(path: Path, tensors: Mapping[str, Tensor]) -> FileEntry:
     return FileEntry(size, digest.hexdigest())
 
 
+def bytes_of(data: Tensor) -> np.ndarray:
+    """The memory of a contiguous host tensor."""
+    return data.reshape(-1).view(torch.uint8).numpy()
+
+
 def _chunks(tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
     yield memoryview(_header(tensors))
     for tensor in tensors.values():
-        content = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
+        content = bytes_of(tensor.detach().contiguous()).data
         for start in range(0, len(content), CHUNK_BYTES):
             yield content[start : start + CHUNK_BYTES]
 
