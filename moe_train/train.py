@@ -22,7 +22,7 @@ from moe_train.callbacks.jsonl import JsonlSink
 from moe_train.callbacks.wandb import WandbSink
 from moe_train.checkpoint.checkpointer import Checkpointer, Found
 from moe_train.checkpoint.layout import ShardedState
-from moe_train.checkpoint.lineage import Origin, record_start
+from moe_train.checkpoint.lineage import record_start
 from moe_train.config.check import require_sound
 from moe_train.config.load import load_recipe
 from moe_train.config.registry import build
@@ -71,7 +71,7 @@ def run(recipe: Recipe, run_dir: Path, resume: str, process: Process) -> int:
     if found is not None:
         trainer.restore(_load(found, checkpointer, trainer, data))
     if world.is_main:
-        record_start(run_dir, world.attempt, Origin(found.attempt, found.step) if found else None)
+        record_start(run_dir, world.attempt, found.origin if found else None)
         shutil.copyfile(data.tokenizer_file, run_dir / "tokenizer.json")
     world.barrier()
 
@@ -139,10 +139,10 @@ def _trainer(
 
 def _load(found: Found, checkpointer: Checkpointer, trainer: Trainer, data: PreparedData) -> Mapping[str, Any]:
     """Fill the engine from the checkpoint; refuse to go on with other text than the run began with."""
-    if found.meta["data_fingerprint"] != data.fingerprint:
+    if found.manifest.meta["data_fingerprint"] != data.fingerprint:
         raise DataError(
             f"data.corpus: its text has changed since the run began (fingerprint {data.fingerprint[:12]}, the "
-            f"checkpoint of step {found.step} has {found.meta['data_fingerprint'][:12]}), and going on with other "
+            f"checkpoint of step {found.step} has {found.manifest.meta['data_fingerprint'][:12]}), and going on with other "
             "text would not be a resume; restore the files, or start afresh with --resume never"
         )
     return checkpointer.load(found, trainer.engine.state())

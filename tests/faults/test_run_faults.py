@@ -1,6 +1,6 @@
 """Real training that is killed or asked to stop: resumed, it ends with the same numbers, bitwise.
 
-The fast set kills single workers; the `faults` set kills any process of two workers at random moments.
+The fast set stops a run of one worker; the `faults` set kills any process of two workers at random moments.
 """
 
 import asyncio
@@ -135,6 +135,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_numbers(
     assert run.numbers() == uninterrupted.numbers()
 
 
+@pytest.mark.faults
 def test_a_killed_worker_is_replaced_and_the_numbers_stay_the_same(folder: Path, uninterrupted: Run) -> None:
     run = Run(folder, "restarted", "--max-restarts", "1")
     process = run.start()
