@@ -26,7 +26,7 @@ NUM_EXPERTS, D_MODEL = 8, 256
 
 
 def make_state(mib: int) -> dict[str, Shard]:
-    """About `mib` MiB of float32: half experts [8, 256, 1024], half dense [1024, 2048], each with two moments."""
+    """About `mib` MiB of float32: experts [8, 256, 1024] and dense [1024, 2048], each with two moments."""
     state = {}
     for index in range(max(1, mib // 48)):
         for part in ("", ".exp_avg", ".exp_avg_sq"):

@@ -91,6 +91,7 @@ def await_outcome(save: Save) -> None:
                 "gave it up; look at its log"
             )
         time.sleep(POLL_S)
+    raise_if_given_up(save)  # an older checkpoint of the step may be there: that it exists says nothing alone
     deadline = time.monotonic() + GRACE_S
     while not save.folder.committed(save.step).exists():
         raise_if_given_up(save)

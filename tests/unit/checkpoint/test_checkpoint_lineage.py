@@ -4,10 +4,12 @@ from math import inf
 from pathlib import Path
 
 import pytest
+import torch
 from checkpoint_states import state
-from threaded_ranks import one_rank
+from threaded_ranks import one_rank, run_ranks
 
 from moe_train.checkpoint.checkpointer import Checkpointer
+from moe_train.checkpoint.layout import Shard
 from moe_train.checkpoint.lineage import Origin, limits, record_start
 from moe_train.config.schema import CheckpointConfig
 from moe_train.errors import CheckpointError
@@ -74,6 +76,19 @@ def test_a_fenced_checkpoint_of_the_same_step_is_moved_aside(tmp_path):
     save(tmp_path, 2, 200)
     assert names(tmp_path) == ["step_00000100", "step_00000200", "step_00000200.fenced-1"]
     assert checkpointer(tmp_path, 3).choose(200).manifest.meta == {"by": 2}
+
+
+def test_a_fenced_checkpoint_is_not_taken_for_the_success_of_a_failed_save(tmp_path):
+    record_start(tmp_path, 1, None)
+    save(tmp_path, 1, 100)
+    record_start(tmp_path, 2, None)
+
+    def rank_main(world):
+        hole = {"w": Shard(torch.ones(1), (3,), (world.rank,))}
+        Checkpointer(tmp_path, CheckpointConfig(asynchronous=False), world).save(100, hole, {})
+
+    for result in run_ranks(2, rank_main, attempt=2):
+        assert "w has 1 of 3 elements that no rank writes" in str(result)
 
 
 def test_a_step_that_is_on_the_lineage_already_stays_as_it_is(tmp_path):
