@@ -15,7 +15,7 @@ class Batch:
     targets: Int[Tensor, "B S"]
     """The next token of each."""
     sequence_ids: Int[Tensor, " B"]
-    """Number of each sequence in the run's global order: what random draws are functions of, on every layout."""
+    """Number of each sequence in the run's global order: what random draws depend on, on every layout."""
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`."""
