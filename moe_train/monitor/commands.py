@@ -55,7 +55,7 @@ def _print_summary(run: RunRecord, console: Console) -> None:
     if run.validation:
         fields.append(f"validation loss {_number(run.validation[-1]['validation_loss'], '.4f')}")
     fields.append(f"{_number(last['tokens_per_second'], ',.0f')} tokens/s")
-    fields.append(f"{run.attempts} attempts, {run.resumes} resumed")
+    fields.append(f"attempts: {run.attempts}, resumes: {run.resumes}")
     console.print(", ".join(fields), soft_wrap=True)
     if run.layers:
         console.print(_expert_table(run))

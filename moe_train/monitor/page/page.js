@@ -51,7 +51,10 @@ function drawLoss() {
     { name: "training", color: color("train"), steps: train.steps, values: train.loss },
     { name: "validation", color: color("validation"), steps: validation.steps, values: validation.loss, dots: true },
   ].filter((line) => line.steps.length);
-  lineChart(byId("loss"), series, { height: 320, skip: 0.02, events: data.events });
+  // A long run is told by its later steps; a short one has none to spare.
+  const isLong = train.steps.length > 200;
+  byId("loss-skip").hidden = !isLong;
+  lineChart(byId("loss"), series, { height: 320, skip: isLong ? 0.02 : 0, events: data.events });
 }
 
 function addFigures() {

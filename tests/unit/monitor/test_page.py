@@ -199,7 +199,7 @@ def test_the_summary_shows_the_last_window(
     out = capsys.readouterr().out
     assert "tiny: stopped, can be resumed" in out
     assert (
-        "step 30 of 100, loss 7.7000, validation loss 7.7500, 12,345 tokens/s, 2 attempts, 1 resumed" in out
+        "step 30 of 100, loss 7.7000, validation loss 7.7500, 12,345 tokens/s, attempts: 2, resumes: 1" in out
     )
     assert re.search(r"layer 3 +│ +0\.577 +│ +0\.33 +│ +0\.792 +│ +3\.0 of 4 +│ +0\.0% +│ +1", out)
 
