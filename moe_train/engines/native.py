@@ -71,6 +71,10 @@ class NativeEngine:
         for batch in batches:
             logits, _ = self._forward(batch, step=0)
             total += total.new_tensor([float(self.objective(logits, batch)), 1.0]) * batch.tokens.numel()
+        # FSDP2 frees gathered weights after a backward pass only: without one, the next pass would use old weights.
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
         loss, tokens = self.mesh.world.sum(total).tolist()
         return loss / tokens
 

@@ -1,0 +1,153 @@
+"""A short training run on one layout, and what must be the same on every other one."""
+
+from dataclasses import dataclass
+
+import torch
+from tiny_model import global_batch, share_of, tiny_recipe
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from moe_train.config.registry import build
+from moe_train.config.schema import Recipe
+from moe_train.engines.native import NativeEngine
+from moe_train.parallel.plan import Mesh, ParallelPlan
+from moe_train.parallel.world import World
+
+STEPS = 5
+
+
+@dataclass
+class Box:
+    """A rank's part of a global tensor."""
+
+    global_shape: tuple[int, ...]
+    offsets: tuple[int, ...]
+    data: Tensor
+    is_expert: bool
+
+
+@dataclass
+class LayoutRun:
+    """What one rank saw; the lists have an entry for each step and hold global values."""
+
+    losses: list[float]
+    auxiliary: list[dict[str, float]]
+    norms: list[float]
+    loads: list[Tensor]
+    dropped: list[Tensor]
+    entropies: list[Tensor]
+    validation: float
+    gradients: dict[str, Box]
+    """Of the first step, after clipping, as the optimizer got them."""
+    parameters: dict[str, Box]
+    """After the last step."""
+    allocated: dict[str, int]
+    """Bytes of storage behind each local parameter."""
+
+
+class WholeExpertsWatch(TorchDispatchMode):
+    """Notes the shape of every stored tensor that has all experts of the tiny model in its first dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[tuple[int, ...]] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(tensor, Tensor) and tensor.device.type != "meta" and tensor.ndim == 3:
+                shape = tuple(tensor.shape)
+                if shape in {(8, 32, 40), (8, 40, 32)}:
+                    self.seen.add(shape)
+        return out
+
+
+def tiny_engine(world: World, *overrides: str) -> tuple[Recipe, NativeEngine]:
+    """The engine of the tiny model on this rank."""
+    recipe = tiny_recipe(*overrides)
+    mesh = Mesh.build(ParallelPlan.of(world.size, recipe.parallel.data, recipe.parallel.expert), world)
+    return recipe, build("engine", recipe.engine, recipe=recipe, mesh=mesh)
+
+
+def train_under_watch(world: World, *overrides: str) -> tuple["LayoutRun", list[tuple[int, ...]]]:
+    """A run, and the shapes of all experts that were stored on this rank from the first line on."""
+    with WholeExpertsWatch() as watch:
+        run = train(world, *overrides)
+    return run, sorted(watch.seen)
+
+
+def losses_around_a_load(world: World, *overrides: str) -> tuple[float, float]:
+    """Validation loss before and after zeros are written into every local parameter, as loading would."""
+    recipe, engine = tiny_engine(world, *overrides)
+    batches = share_of(global_batch(recipe, 0), world.rank, world.size)
+    before = engine.evaluate(batches)
+    for shard in engine.shards.values():
+        shard.data.zero_()
+    return before, engine.evaluate(batches)
+
+
+def train(world: World, *overrides: str) -> LayoutRun:
+    """Five updates of the tiny model and one validation pass."""
+    recipe, engine = tiny_engine(world, *overrides)
+    gradients: dict[str, Box] = {}
+
+    def take(*_: object) -> None:
+        if not gradients:
+            gradients.update(boxes(engine, {name: local.grad for name, local in engine.locals.items()}))
+
+    engine.optimizer.register_step_pre_hook(take)
+    run = LayoutRun([], [], [], [], [], [], 0.0, gradients, {}, {})
+    for step in range(STEPS):
+        batches = share_of(global_batch(recipe, step), world.rank, world.size, recipe.data.micro_batch)
+        result = engine.step(batches, step, False)
+        run.losses.append(mean(world, result.loss))
+        run.auxiliary.append({name: mean(world, loss) for name, loss in result.losses.items()})
+        run.norms.append(result.grad_norm)
+        for field, of_field in (
+            ("load", run.loads),
+            ("dropped", run.dropped),
+            ("router_entropy", run.entropies),
+        ):
+            layers = [[getattr(layer, field) for layer in micro] for micro in result.stats]
+            of_field.append(world.sum(torch.stack([torch.stack(micro) for micro in layers]).sum(0)))
+    validation = global_batch(recipe, 99)
+    run.validation = engine.evaluate(share_of(validation, world.rank, world.size, recipe.data.micro_batch))
+    run.parameters = boxes(engine, engine.locals)
+    run.allocated = {name: allocated_bytes(parameter) for name, parameter in engine.model.named_parameters()}
+    return run
+
+
+def boxes(engine: NativeEngine, tensors: dict[str, Tensor | None]) -> dict[str, Box]:
+    """Copies of local tensors, with their places."""
+    return {
+        name: Box(shard.global_shape, shard.offsets, tensors[name].detach().clone(), shard.is_expert)
+        for name, shard in engine.shards.items()
+    }
+
+
+def allocated_bytes(parameter: Tensor) -> int:
+    """Bytes of the storage that a parameter keeps alive on this rank."""
+    local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+    return local.untyped_storage().nbytes()
+
+
+def mean(world: World, value: Tensor) -> float:
+    """The mean over ranks."""
+    return float(world.sum(value.detach().double().clone()) / world.size)
+
+
+def gathered(of_ranks: list[dict[str, Box]]) -> dict[str, Tensor]:
+    """Whole tensors from the boxes of all ranks; every element must be held by exactly one of them."""
+    whole = {}
+    for name, first in of_ranks[0].items():
+        tensor, holders = torch.zeros(first.global_shape), torch.zeros(first.global_shape)
+        for box in (of_rank[name] for of_rank in of_ranks):
+            place = tuple(
+                slice(start, start + n) for start, n in zip(box.offsets, box.data.shape, strict=True)
+            )
+            tensor[place] = box.data.float()
+            holders[place] += 1
+        assert (holders == 1).all(), f"{name}: some element is held by no rank or by several"
+        whole[name] = tensor
+    return whole

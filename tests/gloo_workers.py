@@ -1,0 +1,88 @@
+"""Runs a function in several gloo processes and gives back what each returned.
+
+Processes are forked from a server that has imported torch already, so starting one costs a fraction of a second.
+An error of a rank is raised in the test with that rank's traceback; no process outlives the call.
+"""
+
+import multiprocessing
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from moe_train.parallel.world import World
+
+PRELOADED = [
+    "torch",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor",
+    "torch.testing",
+    "omegaconf",
+    "pytest",
+]
+
+
+class WorkerError(AssertionError):
+    """A rank failed, or the ranks did not finish in time."""
+
+
+def run_workers(size: int, function: Callable[..., Any], *args: Any, timeout_s: float = 120.0) -> list[Any]:
+    """Call `function(world, *args)` on `size` ranks; returns the results in rank order.
+
+    `function` must be importable by name. Raises WorkerError with the traceback of the rank that failed first.
+    """
+    launcher = multiprocessing.get_context("forkserver")
+    launcher.set_forkserver_preload(PRELOADED)
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = [
+            launcher.Process(target=_work, args=(rank, size, folder, function, args), daemon=True)
+            for rank in range(size)
+        ]
+        for process in ranks:
+            process.start()
+        try:
+            _wait(ranks, Path(folder), time.monotonic() + timeout_s)
+        finally:
+            for process in ranks:
+                process.kill()
+                process.join()
+        return [torch.load(Path(folder) / f"{rank}.result", weights_only=False) for rank in range(size)]
+
+
+def _work(rank: int, size: int, folder: str, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    try:
+        dist.init_process_group(
+            "gloo",
+            init_method=f"file://{folder}/store",
+            rank=rank,
+            world_size=size,
+            timeout=timedelta(seconds=60),
+        )
+        result = function(World(rank, size, rank, 1, torch.device("cpu")), *args)
+        torch.save(result, Path(folder) / f"{rank}.result")
+        dist.barrier()
+        dist.destroy_process_group()
+    except BaseException:
+        (Path(folder) / f"{rank}.error").write_text(traceback.format_exc())
+        raise SystemExit(1) from None
+
+
+def _wait(ranks: list[Any], folder: Path, deadline: float) -> None:
+    """Until all ranks ended well. Raises WorkerError otherwise."""
+    while any(process.is_alive() for process in ranks) and time.monotonic() < deadline:
+        if any(process.exitcode for process in ranks):
+            break
+        time.sleep(0.02)
+    errors = sorted(folder.glob("*.error"), key=lambda path: path.stat().st_mtime_ns)
+    if errors:
+        raise WorkerError(f"rank {errors[0].stem} failed first:\n{errors[0].read_text()}")
+    codes = [process.exitcode for process in ranks]
+    if codes != [0] * len(ranks):
+        raise WorkerError(f"exit codes by rank (None: still running, out of time): {codes}")
