@@ -16,7 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import product
+from itertools import accumulate, product
 from pathlib import Path
 
 import torch
@@ -134,9 +134,7 @@ def _our_layer(case: Case) -> MoELayer:
     """Our layer, dropless, with a router in fp32."""
     router = TopKRouterConfig(k=case.top_k, normalize=case.top_k > 1)
     config = MoEConfig(num_experts=case.num_experts, capacity_factor=None, router=router)
-    layer = MoELayer(
-        config, d_model=case.d_model, d_ff=4 * case.d_model, activation="relu", site="bench"
-    )
+    layer = MoELayer(config, d_model=case.d_model, d_ff=4 * case.d_model, activation="relu", site="bench")
     layer.to(case.dtype)
     layer.router.float()
     for parameter in layer.parameters():
@@ -179,7 +177,7 @@ def _step(layer: Callable[[Tensor], Tensor], x: Tensor, grad: Tensor) -> Callabl
 
 
 def _floor(case: Case, layer: MoELayer, x: Tensor) -> Callable[[], None]:
-    """The bare products of this routing and nothing else, expert by expert, forward and backward."""
+    """The bare products (and relu) of this routing and nothing else: all experts forward, then all backward."""
     with torch.no_grad():
         chosen = layer.router(x, _context(case)).expert_ids
     counts = chosen.bincount(minlength=case.num_experts).tolist()
@@ -187,22 +185,25 @@ def _floor(case: Case, layer: MoELayer, x: Tensor) -> Callable[[], None]:
     w_in, w_out = layer.experts.w_in.detach(), layer.experts.w_out.detach()
     grad_in, grad_out = torch.empty_like(w_in), torch.empty_like(w_out)
     y, grad_rows = torch.empty_like(rows), torch.empty_like(rows)
-    hidden, grad_hidden = (torch.empty(max(counts), w_in.shape[2], dtype=case.dtype) for _ in range(2))
+    hidden = torch.empty(rows.shape[0], w_in.shape[2], dtype=case.dtype)
+    scratch = torch.empty(max(counts), w_in.shape[2], dtype=case.dtype)
+    ends = list(accumulate(counts))
+    runs = [
+        (expert, slice(end - count, end))
+        for expert, (count, end) in enumerate(zip(counts, ends, strict=True))
+    ]
 
     def step() -> None:
-        start = 0
-        for expert, count in enumerate(counts):
-            if count == 0:
-                continue
-            run, start = slice(start, start + count), start + count
-            h, gh = hidden[:count], grad_hidden[:count]
-            torch.mm(rows[run], w_in[expert], out=h).relu_()
-            torch.mm(h, w_out[expert], out=y[run])
-            torch.mm(h.t(), grad_y[run], out=grad_out[expert])
-            torch.mm(grad_y[run], w_out[expert].t(), out=gh)
-            torch.ops.aten.threshold_backward.grad_input(gh, h, 0, grad_input=gh)
-            torch.mm(rows[run].t(), gh, out=grad_in[expert])
-            torch.mm(gh, w_in[expert].t(), out=grad_rows[run])
+        for expert, run in runs:
+            torch.mm(rows[run], w_in[expert], out=hidden[run]).relu_()
+            torch.mm(hidden[run], w_out[expert], out=y[run])
+        for expert, run in runs:
+            grad_hidden = scratch[: run.stop - run.start]
+            torch.mm(hidden[run].t(), grad_y[run], out=grad_out[expert])
+            torch.mm(grad_y[run], w_out[expert].t(), out=grad_hidden)
+            torch.ops.aten.threshold_backward.grad_input(grad_hidden, hidden[run], 0, grad_input=grad_hidden)
+            torch.mm(rows[run].t(), grad_hidden, out=grad_in[expert])
+            torch.mm(grad_hidden, w_in[expert].t(), out=grad_rows[run])
 
     return step
 
@@ -239,7 +240,9 @@ def _deepspeed_layer(case: Case) -> nn.Module:
 
 def _huggingface_layer(case: Case) -> nn.Module:
     from transformers import SwitchTransformersConfig
-    from transformers.models.switch_transformers.modeling_switch_transformers import SwitchTransformersSparseMLP
+    from transformers.models.switch_transformers.modeling_switch_transformers import (
+        SwitchTransformersSparseMLP,
+    )
 
     config = SwitchTransformersConfig(
         d_model=case.d_model,

@@ -2,7 +2,8 @@
 
 At 64 experts the cost beyond the products themselves is not moving rows but allocating weight gradients, so where
 nobody else owns them they live in persistent buffers that the products write into (`GradientBuffers`). FSDP2, where
-it shards the experts, wants ordinary gradients and gets them.
+it shards the experts, wants ordinary gradients and gets them. What the forward pass keeps is one tensor an expert:
+blocks of a moderate size are reused by the allocator, one of hundreds of MiB would be mapped afresh every time.
 R rows received, E experts held here, D model width, F hidden width.
 """
 
@@ -17,8 +18,7 @@ from torch.autograd.function import once_differentiable
 class GradientBuffers:
     """Persistent `.grad` tensors of stacked weights, written by the matrix products of the backward pass.
 
-    The first backward pass after `reset` overwrites, later ones add: nothing is ever filled with zeros but the
-    slices of experts that saw no row.
+    The first backward pass after `reset` overwrites, later ones add: nothing is ever filled with zeros first.
     """
 
     def __init__(self, parameters: list[nn.Parameter]):
@@ -39,7 +39,9 @@ class Experts(nn.Module):
         super().__init__()
         self.activation = activation
         self.w_in = nn.Parameter(torch.empty(num_experts, d_model, d_ff))
-        self.w_gate = nn.Parameter(torch.empty(num_experts, d_model, d_ff)) if activation == "swiglu" else None
+        self.w_gate = (
+            nn.Parameter(torch.empty(num_experts, d_model, d_ff)) if activation == "swiglu" else None
+        )
         self.w_out = nn.Parameter(torch.empty(num_experts, d_ff, d_model))
         self.buffers_for_gradients: GradientBuffers | None = None
         self.gradient_scale = 1.0
@@ -53,12 +55,12 @@ class Experts(nn.Module):
     def forward(self, rows: Float[Tensor, "R D"], counts: list[int]) -> Float[Tensor, "R D"]:
         """Apply expert e to the e-th run of rows; `counts` gives the length of each run."""
         buffers = self.buffers_for_gradients
-        weights = [w.detach() if buffers else w for w in (self.w_in, self.w_gate, self.w_out) if w is not None]
+        weights = [
+            w.detach() if buffers else w for w in (self.w_in, self.w_gate, self.w_out) if w is not None
+        ]
         if buffers and not rows.requires_grad and torch.is_grad_enabled():
             rows = rows.detach().requires_grad_()  # so that backward runs for the weights alone
-        return GroupedFeedForward.apply(
-            rows, counts, self.activation, buffers, self.gradient_scale, *weights
-        )
+        return GroupedFeedForward.apply(rows, counts, self.activation, buffers, self.gradient_scale, *weights)
 
 
 class GroupedFeedForward(torch.autograd.Function):
@@ -74,66 +76,57 @@ class GroupedFeedForward(torch.autograd.Function):
         scale: float,
         *weights: Float[Tensor, "E _ _"],
     ) -> Float[Tensor, "R D"]:
-        w_in, w_out, w_gate = weights[0], weights[-1], weights[1] if len(weights) == 3 else None
-        hidden = rows.new_empty(rows.shape[0], w_in.shape[2])
-        gate = torch.empty_like(hidden) if w_gate is not None else None
-        out = torch.empty_like(rows)
-        for expert, run in _runs(counts):
-            torch.mm(rows[run], w_in[expert].to(rows.dtype), out=hidden[run])
-            if gate is not None and w_gate is not None:
-                torch.mm(rows[run], w_gate[expert].to(rows.dtype), out=gate[run])
-            active = _activate(activation, hidden[run], gate[run] if gate is not None else None)
-            torch.mm(active, w_out[expert].to(rows.dtype), out=out[run])
-        ctx.save_for_backward(rows, hidden, *([gate] if gate is not None else []), *weights)
+        w_in, w_out, *w_gate = (weight.unbind(0) for weight in (weights[0], weights[-1], *weights[1:-1]))
+        hidden, gates, out = [], [], torch.empty_like(rows)
+        for expert, (x, y) in enumerate(zip(rows.split(counts), out.split(counts), strict=True)):
+            hidden.append(torch.mm(x, w_in[expert].to(x.dtype)))
+            for weight in w_gate:
+                gates.append(torch.mm(x, weight[expert].to(x.dtype)))
+            active = _activate_(activation, hidden[-1], gates[-1] if gates else None)
+            torch.mm(active, w_out[expert].to(x.dtype), out=y)
+        ctx.save_for_backward(rows, *weights, *hidden, *gates)
         ctx.counts, ctx.activation, ctx.buffers, ctx.scale = counts, activation, buffers, scale
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Float[Tensor, "R D"]) -> tuple[Tensor | None, ...]:
-        rows, hidden, *rest = ctx.saved_tensors
-        gated = ctx.activation == "swiglu"
-        gate, weights = (rest[0], rest[1:]) if gated else (None, rest)
+        gated, num_experts = ctx.activation == "swiglu", len(ctx.counts)
+        rows, *saved = ctx.saved_tensors
+        num_weights = 3 if gated else 2
+        weights, hidden, gates = saved[:num_weights], saved[num_weights:], saved[num_weights + num_experts :]
         buffers: GradientBuffers | None = ctx.buffers
         grads = buffers.tensors if buffers else [torch.empty_like(weight) for weight in weights]
-        add = bool(buffers) and not buffers.is_fresh
+        add = buffers is not None and not buffers.is_fresh
+        transposed = [weight.transpose(1, 2).unbind(0) for weight in weights]
+        slices = [grad.unbind(0) for grad in grads]
         grad_rows = torch.empty_like(rows)
-        for expert, run in _runs(ctx.counts):
-            x, g = rows[run], grad_out[run]
-            pre, pre_gate = hidden[run], gate[run] if gate is not None else None
-            active = _activate(ctx.activation, pre, pre_gate, recompute=True)
-            _weight_gradient(grads[-1][expert], active, g, add, ctx.scale)
-            grad_active = torch.mm(g, weights[-1][expert].to(g.dtype).t())
-            grad_hidden, grad_gate = _activation_gradient(ctx.activation, grad_active, pre, pre_gate)
-            _weight_gradient(grads[0][expert], x, grad_hidden, add, ctx.scale)
-            torch.mm(grad_hidden, weights[0][expert].to(g.dtype).t(), out=grad_rows[run])
+        runs = zip(*(tensor.split(ctx.counts) for tensor in (rows, grad_out, grad_rows)), strict=True)
+        for expert, (x, g, grad_x) in enumerate(runs):
+            gate = gates[expert] if gated else None
+            active = _activated(ctx.activation, hidden[expert], gate)
+            _weight_gradient(slices[-1][expert], active, g, add, ctx.scale)
+            grad_active = torch.mm(g, transposed[-1][expert].to(g.dtype))
+            grad_hidden, grad_gate = _activation_gradient(ctx.activation, grad_active, hidden[expert], gate)
+            _weight_gradient(slices[0][expert], x, grad_hidden, add, ctx.scale)
+            torch.mm(grad_hidden, transposed[0][expert].to(g.dtype), out=grad_x)
             if grad_gate is not None:
-                _weight_gradient(grads[1][expert], x, grad_gate, add, ctx.scale)
-                grad_rows[run].addmm_(grad_gate, weights[1][expert].to(g.dtype).t())
-        if not add:
-            for expert, count in enumerate(ctx.counts):
-                if count == 0:
-                    for grad in grads:
-                        grad[expert].zero_()
+                _weight_gradient(slices[1][expert], x, grad_gate, add, ctx.scale)
+                grad_x.addmm_(grad_gate, transposed[1][expert].to(g.dtype))
         if buffers:
             buffers.is_fresh = False
         return (grad_rows, None, None, None, None, *([None] * len(grads) if buffers else grads))
 
 
-def _runs(counts: list[int]) -> list[tuple[int, slice]]:
-    """(expert, its run of rows) for every expert that has rows."""
-    runs, start = [], 0
-    for expert, count in enumerate(counts):
-        if count:
-            runs.append((expert, slice(start, start + count)))
-        start += count
-    return runs
+def _activate_(activation: str, hidden: Tensor, gate: Tensor | None) -> Tensor:
+    """The activated hidden rows, to be used at once. relu overwrites: its output is all its gradient needs."""
+    return hidden.relu_() if activation == "relu" else _activated(activation, hidden, gate)
 
 
-def _activate(activation: str, hidden: Tensor, gate: Tensor | None, recompute: bool = False) -> Tensor:
-    """The activated hidden rows. relu works in place: its output is all its gradient needs."""
+def _activated(activation: str, hidden: Tensor, gate: Tensor | None) -> Tensor:
+    """The activated rows of what `_activate_` has left in `hidden`."""
     if activation == "relu":
-        return hidden if recompute else hidden.relu_()
+        return hidden
     if activation == "gelu":
         return torch.nn.functional.gelu(hidden)
     assert gate is not None
@@ -143,17 +136,17 @@ def _activate(activation: str, hidden: Tensor, gate: Tensor | None, recompute: b
 def _activation_gradient(
     activation: str, grad: Tensor, hidden: Tensor, gate: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Gradients of `_activate` with respect to hidden and gate."""
+    """Gradients with respect to hidden and gate; relu and gelu overwrite `grad`."""
     if activation == "relu":
-        return torch.ops.aten.threshold_backward(grad, hidden, 0), None
+        return torch.ops.aten.threshold_backward.grad_input(grad, hidden, 0, grad_input=grad), None
     if activation == "gelu":
-        return torch.ops.aten.gelu_backward(grad, hidden), None
+        return torch.ops.aten.gelu_backward.grad_input(grad, hidden, grad_input=grad), None
     assert gate is not None
     return grad * torch.nn.functional.silu(gate), torch.ops.aten.silu_backward(grad * hidden, gate)
 
 
 def _weight_gradient(out: Tensor, left: Tensor, right: Tensor, add: bool, scale: float) -> None:
-    """out (+)= scale * left^T right, in the products' own precision."""
+    """out (+)= scale * left^T right, in the products' own precision; without rows, out = 0 or stays."""
     if out.dtype == left.dtype:
         torch.addmm(out, left.t(), right, beta=1 if add else 0, alpha=scale, out=out)
     elif add:

@@ -23,7 +23,7 @@ def balance_loss(
     group = torch.arange(groups, device=expert_ids.device).repeat_interleave(group_tokens * choices)
     counts = torch.bincount(group * experts + expert_ids.reshape(-1), minlength=groups * experts)
     share = counts.view(groups, experts).to(probabilities.dtype) / (group_tokens * choices)
-    mean_probability = probabilities.view(groups, group_tokens, experts).mean(1)
+    mean_probability = probabilities.unflatten(0, (groups, group_tokens)).mean(1)
     return experts * (share * mean_probability).sum(1).mean()
 
 

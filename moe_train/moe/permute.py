@@ -1,66 +1,75 @@
 """Moving rows between token order and expert order, with hand-written gradients.
 
-Every row is read once and written once each way, and sums run in a fixed order (no atomics, no `index_add`), so
-forward and backward are reproducible bit by bit. An edge's *slot* is token * K + choice: the place of its row in a
-table of K rows per token. T tokens, K choices per token at most, N edges, D model width.
+Both ways are gathers: each row is read once and written once, in one pass that also weighs and sums, and sums run
+in a fixed order (no atomics, no `index_add`), so forward and backward are reproducible bit by bit.
+T tokens, K choices per token at most, N edges, D model width. An edge's *slot* is token * K + choice; its *place*
+is the row it has in expert order.
 """
 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
 class GatherRows(torch.autograd.Function):
-    """rows[n] = x[slots[n] // K]; backward sums a token's rows over its choices."""
+    """rows[n] = x[token_ids[n]]; backward sums a token's rows over its choices."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Float[Tensor, "T D"], slots: Int[Tensor, " N"], num_choices: int
+        ctx: Any,
+        x: Float[Tensor, "T D"],
+        token_ids: Int[Tensor, " N"],
+        places: Int[Tensor, "T K"],
+        present: Float[Tensor, "T K"] | None,
     ) -> Float[Tensor, "N D"]:
-        ctx.save_for_backward(slots)
-        ctx.shape, ctx.num_choices = x.shape, num_choices
-        return x.index_select(0, slots if num_choices == 1 else slots // num_choices)
+        ctx.save_for_backward(places, present)
+        return x.index_select(0, token_ids)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_rows: Float[Tensor, "N D"]) -> tuple[Tensor, None, None]:
-        (slots,) = ctx.saved_tensors
-        return sum_choices(grad_rows, slots, ctx.shape[0], ctx.num_choices), None, None
+    def backward(ctx: Any, grad_rows: Float[Tensor, "N D"]) -> tuple[Tensor, None, None, None]:
+        places, present = ctx.saved_tensors
+        return sum_places(grad_rows, places, present), None, None, None
 
 
 class CombineRows(torch.autograd.Function):
-    """y[t] = sum over a token's edges of weight * row; tokens without edges get 0."""
+    """y[t] = sum over a token's choices of weight * row; `slots` are those of the rows."""
 
     @staticmethod
     def forward(
         ctx: Any,
         rows: Float[Tensor, "N D"],
-        weights: Float[Tensor, " N"],
+        weights: Float[Tensor, "T K"],
+        token_ids: Int[Tensor, " N"],
+        places: Int[Tensor, "T K"],
         slots: Int[Tensor, " N"],
-        num_tokens: int,
-        num_choices: int,
     ) -> Float[Tensor, "T D"]:
-        ctx.save_for_backward(rows, weights, slots)
-        ctx.num_choices = num_choices
-        return sum_choices(rows * weights.unsqueeze(1).to(rows.dtype), slots, num_tokens, num_choices)
+        ctx.save_for_backward(rows, weights, token_ids, slots)
+        return sum_places(rows, places, weights)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Float[Tensor, "T D"]) -> tuple[Tensor, Tensor, None, None, None]:
-        rows, weights, slots = ctx.saved_tensors
-        grad = grad_y.index_select(0, slots if ctx.num_choices == 1 else slots // ctx.num_choices)
-        grad_weights = torch.linalg.vecdot(grad, rows).to(weights.dtype)
-        return grad.mul_(weights.unsqueeze(1).to(grad.dtype)), grad_weights, None, None, None
+        rows, weights, token_ids, slots = ctx.saved_tensors
+        grad = grad_y.index_select(0, token_ids)
+        of_rows = torch.linalg.vecdot(grad, rows).to(weights.dtype)
+        grad_weights = torch.zeros_like(weights).view(-1).index_copy_(0, slots, of_rows).view_as(weights)
+        factors = weights.view(-1).index_select(0, slots).to(grad.dtype)
+        return grad.mul_(factors.unsqueeze(1)), grad_weights, None, None, None
 
 
-def sum_choices(
-    rows: Float[Tensor, "N D"], slots: Int[Tensor, " N"], num_tokens: int, num_choices: int
+def sum_places(
+    rows: Float[Tensor, "N D"], places: Int[Tensor, "T K"], weights: Float[Tensor, "T K"] | None
 ) -> Float[Tensor, "T D"]:
-    """Put each row in its slot (empty slots are 0) and sum the slots of each token, first choice first."""
-    table_rows = num_tokens * num_choices
-    make = rows.new_empty if rows.shape[0] == table_rows else rows.new_zeros
-    table = make((table_rows, rows.shape[1])).index_copy_(0, slots, rows)
-    return table if num_choices == 1 else table.view(num_tokens, num_choices, -1).sum(1)
+    """For each token the weighted sum of its rows, first choice first; an edge that is missing has weight 0.
+
+    `embedding_bag` is the one operation that gathers, weighs and sums in a single pass, in fp32 for bf16 rows.
+    """
+    if rows.shape[0] == 0:
+        return rows.new_zeros(places.shape[0], rows.shape[1])
+    factors = None if weights is None else weights.to(rows.dtype)
+    return F.embedding_bag(places, rows, mode="sum", per_sample_weights=factors)

@@ -56,7 +56,11 @@ class AllToAllDispatcher:
         # The one host synchronisation of a dispatch: split sizes must be known to the collective.
         send, receive, counts = (
             sizes.tolist()
-            for sizes in (sent.view(self.num_ranks, self.num_local).sum(1), by_source.sum(1), by_source.sum(0))
+            for sizes in (
+                sent.view(self.num_ranks, self.num_local).sum(1),
+                by_source.sum(1),
+                by_source.sum(0),
+            )
         )
         local_expert = torch.arange(received.numel(), device=x.device) % self.num_local
         to_expert_major = torch.argsort(local_expert.repeat_interleave(received), stable=True)
@@ -64,11 +68,11 @@ class AllToAllDispatcher:
         to_arrival[to_expert_major] = torch.arange(to_arrival.numel(), device=x.device)
         plan = ExchangePlan(order, send, receive, to_expert_major, to_arrival)
         arrived = AllToAll.apply(order.gather(x), send, receive, self.group)
-        return Dispatched(GatherRows.apply(arrived, to_expert_major, 1), counts, plan)
+        return Dispatched(_reorder(arrived, to_expert_major, to_arrival), counts, plan)
 
     def combine(self, rows: Float[Tensor, "R D"], dispatched: Dispatched) -> Float[Tensor, "T D"]:
         plan: ExchangePlan = dispatched.plan
-        back = GatherRows.apply(rows, plan.to_arrival, 1)
+        back = _reorder(rows, plan.to_arrival, plan.to_expert_major)
         return plan.order.combine(AllToAll.apply(back, plan.receive, plan.send, self.group))
 
 
@@ -77,7 +81,11 @@ class AllToAll(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rows: Float[Tensor, "N D"], send: list[int], receive: list[int], group: dist.ProcessGroup | None
+        ctx: Any,
+        rows: Float[Tensor, "N D"],
+        send: list[int],
+        receive: list[int],
+        group: dist.ProcessGroup | None,
     ) -> Float[Tensor, "R D"]:
         ctx.send, ctx.receive, ctx.group = send, receive, group
         return _exchange(rows, send, receive, group)
@@ -86,6 +94,11 @@ class AllToAll(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Float[Tensor, "R D"]) -> tuple[Tensor, None, None, None]:
         return _exchange(grad, ctx.receive, ctx.send, ctx.group), None, None, None
+
+
+def _reorder(rows: Tensor, order: Int[Tensor, " R"], inverse: Int[Tensor, " R"]) -> Tensor:
+    """rows[order], whose gradient is a gather too."""
+    return GatherRows.apply(rows, order, inverse.unsqueeze(1), None)
 
 
 def _exchange(rows: Tensor, send: list[int], receive: list[int], group: dist.ProcessGroup | None) -> Tensor:

@@ -15,34 +15,48 @@ from moe_train.moe.routing import Routing
 
 @dataclass(frozen=True)
 class ExpertOrder:
-    """The edges of a routing in expert order (stable: by expert, then token, then choice)."""
+    """The edges of a routing in expert order (stable: edges to one expert stay in the routing's order).
 
+    E experts; T, K, N, slots and places as in moe/permute.py.
+    """
+
+    token_ids: Int[Tensor, " N"]
     slots: Int[Tensor, " N"]
-    weights: Float[Tensor, " N"]
+    places: Int[Tensor, "T K"]
+    """Row of each edge; 0 where there is no edge."""
+    present: Float[Tensor, "T K"] | None
+    """1 where there is an edge and 0 elsewhere; None if all are there."""
+    weights: Float[Tensor, "T K"]
+    """Factor of each edge, 0 where there is none; carries the router's gradient."""
     counts: Int[Tensor, " E"]
-    num_tokens: int
-    num_choices: int
 
     @classmethod
     def of(cls, routing: Routing) -> "ExpertOrder":
         """Sort the edges of `routing`."""
         order = torch.argsort(routing.expert_ids, stable=True)
         slots = routing.token_ids * routing.num_choices + routing.choices
+        sorted_slots = slots[order]
+        shape = (routing.num_tokens, routing.num_choices)
+        places = slots.new_zeros(shape[0] * shape[1])
+        places.index_copy_(0, sorted_slots, torch.arange(slots.numel(), device=slots.device))
+        table = routing.weights.new_zeros(places.numel())
+        is_full = slots.numel() == places.numel()
         return cls(
-            slots=slots[order],
-            weights=routing.weights[order],
+            token_ids=routing.token_ids[order],
+            slots=sorted_slots,
+            places=places.view(shape),
+            present=None if is_full else table.index_fill(0, slots, 1.0).view(shape),
+            weights=table.scatter(0, slots, routing.weights).view(shape),
             counts=torch.bincount(routing.expert_ids, minlength=routing.num_experts),
-            num_tokens=routing.num_tokens,
-            num_choices=routing.num_choices,
         )
 
     def gather(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "N D"]:
         """One row of `x` per edge."""
-        return GatherRows.apply(x, self.slots, self.num_choices)
+        return GatherRows.apply(x, self.token_ids, self.places, self.present)
 
     def combine(self, rows: Float[Tensor, "N D"]) -> Float[Tensor, "T D"]:
-        """Weigh each edge's row and sum per token."""
-        return CombineRows.apply(rows, self.weights, self.slots, self.num_tokens, self.num_choices)
+        """Weigh each edge's row and sum per token; tokens without edges get 0."""
+        return CombineRows.apply(rows, self.weights, self.token_ids, self.places, self.slots)
 
 
 class LocalDispatcher:
