@@ -1,6 +1,6 @@
 """Runs a function in several gloo processes and gives back what each returned.
 
-Processes are forked from a server that has imported torch already, so starting one costs a fraction of a second.
+Processes are forked from a server that has imported torch already, so starting one takes no second.
 An error of a rank is raised in the test with that rank's traceback; no process outlives the call.
 """
 
@@ -35,7 +35,7 @@ class WorkerError(AssertionError):
 def run_workers(size: int, function: Callable[..., Any], *args: Any, timeout_s: float = 120.0) -> list[Any]:
     """Call `function(world, *args)` on `size` ranks; returns the results in rank order.
 
-    `function` must be importable by name. Raises WorkerError with the traceback of the rank that failed first.
+    `function` must be importable by name. Raises WorkerError with the first failing rank's traceback.
     """
     launcher = multiprocessing.get_context("forkserver")
     launcher.set_forkserver_preload(PRELOADED)

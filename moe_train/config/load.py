@@ -6,7 +6,8 @@ changes a kind starts that node afresh: options of the old kind do not leak into
 """
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from moe_train.config.fields import as_written, in_words, known_fields, misshapen
 from moe_train.config.registry import REGISTRY
 from moe_train.config.schema import Recipe
 from moe_train.errors import RecipeError
@@ -31,15 +33,21 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     merged: dict[str, Any] = {}
     for layer in [*_layers(source, ()), _dotlist(overrides)]:
         _overlay(merged, layer)
-    merged.setdefault("name", source.stem if source.parent.name in ("", ".") else f"{source.parent.name}-{source.stem}")
-    schema = _schema_for(merged)
+    merged.setdefault(
+        "name", source.stem if source.parent.name in ("", ".") else f"{source.parent.name}-{source.stem}"
+    )
+    kinds = _chosen_kinds(merged)
+    schema, fields = _schema_for(kinds), known_fields(Recipe, kinds)
+    for key, value in misshapen(merged, fields):
+        raise RecipeError(_wrong_value(key, value, fields, schema))
     try:
         resolved = OmegaConf.merge(schema, OmegaConf.create(merged))
         return cast(Recipe, OmegaConf.to_object(resolved))
     except ConfigKeyError as error:
-        raise RecipeError(_unknown_key(error, schema)) from None
+        raise RecipeError(_unknown_key(error, fields)) from None
     except OmegaConfBaseException as error:
-        raise RecipeError(_wrong_value(error, merged, schema)) from None
+        key = (error.full_key or str(error.key)).partition("[")[0]  # of a list, without the place in it
+        raise RecipeError(_wrong_value(key, _at(merged, key), fields, schema)) from None
 
 
 def to_yaml(recipe: Recipe) -> str:
@@ -77,7 +85,9 @@ def _layers(path: Path, above: tuple[Path, ...]) -> Iterator[dict[str, Any]]:
     for base in [bases] if isinstance(bases, str) else bases:
         base_path = path.parent / base
         if not base_path.is_file():
-            raise RecipeError(f"_base={base}: {path} names a base that is not there; correct the relative path")
+            raise RecipeError(
+                f"_base={base}: {path} names a base that is not there; correct the relative path"
+            )
         yield from _layers(base_path, (*above, path.resolve()))
     yield data
 
@@ -86,7 +96,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         data = OmegaConf.to_container(OmegaConf.load(path))
     except OSError as error:
-        raise RecipeError(f"recipe={path}: cannot be read ({error.strerror}); check the file's permissions") from None
+        raise RecipeError(
+            f"recipe={path}: cannot be read ({error.strerror}); check the file's permissions"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
         first = " ".join(str(error).split())
         raise RecipeError(f"recipe={path}: is not valid YAML ({first}); correct that line") from None
@@ -102,7 +114,9 @@ def _dotlist(overrides: Sequence[str]) -> dict[str, Any]:
     try:
         return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides))))
     except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise RecipeError(f"override={' '.join(overrides)}: cannot be read ({error}); quote the value") from None
+        raise RecipeError(
+            f"override={' '.join(overrides)}: cannot be read ({error}); quote the value"
+        ) from None
 
 
 def _overlay(below: dict[str, Any], above: dict[str, Any], path: str = "") -> None:
@@ -119,46 +133,56 @@ def _overlay(below: dict[str, Any], above: dict[str, Any], path: str = "") -> No
             below[key] = value
 
 
-def _schema_for(merged: dict[str, Any]) -> DictConfig:
+def _chosen_kinds(merged: dict[str, Any]) -> dict[str, type]:
+    """The dataclass of the chosen kind at every registered place."""
+    chosen: dict[str, type] = {}
+    for place, known in REGISTRY.items():
+        node = _at(merged, place)
+        kind = node.get("kind", next(iter(known))) if isinstance(node, dict) else next(iter(known))
+        if not isinstance(kind, str) or kind not in known:
+            raise RecipeError(
+                f"{place}.kind={as_written(kind)}: is not known; choose one of {', '.join(known)}"
+            )
+        chosen[place] = known[kind].config
+    return chosen
+
+
+def _schema_for(kinds: Mapping[str, type]) -> DictConfig:
     """The structured Recipe with the dataclass of every chosen kind in its place."""
     schema = cast(DictConfig, OmegaConf.structured(Recipe))
-    for place, known in REGISTRY.items():
-        kind = next(iter(known))
-        node: Any = merged
-        for part in place.split("."):
-            node = node.get(part) if isinstance(node, dict) else None
-        if isinstance(node, dict):
-            kind = node.get("kind", kind)
-        if kind not in known:
-            raise RecipeError(f"{place}.kind={kind}: is not known; choose one of {', '.join(known)}")
-        OmegaConf.update(schema, place, OmegaConf.structured(known[kind].config), merge=False)
+    for place, config in kinds.items():
+        OmegaConf.update(schema, place, OmegaConf.structured(config), merge=False)
     return schema
 
 
-def _keys(node: Any, prefix: str = "") -> Iterator[str]:
-    for key in node:
-        yield f"{prefix}{key}"
-        child = node._get_node(key)
-        if isinstance(child, DictConfig) and not child._is_none():
-            yield from _keys(child, f"{prefix}{key}.")
-
-
-def _unknown_key(error: ConfigKeyError, schema: DictConfig) -> str:
+def _unknown_key(error: ConfigKeyError, fields: Mapping[str, Any]) -> str:
     key = error.full_key or str(error.key)
-    known = list(_keys(schema))
     leaf = key.rsplit(".", 1)[-1]
-    close = difflib.get_close_matches(key, known, n=1) or [name for name in known if name.rsplit(".", 1)[-1] == leaf]
-    hint = f"did you mean {close[0]}?" if close else f"`moe-train show` lists every key of {key.split('.')[0]}"
+    close = difflib.get_close_matches(key, fields, n=1) or [
+        name for name in fields if name.endswith(f".{leaf}")
+    ]
+    hint = f"did you mean {close[0]}?" if close else "`moe-train show` lists every key of a recipe"
     return f"{key}: there is no such key in a recipe; {hint}"
 
 
-def _wrong_value(error: OmegaConfBaseException, merged: dict[str, Any], schema: DictConfig) -> str:
-    key = error.full_key or str(error.key or "recipe")
-    value: Any = merged
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    reason = " ".join(str(error.msg or error).split())
-    default = OmegaConf.select(schema, key, throw_on_missing=False, default=None)
-    shown = "a section" if isinstance(default, DictConfig) else f"its default is {default}"
-    return f"{key}={value}: has the wrong type ({reason}); {shown}"
+def _wrong_value(key: str, value: Any, fields: Mapping[str, Any], schema: DictConfig) -> str:
+    shown = as_written(value)
+    if isinstance(value, str) and "${" in value:
+        return (
+            f"{key}={shown}: cannot be resolved to {in_words(fields[key])}; name a key that is there, in full"
+        )
+    if key in REGISTRY:
+        kinds = ", ".join(REGISTRY[key])
+        return f"{key}={shown}: is a section, not a value; choose with {key}.kind, one of {kinds}"
+    if is_dataclass(fields[key]):
+        inside = [name for name in fields if name.startswith(f"{key}.")]
+        return f"{key}={shown}: is a section, not a value; set its keys, {', '.join(inside)}"
+    default = as_written(OmegaConf.select(schema, key, default=None))
+    return f"{key}={shown}: must be {in_words(fields[key])}; its default is {default}"
 
+
+def _at(data: Any, key: str) -> Any:
+    """The value at a dotted key of plain data; None where there is none."""
+    for part in key.split("."):
+        data = data.get(part) if isinstance(data, dict) else None
+    return data

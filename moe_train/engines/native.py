@@ -45,8 +45,9 @@ class NativeEngine:
         norm, stop = self._norm_and_stop(stop_requested)
         if not norm < float("inf"):
             raise TrainingError(
-                f"grad_norm={norm} at step {step + 1}: the loss or a gradient is not finite, and the update was not "
-                "made; lower optim.lr, lengthen optim.schedule.warmup_steps, or resume an earlier step with --resume"
+                f"grad_norm={norm} at step {step + 1}: the loss or a gradient is not finite, and the update was "
+                "not made; lower optim.lr, lengthen optim.schedule.warmup_steps, or resume an earlier step with "
+                "--resume"
             )
         self._clip(norm)
         lr = self._update(step)
@@ -71,7 +72,7 @@ class NativeEngine:
         for batch in batches:
             logits, _ = self._forward(batch, step=0)
             total += total.new_tensor([float(self.objective(logits, batch)), 1.0]) * batch.tokens.numel()
-        # FSDP2 frees gathered weights after a backward pass only: without one, the next pass would use old weights.
+        # FSDP2 frees gathered weights after a backward pass only: kept, they would hide what is loaded next.
         for module in self.model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
@@ -83,7 +84,9 @@ class NativeEngine:
         for name, shard in self.shards.items():
             for key, value in self.optimizer.state[shard.data].items():
                 state[f"optim.{key}.{name}"] = (
-                    Shard(value, (), ()) if value.ndim == 0 else Shard(value, shard.global_shape, shard.offsets, shard.is_expert)
+                    Shard(value, (), ())
+                    if value.ndim == 0
+                    else Shard(value, shard.global_shape, shard.offsets, shard.is_expert)
                 )
         return state
 
@@ -94,7 +97,8 @@ class NativeEngine:
             random=RandomStream(self.recipe.seed, step, batch.sequence_ids),
             token_values=batch.tokens,
         )
-        with torch.autocast(batch.tokens.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
+        use_bf16 = self.recipe.precision == "bf16"
+        with torch.autocast(batch.tokens.device.type, torch.bfloat16, enabled=use_bf16):
             return self.model(batch.tokens, context)
 
     def _accumulate(
@@ -109,7 +113,7 @@ class NativeEngine:
             logits, of_layers = self._forward(batch, step)
             task = self.objective(logits, batch)
             total = task + sum(
-                of_layer.coefficients[name] * loss for of_layer in of_layers for name, loss in of_layer.losses.items()
+                layer.coefficients[name] * loss for layer in of_layers for name, loss in layer.losses.items()
             )
             (total / len(batches)).backward()
             losses.append(task.detach())

@@ -1,7 +1,7 @@
 """The capacity limit: how many tokens of a routing group an expert accepts, and which.
 
-A routing group is a whole number of sequences, never "the tokens of a rank": so the same tokens are dropped on
-every layout. S tokens in a group, N edges, E experts.
+A routing group is a whole number of sequences, never "the tokens of a rank": so the same tokens are dropped
+on every layout. S tokens in a group, N edges, E experts.
 """
 
 import math
@@ -34,9 +34,9 @@ def capacity(convention: str, factor: float, tokens: int, experts: int, choices:
 def within_capacity(routing: Routing, group_tokens: int, slots: int) -> Bool[Tensor, " N"]:
     """Which edges fit: in each group an expert takes its first `slots` edges.
 
-    All first choices come before any second choice, and among equal choices earlier tokens come first (GShard,
-    2006.16668, alg. 1; Switch, 2101.03961, sec. 2.2). Causal with one choice; with more, a second choice can lose
-    its place to the first choice of a later token.
+    All first choices come before any second choice, and among equal choices earlier tokens come first
+    (GShard, 2006.16668, alg. 1; Switch, 2101.03961, sec. 2.2). Causal with one choice; with more, a second
+    choice can lose its place to the first choice of a later token.
     """
     segment = routing.token_ids // group_tokens * routing.num_experts + routing.expert_ids
     order = torch.argsort(segment * routing.num_choices + routing.choices, stable=True)

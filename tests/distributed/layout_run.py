@@ -13,6 +13,7 @@ from moe_train.config.schema import Recipe
 from moe_train.engines.native import NativeEngine
 from moe_train.parallel.plan import Mesh, ParallelPlan
 from moe_train.parallel.world import World
+from moe_train.results import MoEStats
 
 STEPS = 5
 
@@ -47,7 +48,7 @@ class LayoutRun:
 
 
 class WholeExpertsWatch(TorchDispatchMode):
-    """Notes the shape of every stored tensor that has all experts of the tiny model in its first dimension."""
+    """Notes the shape of every stored tensor that holds all experts of a layer of the tiny model."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,13 +105,9 @@ def train(world: World, *overrides: str) -> LayoutRun:
         run.losses.append(mean(world, result.loss))
         run.auxiliary.append({name: mean(world, loss) for name, loss in result.losses.items()})
         run.norms.append(result.grad_norm)
-        for field, of_field in (
-            ("load", run.loads),
-            ("dropped", run.dropped),
-            ("router_entropy", run.entropies),
-        ):
-            layers = [[getattr(layer, field) for layer in micro] for micro in result.stats]
-            of_field.append(world.sum(torch.stack([torch.stack(micro) for micro in layers]).sum(0)))
+        run.loads.append(world.sum(over_microbatches(result.stats, "load")))
+        run.dropped.append(world.sum(over_microbatches(result.stats, "dropped")))
+        run.entropies.append(world.sum(over_microbatches(result.stats, "router_entropy")))
     validation = global_batch(recipe, 99)
     run.validation = engine.evaluate(share_of(validation, world.rank, world.size, recipe.data.micro_batch))
     run.parameters = boxes(engine, engine.locals)
@@ -130,6 +127,14 @@ def allocated_bytes(parameter: Tensor) -> int:
     """Bytes of the storage that a parameter keeps alive on this rank."""
     local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
     return local.untyped_storage().nbytes()
+
+
+def over_microbatches(stats: tuple[tuple[MoEStats, ...], ...], field: str) -> Tensor:
+    """The sum over microbatches of a field of the statistics, stacked over MoE layers."""
+    return sum(
+        torch.stack([getattr(layer, field) for layer in micro]) if micro else torch.zeros(0)
+        for micro in stats
+    )
 
 
 def mean(world: World, value: Tensor) -> float:

@@ -1,7 +1,7 @@
 """The layout matrix: every way to share a run out gives the same run.
 
-SGD at a high rate, because AdamW hides errors of scale; jitter, dropout, capacity limit and clipping are on. Five
-updates; the gradients of the first one are compared element by element before the optimizer gets them.
+SGD at a high rate, because AdamW hides errors of scale; jitter, dropout, capacity limit and clipping are on.
+Five updates; the gradients of the first one are compared element by element, as the optimizer gets them.
 """
 
 import math
@@ -55,6 +55,8 @@ def assert_same_run(expected: LayoutRun, runs: list[LayoutRun], digits: float) -
         assert mine == pytest.approx(theirs, rel=10 * digits)
     for mine, theirs in zip(first.loads, expected.loads, strict=True):
         assert torch.equal(mine, theirs)
+    for mine, theirs in zip(first.entropies, expected.entropies, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=10 * digits, atol=0)
 
 
 def assert_same_gradients(expected: LayoutRun, runs: list[LayoutRun], digits: float) -> None:

@@ -34,8 +34,8 @@ def test_the_formula_counts_the_parameters_of_the_model(overrides):
 def test_the_formula_counts_the_flops_of_a_training_step(overrides):
     recipe = tiny_recipe(*overrides, "moe.capacity_factor=null")
     model, batch = tiny_transformer(recipe).train(), global_batch(recipe, 0)
-    # Plain attention, because the fused kernels recompute products, which the formula leaves out. torch's counter
-    # does not know the in-place form of a product.
+    # Plain attention, because the fused kernels recompute products, which the formula leaves out.
+    # torch's counter does not know the in-place form of a product.
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: product_flops})
     with counter, sdpa_kernel(SDPBackend.MATH):
         logits, _ = model(batch.tokens, context(*batch.tokens.shape, training=True))
@@ -64,7 +64,7 @@ def test_counts_by_hand():
     }
     assert counted.total_parameters == 59424
     assert counted.active_parameters == 59424 - 40960 * 7 // 8
-    # 2 * (attention 8192 + router 512 + an expert of 2560 a layer + head 9600), and 4 * 16 * 32 * 2 for scores
+    # attention 8192, router 512, an expert of 2560 a layer, head 9600; scores 4 * 16 * 32 * 2
     assert counted.flops_per_token == 3 * (2 * (8192 + 512 + 5120 + 9600) + 4096)
 
 

@@ -1,0 +1,144 @@
+"""Every rule of a recipe, broken once, and said with its key, value, rule and way out."""
+
+import pytest
+from tiny_model import tiny_recipe
+
+from moe_train.config.check import problems, require_sound
+from moe_train.errors import LayoutError, RecipeError
+
+AT_LEAST_ONE = [
+    "steps",
+    "log_every",
+    "model.num_layers",
+    "model.d_model",
+    "model.num_heads",
+    "moe.num_experts",
+    "moe.group_sequences",
+    "data.sequence_length",
+    "data.global_batch",
+    "data.validation_sequences",
+    "parallel.expert",
+]
+ABOVE_ZERO = [
+    "model.d_ff",
+    "moe.d_ff",
+    "moe.capacity_factor",
+    "moe.eval_capacity_factor",
+    "data.micro_batch",
+    "parallel.data",
+    "checkpoint.keep_every",
+    "job.threads",
+    "job.timeout_s",
+]
+
+BROKEN = [
+    *((f"{key}=0", None, f"{key}=0: must be at least 1; set {key}=1 or more.") for key in AT_LEAST_ONE),
+    *((f"{key}=0", None, "must be above 0; set") for key in ABOVE_ZERO),
+    ("seed=-1", None, "seed=-1: must be at least 0"),
+    ("validate_every=-1", None, "validate_every=-1: must be at least 0"),
+    ("moe.every=-1", None, "moe.every=-1: must be at least 0"),
+    ("moe.min_capacity=-1", None, "moe.min_capacity=-1: must be at least 0"),
+    ("checkpoint.every=-1", None, "checkpoint.every=-1: must be at least 0"),
+    ("checkpoint.keep_last=-1", None, "checkpoint.keep_last=-1: must be at least 0"),
+    ("data.validation_fraction=1", None, "data.validation_fraction=1.0: must be between 0 and 1"),
+    ("model.dropout=1", None, "model.dropout=1.0: must be in [0, 1)"),
+    ("model.init_scale=0", None, "model.init_scale=0.0: must be above 0"),
+    ("name=a/b", None, "name='a/b': must be usable as a folder's name"),
+    (
+        "model.num_heads=3",
+        None,
+        "model.num_heads=3: must divide model.d_model=32; choose one of 1, 2, 4, 8, 16, 32.",
+    ),
+    ("model.num_heads=32", None, "leaves an odd head width 1, which rotary positions cannot halve"),
+    ("moe.every=3", None, "moe.every=3: is above model.num_layers=2, so no layer would be an MoE layer"),
+    ("moe.router.jitter=1", None, "moe.router.jitter=1.0: must be in [0, 1)"),
+    ("data.tokenizer.vocab_size=100", None, "must hold the 256 bytes and 2 special tokens"),
+    ("optim.lr=0", None, "optim.lr=0.0: must be above 0"),
+    ("optim.clip=0", None, "optim.clip=0.0: must be above 0"),
+    ("optim.schedule.warmup_steps=-1", None, "optim.schedule.warmup_steps=-1: must be at least 0"),
+    ("data.corpus.kind=huggingface", None, "data.corpus.path='': a data set needs a name or a folder"),
+    (
+        "parallel.data=4",
+        2,
+        "parallel.data=4: must equal the number of workers, which is 2; run with --workers 4",
+    ),
+    (
+        "parallel.expert=3",
+        4,
+        "parallel.expert=3: must divide the number of workers, which is 4; choose one of 1, 2, 4",
+    ),
+    (
+        "data.global_batch=6",
+        4,
+        "data.global_batch=6: must be a multiple of the 4 data-parallel workers; use 4 or 8.",
+    ),
+    ("data.micro_batch=3", 2, "data.micro_batch=3: must divide a worker's share of the batch, 8 / 2 = 4"),
+    ("moe.group_sequences=3", 2, "moe.group_sequences=3: must divide the 4 sequences of one forward pass"),
+]
+
+
+@pytest.mark.parametrize(("override", "workers", "sentence"), BROKEN, ids=[case[0] for case in BROKEN])
+def test_a_broken_rule_is_said(override, workers, sentence):
+    found = [str(problem) for problem in problems(tiny_recipe(override), workers)]
+    assert any(sentence in problem for problem in found), found
+
+
+@pytest.mark.parametrize(
+    ("overrides", "workers", "sentence"),
+    [
+        (
+            ("moe.router.kind=top_k", "moe.router.k=9"),
+            None,
+            "moe.router.k=9: must be between 1 and moe.num_experts=8; set moe.router.k to at most 8",
+        ),
+        (
+            ("moe.router.kind=top_k", "moe.router.jitter=-1"),
+            None,
+            "moe.router.jitter=-1.0: must be in [0, 1)",
+        ),
+        (
+            ("moe.num_experts=6", "parallel.expert=4"),
+            4,
+            "parallel.expert=4: must divide moe.num_experts=6; choose one of 1, 2, 3, 6.",
+        ),
+        (
+            ("moe.dispatch.kind=local", "parallel.expert=2"),
+            2,
+            "moe.dispatch.kind=local: reaches only this worker's experts, but parallel.expert=2 shares them out",
+        ),
+        (
+            ("model.d_model=30", "model.num_heads=1", "parallel.expert=2"),
+            8,
+            "leaves 4 workers to shard each expert's model.d_model=30, which 4 does not divide",
+        ),
+        (
+            ("moe.d_ff=42", "parallel.expert=2"),
+            8,
+            "leaves 4 workers to shard each expert's moe.d_ff=42, which 4 does not divide",
+        ),
+    ],
+)
+def test_a_rule_between_several_keys_is_said(overrides, workers, sentence):
+    found = [str(problem) for problem in problems(tiny_recipe(*overrides), workers)]
+    assert any(sentence in problem for problem in found), found
+
+
+@pytest.mark.parametrize(("workers", "expert"), [(None, 1), (1, 1), (2, 1), (2, 2), (4, 2), (4, 4), (8, 8)])
+def test_a_sound_recipe_has_no_problem(workers, expert):
+    assert problems(tiny_recipe(f"parallel.expert={expert}"), workers) == []
+
+
+def test_a_dense_model_is_not_asked_about_experts():
+    assert problems(tiny_recipe("moe.every=0", "moe.router.kind=top_k", "moe.router.k=9"), 3 - 1) == []
+
+
+def test_all_problems_are_told_at_once():
+    with pytest.raises(RecipeError) as caught:
+        require_sound(tiny_recipe("steps=0", "optim.lr=-1", "model.num_heads=3"))
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_problems_of_the_layout_alone_are_a_layout_error():
+    with pytest.raises(LayoutError):
+        require_sound(tiny_recipe("parallel.expert=3"), 4)
+    require_sound(tiny_recipe(), 4)

@@ -1,0 +1,190 @@
+"""Reading recipes: bases, overrides, kinds, and the sentence for each way to get it wrong."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from moe_train.config.kinds import SGDConfig, TopKRouterConfig
+from moe_train.config.load import find_recipe, load_recipe, to_dict, to_yaml
+from moe_train.errors import RecipeError
+
+RECIPES = Path(__file__).parents[3] / "recipes"
+
+
+@pytest.fixture
+def write(tmp_path):
+    def to(name: str, text: str) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    return to
+
+
+def refusal(recipe, *overrides: str) -> str:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(recipe, overrides)
+    return str(caught.value)
+
+
+def test_a_base_comes_first_then_the_file_then_the_overrides(write):
+    write("far.yaml", "steps: 1\nseed: 1\nlog_every: 1\nmodel: {d_model: 64, num_layers: 3}")
+    write("sub/near.yaml", "_base: ../far.yaml\nseed: 2\nlog_every: 2")
+    recipe = load_recipe(write("sub/leaf.yaml", "_base: near.yaml\nlog_every: 3"), ["model.num_layers=7"])
+    assert (recipe.steps, recipe.seed, recipe.log_every) == (1, 2, 3)
+    assert (recipe.model.d_model, recipe.model.num_layers) == (64, 7)
+
+
+def test_of_several_bases_the_later_one_wins(write):
+    write("a.yaml", "seed: 1\nsteps: 1")
+    write("b.yaml", "seed: 2")
+    recipe = load_recipe(write("leaf.yaml", "_base: [a.yaml, b.yaml]"))
+    assert (recipe.seed, recipe.steps) == (2, 1)
+
+
+def test_a_recipe_without_a_name_is_named_after_its_file(write):
+    assert load_recipe(write("switch/tiny.yaml", "steps: 1")).name == "switch-tiny"
+    assert load_recipe(write("switch/tiny.yaml", "steps: 1\nname: mine")).name == "mine"
+
+
+def test_a_changed_kind_drops_the_options_of_the_old_one(write):
+    write("base.yaml", "optim: {kind: adamw, lr: 0.5, beta1: 0.5, schedule: {kind: linear}}")
+    recipe = load_recipe(write("leaf.yaml", "_base: base.yaml\noptim: {kind: sgd, momentum: 0.5}"))
+    assert isinstance(recipe.optim, SGDConfig)
+    assert (recipe.optim.lr, recipe.optim.momentum, recipe.optim.schedule.kind) == (1e-3, 0.5, "cosine")
+
+
+def test_the_same_kind_again_keeps_the_options(write):
+    write("base.yaml", "optim: {kind: sgd, lr: 0.5}")
+    assert (
+        load_recipe(write("leaf.yaml", "_base: base.yaml\noptim: {kind: sgd, momentum: 0.5}")).optim.lr == 0.5
+    )
+
+
+def test_an_override_can_change_a_kind_and_set_its_options(write):
+    router = load_recipe(
+        write("r.yaml", "moe: {router: {jitter: 0.5}}"), ["moe.router.kind=top_k", "moe.router.k=4"]
+    )
+    assert router.moe.router == TopKRouterConfig(k=4)
+
+
+def test_what_is_written_out_reads_back_the_same(write):
+    overrides = ["optim.kind=sgd", "moe.router.kind=top_k", "optim.lr=0.1", "moe.capacity_factor=null"]
+    recipe = load_recipe(write("r.yaml", "name: x"), overrides)
+    again = load_recipe(write("again.yaml", to_yaml(recipe)))
+    assert again == recipe
+    assert json.loads(json.dumps(to_dict(recipe)))["optim"]["momentum"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("optim.lrr=3", "optim.lrr: there is no such key in a recipe; did you mean optim.lr?"),
+        ("lr=3", "lr: there is no such key in a recipe; did you mean optim.lr?"),
+        (
+            "moe.capcity_factor=2",
+            "moe.capcity_factor: there is no such key in a recipe; did you mean moe.capacity_factor?",
+        ),
+        ("zzz.b=1", "zzz: there is no such key in a recipe; `moe-train show` lists every key of a recipe"),
+        ("steps=abc", "steps=abc: must be a whole number; its default is 1000"),
+        ("steps=1.5", "steps=1.5: must be a whole number; its default is 1000"),
+        ("steps=null", "steps=null: must be a whole number; its default is 1000"),
+        ("steps.x=3", "steps={'x': 3}: must be a whole number; its default is 1000"),
+        ("optim.lr=fast", "optim.lr=fast: must be a number; its default is 0.001"),
+        ("optim.clip=x", "optim.clip=x: must be a number or null; its default is 1.0"),
+        ("job.threads=two", "job.threads=two: must be a whole number or null; its default is null"),
+        ("model.tied_embeddings=hm", "model.tied_embeddings=hm: must be true or false; its default is true"),
+        ("precision=fp8", "precision=fp8: must be one of fp32, bf16; its default is fp32"),
+        (
+            "monitor.wandb.tags=a",
+            "monitor.wandb.tags=a: must be a list of text, such as [a, b]; its default is []",
+        ),
+        (
+            "monitor.wandb.tags={a: 1}",
+            "monitor.wandb.tags={'a': 1}: must be a list of text, such as [a, b]; its default is []",
+        ),
+        ("parallel=4", "parallel=4: is a section, not a value; set its keys, parallel.data, parallel.expert"),
+        ("optim=adam", "optim=adam: is a section, not a value; choose with optim.kind, one of adamw, sgd"),
+        ("optim.kind=adam", "optim.kind=adam: is not known; choose one of adamw, sgd"),
+        ("optim.kind=[a]", "optim.kind=['a']: is not known; choose one of adamw, sgd"),
+        ("moe.router.kind=null", "moe.router.kind=null: is not known; choose one of switch, top_k"),
+        (
+            "optim.momentum=1",
+            "optim.momentum: there is no such key in a recipe",
+        ),  # sgd's, and the kind is adamw
+        ("steps=${nope}", "steps=${nope}: cannot be resolved to a whole number"),
+        ("steps", "override=steps: must have the form key=value"),
+        ("=3", "override==3: must have the form key=value"),
+    ],
+)
+def test_a_wrong_key_or_value_is_said_in_a_sentence(write, override, sentence):
+    said = refusal(write("r.yaml", "seed: 1"), override)
+    assert sentence in said
+    for jargon in ("full_key", "object_type", "Merge error", "DictConfig", "ListConfig"):
+        assert jargon not in said
+
+
+def test_a_wrong_value_in_the_file_is_said_like_an_override(write):
+    assert refusal(write("r.yaml", "model: {d_model: wide}")) == (
+        "model.d_model=wide: must be a whole number; its default is 256"
+    )
+
+
+def test_a_recipe_cannot_be_its_own_base(write):
+    write("a.yaml", "_base: b.yaml")
+    assert "a recipe cannot be its own base" in refusal(write("b.yaml", "_base: a.yaml"))
+    assert "a recipe cannot be its own base" in refusal(write("c.yaml", "_base: c.yaml"))
+
+
+def test_a_missing_base_is_named(write):
+    said = refusal(write("a.yaml", "_base: gone.yaml"))
+    assert "_base=gone.yaml" in said
+    assert "a.yaml" in said
+
+
+def test_a_missing_recipe_comes_with_a_suggestion():
+    assert refusal("recipes/switch/tniy.yaml").endswith("did you mean recipes/switch/tiny.yaml?")
+    assert "known recipes: " in refusal("qqqqqqqqqq")
+
+
+def test_shipped_recipes_are_found_by_name_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("recipes/switch/tiny.yaml", "switch/tiny.yaml", "switch/tiny"):
+        assert find_recipe(name) == RECIPES / "switch" / "tiny.yaml"
+
+
+@pytest.mark.parametrize("text", ["a: [1", "a: b: c", "\x00"])
+def test_a_file_that_is_not_yaml_is_said_to_be_so(write, text):
+    assert "is not valid YAML" in refusal(write("r.yaml", text))
+
+
+def test_a_file_of_bytes_is_no_recipe(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_bytes(b"\xff\xfe\x81")
+    assert "is not valid YAML" in refusal(path)
+
+
+def test_a_list_is_no_recipe(write):
+    assert "must be a mapping of keys to values, not a list" in refusal(write("r.yaml", "- 1\n- 2"))
+
+
+def test_an_empty_file_is_a_recipe_of_defaults(write):
+    assert load_recipe(write("r.yaml", "")).steps == 1000
+
+
+def test_reading_a_recipe_does_not_import_torch():
+    code = (
+        "import sys; from moe_train.config.load import load_recipe; from moe_train.config.check import problems; "
+        "problems(load_recipe('switch/tiny')); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=RECIPES.parent, env=environment()).returncode == 0
+
+
+def environment() -> dict[str, str]:
+    import os
+
+    return os.environ | {"PYTHONPATH": f"{RECIPES.parent}:{RECIPES.parent / 'cluster'}"}

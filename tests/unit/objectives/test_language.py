@@ -1,0 +1,34 @@
+"""Next-token prediction where the answer is known."""
+
+import math
+
+import pytest
+import torch
+
+from moe_train.config.kinds import LanguageConfig
+from moe_train.data.batch import Batch
+from moe_train.objectives.language import LanguageObjective
+
+
+def batch(targets: list[list[int]]) -> Batch:
+    tokens = torch.tensor(targets)
+    return Batch(tokens, tokens, torch.arange(len(targets)))
+
+
+def test_a_model_that_knows_nothing_loses_the_log_of_the_vocabulary():
+    loss = LanguageObjective(LanguageConfig())(torch.zeros(2, 3, 50), batch([[1, 2, 3], [4, 5, 6]]))
+    assert loss.item() == pytest.approx(math.log(50))
+
+
+def test_the_loss_is_a_mean_over_tokens():
+    # Probabilities of the targets: 1/2 and 1/8.
+    logits = torch.tensor([[[math.log(2), 0.0, 0.0], [math.log(6), math.log(1), 0.0]]])
+    loss = LanguageObjective(LanguageConfig())(logits, batch([[0, 2]]))
+    assert loss.item() == pytest.approx((math.log(2) + math.log(8)) / 2)
+
+
+def test_the_loss_of_bf16_logits_is_in_fp32():
+    assert (
+        LanguageObjective(LanguageConfig())(torch.zeros(1, 1, 4).bfloat16(), batch([[0]])).dtype
+        == torch.float32
+    )
