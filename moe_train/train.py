@@ -34,6 +34,7 @@ from moe_train.engines.engine import Engine
 from moe_train.errors import DataError
 from moe_train.model.count import count
 from moe_train.monitor.load import LoadWindow
+from moe_train.parallel.host_memory import keep_freed_memory
 from moe_train.parallel.plan import Mesh, ParallelPlan
 from moe_train.parallel.world import World
 from moe_train.process import Process
@@ -57,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(recipe: Recipe, run_dir: Path, resume: str, process: Process) -> int:
     """Train `recipe` in `run_dir` as one rank among those the environment describes."""
     world = World.from_env(recipe.job.device, recipe.job.timeout_s)
+    keep_freed_memory()
     if recipe.job.threads:
         torch.set_num_threads(recipe.job.threads)
     require_sound(recipe, world.size)

@@ -28,6 +28,7 @@ from moe_train.config.kinds import TopKRouterConfig
 from moe_train.config.schema import MoEConfig
 from moe_train.moe.layer import MoELayer
 from moe_train.moe.routing import RouteContext
+from moe_train.parallel.host_memory import keep_freed_memory
 from moe_train.random import RandomStream
 
 CAPACITY_FACTOR = 1.25
@@ -55,6 +56,7 @@ def main() -> None:
     """Measure every case and print the table."""
     options = _options()
     torch.set_num_threads(1)
+    keep_freed_memory()
     _start_deepspeed()
     cases = list(_cases(options))
     remaining_s, remaining_cost = options.budget_s, sum(case.cost for case in cases)

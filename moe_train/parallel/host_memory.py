@@ -1,0 +1,21 @@
+"""How this process handles freed host memory: it keeps it, because the next layer asks for the same sizes again.
+
+By default glibc gives large blocks back to the kernel at once, and every step pays again for mapping and zeroing
+its pages: 5 to 15% of a step on a CPU.
+"""
+
+import ctypes
+import logging
+
+log = logging.getLogger(__name__)
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+KEPT_BYTES = 1 << 30
+"""Blocks up to this size come from the heap, and so much of its free end stays with the process (mallopt's int)."""
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep what is freed, for the life of the process; other C libraries are left as they are."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None or not (mallopt(M_MMAP_THRESHOLD, KEPT_BYTES) and mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)):
+        log.info("This C library has no mallopt: freed memory goes back to the system, and steps may be slower.")
