@@ -7,7 +7,7 @@ told to the person at the terminal is told here.
 import os
 import shlex
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,7 +83,7 @@ def launch(asked: Launch, environment: MutableMapping[str, str]) -> int:
 def _attempts(
     asked: Launch, recipe: Recipe, workers: int, folder: RunFolder, environment: MutableMapping[str, str]
 ) -> int:
-    threads = {"OMP_NUM_THREADS": str(_threads(recipe, workers))}
+    threads = _thread_settings(recipe, workers, environment)
     resume = asked.resume
     for restart in range(asked.max_restarts + 1):
         attempt = folder.new_attempt(recipe)
@@ -119,6 +119,13 @@ def _run_here(recipe: Recipe, job: JobSpec, resume: str, environment: MutableMap
     if exit_code in (DONE, PREEMPTED):
         return Outcome(exit_code)
     return Outcome(exit_code, find_first_cause(attempt_dir(job.run_dir, job.attempt), []))
+
+
+def _thread_settings(recipe: Recipe, workers: int, environment: Mapping[str, str]) -> dict[str, str]:
+    """OpenMP's settings for a worker. By default its threads spin at barriers, which on cores that others use too
+    makes a step several times slower (docs/log.md); a short spin costs nothing on free ones."""
+    spin = environment.get("GOMP_SPINCOUNT", "1000")
+    return {"OMP_NUM_THREADS": str(_threads(recipe, workers)), "GOMP_SPINCOUNT": spin}
 
 
 def _threads(recipe: Recipe, workers: int) -> int:
