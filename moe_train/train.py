@@ -90,7 +90,9 @@ def run(recipe: Recipe, run_dir: Path, resume: str, process: Process) -> int:
             moe_layers=tuple(moe_layers(recipe)),
         )
     )
-    trainer.callbacks.on_row({"event": "resume" if found else "start", "step": trainer.step, "attempt": world.attempt})
+    trainer.callbacks.on_row(
+        {"event": "resume" if found else "start", "step": trainer.step, "attempt": world.attempt}
+    )
     exit_code = trainer.fit()
     if world.is_main and trainer.step >= recipe.steps:
         mark_finished(run_dir, trainer.step)
@@ -139,13 +141,16 @@ def _trainer(
     )
 
 
-def _load(found: Found, checkpointer: Checkpointer, trainer: Trainer, data: PreparedData) -> Mapping[str, Any]:
+def _load(
+    found: Found, checkpointer: Checkpointer, trainer: Trainer, data: PreparedData
+) -> Mapping[str, Any]:
     """Fill the engine from the checkpoint; refuse to go on with other text than the run began with."""
-    if found.manifest.meta["data_fingerprint"] != data.fingerprint:
+    before = found.manifest.meta["data_fingerprint"]
+    if before != data.fingerprint:
         raise DataError(
             f"data.corpus: its text has changed since the run began (fingerprint {data.fingerprint[:12]}, the "
-            f"checkpoint of step {found.step} has {found.manifest.meta['data_fingerprint'][:12]}), and going on with other "
-            "text would not be a resume; restore the files, or start afresh with --resume never"
+            f"checkpoint of step {found.step} has {before[:12]}), and going on with other text would not be a "
+            "resume; restore the files, or start afresh with --resume never"
         )
     return checkpointer.load(found, trainer.engine.state())
 

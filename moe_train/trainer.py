@@ -22,7 +22,6 @@ from moe_train.parallel.plan import Mesh
 from moe_train.results import StepResult
 
 
-
 class Watch(Protocol):
     """What the loop tells the process it runs in, and asks of it."""
 
@@ -105,7 +104,9 @@ class Trainer:
         plan, device = self.mesh.plan, self.mesh.world.device
         batches = self.loader.batch(self.step, self.mesh.data_rank, plan.data, self.recipe.data.micro_batch)
         try:
-            result = self.engine.step([batch.to(device) for batch in batches], self.step, self.watch.stop_requested)
+            result = self.engine.step(
+                [batch.to(device) for batch in batches], self.step, self.watch.stop_requested
+            )
         except TrainingError as error:
             self.callbacks.on_row({"event": "not_finite", **self._where(), "message": str(error)})
             raise

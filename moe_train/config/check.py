@@ -24,7 +24,14 @@ AT_LEAST_ONE = (
     "data.validation_sequences",
     "parallel.expert",
 )
-AT_LEAST_ZERO = ("seed", "validate_every", "moe.every", "moe.min_capacity", "checkpoint.every", "checkpoint.keep_last")
+AT_LEAST_ZERO = (
+    "seed",
+    "validate_every",
+    "moe.every",
+    "moe.min_capacity",
+    "checkpoint.every",
+    "checkpoint.keep_last",
+)
 POSITIVE_OR_NULL = (
     "model.d_ff",
     "moe.d_ff",
@@ -78,7 +85,9 @@ def _ranges(recipe: Recipe) -> Iterator[Problem]:
     if recipe.model.init_scale <= 0:
         yield Problem("model.init_scale", recipe.model.init_scale, "must be above 0", "Switch uses 0.1")
     if not recipe.name or "/" in recipe.name or recipe.name.startswith("."):
-        yield Problem("name", repr(recipe.name), "must be usable as a folder's name", "use letters, digits and dashes")
+        yield Problem(
+            "name", repr(recipe.name), "must be usable as a folder's name", "use letters, digits and dashes"
+        )
 
 
 def _model(recipe: Recipe) -> Iterator[Problem]:

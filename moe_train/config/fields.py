@@ -12,7 +12,7 @@ IN_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str
 
 
 def known_fields(section: type, kinds: Mapping[str, type], prefix: str = "") -> dict[str, Any]:
-    """Type of every key below the dataclass `section`; `kinds` gives the chosen one at each registered place."""
+    """Type of every key below the dataclass `section`; `kinds` has the chosen one of each place."""
     fields: dict[str, Any] = {}
     for name, declared in get_type_hints(section).items():
         key = f"{prefix}{name}"

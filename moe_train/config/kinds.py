@@ -170,7 +170,9 @@ class HuggingFaceCorpusConfig(CorpusConfig):
 
     def check(self, recipe: "Recipe") -> Iterator[Problem]:
         if not self.path:
-            yield Problem("data.corpus.path", "''", "a data set needs a name or a folder", "set data.corpus.path")
+            yield Problem(
+                "data.corpus.path", "''", "a data set needs a name or a folder", "set data.corpus.path"
+            )
 
 
 @dataclass
@@ -257,9 +259,13 @@ class OptimConfig(KindConfig):
         if self.lr <= 0:
             yield Problem("optim.lr", self.lr, "must be above 0", "set optim.lr, for example 1e-3")
         if self.clip is not None and self.clip <= 0:
-            yield Problem("optim.clip", self.clip, "must be above 0", "set optim.clip=1.0, or null for no clipping")
-        if not 0 <= self.schedule.warmup_steps:
-            yield Problem("optim.schedule.warmup_steps", self.schedule.warmup_steps, "must be at least 0", "use 0")
+            yield Problem(
+                "optim.clip", self.clip, "must be above 0", "set optim.clip=1.0, or null for no clipping"
+            )
+        if not self.schedule.warmup_steps >= 0:
+            yield Problem(
+                "optim.schedule.warmup_steps", self.schedule.warmup_steps, "must be at least 0", "use 0"
+            )
 
 
 @dataclass
@@ -293,6 +299,6 @@ class NativeEngineConfig(EngineConfig):
     """torch FSDP2 for what is shared, expert parallelism for the experts."""
 
     kind: str = "native"
-    reshard_after_forward: bool = False  # true: gather weights again for the backward pass, for less memory (ZeRO-3)
-
-
+    reshard_after_forward: bool = (
+        False  # true: gather weights again for the backward pass, for less memory (ZeRO-3)
+    )

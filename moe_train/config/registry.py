@@ -29,7 +29,9 @@ REGISTRY: Mapping[str, Mapping[str, Kind]] = {
     "moe.dispatch": {
         "auto": Kind(kinds.AutoDispatchConfig, "moe_train.moe.dispatch.auto:choose"),
         "local": Kind(kinds.LocalDispatchConfig, "moe_train.moe.dispatch.local:LocalDispatcher"),
-        "all_to_all": Kind(kinds.AllToAllDispatchConfig, "moe_train.moe.dispatch.all_to_all:AllToAllDispatcher"),
+        "all_to_all": Kind(
+            kinds.AllToAllDispatchConfig, "moe_train.moe.dispatch.all_to_all:AllToAllDispatcher"
+        ),
     },
     "objective": {
         "language": Kind(kinds.LanguageConfig, "moe_train.objectives.language:LanguageObjective"),
@@ -37,7 +39,9 @@ REGISTRY: Mapping[str, Mapping[str, Kind]] = {
     "data.corpus": {
         "files": Kind(kinds.FilesCorpusConfig, "moe_train.data.corpora.files:FilesCorpus"),
         "debian": Kind(kinds.DebianCorpusConfig, "moe_train.data.corpora.debian:DebianCorpus"),
-        "huggingface": Kind(kinds.HuggingFaceCorpusConfig, "moe_train.data.corpora.huggingface:HuggingFaceCorpus"),
+        "huggingface": Kind(
+            kinds.HuggingFaceCorpusConfig, "moe_train.data.corpora.huggingface:HuggingFaceCorpus"
+        ),
     },
     "data.tokenizer": {
         "bpe": Kind(kinds.BPEConfig, "moe_train.data.tokenizer:BPETokenizer"),

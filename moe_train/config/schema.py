@@ -51,7 +51,9 @@ class MoEConfig:
     eval_capacity_factor: float | None = 2.0  # validation; null: dropless
     capacity_convention: Literal["mesh", "deepspeed", "vmoe"] = "mesh"  # see moe/capacity.py
     min_capacity: int = 4  # slots an expert has at least in every routing group
-    group_sequences: int = 1  # sequences in one routing group: capacity and balance loss are counted in a group
+    group_sequences: int = (
+        1  # sequences in one routing group: capacity and balance loss are counted in a group
+    )
     router: RouterConfig = field(default_factory=SwitchRouterConfig)
     dispatch: DispatchConfig = field(default_factory=AutoDispatchConfig)
 

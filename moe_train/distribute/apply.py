@@ -52,5 +52,9 @@ def distribute(recipe: Recipe, mesh: Mesh, reshard_after_forward: bool) -> Distr
                 recipe.model.init_scale,
             )
             shard.data.copy_(value)
-    kept = [layer.experts.keep_gradients() for _, layer in moe_layers_of(model)] if mesh.plan.replicas == 1 else []
+    kept = (
+        [layer.experts.keep_gradients() for _, layer in moe_layers_of(model)]
+        if mesh.plan.replicas == 1
+        else []
+    )
     return DistributedModel(model, shards, tuple(kept))

@@ -20,5 +20,5 @@ class Engine(Protocol):
         ...
 
     def state(self) -> ShardedState:
-        """Parameters and optimizer state as local boxes of global tensors; loading writes into the same boxes."""
+        """Parameters and optimizer state as local boxes of global tensors; loading writes into them."""
         ...

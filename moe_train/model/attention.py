@@ -28,7 +28,9 @@ class Attention(nn.Module):
         self.value = nn.Linear(width, width, bias=False)
         self.output = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Float[Tensor, "B S D"], bias: Float[Tensor, "H S S"] | None) -> Float[Tensor, "B S D"]:
+    def forward(
+        self, x: Float[Tensor, "B S D"], bias: Float[Tensor, "H S S"] | None
+    ) -> Float[Tensor, "B S D"]:
         """Attend to this and earlier positions; `bias` (with -inf above the diagonal) is the relative one."""
         query, key, value = (
             project(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)

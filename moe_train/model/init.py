@@ -14,8 +14,13 @@ from moe_train.random import generator_for
 
 
 def initial_value(
-    name: str, global_shape: tuple[int, ...], offsets: tuple[int, ...], shape: tuple[int, ...], is_expert: bool,
-    seed: int, scale: float,
+    name: str,
+    global_shape: tuple[int, ...],
+    offsets: tuple[int, ...],
+    shape: tuple[int, ...],
+    is_expert: bool,
+    seed: int,
+    scale: float,
 ) -> Float[Tensor, "..."]:
     """The box of parameter `name` that starts at `offsets` and has `shape`, in fp32 on the CPU.
 
@@ -43,7 +48,9 @@ def _fan_in(name: str, shape: tuple[int, ...]) -> int:
 def _drawn(name: str, shape: tuple[int, ...], fan_in: int, seed: int, scale: float) -> Tensor:
     std = math.sqrt(scale / fan_in)
     value = torch.empty(shape)
-    return torch.nn.init.trunc_normal_(value, std=std, a=-2 * std, b=2 * std, generator=generator_for(seed, name))
+    return torch.nn.init.trunc_normal_(
+        value, std=std, a=-2 * std, b=2 * std, generator=generator_for(seed, name)
+    )
 
 
 def _cut(value: Tensor, offsets: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:

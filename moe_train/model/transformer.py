@@ -88,7 +88,9 @@ class Transformer(nn.Module):
         return logits, tuple(stats)
 
 
-def dropout(x: Float[Tensor, "B S D"], rate: float, site: str, context: RouteContext) -> Float[Tensor, "B S D"]:
+def dropout(
+    x: Float[Tensor, "B S D"], rate: float, site: str, context: RouteContext
+) -> Float[Tensor, "B S D"]:
     """Inverted dropout whose mask is a function of (seed, step, site, sequence), the same on every layout."""
     if rate == 0 or not context.training:
         return x

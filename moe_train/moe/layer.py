@@ -42,7 +42,9 @@ class MoELayer(nn.Module):
             "moe.dispatch", self.config.dispatch, num_experts=self.config.num_experts, group=group
         )
 
-    def forward(self, x: Float[Tensor, "T D"], context: RouteContext) -> tuple[Float[Tensor, "T D"], MoEStats]:
+    def forward(
+        self, x: Float[Tensor, "T D"], context: RouteContext
+    ) -> tuple[Float[Tensor, "T D"], MoEStats]:
         """The weighted sum of each token's experts; 0 for a token that all its experts refused."""
         routing: Routing = self.router(x, context)
         kept = self._limit(routing, context)

@@ -27,7 +27,8 @@ def cosine(config: CosineScheduleConfig, *, steps: int) -> Schedule:
     """Half a cosine down to `final_fraction` at the last step   # SGDR (1608.03983) eq. 5."""
     span, low = max(1, steps - config.warmup_steps), config.final_fraction
     return _warm(
-        config.warmup_steps, lambda done: low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, done / span)))
+        config.warmup_steps,
+        lambda done: low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, done / span))),
     )
 
 

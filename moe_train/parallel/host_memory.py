@@ -17,5 +17,9 @@ KEPT_BYTES = 1 << 30
 def keep_freed_memory() -> None:
     """Tell glibc to keep what is freed, for the life of the process; other C libraries are left as they are."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None or not (mallopt(M_MMAP_THRESHOLD, KEPT_BYTES) and mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)):
-        log.info("This C library has no mallopt: freed memory goes back to the system, and steps may be slower.")
+    if mallopt is None or not (
+        mallopt(M_MMAP_THRESHOLD, KEPT_BYTES) and mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+    ):
+        log.info(
+            "This C library has no mallopt: freed memory goes back to the system, and steps may be slower."
+        )

@@ -31,7 +31,9 @@ class ParallelPlan:
         """The plan for `world_size` workers. Raises LayoutError if the degrees do not fit."""
         plan = cls(data or world_size, expert)
         if plan.data != world_size:
-            raise LayoutError(f"parallel.data={plan.data}: must equal the number of workers, which is {world_size}")
+            raise LayoutError(
+                f"parallel.data={plan.data}: must equal the number of workers, which is {world_size}"
+            )
         if plan.data % plan.expert:
             raise LayoutError(f"parallel.expert={plan.expert}: must divide parallel.data={plan.data}")
         return plan

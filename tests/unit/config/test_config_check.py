@@ -104,7 +104,7 @@ def test_a_broken_rule_is_said(override, workers, sentence):
         (
             ("moe.dispatch.kind=local", "parallel.expert=2"),
             2,
-            "moe.dispatch.kind=local: reaches only this worker's experts, but parallel.expert=2 shares them out",
+            "moe.dispatch.kind=local: reaches only this worker's experts, but parallel.expert=2 shares",
         ),
         (
             ("model.d_model=30", "model.num_heads=1", "parallel.expert=2"),

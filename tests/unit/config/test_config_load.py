@@ -1,6 +1,7 @@
 """Reading recipes: bases, overrides, kinds, and the sentence for each way to get it wrong."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -178,13 +179,14 @@ def test_an_empty_file_is_a_recipe_of_defaults(write):
 
 def test_reading_a_recipe_does_not_import_torch():
     code = (
-        "import sys; from moe_train.config.load import load_recipe; from moe_train.config.check import problems; "
-        "problems(load_recipe('switch/tiny')); sys.exit('torch' in sys.modules)"
+        "import sys\n"
+        "from moe_train.config.check import problems\n"
+        "from moe_train.config.load import load_recipe\n"
+        "problems(load_recipe('switch/tiny'))\n"
+        "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=RECIPES.parent, env=environment()).returncode == 0
 
 
 def environment() -> dict[str, str]:
-    import os
-
     return os.environ | {"PYTHONPATH": f"{RECIPES.parent}:{RECIPES.parent / 'cluster'}"}
