@@ -1,0 +1,53 @@
+"""Every shipped recipe loads, has no problem, and says where it comes from."""
+
+from pathlib import Path
+
+import pytest
+
+from moe_train.config.check import problems
+from moe_train.config.load import load_recipe
+from moe_train.config.schema import moe_layers
+from moe_train.model.count import count
+from moe_train.show import show
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+SHIPPED = sorted(path for path in RECIPES.glob("[!_]*/*.yaml"))
+TINY = [path for path in SHIPPED if path.stem == "tiny"]
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(RECIPES))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=name_of)
+def test_a_shipped_recipe_has_no_problem(path):
+    recipe = load_recipe(path)
+    assert problems(recipe) == []
+    assert recipe.paper
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=name_of)
+def test_a_shipped_recipe_can_be_shown(path, capsys):
+    assert show(str(path), [], None, as_json=False) == 0
+    assert "no problems found" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", TINY, ids=name_of)
+@pytest.mark.parametrize("workers", [1, 2, 4, 8])
+def test_a_tiny_recipe_runs_on_any_small_number_of_workers(path, workers):
+    recipe = load_recipe(path)
+    assert problems(recipe, workers) == []
+    assert recipe.data.global_batch % 8 == 0
+    if moe_layers(recipe):
+        assert problems(load_recipe(path, [f"parallel.expert={workers}"]), workers) == []
+
+
+def test_the_dense_recipe_has_the_active_flops_of_the_switch_recipe_but_for_its_router():
+    switch, dense = (count(load_recipe(RECIPES / kind / "tiny.yaml")) for kind in ("switch", "dense"))
+    assert switch.flops_per_token - dense.flops_per_token == 3 * 2 * switch.parts["router"]
+
+
+def test_there_is_a_readme_beside_every_recipe():
+    assert SHIPPED
+    for path in SHIPPED:
+        assert (path.parent / "README.md").is_file(), path
