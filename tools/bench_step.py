@@ -1,0 +1,288 @@
+"""Tokens per second of a whole training step - forward, backward, clipping, AdamW - against a dense model.
+
+    python tools/bench_step.py [--workers 1 2] [--rounds 12] [--markdown] [--json FILE]
+
+Systems, all of the same backbone and equal active FLOPs per token (top-1), interleaved in one run:
+dense                no MoE layer, our engine
+moe_train            our MoE layer, dropless, our engine; with 2 workers the experts are shared out (parallel.expert=2)
+deepspeed_capacity   our transformer with DeepSpeed's MoE layer (capacity factor 1.25: drops tokens) in place of ours,
+deepspeed_dropless   ... and with drop_tokens=False; plain loop: DistributedDataParallel for what is not an expert
+                     (2 workers), experts shared out by DeepSpeed (ep_size=2), one norm and clip, the same fused AdamW
+1 worker has 2 threads, 2 workers have 1 thread each. Tokens are random, as frequent as words are (1 / rank), so the
+routing is that of a router at the beginning of its training, with a learning rate that hardly moves it.
+"""
+
+import argparse
+import json
+import logging
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from measurement import Row, interleave, machine, median_ratio, peak_memory_gib, text_table, write_rows
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from moe_train.config.kinds import AdamWConfig, BPEConfig, ConstantScheduleConfig, SwitchRouterConfig
+from moe_train.config.registry import build
+from moe_train.config.schema import DataConfig, ModelConfig, MoEConfig, ParallelConfig, Recipe, dense_width
+from moe_train.data.batch import Batch
+from moe_train.model.init import initial_value
+from moe_train.model.transformer import Transformer
+from moe_train.moe.layer import MoELayer
+from moe_train.moe.routing import RouteContext
+from moe_train.parallel.host_memory import keep_freed_memory
+from moe_train.parallel.plan import Mesh, ParallelPlan
+from moe_train.parallel.world import World
+from moe_train.random import RandomStream
+from moe_train.results import MoEStats
+
+CAPACITY_FACTOR = 1.25
+BALANCE_COEFFICIENT = 0.01
+
+
+def main() -> None:
+    """Start the workers of every layout in turn, or be one of them."""
+    options = _options()
+    if options.worker:
+        _work(options)
+        return
+    rows: list[Row] = []
+    for workers in options.workers:
+        rows += _launch(options, workers)
+    print(text_table(rows, markdown=options.markdown))
+    print(f"{machine()}; peak memory of a worker {peak_memory_gib():.1f} GiB, holding all systems at once")
+    if options.json:
+        write_rows(options.json, rows)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="A whole training step against a dense model.")
+    parser.add_argument("--workers", type=int, nargs="+", choices=(1, 2), default=[1, 2])
+    parser.add_argument("--experts", type=int, nargs="+", default=[8, 32], help="numbers of experts")
+    parser.add_argument("--rounds", type=int, default=12, help="steps of every system")
+    parser.add_argument("--d-model", type=int, default=256)
+    parser.add_argument("--sequences", type=int, default=32, help="of 128 tokens, in a global batch")
+    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+    parser.add_argument("--json", type=Path, help='write {"rows": [...]} to this file')
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _launch(options: argparse.Namespace, workers: int) -> list[Row]:
+    """Run this file as `workers` processes and read the rows that rank 0 leaves."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = Path(folder) / "rows.json"
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={workers}",
+        ]
+        command += [
+            __file__,
+            f"--worker={found}",
+            f"--rounds={options.rounds}",
+            f"--d-model={options.d_model}",
+        ]
+        command += [f"--sequences={options.sequences}", "--experts", *map(str, options.experts)]
+        subprocess.run(command, check=True, stdout=sys.stderr)
+        return list(json.loads(found.read_text())["rows"])
+
+
+def _work(options: argparse.Namespace) -> None:
+    logging.disable(logging.WARNING)
+    warnings.filterwarnings("ignore")
+    world = World.from_env("cpu", 600.0)
+    torch.set_num_threads(2 // world.size)
+    keep_freed_memory()
+    _start_deepspeed()
+    steps = {("dense", 0): _our_step(_recipe(options, 0, world.size), world)}
+    for experts in options.experts:
+        recipe = _recipe(options, experts, world.size)
+        steps["moe_train", experts] = _our_step(recipe, world)
+        steps["deepspeed_capacity", experts] = _deepspeed_step(recipe, world, drop_tokens=True)
+        steps["deepspeed_dropless", experts] = _deepspeed_step(recipe, world, drop_tokens=False)
+    timed = {f"{system} {experts}": _timed(step, world) for (system, experts), step in steps.items()}
+    seconds = interleave(timed, budget_s=0.0, least=options.rounds)
+    tokens = options.sequences * recipe.data.sequence_length
+    if world.is_main:
+        rows = [
+            {
+                "system": system,
+                "num_experts": experts,
+                "workers": world.size,
+                "tokens_per_second": round(tokens / statistics.median(seconds[f"{system} {experts}"])),
+                "over_dense": median_ratio(seconds["dense 0"], seconds[f"{system} {experts}"]),
+            }
+            for system, experts in steps
+        ]
+        write_rows(options.worker, rows)
+    dist.destroy_process_group()
+
+
+def _timed(step: Callable[[], None], world: World) -> Callable[[], float]:
+    """Wall seconds of one step that all workers begin together."""
+
+    def measure() -> float:
+        world.barrier()
+        began = time.perf_counter()
+        step()
+        world.barrier()
+        return time.perf_counter() - began
+
+    return measure
+
+
+def _recipe(options: argparse.Namespace, num_experts: int, workers: int) -> Recipe:
+    moe = MoEConfig(
+        every=2 if num_experts else 0,
+        num_experts=num_experts or 1,
+        capacity_factor=None,
+        router=SwitchRouterConfig(jitter=0.0, balance_coefficient=BALANCE_COEFFICIENT),
+    )
+    return Recipe(
+        model=ModelConfig(num_layers=4, d_model=options.d_model, num_heads=4),
+        moe=moe,
+        data=DataConfig(
+            tokenizer=BPEConfig(vocab_size=4096), sequence_length=128, global_batch=options.sequences
+        ),
+        optim=AdamWConfig(lr=1e-5, clip=1.0, schedule=ConstantScheduleConfig()),
+        parallel=ParallelConfig(expert=workers if num_experts else 1),
+    )
+
+
+def _batch(recipe: Recipe, world: World, step: int) -> Batch:
+    """This rank's share of a batch of random tokens, the same batch for all systems at a step."""
+    size, length = recipe.data.global_batch // world.size, recipe.data.sequence_length
+    generator = torch.Generator().manual_seed(step * world.size + world.rank)
+    frequency = 1 / torch.arange(1, recipe.data.tokenizer.size + 1)
+    drawn = torch.multinomial(frequency, size * (length + 1), replacement=True, generator=generator)
+    drawn = drawn.view(size, length + 1)
+    ids = torch.arange(size) + size * world.rank + recipe.data.global_batch * step
+    return Batch(drawn[:, :-1].contiguous(), drawn[:, 1:].contiguous(), ids)
+
+
+def _our_step(recipe: Recipe, world: World) -> Callable[[], None]:
+    mesh = Mesh.build(ParallelPlan.of(world.size, None, recipe.parallel.expert), world)
+    engine = build("engine", recipe.engine, recipe=recipe, mesh=mesh)
+    batches = [_batch(recipe, world, step) for step in range(4)]
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        engine.step([batches[done % 4]], done, False)
+        done += 1
+
+    return step
+
+
+def _start_deepspeed() -> None:
+    if not dist.is_initialized():
+        dist.init_process_group("gloo")
+    import deepspeed
+
+    deepspeed.init_distributed("gloo", auto_mpi_discovery=False)
+
+
+class DeepSpeedLayer(MoELayer):
+    """DeepSpeed's MoE layer in the place of ours."""
+
+    def __init__(self, recipe: Recipe, ep_size: int, drop_tokens: bool):
+        nn.Module.__init__(self)
+        from deepspeed.moe.layer import MoE
+
+        width, hidden = recipe.model.d_model, dense_width(recipe)
+        expert = nn.Sequential(
+            nn.Linear(width, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, width, bias=False)
+        )
+        self.moe = MoE(
+            width,
+            expert,
+            num_experts=recipe.moe.num_experts,
+            ep_size=ep_size,
+            k=1,
+            capacity_factor=CAPACITY_FACTOR,
+            drop_tokens=drop_tokens,
+            use_tutel=False,
+        )
+        self.moe.set_deepspeed_parallelism()
+
+    def forward(self, x: Tensor, context: RouteContext) -> tuple[Tensor, MoEStats]:
+        """What our layer returns; what DeepSpeed does not count is 0."""
+        y, balance, load = self.moe(x.unsqueeze(0))
+        zero = x.new_zeros(())
+        losses, coefficients = {"balance": balance}, {"balance": BALANCE_COEFFICIENT}
+        return y.squeeze(0), MoEStats(load, zero.long(), zero, losses, coefficients)
+
+
+def _deepspeed_step(recipe: Recipe, world: World, *, drop_tokens: bool) -> Callable[[], None]:
+    model = _deepspeed_model(recipe, world, drop_tokens)
+    named = dict(model.named_parameters())
+    experts = [parameter for name, parameter in named.items() if ".deepspeed_experts." in name]
+    is_expert = {id(parameter) for parameter in experts}
+    shared = [parameter for parameter in named.values() if id(parameter) not in is_expert]
+    forward: nn.Module = model
+    if world.size > 1:
+        ignored = [name for name, parameter in named.items() if id(parameter) in is_expert]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ignored)
+        forward = DistributedDataParallel(model)
+    optimizer = build("optim", recipe.optim, parameters=named)
+    objective = build("objective", recipe.objective)
+    batches = [_batch(recipe, world, step) for step in range(4)]
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        batch = batches[done % 4]
+        optimizer.zero_grad(set_to_none=True)
+        logits, stats = forward(
+            batch.tokens, RouteContext(True, 0.0, RandomStream(0, done, batch.sequence_ids), batch.tokens)
+        )
+        auxiliary = sum(BALANCE_COEFFICIENT * of_layer.losses["balance"] for of_layer in stats)
+        (objective(logits, batch) + auxiliary).backward()
+        _clip(shared, experts, recipe.optim.clip or 1.0, world)
+        optimizer.step()
+        done += 1
+
+    return step
+
+
+def _deepspeed_model(recipe: Recipe, world: World, drop_tokens: bool) -> Transformer:
+    """Our transformer, its MoE layers replaced, with our initial values but for DeepSpeed's gate and experts."""
+    model = Transformer(recipe)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            shape = tuple(parameter.shape)
+            is_expert = ".experts." in name
+            zeros = (0,) * len(shape)
+            parameter.copy_(initial_value(name, shape, zeros, shape, is_expert, 0, recipe.model.init_scale))
+    for block in model.layers:
+        if isinstance(block.feedforward, MoELayer):
+            block.feedforward = DeepSpeedLayer(recipe, world.size, drop_tokens)
+    return model
+
+
+def _clip(shared: list[nn.Parameter], experts: list[nn.Parameter], limit: float, world: World) -> None:
+    """Average the experts' gradients, take one norm over what all workers hold, and clip to it."""
+    owned = [parameter.grad for parameter in experts if parameter.grad is not None]
+    common = [parameter.grad for parameter in shared if parameter.grad is not None]
+    if world.size > 1:
+        torch._foreach_mul_(owned, 1 / world.size)
+    squared = torch.nn.utils.get_total_norm(owned).square()
+    squared += torch.nn.utils.get_total_norm(common).square() / world.size
+    norm = world.sum(squared).sqrt().item()
+    if norm > limit:
+        torch._foreach_mul_(owned + common, limit / norm)
+
+
+if __name__ == "__main__":
+    main()
