@@ -1,0 +1,47 @@
+"""The measuring tools at tiny sizes: their rows have the keys that programs read. No time is asserted."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def _rows(tmp_path: Path, tool: str, *arguments: str) -> list[dict[str, Any]]:
+    found = tmp_path / "rows.json"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "cluster")])}
+    command = [sys.executable, str(ROOT / "tools" / tool), *arguments, "--json", str(found)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "peak memory" in done.stdout
+    return list(json.loads(found.read_text())["rows"])
+
+
+def test_the_layer_benchmark_compares_three_layers_with_the_floor(tmp_path):
+    rows = _rows(tmp_path, "bench_moe_layer.py", "--quick", "--tokens=128", "--budget-s=0", "--markdown")
+    assert {row["layer"] for row in rows} == {"moe_train", "deepspeed", "huggingface"}
+    assert {(row["num_experts"], row["top_k"]) for row in rows} == {(8, 1), (8, 2), (64, 1), (64, 2)}
+    for row in rows:
+        assert {"layer", "num_experts", "d_model", "top_k", "dtype", "over_floor"} <= set(row)
+        assert row["over_floor"] > 0
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.distributed_exhaustive)])
+def test_the_step_benchmark_compares_four_systems_with_each_number_of_workers(tmp_path, workers):
+    sizes = ["--experts=2", "--d-model=32", "--sequences=2", "--rounds=1"]
+    rows = _rows(tmp_path, "bench_step.py", *sizes, f"--workers={workers}")
+    assert [(row["system"], row["num_experts"]) for row in rows] == [
+        ("dense", 0),
+        ("moe_train", 2),
+        ("deepspeed_capacity", 2),
+        ("deepspeed_dropless", 2),
+    ]
+    for row in rows:
+        assert set(row) == {"system", "num_experts", "workers", "tokens_per_second", "over_dense"}
+        assert row["workers"] == workers
+        assert row["tokens_per_second"] > 0
