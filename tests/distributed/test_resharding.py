@@ -1,0 +1,97 @@
+"""Saved with the experts on four workers, loaded on any other layout: every parameter and moment bit-equal."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from gloo_workers import run_workers
+from layout_run import tiny_engine
+from safetensors.torch import load_file
+from tiny_model import global_batch, share_of
+from torch import Tensor
+
+from moe_train.checkpoint.checkpointer import Checkpointer
+from moe_train.checkpoint.lineage import record_start
+from moe_train.checkpoint.manifest import read_manifest
+from moe_train.parallel.world import World
+
+STEPS = 3
+ADAMW = ("optim.kind=adamw", "optim.lr=1e-2")
+
+
+def train_and_save(world: World, run_dir: Path, expert: int) -> None:
+    """A few updates with AdamW, then a checkpoint."""
+    recipe, engine = tiny_engine(world, f"parallel.expert={expert}", *ADAMW)
+    for step in range(STEPS):
+        engine.step(share_of(global_batch(recipe, step), world.rank, world.size), step, stop_requested=False)
+    _save(world, run_dir, recipe, engine)
+
+
+def load_and_save(world: World, run_dir: Path, copy_dir: Path, expert: int) -> None:
+    """Load the newest checkpoint of `run_dir` on this layout and write what arrived to `copy_dir`."""
+    recipe, engine = tiny_engine(world, f"parallel.expert={expert}", "seed=1", *ADAMW)
+    later = replace(world, attempt=2)
+    checkpointer = Checkpointer(run_dir, recipe.checkpoint, later)
+    found = checkpointer.choose("latest")
+    assert found is not None
+    assert checkpointer.load(found, engine.state())["step"] == STEPS
+    _save(world, copy_dir, recipe, engine)
+
+
+def _save(world, run_dir, recipe, engine) -> None:
+    if world.is_main:
+        record_start(run_dir, world.attempt, None)
+    world.barrier()
+    checkpointer = Checkpointer(run_dir, recipe.checkpoint, world)
+    checkpointer.save(STEPS, engine.state(), {})
+    checkpointer.wait()
+
+
+def global_tensors(run_dir: Path) -> dict[str, Tensor]:
+    """Every tensor of a checkpoint, put together from its boxes."""
+    folder = run_dir / "checkpoints" / f"step_{STEPS:08d}"
+    manifest = read_manifest(folder)
+    files = {name: load_file(folder / name) for name in manifest.files}
+    whole = {}
+    for name, entry in manifest.tensors.items():
+        value = torch.full(entry.shape, torch.nan)  # what no box covers stays NaN
+        for box in entry.boxes:
+            place = tuple(
+                slice(start, start + size) for start, size in zip(box.offsets, box.shape, strict=True)
+            )
+            value[place] = files[box.file][name]
+        whole[name] = value
+    return whole
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    """A run folder with a checkpoint written by four workers that share eight experts out."""
+    run_dir = tmp_path_factory.mktemp("saved")
+    run_workers(4, train_and_save, run_dir, 4)
+    return run_dir
+
+
+LAYOUTS = [(1, 1), (2, 1), (2, 2), (4, 1), (4, 2), (4, 4)]
+FAST = [(1, 1), (2, 2)]
+
+
+@pytest.mark.parametrize(
+    ("workers", "expert"),
+    [pytest.param(*at, marks=[] if at in FAST else pytest.mark.distributed_exhaustive) for at in LAYOUTS],
+)
+def test_parameters_and_moments_are_bit_equal_on_another_layout(saved, tmp_path, workers, expert):
+    run_workers(workers, load_and_save, saved, tmp_path, expert)
+    before, after = global_tensors(saved), global_tensors(tmp_path)
+    assert after.keys() == before.keys()
+    assert {name.split(".")[1] for name in after if name.startswith("optim.")} == {
+        "step",
+        "exp_avg",
+        "exp_avg_sq",
+    }
+    for name, value in before.items():
+        assert torch.equal(after[name], value), name
+        assert not value.isnan().any(), name
+        if "optim.exp_avg" in name:
+            assert value.abs().max() > 0, name
