@@ -52,7 +52,7 @@ class MoELayer(nn.Module):
         y = self.dispatcher.combine(self.experts(dispatched.rows, dispatched.counts), dispatched)
         return y.to(x.dtype), MoEStats(
             load=torch.bincount(routing.expert_ids, minlength=routing.num_experts),
-            dropped=torch.tensor(routing.expert_ids.numel() - kept.expert_ids.numel()),
+            dropped=routing.expert_ids.new_tensor(routing.expert_ids.numel() - kept.expert_ids.numel()),
             router_entropy=routing.entropy if routing.entropy is not None else x.new_zeros(()),
             losses=dict(routing.losses),
             coefficients=dict(routing.coefficients),
