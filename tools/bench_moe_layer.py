@@ -2,10 +2,10 @@
 
     python tools/bench_moe_layer.py [--quick] [--markdown] [--json FILE] [--budget-s 480]
 
-The floor is what no layer can beat: the products of the same routing on rows already in expert order, written by
-hand without autograd, every result into memory that is already there. Beside our layer (dropless) stand DeepSpeed's
-and, for top-1, Hugging Face's Switch layer, at capacity factor 1.25: they drop tokens, so they do fewer products
-than the floor where the routing is uneven and more (padding) where it is even.
+The floor is what no layer can beat: the products of the same routing on rows already in expert order, by hand
+and without autograd, every result into memory that is already there. Beside our layer (dropless) stand
+DeepSpeed's and, for top-1, Hugging Face's Switch layer, at capacity factor 1.25: they drop tokens, so they do
+fewer products than the floor where the routing is uneven and more (padding) where it is even.
 T tokens, D model width, F = 4 D hidden width, E experts.
 """
 
@@ -179,7 +179,7 @@ def _step(layer: Callable[[Tensor], Tensor], x: Tensor, grad: Tensor) -> Callabl
 
 
 def _floor(case: Case, layer: MoELayer, x: Tensor) -> Callable[[], None]:
-    """The bare products (and relu) of this routing and nothing else: all experts forward, then all backward."""
+    """The bare products (and relu) of this routing: all experts forward, then all experts backward."""
     with torch.no_grad():
         chosen = layer.router(x, _context(case)).expert_ids
     counts = chosen.bincount(minlength=case.num_experts).tolist()

@@ -4,12 +4,13 @@
 
 Systems, all of the same backbone and equal active FLOPs per token (top-1), interleaved in one run:
 dense                no MoE layer, our engine
-moe_train            our MoE layer, dropless, our engine; with 2 workers the experts are shared out (parallel.expert=2)
-deepspeed_capacity   our transformer with DeepSpeed's MoE layer (capacity factor 1.25: drops tokens) in place of ours,
-deepspeed_dropless   ... and with drop_tokens=False; plain loop: DistributedDataParallel for what is not an expert
-                     (2 workers), experts shared out by DeepSpeed (ep_size=2), one norm and clip, the same fused AdamW
-1 worker has 2 threads, 2 workers have 1 thread each. Tokens are random, as frequent as words are (1 / rank), so the
-routing is that of a router at the beginning of its training, with a learning rate that hardly moves it.
+moe_train            our MoE layer, dropless, our engine; 2 workers share the experts out (parallel.expert=2)
+deepspeed_capacity   our transformer with DeepSpeed's MoE layer in the place of ours, capacity factor 1.25 (drops
+                     tokens), in a plain loop: DistributedDataParallel for what is not an expert (2 workers),
+                     experts shared out by DeepSpeed (ep_size=2), one norm and clip, the same fused AdamW
+deepspeed_dropless   the same with drop_tokens=False
+1 worker has 2 threads, 2 workers have 1 thread each. Tokens are random, as frequent as words are (1 / rank), and
+the learning rate hardly moves the router, so the routing is that of the beginning of a training.
 """
 
 import argparse

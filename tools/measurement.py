@@ -1,7 +1,7 @@
 """What the measuring tools share: interleaved rounds in a varied order, tables, the JSON file, peak memory.
 
-Competitors are measured in the same run, one after the other within a round and in another order each round, and
-compared round by round: on a shared machine the speed of the moment changes, and so it changes for all of them.
+Competitors are measured in the same run, one after the other within a round and in another order each round,
+and compared round by round: on a shared machine the speed changes from moment to moment, but for all of them.
 """
 
 import json
@@ -20,7 +20,7 @@ Row = Mapping[str, Any]
 def interleave(
     measures: Mapping[str, Callable[[], float]], *, budget_s: float, least: int, seed: int = 0
 ) -> dict[str, list[float]]:
-    """Call every measure once a round until `budget_s` seconds of wall time are spent, but `least` rounds at least.
+    """Call every measure once a round for `budget_s` seconds of wall time, but for `least` rounds at least.
 
     One more round before them warms up and is not counted. The i-th entry of every list is from round i.
     """
@@ -58,7 +58,7 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
 
 
 def peak_memory_gib() -> float:
-    """The most memory this process, and the largest of its finished children, have held at once (resident)."""
+    """The most memory that this process, or one of its finished children, has held at once (resident)."""
     kib = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return kib / 2**20
 

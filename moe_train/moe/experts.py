@@ -1,9 +1,9 @@
 """The experts of one layer: stacked weights, one matrix product per expert and matrix, gradients in place.
 
-At 64 experts the cost beyond the products themselves is not moving rows but allocating weight gradients, so where
-nobody else owns them they live in persistent buffers that the products write into (`GradientBuffers`). FSDP2, where
-it shards the experts, wants ordinary gradients and gets them. What the forward pass keeps is one tensor an expert:
-blocks of a moderate size are reused by the allocator, one of hundreds of MiB would be mapped afresh every time.
+At 64 experts the cost beyond the products themselves is not moving rows but allocating weight gradients, so
+where nobody else owns them they live in persistent buffers that the products write into (`GradientBuffers`).
+FSDP2, where it shards the experts, wants ordinary gradients and gets them. What the forward pass keeps is one
+tensor an expert: the allocator reuses blocks of a moderate size, but maps one of hundreds of MiB afresh.
 R rows received, E experts held here, D model width, F hidden width.
 """
 
@@ -45,7 +45,7 @@ class Experts(nn.Module):
         self.w_out = nn.Parameter(torch.empty(num_experts, d_ff, d_model))
         self.buffers_for_gradients: GradientBuffers | None = None
         self.gradient_scale = 1.0
-        """Factor of the weights' gradients; expert parallelism sets 1 / expert degree (distribute/expert.py)."""
+        """Factor of the weights' gradients; distribute/expert.py sets it to 1 / expert degree."""
 
     def keep_gradients(self) -> GradientBuffers:
         """From now on write weight gradients into persistent buffers, and return them."""
@@ -64,7 +64,7 @@ class Experts(nn.Module):
 
 
 class GroupedFeedForward(torch.autograd.Function):
-    """Feed-forward of each expert on its run of rows; backward writes each expert's weight gradient in place."""
+    """Feed-forward of each expert on its run of rows; backward writes weight gradients in place."""
 
     @staticmethod
     def forward(
@@ -119,7 +119,7 @@ class GroupedFeedForward(torch.autograd.Function):
 
 
 def _activate_(activation: str, hidden: Tensor, gate: Tensor | None) -> Tensor:
-    """The activated hidden rows, to be used at once. relu overwrites: its output is all its gradient needs."""
+    """The activated hidden rows. relu overwrites them: its output is all that its gradient needs."""
     return hidden.relu_() if activation == "relu" else _activated(activation, hidden, gate)
 
 

@@ -1,7 +1,7 @@
 """Auxiliary losses of routers, each a pure function of logits and choices.
 
-All are means over routing groups (or tokens) of equal size, so that the mean over microbatches and ranks is the
-value of the global batch on every layout. G groups, S tokens in a group, E experts, K choices.
+All are means over routing groups (or tokens) of equal size, so that the mean over microbatches and ranks is
+the value of the global batch on every layout. G groups, S tokens in a group, E experts, K choices.
 """
 
 import torch
@@ -15,8 +15,8 @@ def balance_loss(
     """E * sum_i f_i * P_i, a mean over groups   # Switch (2101.03961) eq. 4-6.
 
     f_i: share of the group's assignments that go to expert i, before the capacity limit, without gradient.
-    P_i: mean probability of expert i in the group. 1 when both are uniform, up to E at full collapse; it can be
-    below 1 (f = (.9, .1) with P = (.45, .55) gives 0.92).
+    P_i: mean probability of expert i in the group. 1 when both are uniform, up to E at full collapse; it can
+    be below 1 (f = (.9, .1) with P = (.45, .55) gives 0.92).
     """
     tokens, experts = probabilities.shape
     groups, choices = tokens // group_tokens, expert_ids.shape[1]

@@ -1,9 +1,9 @@
 """Moving rows between token order and expert order, with hand-written gradients.
 
-Both ways are gathers: each row is read once and written once, in one pass that also weighs and sums, and sums run
-in a fixed order (no atomics, no `index_add`), so forward and backward are reproducible bit by bit.
-T tokens, K choices per token at most, N edges, D model width. An edge's *slot* is token * K + choice; its *place*
-is the row it has in expert order.
+Both ways are gathers: each row is read once and written once, in one pass that also weighs and sums, and sums
+run in a fixed order (no atomics, no `index_add`), so forward and backward are reproducible bit by bit.
+T tokens, K choices per token at most, N edges, D model width. An edge's *slot* is token * K + choice; its
+*place* is the row it has in expert order.
 """
 
 from typing import Any
@@ -67,7 +67,7 @@ def sum_places(
 ) -> Float[Tensor, "T D"]:
     """For each token the weighted sum of its rows, first choice first; an edge that is missing has weight 0.
 
-    `embedding_bag` is the one operation that gathers, weighs and sums in a single pass, in fp32 for bf16 rows.
+    `embedding_bag` is the one operation that gathers, weighs and sums in a single pass over the rows.
     """
     if rows.shape[0] == 0:
         return rows.new_zeros(places.shape[0], rows.shape[1])

@@ -1,9 +1,9 @@
 """Softmax routing to the k largest experts: Switch with k = 1, GLaM's and Mixtral's way with k = 2.
 
-Switch is Fedus et al., 2101.03961, sec. 2: one expert per token, its output times its probability, which is not
-renormalised (the only path of the task's gradient into the router). Input jitter as in mesh-tensorflow's
+Switch is Fedus et al., 2101.03961, sec. 2: one expert per token, its output times its probability, which is
+not renormalised (the only path of the task's gradient into the router). Input jitter as in mesh-tensorflow's
 `_switch_gating`: the router's input times U(1 - jitter, 1 + jitter), elementwise, in training only.
-Scores are kept expert by expert ([E, T]): a softmax over few experts is many times faster along the leading dim.
+Scores are kept expert by expert ([E, T]): over few experts a softmax is many times faster along a leading dim.
 T tokens, D model width, E experts, K choices.
 """
 
@@ -71,7 +71,7 @@ class TopKRouter(nn.Module):
 
 
 def _largest(probabilities: Float[Tensor, "E T"], k: int) -> tuple[Float[Tensor, "T K"], Int[Tensor, "T K"]]:
-    """The k largest of each token, largest first; ties go to the lower index, which `topk` does not promise."""
+    """The k largest of each token, largest first; ties go to the lower index (`topk` does not promise that)."""
     if k == 1:
         weights, expert_ids = probabilities.max(0)
         return weights.unsqueeze(1), expert_ids.unsqueeze(1)
