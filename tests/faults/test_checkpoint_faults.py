@@ -65,7 +65,7 @@ def harm(checkpoint: Path, draw: random.Random) -> str:
     return f"{kind} {path.name}"
 
 
-@pytest.mark.parametrize("count", [12, pytest.param(100, marks=pytest.mark.faults)])
+@pytest.mark.parametrize("count", [12, pytest.param(100, marks=pytest.mark.faults, id="representative")])
 def test_every_random_harm_is_found_and_none_is_loaded(tmp_path, count):
     checkpoint = saved_run(tmp_path / "run")
     shutil.copytree(checkpoint, tmp_path / "good")
