@@ -125,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
         "run", help="train, or go on training", epilog=RUN_EPILOG, formatter_class=plain
     )
     _add_recipe(run)
-    run.add_argument("--run-dir", type=Path, metavar="DIR", help="folder of the run (default: runs/NAME)")
+    run.add_argument("--run-dir", type=_folder, metavar="DIR", help="folder of the run (default: runs/NAME)")
     run.add_argument(
         "--resume",
         type=_resume,
@@ -171,20 +171,26 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _folder(text: str) -> Path:
+    if not text:  # what "$DIR" becomes where DIR is not set; Path would take it for the working directory
+        raise argparse.ArgumentTypeError("it is empty; name a folder, or leave the option out for runs/NAME")
+    return Path(text)
+
+
 def _count(text: str) -> int:
-    if not text.isdigit():
+    if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 0")
     return int(text)
 
 
 def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
     return int(text)
 
 
 def _resume(text: str) -> str:
-    if text not in ("auto", "never") and not text.isdigit():
+    if text not in ("auto", "never") and not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text} is neither auto, never, nor the number of a step")
     return text
 

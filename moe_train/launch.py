@@ -23,6 +23,7 @@ from moe_cluster.contract import (
 from moe_cluster.first_cause import FirstCause, find_first_cause
 from moe_cluster.job import JobSpec
 from moe_cluster.local import Outcome, command, run_local
+from moe_train.checkpoint.folder import CheckpointFolder
 from moe_train.checkpoint.lineage import has_started
 from moe_train.config.check import require_sound
 from moe_train.config.load import load_recipe
@@ -70,6 +71,7 @@ def launch(asked: Launch, environment: MutableMapping[str, str]) -> int:
             if asked.resume == "auto" and finished is not None and finished >= recipe.steps:
                 _say(f"{run_dir} is finished: step {finished} of steps={recipe.steps}; raise steps to go on")
                 return DONE
+            _require_step(asked.resume, run_dir)
         elif asked.resume not in ("auto", "never"):
             raise UsageError(
                 f"--resume {asked.resume}: {run_dir} holds no run; use --resume auto or its --run-dir"
@@ -78,6 +80,16 @@ def launch(asked: Launch, environment: MutableMapping[str, str]) -> int:
     if exit_code == PREEMPTED:
         _say(f"stopped and saved; go on with: {_resume_line(asked, run_dir)}")
     return exit_code
+
+
+def _require_step(resume: str, run_dir: Path) -> None:
+    steps = CheckpointFolder(run_dir).steps()
+    if resume.isdecimal() and int(resume) not in steps:
+        there = f"has those of steps {', '.join(map(str, steps))}" if steps else "has none"
+        raise UsageError(
+            f"--resume {resume}: {run_dir} holds no checkpoint of that step; it {there}; name one of them, "
+            "or use --resume auto"
+        )
 
 
 def _attempts(

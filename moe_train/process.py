@@ -147,6 +147,7 @@ class Process:
             **self._facts(),
             "type": type(error).__name__,
             "message": str(error),
+            "explained": isinstance(error, MoETrainError),
             "traceback": trace,
             "exit_code": exit_code,
         }

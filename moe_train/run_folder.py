@@ -98,11 +98,16 @@ class RunFolder:
         return old
 
     def finished_step(self) -> int | None:
-        """The last step of a run that came to its end; None if it did not."""
+        """The last step of a run that came to its end; None if it did not. Raises RunError if it says neither."""
         try:
             return int(json.loads((self.path / FINISHED_FILE).read_text())["step"])
         except FileNotFoundError:
             return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(
+                f"run_dir={self.path}: {FINISHED_FILE} cannot be read ({error}); remove that file, and the run goes "
+                "on from its newest checkpoint"
+            ) from None
 
     def require_same_run(self, recipe: Recipe) -> None:
         """Raise UsageError if `recipe` could not go on with what is in the folder."""

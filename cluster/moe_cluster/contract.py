@@ -10,8 +10,9 @@ Environment RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT as torch elas
 Folders     DIR/attempts/K/rank-R/{log.txt,error.json,heartbeat.json,layout.json}, K counted from 1;
             the launcher's own DIR/attempts/K/launcher.log beside them.
             heartbeat.json is {pid, host, step, time}; it appears once the worker minds signals.
-            error.json is {rank, host, pid, step, time, type, message, traceback, exit_code}; it appears where
-            a worker fails by itself. step is null before the first step; time is in seconds since 1970.
+            error.json is {rank, host, pid, step, time, type, message, explained, traceback, exit_code}; it
+            appears where a worker fails by itself. explained: the message says all that a user needs.
+            step is null before the first step; time is in seconds since 1970.
 Exit codes  DONE, FAILED, USAGE, PREEMPTED below.
 Signals     SIGTERM and SIGINT ask a worker to stop: all ranks agree on a step, save it, and end
             with PREEMPTED.

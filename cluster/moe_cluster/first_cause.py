@@ -54,14 +54,18 @@ class FirstCause:
     step: int | None
     """The last step that it told of; None before the first."""
     error: str
-    """One line."""
+    """One line, or all that an explained error says."""
     log: Path
     exit_code: int
     traceback: str = ""
+    is_explained: bool = False
+    """The error is a sentence for the user, who need not know where it was raised."""
 
     def __str__(self) -> str:
         who = "the workers' launcher" if self.rank is None else f"rank {self.rank}"
         when = "before the first step" if self.step is None else f"after step {self.step}"
+        if self.is_explained:
+            return f"{self.error}\n  said by {who} on {self.host} {when}; read {self.log}"
         return f"{who} on {self.host} failed {when}: {self.error}\n  read {self.log}"
 
 
@@ -108,8 +112,11 @@ def _of_error(attempt: Path, error: dict[str, Any]) -> FirstCause:
     lines = str(error["message"]).strip().splitlines() or [""]
     exit_code = USAGE if error["exit_code"] == USAGE else FAILED
     log = attempt / f"rank-{error['rank']}" / LOG_FILE
-    text = f"{error['type']}: {lines[0]}"
-    return FirstCause(error["rank"], error["host"], error["step"], text, log, exit_code, error["traceback"])
+    is_explained = bool(error.get("explained"))
+    text = "\n".join(lines) if is_explained else f"{error['type']}: {lines[0]}"
+    return FirstCause(
+        error["rank"], error["host"], error["step"], text, log, exit_code, error["traceback"], is_explained
+    )
 
 
 def _of_ending(attempt: Path, ending: Ending) -> FirstCause:

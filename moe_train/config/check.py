@@ -3,7 +3,9 @@
 `moe-train show` prints them all; `run` and `submit` refuse a recipe that has any.
 """
 
+import math
 from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 
 from moe_train.config.kinds import KindConfig
 from moe_train.config.problem import Problem
@@ -44,10 +46,17 @@ POSITIVE_OR_NULL = (
     "job.timeout_s",
 )
 
+LONGEST_NAME_BYTES = 200
+"""Less than the 255 that file systems allow: a run that is moved aside gets a longer name."""
+MOST_THREADS = 1024
+"""More than any machine has cores, and less than what a system refuses to start."""
+SHOWN_DIVISORS = 12
+LARGEST_DIVISOR_TRIED = 1_000_000
+
 
 def problems(recipe: Recipe, workers: int | None = None) -> list[Problem]:
     """All that keeps `recipe` from running (on `workers` workers, if that is known)."""
-    found = [*_ranges(recipe), *_model(recipe), *_kinds(recipe)]
+    found = list(_not_finite(recipe)) or [*_ranges(recipe), *_model(recipe), *_kinds(recipe)]
     return found or [*_layout(recipe, workers), *_batch(recipe, workers)]
 
 
@@ -64,6 +73,16 @@ def _value(recipe: Recipe, key: str) -> object:
     for part in key.split("."):
         value = getattr(value, part)
     return value
+
+
+def _not_finite(section: object, prefix: str = "") -> Iterator[Problem]:
+    """YAML knows .nan and .inf; no rule below sees that they are wrong, since a comparison with NaN is false."""
+    for field in fields(section):  # type: ignore[arg-type]
+        key, value = f"{prefix}{field.name}", getattr(section, field.name)
+        if is_dataclass(value):
+            yield from _not_finite(value, f"{key}.")
+        elif isinstance(value, float) and not math.isfinite(value):
+            yield Problem(key, value, "must be a finite number", f"its default is {field.default}")
 
 
 def _ranges(recipe: Recipe) -> Iterator[Problem]:
@@ -84,10 +103,20 @@ def _ranges(recipe: Recipe) -> Iterator[Problem]:
         yield Problem("model.dropout", recipe.model.dropout, "must be in [0, 1)", "use 0 or 0.1")
     if recipe.model.init_scale <= 0:
         yield Problem("model.init_scale", recipe.model.init_scale, "must be above 0", "Switch uses 0.1")
-    if not recipe.name or "/" in recipe.name or recipe.name.startswith("."):
+    threads = recipe.job.threads
+    if threads is not None and threads > MOST_THREADS:
+        yield Problem(
+            "job.threads", threads, f"must be at most {MOST_THREADS}", "leave it out to use all cores"
+        )
+    if not _names_a_folder(recipe.name):
         yield Problem(
             "name", repr(recipe.name), "must be usable as a folder's name", "use letters, digits and dashes"
         )
+
+
+def _names_a_folder(name: str) -> bool:
+    short = 0 < len(name.encode()) <= LONGEST_NAME_BYTES
+    return short and name.isprintable() and "/" not in name and not name.startswith(".")
 
 
 def _model(recipe: Recipe) -> Iterator[Problem]:
@@ -168,7 +197,7 @@ def _batch(recipe: Recipe, workers: int | None) -> Iterator[Problem]:
             "data.global_batch",
             batch,
             f"must be a multiple of the {data} data-parallel workers",
-            f"use {batch - batch % data or data} or {batch + data - batch % data}",
+            f"use {' or '.join(str(fit) for fit in (batch - batch % data, batch + data - batch % data) if fit)}",
         )
     elif micro is not None and (batch // data) % micro:
         yield Problem(
@@ -187,4 +216,7 @@ def _batch(recipe: Recipe, workers: int | None) -> Iterator[Problem]:
 
 
 def _divisors(number: int) -> str:
-    return ", ".join(str(candidate) for candidate in range(1, number + 1) if number % candidate == 0)
+    """The divisors of `number`, ascending; of many, the smallest."""
+    candidates = range(1, min(number, LARGEST_DIVISOR_TRIED) + 1)
+    found = [str(candidate) for candidate in candidates if number % candidate == 0]
+    return ", ".join(found[:SHOWN_DIVISORS]) + (" or a larger one" if len(found) > SHOWN_DIVISORS else "")

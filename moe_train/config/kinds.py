@@ -258,6 +258,10 @@ class OptimConfig(KindConfig):
     def check(self, recipe: "Recipe") -> Iterator[Problem]:
         if self.lr <= 0:
             yield Problem("optim.lr", self.lr, "must be above 0", "set optim.lr, for example 1e-3")
+        if self.weight_decay < 0:
+            yield Problem(
+                "optim.weight_decay", self.weight_decay, "must be at least 0", "use 0.1, or 0 for none"
+            )
         if self.clip is not None and self.clip <= 0:
             yield Problem(
                 "optim.clip", self.clip, "must be above 0", "set optim.clip=1.0, or null for no clipping"
@@ -277,6 +281,14 @@ class AdamWConfig(OptimConfig):
     beta2: float = 0.95
     epsilon: float = 1e-8
 
+    def check(self, recipe: "Recipe") -> Iterator[Problem]:
+        yield from super().check(recipe)
+        for key, value in (("optim.beta1", self.beta1), ("optim.beta2", self.beta2)):
+            if not 0 <= value < 1:
+                yield Problem(key, value, "must be in [0, 1)", "use 0.9 for beta1 and 0.95 for beta2")
+        if self.epsilon <= 0:
+            yield Problem("optim.epsilon", self.epsilon, "must be above 0", "use 1e-8")
+
 
 @dataclass
 class SGDConfig(OptimConfig):
@@ -284,6 +296,11 @@ class SGDConfig(OptimConfig):
 
     kind: str = "sgd"
     momentum: float = 0.0
+
+    def check(self, recipe: "Recipe") -> Iterator[Problem]:
+        yield from super().check(recipe)
+        if not 0 <= self.momentum < 1:
+            yield Problem("optim.momentum", self.momentum, "must be in [0, 1)", "use 0.9, or 0 for none")
 
 
 # --- engine -----------------------------------------------------------------------------------------------------

@@ -45,9 +45,9 @@ class NativeEngine:
         norm, stop = self._norm_and_stop(stop_requested)
         if not norm < float("inf"):
             raise TrainingError(
-                f"grad_norm={norm} at step {step + 1}: the loss or a gradient is not finite, and the update "
-                "was not made; lower optim.lr, lengthen optim.schedule.warmup_steps, or resume an earlier "
-                "step with --resume"
+                f"grad_norm={norm} at step {step + 1}: the loss or a gradient is not finite, and the update was not "
+                f"made; lower optim.lr={self.recipe.optim.lr}, lengthen optim.schedule.warmup_steps, or go back to an "
+                "earlier checkpoint with --resume STEP"
             )
         self._clip(norm)
         lr = self._update(step)

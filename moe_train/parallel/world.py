@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from moe_cluster.contract import ATTEMPT_VARIABLE
+from moe_train.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,14 @@ class World:
         """Read RANK, WORLD_SIZE, LOCAL_RANK and the attempt; join the process group if there are several workers.
 
         The group is gloo on CPU and NCCL (with gloo for CPU tensors) on CUDA. A collective that waits longer than
-        `timeout_s` seconds raises.
+        `timeout_s` seconds raises. Raises UsageError if there is no GPU for this worker.
         """
         rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
         chosen = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
         if use_cuda:
+            _require_gpu(local_rank)
             torch.cuda.set_device(chosen)
         if size > 1 and not dist.is_initialized():
             backend = "cpu:gloo,cuda:nccl" if use_cuda else "gloo"
@@ -83,3 +85,12 @@ class World:
         """Destroy the process group, if there is one."""
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _require_gpu(local_rank: int) -> None:
+    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if local_rank >= available:
+        raise UsageError(
+            f"job.device=cuda: worker {local_rank} of this machine needs a GPU of its own, and torch sees {available}; "
+            "start fewer workers, or set job.device=cpu"
+        )
