@@ -100,11 +100,14 @@ def _verify(folder: CheckpointFolder, wanted: int | None) -> int:
     num_bad = 0
     for step in steps:
         findings = verify(folder.committed(step))
+        if findings and not folder.committed(step).exists():
+            print(f"{folder.committed(step).name}: removed meanwhile by the run")
+            continue
         num_bad += bool(findings)
         print(f"{folder.committed(step).name}: {'BAD' if findings else 'good'}")
         for finding in findings:
             print(f"  {finding}")
-    latest_finding = _latest_finding(folder, steps) if wanted is None else None
+    latest_finding = _latest_finding(folder) if wanted is None else None
     if latest_finding:
         num_bad += 1
         print(latest_finding)
@@ -112,12 +115,15 @@ def _verify(folder: CheckpointFolder, wanted: int | None) -> int:
     return 1 if num_bad else 0
 
 
-def _latest_finding(folder: CheckpointFolder, steps: list[int]) -> str | None:
-    """What is wrong with `latest`. A resume does not read it, but people and scripts do."""
+def _latest_finding(folder: CheckpointFolder) -> str | None:
+    """What is wrong with `latest`. A resume does not read it, but people and scripts do.
+
+    A kill between a commit and the writing of `latest` leaves it one behind, or missing after the first commit.
+    """
     if not folder.latest.exists():
-        return f"{folder.latest}: is missing" if steps else None
+        return None
     name = folder.latest.read_bytes().decode(errors="replace").removesuffix("\n")
-    if name not in {folder.committed(step).name for step in steps}:
+    if not (COMMITTED.fullmatch(name) and (folder.root / name).is_dir()):
         return f"{folder.latest}: names {name!r}, which is not a committed checkpoint"
     return None
 

@@ -1,6 +1,7 @@
 """`moe-train ckpt`."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from threaded_ranks import one_rank
 from moe_train.checkpoint.checkpointer import Checkpointer
 from moe_train.checkpoint.commands import main
 from moe_train.checkpoint.lineage import Origin, record_start
+from moe_train.checkpoint.verify import verify
 from moe_train.config.schema import CheckpointConfig
 from moe_train.errors import UsageError
 
@@ -55,6 +57,25 @@ def test_verify_finds_a_latest_that_points_nowhere(run_dir, capsys):
     (run_dir / "checkpoints" / "latest").write_text("step_00000099\n")
     assert main(["verify", str(run_dir)]) == 1
     assert "names 'step_00000099'" in capsys.readouterr().out
+
+
+def test_a_kill_between_a_commit_and_latest_leaves_nothing_bad(run_dir, capsys):
+    latest = run_dir / "checkpoints" / "latest"
+    latest.write_text("step_00000030\n")
+    assert main(["verify", str(run_dir)]) == 0
+    latest.unlink()
+    assert main(["verify", str(run_dir)]) == 0
+
+
+def test_a_checkpoint_that_a_running_run_removes_is_not_bad(run_dir, capsys, monkeypatch):
+    def verify_while_it_goes(checkpoint: Path) -> list[str]:
+        if checkpoint.name == "step_00000010":
+            shutil.rmtree(checkpoint)
+        return verify(checkpoint)
+
+    monkeypatch.setattr("moe_train.checkpoint.commands.verify", verify_while_it_goes)
+    assert main(["verify", str(run_dir)]) == 0
+    assert "step_00000010: removed meanwhile by the run" in capsys.readouterr().out
 
 
 def test_gc_removes_leftovers_and_fenced_ones_and_what_is_beyond_retention(run_dir, capsys):
