@@ -36,8 +36,10 @@ FIXED = (
     "data.global_batch",
     "data.validation_fraction",
 )
-# Exceptions below FIXED: where tokens travel, and how many an expert takes at most.
+# Exceptions below FIXED: where the same text lies now (its fingerprint is checked before a resume), where tokens
+# travel, and how many an expert takes at most.
 FREE = (
+    "data.corpus.path",
     "moe.dispatch",
     "moe.capacity_factor",
     "moe.eval_capacity_factor",

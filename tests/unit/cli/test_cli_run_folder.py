@@ -47,6 +47,7 @@ def test_a_resume_may_change_what_is_neither_model_nor_data(recipe: Recipe, tmp_
         folder.new_attempt(recipe)
         recipe.steps, recipe.log_every, recipe.optim.lr = 40, 5, 1e-4
         recipe.parallel.expert, recipe.moe.capacity_factor, recipe.checkpoint.every = 2, None, 7
+        recipe.data.corpus.path = "moved/here"  # the fingerprint of its text must stay, which the trainer checks
         folder.require_same_run(recipe)
 
 
