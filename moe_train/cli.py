@@ -6,6 +6,7 @@ their own arguments. This is one of the two places that read the environment.
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -56,6 +57,10 @@ DELEGATED = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command, return its exit code. An error that moe-train can explain becomes one message."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(
+            errors="replace"
+        )  # a terminal without the letters of a name shows question marks
     try:
         return _dispatch(arguments)
     except MoETrainError as error:

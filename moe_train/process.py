@@ -161,7 +161,7 @@ class Process:
         sys.stdout.flush()
         sys.stderr.flush()
         if self.rank == 0:
-            sys.stdout = sys.stderr = os.fdopen(os.dup(1), "w", buffering=1)
+            sys.stdout = sys.stderr = os.fdopen(os.dup(1), "w", buffering=1, errors="replace")
         for descriptor in (1, 2):
             os.dup2(self._log.fileno(), descriptor)
 

@@ -4,8 +4,11 @@ The rows are those of metrics.jsonl; a value that is missing or was not finite i
 """
 
 import atexit
+import logging
+import os
 import sys
 from collections.abc import Mapping, Sequence
+from shlex import quote
 from typing import IO, Any
 
 from rich.console import Console as RichConsole
@@ -17,6 +20,18 @@ from rich.table import Table
 from moe_cluster.contract import DONE, PREEMPTED
 from moe_train.callbacks.callback import Callback, Row, RunInfo
 
+log = logging.getLogger(__name__)
+
+
+class _Output(RichConsole):
+    """A stream whose reader may go (`moe-train run R | head`): rich would end the run for that."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        # Python flushes the stream once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+        log.warning("nobody reads the output any more; training goes on, and metrics.jsonl has every row")
+
 
 class Console(Callback):
     """Shows training rows in place and prints validation and event rows as lines."""
@@ -24,7 +39,7 @@ class Console(Callback):
     def __init__(self, stream: IO[str] | None = None) -> None:
         """`stream`: where to write; by default what sys.stdout is now."""
         stream = stream or sys.stdout
-        self._rich = RichConsole(file=stream, highlight=False)
+        self._rich = _Output(file=stream, highlight=False)
         self._is_live = stream.isatty()
         self._live: Live | None = None
         self._info: RunInfo
@@ -138,14 +153,16 @@ def _headline(info: RunInfo) -> str:
 
 def _closing_lines(info: RunInfo, exit_code: int) -> list[str]:
     ends = {DONE: "done", PREEMPTED: "stopped and saved"}
+    folder = quote(str(info.run_dir))
     lines = [f"{ends.get(exit_code, 'failed')}; everything is in {info.run_dir}"]
     if info.moe_layers:
-        page = info.run_dir / "experts.html"
-        lines.append(f"  see the experts:  moe-train monitor {info.run_dir} --html {page}")
-    lines.append(f"  its checkpoints:  moe-train ckpt ls {info.run_dir}")
+        lines.append(
+            f"  see the experts:  moe-train monitor {folder} --html {quote(f'{info.run_dir}/experts.html')}"
+        )
+    lines.append(f"  its checkpoints:  moe-train ckpt ls {folder}")
     if exit_code == DONE:
-        saved = info.run_dir / "recipe.yaml"
-        more = f"--run-dir {info.run_dir} steps={2 * info.recipe.steps}"
+        saved = quote(f"{info.run_dir}/recipe.yaml")
+        more = f"--run-dir {folder} steps={2 * info.recipe.steps}"
         lines.append(f"  train on:         moe-train run {saved} {more}")
     return lines
 
