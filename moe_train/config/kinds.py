@@ -75,6 +75,13 @@ class TopKRouterConfig(RouterConfig):
                 f"must be between 1 and moe.num_experts={recipe.moe.num_experts}",
                 f"set moe.router.k to at most {recipe.moe.num_experts} or raise moe.num_experts",
             )
+        if self.k == 1 and self.normalize:
+            yield Problem(
+                "moe.router.normalize",
+                "true",
+                "with moe.router.k=1 makes every weight 1, so the router learns nothing from the task",
+                "set moe.router.normalize=false, or use moe.router.kind=switch",
+            )
         if not 0 <= self.jitter < 1:
             yield Problem("moe.router.jitter", self.jitter, "must be in [0, 1)", "use 0.01, or 0 for none")
 

@@ -92,6 +92,11 @@ def test_a_broken_rule_is_said(override, workers, sentence):
             "moe.router.k=9: must be between 1 and moe.num_experts=8; set moe.router.k to at most 8",
         ),
         (
+            ("moe.router.kind=top_k", "moe.router.k=1"),
+            None,
+            "moe.router.normalize=true: with moe.router.k=1 makes every weight 1",
+        ),
+        (
             ("moe.router.kind=top_k", "moe.router.jitter=-1"),
             None,
             "moe.router.jitter=-1.0: must be in [0, 1)",
