@@ -41,7 +41,7 @@ from moe_train.process import Process
 from moe_train.run_folder import mark_finished
 from moe_train.trainer import Trainer
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("moe_train.train")  # also when run as __main__
 
 
 def main(argv: Sequence[str] | None = None) -> int:
