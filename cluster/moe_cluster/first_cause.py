@@ -31,6 +31,7 @@ CONSEQUENCE = re.compile(
     r"|ncclRemoteError|failed to recv|recvBytes|sendBytes|timed out|DistNetworkError|DistStoreError",
     re.IGNORECASE,
 )
+TIMED_OUT = re.compile(r"timed out", re.IGNORECASE)
 # One entry of the report that torch elastic prints when a worker fails.
 ENDING = re.compile(r"rank\s*: (\d+) \(local_rank: \d+\)\s+exitcode\s*: (-?\d+) \(pid: \d+\)")
 ROOT_HEADING = "Root Cause (first observed failure)"
@@ -83,7 +84,7 @@ def find_first_cause(attempt: Path, endings: Sequence[Ending]) -> FirstCause:
         return _of_error(attempt, originals[0])
     for ending in silent:
         if ending.exit_code != -signal.SIGTERM:  # torch elastic sends SIGTERM to all the others
-            return _of_ending(attempt, ending)
+            return _of_ending(attempt, ending, _gave_up(errors))
     if errors:
         return _of_error(attempt, errors[0])
     log = attempt / LAUNCHER_LOG
@@ -119,7 +120,12 @@ def _of_error(attempt: Path, error: dict[str, Any]) -> FirstCause:
     )
 
 
-def _of_ending(attempt: Path, ending: Ending) -> FirstCause:
+def _gave_up(errors: Sequence[dict[str, Any]]) -> int | None:
+    """The rank that waited in vain for one that is alive but silent, and that torch elastic killed in the end."""
+    return next((error["rank"] for error in errors if TIMED_OUT.search(error["message"])), None)
+
+
+def _of_ending(attempt: Path, ending: Ending, waited: int | None = None) -> FirstCause:
     folder = attempt / f"rank-{ending.rank}"
     heartbeat = folder / HEARTBEAT_FILE
     last: dict[str, Any] = {"host": socket.gethostname(), "step": None}
@@ -127,7 +133,12 @@ def _of_ending(attempt: Path, ending: Ending) -> FirstCause:
         last = json.loads(heartbeat.read_text())
     # A worker that never got as far as its own log wrote to what it inherited, the launcher's.
     log = folder / LOG_FILE if heartbeat.exists() else attempt / LAUNCHER_LOG
-    return FirstCause(ending.rank, last["host"], last["step"], _death(ending.exit_code), log, FAILED)
+    error = _death(ending.exit_code)
+    if waited is not None and ending.exit_code == -signal.SIGKILL:
+        error = (
+            f"it did not answer: rank {waited} waited for job.timeout_s in vain, and it was killed in the end"
+        )
+    return FirstCause(ending.rank, last["host"], last["step"], error, log, FAILED)
 
 
 def _death(exit_code: int) -> str:

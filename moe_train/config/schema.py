@@ -112,7 +112,7 @@ class JobConfig:
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = None  # CPU threads per worker; null: the machine's cores shared out
-    timeout_s: float = 300.0  # a collective that waits longer than this fails and names the operation
+    timeout_s: float = 300.0  # a collective that waits longer than this fails
 
 
 @dataclass
