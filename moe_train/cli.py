@@ -78,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
+    _require_text(arguments)
     if arguments and arguments[0] in DELEGATED:
         command, rest = arguments[0], arguments[1:]
         commands = importlib.import_module(DELEGATED[command][0])
@@ -95,6 +96,14 @@ def _dispatch(arguments: list[str]) -> int:
         raise UsageError(f"{unknown[0]}: there is no such option; see moe-train {options.command} --help")
     options.overrides += extra
     return _show(options) if options.command == "show" else _run(options)
+
+
+def _require_text(arguments: Sequence[str]) -> None:
+    for word in arguments:
+        try:
+            word.encode()
+        except UnicodeEncodeError:  # bytes of another encoding, which Python keeps as surrogates
+            raise UsageError(f"argument {word!a}: is not UTF-8 text; use another name or value") from None
 
 
 def _run(options: argparse.Namespace) -> int:

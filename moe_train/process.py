@@ -161,7 +161,9 @@ class Process:
         sys.stdout.flush()
         sys.stderr.flush()
         if self.rank == 0:
-            sys.stdout = sys.stderr = os.fdopen(os.dup(1), "w", buffering=1, errors="replace")
+            sys.stdout = sys.stderr = os.fdopen(
+                os.dup(1), "w", buffering=1, encoding=sys.stdout.encoding, errors="replace"
+            )
         for descriptor in (1, 2):
             os.dup2(self._log.fileno(), descriptor)
 

@@ -18,6 +18,8 @@ CHECKED_MODULES = (
 )
 install_import_hook(CHECKED_MODULES, "beartype.beartype")
 
+pytest_plugins = ["small_run"]
+
 
 def require_tool(name: str, package: str) -> str:
     """Path of a program that a test needs; without it the test is skipped, or fails if none may be."""

@@ -93,6 +93,7 @@ BEFORE_ANYTHING_STARTS = [
         ["small.yaml", "data.global_batch=1000000000000", "data.micro_batch=7"],
         ["data.micro_batch=7: ", "must divide a worker's share", "40, 50 or a larger one"],
     ),
+    ("bytes that are no text", ["small.yaml", "name=\udcff"], [r"argument 'name=\udcff': is not UTF-8 text"]),
     ("no workers", ["small.yaml", "--workers", "0"], ["--workers: 0 is not a whole number of at least 1"]),
     ("workers below 0", ["small.yaml", "--workers", "-1"], ["--workers: -1 is not a whole number"]),
     ("workers in words", ["small.yaml", "--workers", "x"], ["--workers: x is not a whole number"]),
