@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moe_cluster.contract import ERROR_FILE
 from moe_train.config.load import load_recipe
 from moe_train.config.schema import Recipe, moe_layers
 from moe_train.errors import UsageError
@@ -65,13 +66,15 @@ def read_run(run_dir: Path) -> RunRecord:
         training=[row for row in rows if "loss" in row],
         validation=[row for row in rows if "validation_loss" in row],
         events=[row for row in rows if "event" in row],
-        state=_state(written),
+        state=_state(written, newest),
         attempts=len(attempts),
         workers=len(list(newest.glob("rank-*"))),
     )
 
 
-def _state(written: Sequence[Mapping[str, Any]]) -> str:
+def _state(written: Sequence[Mapping[str, Any]], newest: Path) -> str:
+    if any(newest.glob(f"rank-*/{ERROR_FILE}")):
+        return "failed"
     if not written:
         return "no rows yet"
     return ENDS.get(written[-1].get("event", ""), "running, or killed")
