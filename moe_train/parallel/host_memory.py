@@ -21,5 +21,5 @@ def keep_freed_memory() -> None:
         mallopt(M_MMAP_THRESHOLD, KEPT_BYTES) and mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
     ):
         log.info(
-            "This C library has no mallopt, or it refuses: freed memory goes back to the system, and steps may be slower."
+            "This C library has no mallopt, or it refuses: freed memory goes back, and steps may be slower."
         )
