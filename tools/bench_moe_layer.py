@@ -3,9 +3,10 @@
     python tools/bench_moe_layer.py [--quick] [--markdown] [--json FILE] [--budget-s 480]
 
 The floor is what no layer can beat: the products of the same routing on rows already in expert order, by hand
-and without autograd, every result into memory that is already there. Beside our layer (dropless) stand
-DeepSpeed's and, for top-1, Hugging Face's Switch layer, at capacity factor 1.25: they drop tokens, so they do
-fewer products than the floor where the routing is uneven and more (padding) where it is even.
+and without autograd, every result into memory that is already there. `over_plain` compares with the same
+products as one writes them down: weight gradients in place, other results in fresh memory, an expert at a time.
+Beside our layer (dropless) stand DeepSpeed's and, for top-1, Hugging Face's Switch layer, at capacity factor
+1.25: they drop tokens, so they do fewer products where the routing is uneven and more (padding) where it is even.
 T tokens, D model width, F = 4 D hidden width, E experts.
 """
 
@@ -103,7 +104,12 @@ def measure(case: Case, *, budget_s: float) -> list[dict[str, object]]:
     x = torch.randn(case.num_tokens, case.d_model, dtype=case.dtype)
     grad = torch.randn_like(x)
     layer = _our_layer(case)
-    steps = {"floor": _floor(case, layer, x), "moe_train": _ours(case, layer, x, grad)}
+    products = Products.of(case, layer, x)
+    steps = {
+        "floor": products.reusing_memory(),
+        "plain": products.plain,
+        "moe_train": _ours(case, layer, x, grad),
+    }
     steps["deepspeed"] = _step(_deepspeed_layer(case), x, grad)
     if case.top_k == 1:
         steps["huggingface"] = _step(_huggingface_layer(case), x, grad)
@@ -117,12 +123,13 @@ def measure(case: Case, *, budget_s: float) -> list[dict[str, object]]:
             "top_k": case.top_k,
             "dtype": str(case.dtype).removeprefix("torch."),
             "over_floor": median_ratio(seconds[name], seconds["floor"]),
+            "over_plain": median_ratio(seconds[name], seconds["plain"]),
             "milliseconds": 1e3 * sorted(seconds[name])[len(seconds[name]) // 2],
             "rounds": len(seconds[name]),
             "tokens": "all" if name == "moe_train" else f"dropped beyond capacity factor {CAPACITY_FACTOR}",
         }
         for name in steps
-        if name != "floor"
+        if name not in ("floor", "plain")
     ]
 
 
@@ -178,36 +185,64 @@ def _step(layer: Callable[[Tensor], Tensor], x: Tensor, grad: Tensor) -> Callabl
     return step
 
 
-def _floor(case: Case, layer: MoELayer, x: Tensor) -> Callable[[], None]:
-    """The bare products (and relu) of this routing: all experts forward, then all experts backward."""
-    with torch.no_grad():
-        chosen = layer.router(x, _context(case)).expert_ids
-    counts = chosen.bincount(minlength=case.num_experts).tolist()
-    rows, grad_y = (torch.randn(chosen.numel(), case.d_model, dtype=case.dtype) for _ in range(2))
-    w_in, w_out = layer.experts.w_in.detach(), layer.experts.w_out.detach()
-    grad_in, grad_out = torch.empty_like(w_in), torch.empty_like(w_out)
-    y, grad_rows = torch.empty_like(rows), torch.empty_like(rows)
-    hidden = torch.empty(rows.shape[0], w_in.shape[2], dtype=case.dtype)
-    scratch = torch.empty(max(counts), w_in.shape[2], dtype=case.dtype)
-    ends = list(accumulate(counts))
-    runs = [
-        (expert, slice(end - count, end))
-        for expert, (count, end) in enumerate(zip(counts, ends, strict=True))
-    ]
+@dataclass(frozen=True)
+class Products:
+    """The bare products (and relu) of one routing on N rows, forward and backward; the weights are our layer's."""
 
-    def step() -> None:
-        for expert, run in runs:
-            torch.mm(rows[run], w_in[expert], out=hidden[run]).relu_()
-            torch.mm(hidden[run], w_out[expert], out=y[run])
-        for expert, run in runs:
-            grad_hidden = scratch[: run.stop - run.start]
-            torch.mm(hidden[run].t(), grad_y[run], out=grad_out[expert])
-            torch.mm(grad_y[run], w_out[expert].t(), out=grad_hidden)
-            torch.ops.aten.threshold_backward.grad_input(grad_hidden, hidden[run], 0, grad_input=grad_hidden)
-            torch.mm(rows[run].t(), grad_hidden, out=grad_in[expert])
-            torch.mm(grad_hidden, w_in[expert].t(), out=grad_rows[run])
+    rows: Tensor
+    grad_y: Tensor
+    runs: list[tuple[int, slice]]
+    w_in: Tensor
+    w_out: Tensor
+    grad_in: Tensor
+    grad_out: Tensor
 
-    return step
+    @classmethod
+    def of(cls, case: Case, layer: MoELayer, x: Tensor) -> "Products":
+        """Random rows, as many for each expert as the layer's router sends of `x`."""
+        with torch.no_grad():
+            chosen = layer.router(x, _context(case)).expert_ids
+        counts = chosen.bincount(minlength=case.num_experts).tolist()
+        runs = [
+            (e, slice(end - n, end))
+            for e, (n, end) in enumerate(zip(counts, accumulate(counts), strict=True))
+            if n
+        ]
+        rows, grad_y = (torch.randn(chosen.numel(), case.d_model, dtype=case.dtype) for _ in range(2))
+        w_in, w_out = layer.experts.w_in.detach(), layer.experts.w_out.detach()
+        return cls(rows, grad_y, runs, w_in, w_out, torch.empty_like(w_in), torch.empty_like(w_out))
+
+    def reusing_memory(self) -> Callable[[], None]:
+        """The floor: all experts forward, then all backward, and nothing is ever allocated."""
+        y, grad_rows = torch.empty_like(self.rows), torch.empty_like(self.rows)
+        hidden = self.rows.new_empty(self.rows.shape[0], self.w_in.shape[2])
+        scratch = hidden.new_empty(max(run.stop - run.start for _, run in self.runs), hidden.shape[1])
+
+        def step() -> None:
+            for expert, run in self.runs:
+                torch.mm(self.rows[run], self.w_in[expert], out=hidden[run]).relu_()
+                torch.mm(hidden[run], self.w_out[expert], out=y[run])
+            for expert, run in self.runs:
+                grad_hidden = scratch[: run.stop - run.start]
+                torch.mm(hidden[run].t(), self.grad_y[run], out=self.grad_out[expert])
+                torch.mm(self.grad_y[run], self.w_out[expert].t(), out=grad_hidden)
+                torch.ops.aten.threshold_backward.grad_input(
+                    grad_hidden, hidden[run], 0, grad_input=grad_hidden
+                )
+                torch.mm(self.rows[run].t(), grad_hidden, out=self.grad_in[expert])
+                torch.mm(grad_hidden, self.w_in[expert].t(), out=grad_rows[run])
+
+        return step
+
+    def plain(self) -> None:
+        """The same products as one writes them down."""
+        for expert, run in self.runs:
+            hidden = torch.mm(self.rows[run], self.w_in[expert]).relu_()
+            torch.mm(hidden, self.w_out[expert])
+            torch.mm(hidden.t(), self.grad_y[run], out=self.grad_out[expert])
+            grad_hidden = torch.mm(self.grad_y[run], self.w_out[expert].t()).mul_(hidden > 0)
+            torch.mm(self.rows[run].t(), grad_hidden, out=self.grad_in[expert])
+            torch.mm(grad_hidden, self.w_in[expert].t())
 
 
 def _start_deepspeed() -> None:
