@@ -6,6 +6,7 @@ changes a kind starts that node afresh: options of the old kind do not leak into
 """
 
 import difflib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -63,13 +64,14 @@ def to_dict(recipe: Recipe) -> dict[str, Any]:
 def find_recipe(recipe: str | Path) -> Path:
     """The file a recipe argument means: a path, or a name below the recipes that come with moe-train."""
     given = Path(recipe)
-    names = [given, given.with_name(given.name + ".yaml")]
     relative = Path(*given.parts[1:]) if given.parts[:1] == ("recipes",) else given
     shipped = SOURCE_TREE if SOURCE_TREE.is_dir() else INSTALLED
-    names += [shipped / relative, shipped / relative.with_name(relative.name + ".yaml")]
-    for name in names:
-        if name.is_file():
+    for name in (given, Path(f"{given}.yaml"), shipped / relative, shipped / f"{relative}.yaml"):
+        # os.path instead of Path: it answers "no" where a name is too long for the file system.
+        if os.path.isfile(name):
             return name
+    if os.path.isdir(given):
+        raise RecipeError(f"recipe={recipe}: is a folder; name one YAML file in it")
     known = sorted(str(path.relative_to(shipped)) for path in shipped.glob("[!_]*/*.yaml"))
     close = difflib.get_close_matches(str(relative), known, n=1, cutoff=0.5)
     hint = f"did you mean recipes/{close[0]}?" if close else f"known recipes: {', '.join(known) or 'none'}"
@@ -114,8 +116,9 @@ def _dotlist(overrides: Sequence[str]) -> dict[str, Any]:
     try:
         return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides))))
     except (yaml.YAMLError, OmegaConfBaseException) as error:
+        reason = " ".join(str(error).split())
         raise RecipeError(
-            f"override={' '.join(overrides)}: cannot be read ({error}); quote the value"
+            f"override={' '.join(overrides)}: is not valid YAML ({reason}); quote the value"
         ) from None
 
 

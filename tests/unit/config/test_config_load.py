@@ -190,3 +190,21 @@ def test_reading_a_recipe_does_not_import_torch():
 
 def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": f"{RECIPES.parent}:{RECIPES.parent / 'cluster'}"}
+
+
+@pytest.mark.parametrize("name", ["", ".", "recipes"])
+def test_a_folder_is_no_recipe(name):
+    with pytest.raises(RecipeError, match=r"is a folder; name one YAML file in it"):
+        load_recipe(name)
+
+
+def test_a_name_that_no_file_system_takes_is_a_missing_recipe():
+    with pytest.raises(RecipeError, match=r"there is no such file"):
+        load_recipe("x" * 5000)
+
+
+def test_an_override_that_is_no_yaml_is_named_in_one_line():
+    with pytest.raises(RecipeError) as refused:
+        load_recipe("switch/tiny", ["steps=["])
+    assert str(refused.value).startswith("override=steps=[: is not valid YAML (")
+    assert "\n" not in str(refused.value)
