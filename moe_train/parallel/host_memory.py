@@ -1,7 +1,7 @@
 """How this process handles freed host memory: it keeps it, because the next layer asks for the same sizes again.
 
 By default glibc gives large blocks back to the kernel at once, and every step pays again for mapping and zeroing
-its pages: 5 to 15% of a step on a CPU.
+its pages: 7 to 11% of an MoE layer on a CPU (docs/benchmarks.md).
 """
 
 import ctypes
