@@ -175,7 +175,11 @@ def _parser() -> argparse.ArgumentParser:
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or a recipe that comes with moe-train")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="override a key of the recipe, e.g. optim.lr=1e-3"
+        "overrides",
+        nargs="*",
+        default=[],  # without a default argparse calls it required
+        metavar="key=value",
+        help="override a key of the recipe, e.g. optim.lr=1e-3",
     )
     parser.add_argument(
         "--workers",

@@ -39,7 +39,11 @@ def main(argv: list[str], cache_override: str | None) -> int:
         command = commands.add_parser(name, help=purpose, description=purpose)
         command.add_argument("recipe", help="a recipe, for example recipes/switch/tiny.yaml")
         command.add_argument(
-            "overrides", nargs="*", metavar="key=value", help="for example data.corpus.path=docs"
+            "overrides",
+            nargs="*",
+            default=[],  # without a default argparse calls it required
+            metavar="key=value",
+            help="for example data.corpus.path=docs",
         )
     arguments = parser.parse_args(argv)
     recipe = load_recipe(arguments.recipe, arguments.overrides)

@@ -141,3 +141,14 @@ def test_a_wrong_option_value_names_the_rule(
         cli.main(["run", str(recipe), *wrong])
     assert end.value.code == 2
     assert wrong[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["run"], ["show"], ["data", "info"]])
+def test_a_missing_recipe_is_all_that_is_asked_for(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(command)
+    assert end.value.code == 2
+    required = capsys.readouterr().err.strip().rpartition("required: ")[2]
+    assert required.lower() == "recipe"
