@@ -61,7 +61,7 @@ def launch(asked: Launch, environment: MutableMapping[str, str]) -> int:
     require_sound(recipe, workers)
     run_dir = asked.run_dir or Path("runs") / recipe.name
     if asked.dry_run:
-        return _show_plan(asked, recipe, workers, run_dir)
+        return _show_plan(asked, recipe, workers, run_dir, environment)
     with RunFolder(run_dir) as folder:
         if folder.holds_run and asked.resume == "never":
             _say(f"{run_dir} held a run; it is now {folder.move_aside()}")
@@ -137,18 +137,22 @@ def _thread_settings(recipe: Recipe, workers: int, environment: Mapping[str, str
     """OpenMP's settings for a worker. By default its threads spin at barriers, which on cores that others use too
     makes a step several times slower (docs/log.md); a short spin costs nothing on free ones."""
     spin = environment.get("GOMP_SPINCOUNT", "1000")
-    return {"OMP_NUM_THREADS": str(_threads(recipe, workers)), "GOMP_SPINCOUNT": spin}
+    return {"OMP_NUM_THREADS": _threads(recipe, workers, environment), "GOMP_SPINCOUNT": spin}
 
 
-def _threads(recipe: Recipe, workers: int) -> int:
-    return recipe.job.threads or max(1, len(os.sched_getaffinity(0)) // workers)
+def _threads(recipe: Recipe, workers: int, environment: Mapping[str, str]) -> str:
+    """Threads of a worker, as OpenMP reads them; the recipe goes before what the user has set."""
+    shared_out = max(1, len(os.sched_getaffinity(0)) // workers)
+    return str(recipe.job.threads or environment.get("OMP_NUM_THREADS") or shared_out)
 
 
-def _show_plan(asked: Launch, recipe: Recipe, workers: int, run_dir: Path) -> int:
+def _show_plan(
+    asked: Launch, recipe: Recipe, workers: int, run_dir: Path, environment: Mapping[str, str]
+) -> int:
     arguments = tuple(trainer_arguments(run_dir / RECIPE_FILE, run_dir, asked.resume))
     job = JobSpec(arguments, workers, run_dir, attempt=1, module=asked.module)
     print(f"run folder  {run_dir}")
-    print(f"workers     {workers} with {_threads(recipe, workers)} threads each")
+    print(f"workers     {workers} with {_threads(recipe, workers, environment)} threads each")
     print(
         f"command     {shlex.join(command(job)) if workers > 1 or asked.max_restarts else 'in this process'}"
     )

@@ -133,6 +133,23 @@ def test_a_dry_run_says_the_command_and_writes_nothing(
     assert not run_dir.exists()
 
 
+@pytest.mark.parametrize(
+    ("user", "overrides", "expected"),
+    [("5", [], "5"), ("5", ["job.threads=3"], "3"), ("", [], str(max(1, len(os.sched_getaffinity(0)) // 2)))],
+)
+def test_threads_are_those_of_the_recipe_else_of_the_user_else_the_cores_shared_out(
+    recipe: Path,
+    user: str,
+    overrides: list[str],
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", user)
+    assert cli.main(["run", str(recipe), "--workers", "2", "--dry-run", *overrides]) == 0
+    assert f"workers     2 with {expected} threads each" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("wrong", [["--workers", "0"], ["--resume", "maybe"], ["--max-restarts", "-1"]])
 def test_a_wrong_option_value_names_the_rule(
     recipe: Path, wrong: list[str], capsys: pytest.CaptureFixture[str]
