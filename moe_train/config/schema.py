@@ -111,7 +111,7 @@ class JobConfig:
     """The processes of a run."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int | None = None  # CPU threads per worker; null: OMP_NUM_THREADS, or the machine's cores shared out
+    threads: int | None = None  # CPU threads per worker; null: OMP_NUM_THREADS, or the cores shared out
     timeout_s: float = 300.0  # a collective that waits longer than this fails
 
 
