@@ -47,6 +47,5 @@ class StepResult:
     """Per microbatch, per MoE layer: this rank's, not yet reduced."""
     tokens: int
     """Tokens of the global batch."""
-    seconds: float
     stop: bool
     """Some rank was asked to stop; all ranks see the same answer at the same step."""

@@ -132,15 +132,13 @@ class Trainer:
         self.callbacks.on_row(row)
 
     def _validate(self) -> None:
-        loss = self.engine.evaluate(self.validation)
+        loss = self.engine.evaluate(self.validation, self.step)
         self.callbacks.on_row({**self._where(), "validation_loss": loss})
 
     def _save(self) -> None:
         meta = {
             "step": self.step,
             "data_fingerprint": self.fingerprint,
-            "consumed_sequences": self.step * self.recipe.data.global_batch,
-            "seed": self.recipe.seed,
             "window": self.window.state(self.mesh.world),
             "callbacks": self.callbacks.state_dict(),
         }

@@ -15,8 +15,8 @@ class Engine(Protocol):
         """One update from this rank's microbatches; `step` counts the updates already made."""
         ...
 
-    def evaluate(self, batches: Sequence[Batch]) -> float:
-        """Mean task loss over all ranks' batches, in nats per token, without any randomness."""
+    def evaluate(self, batches: Sequence[Batch], step: int) -> float:
+        """Mean task loss over all ranks' batches after `step` updates, in nats per token, without any randomness."""
         ...
 
     def state(self) -> ShardedState:

@@ -4,7 +4,6 @@ Forward, backward, accumulation, one gradient norm, clipping, update. Nothing he
 gradients that reach the norm are those of the mean loss over the global batch, each element held by one rank.
 """
 
-import time
 from collections.abc import Sequence
 
 import torch
@@ -38,7 +37,6 @@ class NativeEngine:
         self.optimizer: torch.optim.Optimizer = build("optim", recipe.optim, parameters=self.locals)
 
     def step(self, batches: Sequence[Batch], step: int, stop_requested: bool) -> StepResult:
-        began = time.perf_counter()
         self._clear_gradients()
         losses, stats = self._accumulate(batches, step)
         self._take_gradients()
@@ -61,16 +59,15 @@ class NativeEngine:
             losses=auxiliary,
             stats=stats,
             tokens=tokens,
-            seconds=time.perf_counter() - began,
             stop=stop,
         )
 
     @torch.no_grad()
-    def evaluate(self, batches: Sequence[Batch]) -> float:
+    def evaluate(self, batches: Sequence[Batch], step: int) -> float:
         self.model.eval()
         total = torch.zeros(2, dtype=torch.float64, device=self.mesh.world.device)
         for batch in batches:
-            logits, _ = self._forward(batch, step=0)
+            logits, _ = self._forward(batch, step)
             total += total.new_tensor([float(self.objective(logits, batch)), 1.0]) * batch.tokens.numel()
         # FSDP2 frees gathered weights after a backward pass only: kept, they would hide what is loaded next.
         for module in self.model.modules():

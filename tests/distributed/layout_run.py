@@ -82,10 +82,10 @@ def losses_around_a_load(world: World, *overrides: str) -> tuple[float, float]:
     """Validation loss before and after zeros are written into every local parameter, as loading would."""
     recipe, engine = tiny_engine(world, *overrides)
     batches = share_of(global_batch(recipe, 0), world.rank, world.size)
-    before = engine.evaluate(batches)
+    before = engine.evaluate(batches, 0)
     for shard in engine.shards.values():
         shard.data.zero_()
-    return before, engine.evaluate(batches)
+    return before, engine.evaluate(batches, 1)
 
 
 def train(world: World, *overrides: str) -> LayoutRun:
@@ -109,7 +109,8 @@ def train(world: World, *overrides: str) -> LayoutRun:
         run.dropped.append(world.sum(over_microbatches(result.stats, "dropped")))
         run.entropies.append(world.sum(over_microbatches(result.stats, "router_entropy")))
     validation = global_batch(recipe, 99)
-    run.validation = engine.evaluate(share_of(validation, world.rank, world.size, recipe.data.micro_batch))
+    share = share_of(validation, world.rank, world.size, recipe.data.micro_batch)
+    run.validation = engine.evaluate(share, STEPS)
     run.parameters = boxes(engine, engine.locals)
     run.allocated = {name: allocated_bytes(parameter) for name, parameter in engine.model.named_parameters()}
     return run

@@ -91,17 +91,26 @@ def test_a_step_reports_what_it_did():
     made = engine("optim.schedule.kind=linear", "optim.schedule.warmup_steps=4")
     _, result = update(made, step=1)
     assert (result.step, result.lr, result.tokens, result.stop) == (2, 1.5, 8 * 16, False)
-    assert result.seconds > 0
     assert made.step(share_of(global_batch(made.recipe, 2), 0, 1), 2, True).stop
 
 
 def test_validation_is_a_mean_over_tokens_and_changes_nothing():
     made = engine("model.dropout=0.5")
     before, batch = copies(made), global_batch(made.recipe, 0)
-    whole = made.evaluate([batch])
-    assert made.evaluate(share_of(batch, 0, 1, 2)) == pytest.approx(whole, rel=1e-6)
-    assert made.evaluate([batch]) == whole
+    whole = made.evaluate([batch], 1)
+    assert made.evaluate(share_of(batch, 0, 1, 2), 1) == pytest.approx(whole, rel=1e-6)
+    assert made.evaluate([batch], 1) == whole
     assert all(torch.equal(shard.data, before[name]) for name, shard in made.shards.items())
+
+
+def test_validation_tells_routers_how_far_the_run_is(monkeypatch):
+    made, seen = engine("steps=8"), []
+    forward = made.model.forward
+    monkeypatch.setattr(
+        made.model, "forward", lambda tokens, context: seen.append(context) or forward(tokens, context)
+    )
+    made.evaluate([global_batch(made.recipe, 0)], 6)
+    assert [(context.training, context.progress) for context in seen] == [(False, 0.75)]
 
 
 def test_the_state_names_parameters_and_moments_and_shares_their_storage():
