@@ -25,7 +25,7 @@ import torch.distributed as dist
 from measurement import interleave, machine, median_ratio, peak_memory_gib, text_table, write_rows
 from torch import Tensor, nn
 
-from moe_train.config.kinds import TopKRouterConfig
+from moe_train.config.kinds.router import TopKRouterConfig
 from moe_train.config.schema import MoEConfig
 from moe_train.moe.layer import MoELayer
 from moe_train.moe.routing import RouteContext

@@ -31,7 +31,9 @@ from measurement import Row, interleave, machine, median_ratio, peak_memory_gib,
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from moe_train.config.kinds import AdamWConfig, BPEConfig, ConstantScheduleConfig, SwitchRouterConfig
+from moe_train.config.kinds.data import BPEConfig
+from moe_train.config.kinds.optim import AdamWConfig, ConstantScheduleConfig
+from moe_train.config.kinds.router import SwitchRouterConfig
 from moe_train.config.registry import build
 from moe_train.config.schema import DataConfig, ModelConfig, MoEConfig, ParallelConfig, Recipe, dense_width
 from moe_train.data.batch import Batch

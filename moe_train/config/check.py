@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 
-from moe_train.config.kinds import KindConfig
+from moe_train.config.kinds.kind import KindConfig
 from moe_train.config.problem import Problem
 from moe_train.config.registry import REGISTRY
 from moe_train.config.schema import Recipe, expert_width

@@ -10,54 +10,55 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from moe_train.config import kinds
+from moe_train.config.kinds import data, dispatch, engine, objective, optim, router
+from moe_train.config.kinds.kind import KindConfig
 
 
 @dataclass(frozen=True)
 class Kind:
     """A recipe dataclass and where its implementation is ("module:name"); the first of a place is its default."""
 
-    config: type[kinds.KindConfig]
+    config: type[KindConfig]
     implementation: str
 
 
 REGISTRY: Mapping[str, Mapping[str, Kind]] = {
     "moe.router": {
-        "switch": Kind(kinds.SwitchRouterConfig, "moe_train.moe.routers.top_k:TopKRouter"),
-        "top_k": Kind(kinds.TopKRouterConfig, "moe_train.moe.routers.top_k:TopKRouter"),
+        "switch": Kind(router.SwitchRouterConfig, "moe_train.moe.routers.top_k:TopKRouter"),
+        "top_k": Kind(router.TopKRouterConfig, "moe_train.moe.routers.top_k:TopKRouter"),
     },
     "moe.dispatch": {
-        "auto": Kind(kinds.AutoDispatchConfig, "moe_train.moe.dispatch.auto:choose"),
-        "local": Kind(kinds.LocalDispatchConfig, "moe_train.moe.dispatch.local:LocalDispatcher"),
+        "auto": Kind(dispatch.AutoDispatchConfig, "moe_train.moe.dispatch.auto:choose"),
+        "local": Kind(dispatch.LocalDispatchConfig, "moe_train.moe.dispatch.local:LocalDispatcher"),
         "all_to_all": Kind(
-            kinds.AllToAllDispatchConfig, "moe_train.moe.dispatch.all_to_all:AllToAllDispatcher"
+            dispatch.AllToAllDispatchConfig, "moe_train.moe.dispatch.all_to_all:AllToAllDispatcher"
         ),
     },
     "objective": {
-        "language": Kind(kinds.LanguageConfig, "moe_train.objectives.language:LanguageObjective"),
+        "language": Kind(objective.LanguageConfig, "moe_train.objectives.language:LanguageObjective"),
     },
     "data.corpus": {
-        "files": Kind(kinds.FilesCorpusConfig, "moe_train.data.corpora.files:FilesCorpus"),
-        "debian": Kind(kinds.DebianCorpusConfig, "moe_train.data.corpora.debian:DebianCorpus"),
+        "files": Kind(data.FilesCorpusConfig, "moe_train.data.corpora.files:FilesCorpus"),
+        "debian": Kind(data.DebianCorpusConfig, "moe_train.data.corpora.debian:DebianCorpus"),
         "huggingface": Kind(
-            kinds.HuggingFaceCorpusConfig, "moe_train.data.corpora.huggingface:HuggingFaceCorpus"
+            data.HuggingFaceCorpusConfig, "moe_train.data.corpora.huggingface:HuggingFaceCorpus"
         ),
     },
     "data.tokenizer": {
-        "bpe": Kind(kinds.BPEConfig, "moe_train.data.tokenizer:BPETokenizer"),
+        "bpe": Kind(data.BPEConfig, "moe_train.data.tokenizer:BPETokenizer"),
     },
     "optim": {
-        "adamw": Kind(kinds.AdamWConfig, "moe_train.optim.optimizer:adamw"),
-        "sgd": Kind(kinds.SGDConfig, "moe_train.optim.optimizer:sgd"),
+        "adamw": Kind(optim.AdamWConfig, "moe_train.optim.optimizer:adamw"),
+        "sgd": Kind(optim.SGDConfig, "moe_train.optim.optimizer:sgd"),
     },
     "optim.schedule": {
-        "cosine": Kind(kinds.CosineScheduleConfig, "moe_train.optim.schedule:cosine"),
-        "constant": Kind(kinds.ConstantScheduleConfig, "moe_train.optim.schedule:constant"),
-        "linear": Kind(kinds.LinearScheduleConfig, "moe_train.optim.schedule:linear"),
-        "inverse_sqrt": Kind(kinds.InverseSqrtScheduleConfig, "moe_train.optim.schedule:inverse_sqrt"),
+        "cosine": Kind(optim.CosineScheduleConfig, "moe_train.optim.schedule:cosine"),
+        "constant": Kind(optim.ConstantScheduleConfig, "moe_train.optim.schedule:constant"),
+        "linear": Kind(optim.LinearScheduleConfig, "moe_train.optim.schedule:linear"),
+        "inverse_sqrt": Kind(optim.InverseSqrtScheduleConfig, "moe_train.optim.schedule:inverse_sqrt"),
     },
     "engine": {
-        "native": Kind(kinds.NativeEngineConfig, "moe_train.engines.native:NativeEngine"),
+        "native": Kind(engine.NativeEngineConfig, "moe_train.engines.native:NativeEngine"),
     },
 }
 
@@ -68,6 +69,6 @@ def implementation(place: str, kind: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def build(place: str, config: kinds.KindConfig, /, **context: Any) -> Any:
+def build(place: str, config: KindConfig, /, **context: Any) -> Any:
     """Build what `config.kind` names at `place`."""
     return implementation(place, config.kind)(config, **context)

@@ -1,28 +1,18 @@
 """What a recipe may say: one dataclass a section, with types, defaults, units and effects.
 
 Dataclasses are the truth and YAML only overrides them. A node with a `kind` is replaced by the dataclass that
-`registry.py` lists for that kind; the kinds themselves stand in `kinds.py`. Nothing here imports torch.
+`registry.py` lists for that kind; the kinds themselves stand in `kinds/`. Nothing here imports torch.
 """
 
 from dataclasses import dataclass, field
 from typing import Literal
 
-from moe_train.config.kinds import (
-    AdamWConfig,
-    AutoDispatchConfig,
-    BPEConfig,
-    CorpusConfig,
-    DispatchConfig,
-    EngineConfig,
-    FilesCorpusConfig,
-    LanguageConfig,
-    NativeEngineConfig,
-    ObjectiveConfig,
-    OptimConfig,
-    RouterConfig,
-    SwitchRouterConfig,
-    TokenizerConfig,
-)
+from moe_train.config.kinds.data import BPEConfig, CorpusConfig, FilesCorpusConfig, TokenizerConfig
+from moe_train.config.kinds.dispatch import AutoDispatchConfig, DispatchConfig
+from moe_train.config.kinds.engine import EngineConfig, NativeEngineConfig
+from moe_train.config.kinds.objective import LanguageConfig, ObjectiveConfig
+from moe_train.config.kinds.optim import AdamWConfig, OptimConfig
+from moe_train.config.kinds.router import RouterConfig, SwitchRouterConfig
 
 
 @dataclass

@@ -11,7 +11,7 @@ from typing import Protocol
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from moe_train.config.kinds import BPEConfig
+from moe_train.config.kinds.data import BPEConfig
 from moe_train.errors import DataError
 
 PAD, EOS = "<pad>", "<eos>"

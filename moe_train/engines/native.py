@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from moe_train.checkpoint.layout import Shard, ShardedState
-from moe_train.config.kinds import NativeEngineConfig
+from moe_train.config.kinds.engine import NativeEngineConfig
 from moe_train.config.registry import build
 from moe_train.config.schema import Recipe
 from moe_train.data.batch import Batch

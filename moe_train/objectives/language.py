@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from moe_train.config.kinds import LanguageConfig
+from moe_train.config.kinds.objective import LanguageConfig
 from moe_train.data.batch import Batch
 
 

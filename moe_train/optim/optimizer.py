@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from moe_train.config.kinds import AdamWConfig, SGDConfig
+from moe_train.config.kinds.optim import AdamWConfig, SGDConfig
 
 
 def adamw(config: AdamWConfig, *, parameters: Mapping[str, Tensor]) -> torch.optim.Optimizer:

@@ -7,7 +7,7 @@ already made, so the first update of a run without warm-up has the peak rate.
 import math
 from collections.abc import Callable
 
-from moe_train.config.kinds import (
+from moe_train.config.kinds.optim import (
     ConstantScheduleConfig,
     CosineScheduleConfig,
     InverseSqrtScheduleConfig,

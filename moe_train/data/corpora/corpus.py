@@ -1,7 +1,7 @@
 """What a corpus is: named documents, the same ones in the same order each time they are asked for.
 
 A document is the unit of the split into training and validation, so it should be a text that stands alone: a
-file, an article. To add a source: one file beside this one, a dataclass in config/kinds.py, a line in
+file, an article. To add a source: one file beside this one, a dataclass in config/kinds/data.py, a line in
 config/registry.py.
 """
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from moe_train.config.kinds import DebianCorpusConfig
+from moe_train.config.kinds.data import DebianCorpusConfig
 from moe_train.data.cache import Facts, obtain
 from moe_train.data.corpora import apt, paragraphs
 from moe_train.data.corpora.corpus import Document, Progress

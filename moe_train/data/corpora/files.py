@@ -9,7 +9,7 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from moe_train.config.kinds import FilesCorpusConfig
+from moe_train.config.kinds.data import FilesCorpusConfig
 from moe_train.data.corpora.corpus import Document, Progress
 from moe_train.errors import DataError
 

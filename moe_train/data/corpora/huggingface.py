@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from moe_train.config.kinds import HuggingFaceCorpusConfig
+from moe_train.config.kinds.data import HuggingFaceCorpusConfig
 from moe_train.data.cache import Facts, obtain
 from moe_train.data.corpora.corpus import Document, Progress
 from moe_train.data.corpora.store import read_documents, write_documents

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from moe_train.config.kinds import DispatchConfig
+from moe_train.config.kinds.dispatch import DispatchConfig
 from moe_train.moe.dispatch.dispatcher import Dispatched
 from moe_train.moe.dispatch.local import ExpertOrder
 from moe_train.moe.permute import GatherRows

@@ -2,7 +2,7 @@
 
 import torch.distributed as dist
 
-from moe_train.config.kinds import DispatchConfig
+from moe_train.config.kinds.dispatch import DispatchConfig
 from moe_train.moe.dispatch.all_to_all import AllToAllDispatcher
 from moe_train.moe.dispatch.dispatcher import Dispatcher
 from moe_train.moe.dispatch.local import LocalDispatcher

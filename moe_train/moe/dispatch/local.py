@@ -7,7 +7,7 @@ import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from moe_train.config.kinds import DispatchConfig
+from moe_train.config.kinds.dispatch import DispatchConfig
 from moe_train.moe.dispatch.dispatcher import Dispatched
 from moe_train.moe.permute import CombineRows, GatherRows
 from moe_train.moe.routing import Routing

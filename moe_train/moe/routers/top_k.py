@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from moe_train.config.kinds import SwitchRouterConfig, TopKRouterConfig
+from moe_train.config.kinds.router import SwitchRouterConfig, TopKRouterConfig
 from moe_train.moe.losses import balance_loss, z_loss
 from moe_train.moe.routing import RouteContext, Routing
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from moe_train.config.kinds import SGDConfig, TopKRouterConfig
+from moe_train.config.kinds.optim import SGDConfig
+from moe_train.config.kinds.router import TopKRouterConfig
 from moe_train.config.load import find_recipe, load_recipe, to_dict, to_yaml
 from moe_train.errors import RecipeError
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from moe_train.config.kinds import DebianCorpusConfig
+from moe_train.config.kinds.data import DebianCorpusConfig
 from moe_train.data.cache import obtain
 from moe_train.data.corpora import apt, debian, paragraphs
 from moe_train.data.corpora.corpus import Document

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from moe_train.config.kinds import FilesCorpusConfig
+from moe_train.config.kinds.data import FilesCorpusConfig
 from moe_train.data.corpora.files import FilesCorpus
 from moe_train.errors import DataError
 
@@ -78,7 +78,7 @@ def test_a_file_or_folder_without_permission_is_named(folder, tmp_path, locked):
     (folder / locked).chmod(0)
     script = (
         "import os, sys\n"
-        "from moe_train.config.kinds import FilesCorpusConfig\n"
+        "from moe_train.config.kinds.data import FilesCorpusConfig\n"
         "from moe_train.data.corpora.files import FilesCorpus\n"
         "from moe_train.errors import DataError\n"
         "os.chdir(sys.argv[1])\n"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from moe_train.config.kinds import HuggingFaceCorpusConfig
+from moe_train.config.kinds.data import HuggingFaceCorpusConfig
 from moe_train.data.corpora import huggingface
 from moe_train.data.corpora.corpus import Document
 from moe_train.data.corpora.huggingface import HuggingFaceCorpus

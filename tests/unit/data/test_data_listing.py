@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from moe_train.config.kinds import BPEConfig, FilesCorpusConfig
+from moe_train.config.kinds.data import BPEConfig, FilesCorpusConfig
 from moe_train.config.schema import DataConfig
 from moe_train.data.corpora.corpus import Document
 from moe_train.data.listing import Listed, fingerprint, list_documents, validation_names

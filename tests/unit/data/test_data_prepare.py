@@ -10,7 +10,7 @@ from random import Random
 
 import pytest
 
-from moe_train.config.kinds import BPEConfig, FilesCorpusConfig
+from moe_train.config.kinds.data import BPEConfig, FilesCorpusConfig
 from moe_train.config.schema import DataConfig
 from moe_train.data import prepare as prepare_module
 from moe_train.data.cache import verified
@@ -161,7 +161,7 @@ def test_preparing_data_needs_neither_torch_nor_megatron():
 BUILDER = """
 import sys
 from pathlib import Path
-from moe_train.config.kinds import BPEConfig, FilesCorpusConfig
+from moe_train.config.kinds.data import BPEConfig, FilesCorpusConfig
 from moe_train.config.schema import DataConfig
 from moe_train.data.prepare import prepare
 corpus = FilesCorpusConfig(path=sys.argv[1])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from moe_train.config.kinds import BPEConfig
+from moe_train.config.kinds.data import BPEConfig
 from moe_train.data.tokenizer import EOS_ID, BPETokenizer
 from moe_train.errors import DataError
 

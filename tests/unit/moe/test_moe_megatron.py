@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_model import context, normal
 
-from moe_train.config.kinds import TopKRouterConfig
+from moe_train.config.kinds.router import TopKRouterConfig
 from moe_train.moe.losses import balance_loss, z_loss
 from moe_train.moe.routers.top_k import TopKRouter
 

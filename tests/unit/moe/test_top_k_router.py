@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_model import context, normal
 
-from moe_train.config.kinds import SwitchRouterConfig, TopKRouterConfig
+from moe_train.config.kinds.router import SwitchRouterConfig, TopKRouterConfig
 from moe_train.moe.routers.top_k import TopKRouter
 from moe_train.moe.routing import Routing
 

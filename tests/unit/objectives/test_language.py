@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from moe_train.config.kinds import LanguageConfig
+from moe_train.config.kinds.objective import LanguageConfig
 from moe_train.data.batch import Batch
 from moe_train.objectives.language import LanguageObjective
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_model import normal
 
-from moe_train.config.kinds import AdamWConfig, SGDConfig
+from moe_train.config.kinds.optim import AdamWConfig, SGDConfig
 from moe_train.optim.optimizer import adamw, sgd
 
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from moe_train.config.kinds import (
+from moe_train.config.kinds.optim import (
     ConstantScheduleConfig,
     CosineScheduleConfig,
     InverseSqrtScheduleConfig,

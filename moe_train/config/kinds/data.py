@@ -1,0 +1,82 @@
+"""What a recipe may say about `data.corpus` and `data.tokenizer`: one dataclass a kind; see kind.py."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from moe_train.config.kinds.kind import KindConfig
+from moe_train.config.problem import Problem
+
+if TYPE_CHECKING:
+    from moe_train.config.schema import Recipe
+
+
+@dataclass
+class CorpusConfig(KindConfig):
+    """Base of all corpora."""
+
+
+@dataclass
+class FilesCorpusConfig(CorpusConfig):
+    """Text files below a folder, or matching a glob; null: the running Python's own standard library."""
+
+    kind: str = "files"
+    path: str | None = None  # a folder, a file, or a glob such as docs/**/*.md
+    suffixes: list[str] = field(default_factory=lambda: [".txt", ".md", ".rst", ".py"])  # for folders
+
+
+@dataclass
+class DebianCorpusConfig(CorpusConfig):
+    """Prose from Debian's documentation packages, fetched with apt-get (about 65 MB of text)."""
+
+    kind: str = "debian"
+    packages: list[str] = field(default_factory=list)  # empty: all that the corpus knows
+
+
+@dataclass
+class HuggingFaceCorpusConfig(CorpusConfig):
+    """A data set of the Hugging Face hub, or a local folder of one, streamed."""
+
+    kind: str = "huggingface"
+    path: str = ""  # e.g. allenai/c4, or a folder
+    name: str | None = None  # configuration of the data set
+    split: str = "train"
+    text_field: str = "text"
+    max_documents: int | None = None  # null: all
+
+    def check(self, recipe: "Recipe") -> Iterator[Problem]:
+        if not self.path:
+            yield Problem(
+                "data.corpus.path", "''", "a data set needs a name or a folder", "set data.corpus.path"
+            )
+
+
+@dataclass
+class TokenizerConfig(KindConfig):
+    """Base of all tokenizers."""
+
+    @property
+    def size(self) -> int:
+        """Entries of the vocabulary."""
+        raise AssertionError("every tokenizer kind says its size")
+
+
+@dataclass
+class BPEConfig(TokenizerConfig):
+    """Byte-level byte-pair encoding, trained on the training files."""
+
+    kind: str = "bpe"
+    vocab_size: int = 4096
+
+    @property
+    def size(self) -> int:
+        return self.vocab_size
+
+    def check(self, recipe: "Recipe") -> Iterator[Problem]:
+        if self.vocab_size < 258:
+            yield Problem(
+                "data.tokenizer.vocab_size",
+                self.vocab_size,
+                "must hold the 256 bytes and 2 special tokens",
+                "use at least 258; 4096 suits small corpora",
+            )

@@ -1,0 +1,69 @@
+"""What a recipe may say about `moe.router`: one dataclass a kind; see kind.py."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from moe_train.config.kinds.kind import KindConfig
+from moe_train.config.problem import Problem
+
+if TYPE_CHECKING:
+    from moe_train.config.schema import Recipe
+
+
+@dataclass
+class RouterConfig(KindConfig):
+    """Base of all routers."""
+
+    @property
+    def num_choices(self) -> int:
+        """Experts a token is sent to at most."""
+        return 1
+
+
+@dataclass
+class SwitchRouterConfig(RouterConfig):
+    """Switch (2101.03961): one expert per token, weight = its probability."""
+
+    kind: str = "switch"
+    jitter: float = 0.01  # router input times U(1 - jitter, 1 + jitter), training only
+    balance_coefficient: float = 0.01  # alpha of eq. 4
+    z_coefficient: float = 0.0  # ST-MoE's router z-loss
+
+    def check(self, recipe: "Recipe") -> Iterator[Problem]:
+        if not 0 <= self.jitter < 1:
+            yield Problem("moe.router.jitter", self.jitter, "must be in [0, 1)", "use 0.01, or 0 for none")
+
+
+@dataclass
+class TopKRouterConfig(RouterConfig):
+    """Softmax over all experts, the k largest chosen."""
+
+    kind: str = "top_k"
+    k: int = 2  # experts per token
+    normalize: bool = True  # the k weights of a token sum to 1
+    jitter: float = 0.0
+    balance_coefficient: float = 0.01
+    z_coefficient: float = 0.0
+
+    @property
+    def num_choices(self) -> int:
+        return self.k
+
+    def check(self, recipe: "Recipe") -> Iterator[Problem]:
+        if not 1 <= self.k <= recipe.moe.num_experts:
+            yield Problem(
+                "moe.router.k",
+                self.k,
+                f"must be between 1 and moe.num_experts={recipe.moe.num_experts}",
+                f"set moe.router.k to at most {recipe.moe.num_experts} or raise moe.num_experts",
+            )
+        if self.k == 1 and self.normalize:
+            yield Problem(
+                "moe.router.normalize",
+                "true",
+                "with moe.router.k=1 makes every weight 1, so the router learns nothing from the task",
+                "set moe.router.normalize=false, or use moe.router.kind=switch",
+            )
+        if not 0 <= self.jitter < 1:
+            yield Problem("moe.router.jitter", self.jitter, "must be in [0, 1)", "use 0.01, or 0 for none")
