@@ -1,6 +1,6 @@
 """What one worker does about itself: log, heartbeat, error file, signals, and dying with its launcher.
 
-`train.main` enters a Process before anything slow or fallible, so that every failure of a worker leaves an
+`worker.main` enters a Process before anything slow or fallible, so that every failure of a worker leaves an
 error.json and a signal during start-up is remembered instead of killing. The folders and files are those of
 `moe_cluster.contract`. No torch here: entering costs milliseconds.
 """

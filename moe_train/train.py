@@ -1,15 +1,11 @@
 """What one rank does, top to bottom: the file to read first.
 
-A launcher starts it as `python -m moe_train.train` under the contract of `moe_cluster.contract`; `moe-train run`
-with one worker calls `run` in its own process.
+`worker.py` calls `run` in each process that a launcher started; `moe-train run` with one worker calls it in its own.
 """
 
-import argparse
 import logging
-import os
 import shutil
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +20,6 @@ from moe_train.checkpoint.checkpointer import Checkpointer, Found
 from moe_train.checkpoint.layout import ShardedState
 from moe_train.checkpoint.lineage import record_start
 from moe_train.config.check import require_sound
-from moe_train.config.load import load_recipe
 from moe_train.config.registry import build
 from moe_train.config.schema import Recipe, moe_layers
 from moe_train.data.cache import cache_dir
@@ -41,18 +36,7 @@ from moe_train.process import Process
 from moe_train.run_folder import mark_finished
 from moe_train.trainer import Trainer
 
-log = logging.getLogger("moe_train.train")  # also when run as __main__
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """One worker of a run that a launcher started; returns an exit code of the contract."""
-    parser = argparse.ArgumentParser(prog="python -m moe_train.train", description=__doc__)
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("--run-dir", type=Path, required=True)
-    parser.add_argument("--resume", default="auto")
-    arguments = parser.parse_args(argv)
-    with Process.of_worker(arguments.run_dir, os.environ) as process:
-        return run(load_recipe(arguments.recipe), arguments.run_dir, arguments.resume, process)
+log = logging.getLogger(__name__)
 
 
 def run(recipe: Recipe, run_dir: Path, resume: str, process: Process) -> int:
@@ -181,7 +165,3 @@ def _layout(mesh: Mesh, state: ShardedState) -> dict[str, Any]:
             for name, shard in held.items()
         },
     }
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,9 +1,9 @@
 """The contract between a launcher and the trainer: arguments, environment, folders, exit codes.
 
-A launcher (this package) starts `python -m moe_train.train` and knows nothing else of training; the trainer
+A launcher (this package) starts `python -m moe_train.worker` and knows nothing else of training; the trainer
 knows nothing of who started it. All they agree on is on this page, and both import it.
 
-Arguments   python -m moe_train.train RECIPE --run-dir DIR --resume auto|never|STEP
+Arguments   python -m moe_train.worker RECIPE --run-dir DIR --resume auto|never|STEP
             RECIPE is a resolved recipe file (no `_base`, no overrides).
 Environment RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT as torch elastic sets them (absent:
             one worker), and ATTEMPT_VARIABLE and LAUNCHER_VARIABLE below.
@@ -34,7 +34,7 @@ ATTEMPT_VARIABLE = "MOE_TRAIN_ATTEMPT"
 LAUNCHER_VARIABLE = "MOE_TRAIN_LAUNCHER_PID"
 """Process id of a launcher on this host. A worker that finds it gone ends: nobody looks after it."""
 
-TRAINER_MODULE = "moe_train.train"
+TRAINER_MODULE = "moe_train.worker"
 
 LOG_FILE = "log.txt"
 ERROR_FILE = "error.json"
@@ -54,5 +54,5 @@ def rank_dir(run_dir: Path, attempt: int, rank: int) -> Path:
 
 
 def trainer_arguments(recipe: Path, run_dir: Path, resume: str) -> list[str]:
-    """Arguments of the trainer module, after `python -m moe_train.train`."""
+    """Arguments of the trainer module, after `python -m moe_train.worker`."""
     return [str(recipe), "--run-dir", str(run_dir), "--resume", resume]

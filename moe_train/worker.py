@@ -1,0 +1,33 @@
+"""One worker of a run, as a launcher starts it: `python -m moe_train.worker`, under `moe_cluster.contract`.
+
+Apart from `train.py` because importing torch takes seconds: a signal or a failed import in that time must find a
+Process that minds it. Read `train.py` next.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from moe_train.process import Process
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Be the worker that the environment describes; returns an exit code of the contract."""
+    parser = argparse.ArgumentParser(prog="python -m moe_train.worker", description=__doc__)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--run-dir", type=Path, required=True)
+    parser.add_argument("--resume", default="auto")
+    arguments = parser.parse_args(argv)
+    with Process.of_worker(arguments.run_dir, os.environ) as process:
+        from moe_train.config.load import load_recipe
+
+        recipe = load_recipe(arguments.recipe)
+        from moe_train import train
+
+        return train.run(recipe, arguments.run_dir, arguments.resume, process)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+"""`python -m moe_train.worker`, as launchers start it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "cluster")))}
+
+
+def test_a_worker_minds_signals_before_it_imports_what_takes_seconds():
+    code = "import sys, moe_train.worker; print({'torch', 'omegaconf', 'wandb', 'rich'} & set(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "set()\n"
+
+
+def test_a_worker_that_is_told_to_stop_while_it_starts_saves_its_first_step(folder, tmp_path):
+    run_dir = tmp_path / "run"
+    heartbeat = run_dir / "attempts/1/rank-0/heartbeat.json"
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "moe_train.worker", "small.yaml", "--run-dir", str(run_dir)],
+        cwd=folder,
+        env={**ENVIRONMENT, "MOE_TRAIN_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not heartbeat.exists():
+        assert worker.poll() is None
+        time.sleep(0.005)
+    worker.send_signal(signal.SIGTERM)
+    _, errors = worker.communicate(timeout=60)
+    assert worker.returncode == 75, errors
+    assert [path.name for path in (run_dir / "checkpoints").glob("step_*")] == ["step_00000001"]
+
+
+def test_what_a_worker_cannot_use_is_told_in_its_error_file(tmp_path):
+    (tmp_path / "small.yaml").write_text("model: {d_modle: 8}\n")
+    command = [sys.executable, "-m", "moe_train.worker", "small.yaml", "--run-dir", "run"]
+    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "model.d_modle: there is no such key" in (tmp_path / "run/attempts/1/rank-0/error.json").read_text()
