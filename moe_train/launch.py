@@ -24,13 +24,13 @@ from moe_cluster.first_cause import FirstCause, find_first_cause
 from moe_cluster.job import JobSpec
 from moe_cluster.local import Outcome, command, run_local
 from moe_train.checkpoint.folder import CheckpointFolder
-from moe_train.checkpoint.lineage import has_started
+from moe_train.checkpoint.lineage import has_started, newest_attempt
 from moe_train.config.check import require_sound
 from moe_train.config.load import load_recipe
 from moe_train.config.schema import Recipe
 from moe_train.errors import UsageError
 from moe_train.process import Process
-from moe_train.run_folder import RECIPE_FILE, RunFolder
+from moe_train.run_folder import RunFolder, attempt_recipe
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,14 @@ def launch(asked: Launch, environment: MutableMapping[str, str]) -> int:
     with RunFolder(run_dir) as folder:
         if folder.holds_run and asked.resume == "never":
             _say(f"{run_dir} held a run; it is now {folder.move_aside()}")
-        elif folder.holds_run:
+        elif _has_begun(run_dir):
             folder.require_same_run(recipe)
             finished = folder.finished_step()
             if asked.resume == "auto" and finished is not None and finished >= recipe.steps:
                 _say(f"{run_dir} is finished: step {finished} of steps={recipe.steps}; raise steps to go on")
                 return DONE
             _require_step(asked.resume, run_dir)
+            _tell_other_rates(folder.recipe(), recipe)
         elif asked.resume not in ("auto", "never"):
             raise UsageError(
                 f"--resume {asked.resume}: {run_dir} holds no run; use --resume auto or its --run-dir"
@@ -80,6 +81,11 @@ def launch(asked: Launch, environment: MutableMapping[str, str]) -> int:
     if exit_code == PREEMPTED:
         _say(f"stopped and saved; go on with: {_resume_line(asked, run_dir)}")
     return exit_code
+
+
+def _has_begun(run_dir: Path) -> bool:
+    """Whether a trainer accepted a recipe in this folder; one that it refused binds nobody."""
+    return any(has_started(run_dir, attempt) for attempt in range(1, newest_attempt(run_dir) + 1))
 
 
 def _require_step(resume: str, run_dir: Path) -> None:
@@ -92,6 +98,15 @@ def _require_step(resume: str, run_dir: Path) -> None:
         )
 
 
+def _tell_other_rates(before: Recipe, now: Recipe) -> None:
+    schedule = now.optim.schedule
+    if schedule.spans_run and now.steps != before.steps:
+        _say(
+            f"steps={now.steps}: the run had steps={before.steps} until now; the {schedule.kind} schedule now ends at "
+            f"{now.steps}, so the learning rate differs from that of a run of {now.steps} steps from the start"
+        )
+
+
 def _attempts(
     asked: Launch, recipe: Recipe, workers: int, folder: RunFolder, environment: MutableMapping[str, str]
 ) -> int:
@@ -99,7 +114,7 @@ def _attempts(
     resume = asked.resume
     for restart in range(asked.max_restarts + 1):
         attempt = folder.new_attempt(recipe)
-        arguments = tuple(trainer_arguments(folder.path / RECIPE_FILE, folder.path, resume))
+        arguments = tuple(trainer_arguments(attempt_recipe(folder.path, attempt), folder.path, resume))
         job = JobSpec(arguments, workers, folder.path, attempt, threads, asked.module)
         if workers == 1 and asked.max_restarts == 0 and asked.module == TRAINER_MODULE:
             environment.update(threads)
@@ -149,8 +164,9 @@ def _threads(recipe: Recipe, workers: int, environment: Mapping[str, str]) -> st
 def _show_plan(
     asked: Launch, recipe: Recipe, workers: int, run_dir: Path, environment: Mapping[str, str]
 ) -> int:
-    arguments = tuple(trainer_arguments(run_dir / RECIPE_FILE, run_dir, asked.resume))
-    job = JobSpec(arguments, workers, run_dir, attempt=1, module=asked.module)
+    attempt = 1 + newest_attempt(run_dir)
+    arguments = tuple(trainer_arguments(attempt_recipe(run_dir, attempt), run_dir, asked.resume))
+    job = JobSpec(arguments, workers, run_dir, attempt, module=asked.module)
     print(f"run folder  {run_dir}")
     print(f"workers     {workers} with {_threads(recipe, workers, environment)} threads each")
     print(

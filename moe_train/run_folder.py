@@ -111,16 +111,18 @@ class RunFolder:
                 "on from its newest checkpoint"
             ) from None
 
-    def require_same_run(self, recipe: Recipe) -> None:
-        """Raise UsageError if `recipe` could not go on with what is in the folder."""
-        saved = self.path / RECIPE_FILE
+    def recipe(self) -> Recipe:
+        """What the run was last trained with. Raises RunError if it cannot be read."""
         try:
-            before = to_dict(load_recipe(saved))
+            return load_recipe(self.path / RECIPE_FILE)
         except MoETrainError as error:
             raise RunError(
                 f"run_dir={self.path}: its recipe cannot be read ({error}); use --resume never"
             ) from None
-        changed = list(_changes(before, to_dict(recipe)))
+
+    def require_same_run(self, recipe: Recipe) -> None:
+        """Raise UsageError if `recipe` could not go on with what is in the folder."""
+        changed = list(_changes(to_dict(self.recipe()), to_dict(recipe)))
         if changed:
             raise UsageError(
                 "\n".join(
@@ -131,19 +133,34 @@ class RunFolder:
             )
 
     def new_attempt(self, recipe: Recipe) -> int:
-        """Write the resolved recipe and make the folder of the next attempt; returns its number, from 1."""
+        """Make the folder of the next attempt, the resolved recipe in it; returns its number, from 1.
+
+        The recipe of an earlier attempt stays the run's own until the trainer has accepted the new one.
+        """
         try:
-            replace_text(self.path / RECIPE_FILE, to_yaml(recipe), durable=True)
-            (self.path / FINISHED_FILE).unlink(missing_ok=True)
             folders = attempt_dir(self.path, 0).parent
             folders.mkdir(exist_ok=True)
             number = 1 + max(
                 (int(entry.name) for entry in folders.iterdir() if entry.name.isdigit()), default=0
             )
             attempt_dir(self.path, number).mkdir()
+            replace_text(attempt_recipe(self.path, number), to_yaml(recipe), durable=True)
+            if not self.holds_run:
+                replace_text(self.path / RECIPE_FILE, to_yaml(recipe), durable=True)
         except OSError as error:
             raise _unwritable(self.path, error) from None
         return number
+
+
+def attempt_recipe(run_dir: Path, attempt: int) -> Path:
+    """The resolved recipe that an attempt was started with."""
+    return attempt_dir(run_dir, attempt) / RECIPE_FILE
+
+
+def accept_recipe(run_dir: Path, recipe: Recipe) -> None:
+    """Make `recipe` the run's own, and the run unfinished: an attempt goes on with it. Raises OSError."""
+    replace_text(run_dir / RECIPE_FILE, to_yaml(recipe), durable=True)
+    (run_dir / FINISHED_FILE).unlink(missing_ok=True)
 
 
 def mark_finished(run_dir: Path, step: int) -> None:

@@ -33,7 +33,7 @@ from moe_train.parallel.host_memory import keep_freed_memory
 from moe_train.parallel.plan import Mesh, ParallelPlan
 from moe_train.parallel.world import World
 from moe_train.process import Process
-from moe_train.run_folder import mark_finished
+from moe_train.run_folder import accept_recipe, mark_finished
 from moe_train.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -58,6 +58,7 @@ def run(recipe: Recipe, run_dir: Path, resume: str, process: Process) -> int:
         trainer.restore(_load(found, checkpointer, trainer, data))
     if world.is_main:
         record_start(run_dir, world.attempt, found.origin if found else None)
+        accept_recipe(run_dir, recipe)
         shutil.copyfile(data.tokenizer_file, run_dir / "tokenizer.json")
     world.barrier()
 

@@ -8,7 +8,8 @@ Arguments   python -m moe_train.worker RECIPE --run-dir DIR --resume auto|never|
 Environment RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT as torch elastic sets them (absent:
             one worker), and ATTEMPT_VARIABLE and LAUNCHER_VARIABLE below.
 Folders     DIR/attempts/K/rank-R/{log.txt,error.json,heartbeat.json,layout.json}, K counted from 1;
-            the launcher's own DIR/attempts/K/launcher.log beside them.
+            the launcher's own DIR/attempts/K/{recipe.yaml,launcher.log} beside them. DIR/recipe.yaml is
+            what the run was last trained with: the trainer replaces it once it has accepted the new one.
             heartbeat.json is {pid, host, step, time}; it appears once the worker minds signals.
             error.json is {rank, host, pid, step, time, type, message, explained, traceback, exit_code}; it
             appears where a worker fails by itself. explained: the message says all that a user needs.

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from moe_cluster.contract import DONE, PREEMPTED
+from moe_train.checkpoint.lineage import record_start
 from moe_train.config.load import load_recipe
 from moe_train.errors import DataError
 from moe_train.process import Process
@@ -38,6 +39,8 @@ def work(run_dir: Path, steps: int, process: Process) -> int:
     import torch.distributed as dist
 
     dist.init_process_group("gloo")
+    if process.rank == 0:
+        record_start(run_dir, process.attempt, None)
     saved = run_dir / "saved"
     first = 1 + (int(saved.read_text()) if saved.exists() else 0)
     for step in range(first, steps + 1):

@@ -44,4 +44,6 @@ def test_what_a_worker_cannot_use_is_told_in_its_error_file(tmp_path):
     command = [sys.executable, "-m", "moe_train.worker", "small.yaml", "--run-dir", "run"]
     done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 2
-    assert "model.d_modle: there is no such key" in (tmp_path / "run/attempts/1/rank-0/error.json").read_text()
+    assert (
+        "model.d_modle: there is no such key" in (tmp_path / "run/attempts/1/rank-0/error.json").read_text()
+    )

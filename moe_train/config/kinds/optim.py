@@ -17,6 +17,11 @@ class ScheduleConfig(KindConfig):
 
     warmup_steps: int = 0
 
+    @property
+    def spans_run(self) -> bool:
+        """Whether the curve depends on the number of steps of the run."""
+        return False
+
 
 @dataclass
 class ConstantScheduleConfig(ScheduleConfig):
@@ -32,6 +37,10 @@ class CosineScheduleConfig(ScheduleConfig):
     kind: str = "cosine"
     final_fraction: float = 0.1
 
+    @property
+    def spans_run(self) -> bool:
+        return True
+
 
 @dataclass
 class LinearScheduleConfig(ScheduleConfig):
@@ -39,6 +48,10 @@ class LinearScheduleConfig(ScheduleConfig):
 
     kind: str = "linear"
     final_fraction: float = 0.0
+
+    @property
+    def spans_run(self) -> bool:
+        return True
 
 
 @dataclass

@@ -130,10 +130,10 @@ def test_what_is_no_resume_is_refused_and_changes_nothing(
     assert contents(run_dir) == before
 
 
-def test_a_resume_on_other_text_is_refused(
+def test_a_resume_on_other_text_is_refused_and_leaves_the_run_as_it_was(
     moe_train: Command, run_dir: Path, folder: Path, tmp_path: Path
 ) -> None:
-    before = contents(run_dir / "checkpoints")
+    before = contents(run_dir)
     other = shutil.copytree(folder / "corpus", tmp_path / "other")
     with (other / "0.txt").open("a") as file:
         file.write(" more")
@@ -141,4 +141,28 @@ def test_a_resume_on_other_text_is_refused(
     ended.refuses(
         "data.corpus: its text has changed since the run began", "restore the files", "--resume never"
     )
-    assert contents(run_dir / "checkpoints") == before
+    shutil.rmtree(run_dir / "attempts/2")
+    assert contents(run_dir) == before
+
+
+def test_another_length_under_a_schedule_that_spans_the_run_is_told(
+    moe_train: Command, tmp_path: Path
+) -> None:
+    command = ["run", "small.yaml", "--run-dir", str(tmp_path), "optim.schedule.kind=cosine"]
+    assert moe_train(*command, "steps=2").errors == ""
+    longer = moe_train(*command, "steps=4")
+    assert (longer.code, longer.errors) == (
+        0,
+        "moe-train: steps=4: the run had steps=2 until now; the cosine schedule now ends at 4, so the learning rate "
+        "differs from that of a run of 4 steps from the start\n",
+    )
+    assert moe_train(*command, "steps=5", "optim.schedule.kind=constant").errors == ""
+
+
+def test_a_recipe_that_was_refused_before_the_first_step_binds_nothing(
+    moe_train: Command, tmp_path: Path
+) -> None:
+    command = ["run", "small.yaml", "--run-dir", str(tmp_path), "steps=1"]
+    moe_train(*command, "data.tokenizer.vocab_size=4096").refuses("data.tokenizer.vocab_size=4096")
+    assert moe_train(*command).code == 0
+    moe_train(*command, "data.tokenizer.vocab_size=299").refuses("which a resume must keep")

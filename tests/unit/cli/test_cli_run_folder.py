@@ -11,7 +11,7 @@ import pytest
 from moe_train.config.load import load_recipe
 from moe_train.config.schema import Recipe
 from moe_train.errors import RunError, UsageError
-from moe_train.run_folder import RunFolder, mark_finished
+from moe_train.run_folder import RunFolder, accept_recipe, attempt_recipe, mark_finished
 
 ROOT = Path(__file__).parents[3]
 
@@ -47,7 +47,7 @@ def test_a_resume_may_change_what_is_neither_model_nor_data(recipe: Recipe, tmp_
         folder.new_attempt(recipe)
         recipe.steps, recipe.log_every, recipe.optim.lr = 40, 5, 1e-4
         recipe.parallel.expert, recipe.moe.capacity_factor, recipe.checkpoint.every = 2, None, 7
-        recipe.data.corpus.path = "moved/here"  # the fingerprint of its text must stay, which the trainer checks
+        recipe.data.corpus.path = "moved/here"  # the trainer checks that its text is the same
         folder.require_same_run(recipe)
 
 
@@ -77,12 +77,26 @@ def test_starting_afresh_moves_the_old_run_aside(recipe: Recipe, tmp_path: Path)
             assert (tmp_path / f"run.old-{number}/attempts/1").is_dir()
 
 
-def test_a_finished_run_is_known_until_another_attempt_begins(recipe: Recipe, tmp_path: Path) -> None:
+def test_a_recipe_becomes_the_runs_own_when_it_is_accepted(recipe: Recipe, tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run") as folder:
+        folder.new_attempt(recipe)
+        other = Recipe(name="small", steps=40)
+        assert folder.new_attempt(other) == 2
+        assert folder.recipe() == recipe
+        assert load_recipe(attempt_recipe(folder.path, 1)) == recipe
+        assert load_recipe(attempt_recipe(folder.path, 2)) == other
+        accept_recipe(folder.path, other)
+        assert folder.recipe() == other
+
+
+def test_a_finished_run_is_known_until_the_trainer_goes_on_with_it(recipe: Recipe, tmp_path: Path) -> None:
     with RunFolder(tmp_path / "run") as folder:
         assert folder.finished_step() is None
         mark_finished(folder.path, 20)
         assert folder.finished_step() == 20
         folder.new_attempt(recipe)
+        assert folder.finished_step() == 20
+        accept_recipe(folder.path, recipe)
         assert folder.finished_step() is None
 
 
