@@ -5,23 +5,21 @@ import signal
 import subprocess
 import sys
 import time
-import uuid
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from own_processes import OwnProcesses, wait_for
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-TOKEN = "STANDIN_TOKEN"
 
 
 class Launcher:
-    """One `moe-train run` in a folder of its own; all its processes carry a token in their environment."""
+    """One `moe-train run` in a folder of its own, and all the processes it starts."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.run_dir = folder, folder / "run"
-        self.token = uuid.uuid4().hex
+        self.processes = OwnProcesses()
         (folder / "recipe.yaml").write_text("name: standin\nmodel: {d_model: 16}\ndata: {global_batch: 8}\n")
 
     def start(self, *arguments: str, fault: str = "") -> "subprocess.Popen[str]":
@@ -37,7 +35,7 @@ class Launcher:
                 *arguments,
             ],
             cwd=self.folder,
-            env={**os.environ, "PYTHONPATH": path, TOKEN: self.token, "STANDIN": fault},
+            env={**os.environ, "PYTHONPATH": path, "STANDIN": fault, **self.processes.environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -47,26 +45,6 @@ class Launcher:
         process = self.start(*arguments, fault=fault)
         output, errors = process.communicate(timeout=90)
         return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
-
-    def wait_for(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 60
-        while not condition():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-
-    def processes(self) -> list[int]:
-        """Living processes of this launcher, itself included."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            try:
-                if (
-                    entry.name.isdigit()
-                    and f"{TOKEN}={self.token}".encode() in (entry / "environ").read_bytes()
-                ):
-                    found.append(int(entry.name))
-            except OSError:
-                continue
-        return found
 
     @property
     def attempts(self) -> int:
@@ -91,7 +69,7 @@ def test_a_killed_worker_is_named_and_the_run_goes_on_in_a_second_attempt(launch
     assert launcher.attempts == 2
     steps = [line for line in done.stdout.splitlines() if line.startswith("worker says")]
     assert steps == [f"worker says step {step}" for step in range(1, 7)]
-    assert launcher.processes() == []
+    assert launcher.processes.living() == []
 
     again = launcher.run("--workers", "2", "steps=6")
     assert again.returncode == 0
@@ -110,7 +88,7 @@ def test_the_error_of_one_rank_is_the_first_cause_and_no_traceback_is_shown(laun
     assert "Traceback" not in done.stderr + done.stdout
     assert "Gloo" not in done.stderr + done.stdout
     assert "Traceback" in (launcher.run_dir / "attempts/1/rank-1/log.txt").read_text()
-    assert launcher.processes() == []
+    assert launcher.processes.living() == []
 
 
 def test_a_mistake_of_the_user_is_not_tried_again(launcher: Launcher) -> None:
@@ -122,14 +100,14 @@ def test_a_mistake_of_the_user_is_not_tried_again(launcher: Launcher) -> None:
 
 def test_sigterm_to_the_launcher_saves_on_all_ranks_and_the_same_command_goes_on(launcher: Launcher) -> None:
     process = launcher.start("--workers", "2", "steps=100000")
-    launcher.wait_for(lambda: launcher.has_saved)
+    wait_for(lambda: launcher.has_saved)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 75, errors
     assert "go on with: moe-train run recipe.yaml --run-dir run --workers 2" in errors.replace(
         "steps=100000 ", ""
     )
-    assert launcher.processes() == []
+    assert launcher.processes.living() == []
     step = int((launcher.run_dir / "saved").read_text())
     resumed = launcher.run("--workers", "2", f"steps={step + 2}")
     assert resumed.returncode == 0
@@ -138,7 +116,7 @@ def test_sigterm_to_the_launcher_saves_on_all_ranks_and_the_same_command_goes_on
 
 def test_a_signal_while_the_workers_start_is_remembered(launcher: Launcher) -> None:
     process = launcher.start("--workers", "1", "--max-restarts", "1", "steps=100000")
-    launcher.wait_for((launcher.run_dir / "attempts/1/launcher.log").exists)
+    wait_for((launcher.run_dir / "attempts/1/launcher.log").exists)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 75, errors
@@ -147,16 +125,16 @@ def test_a_signal_while_the_workers_start_is_remembered(launcher: Launcher) -> N
 
 def test_nothing_outlives_a_launcher_that_is_killed(launcher: Launcher) -> None:
     process = launcher.start("--workers", "2", "steps=100000")
-    launcher.wait_for(lambda: launcher.has_saved)
-    assert len(launcher.processes()) >= 4
+    wait_for(lambda: launcher.has_saved)
+    assert len(launcher.processes.living()) >= 4
     process.kill()
     process.communicate(timeout=60)
-    launcher.wait_for(lambda: launcher.processes() == [])
+    wait_for(lambda: launcher.processes.living() == [])
 
 
 def test_a_second_interrupt_ends_everything_at_once_and_a_second_run_is_kept_out(launcher: Launcher) -> None:
     process = launcher.start("--max-restarts", "1", "steps=100000")
-    launcher.wait_for((launcher.run_dir / "attempts/1/launcher.log").exists)
+    wait_for((launcher.run_dir / "attempts/1/launcher.log").exists)
     second = launcher.run("steps=100000")
     assert second.returncode == 1
     assert "another moe-train is running in it" in second.stderr
@@ -167,7 +145,7 @@ def test_a_second_interrupt_ends_everything_at_once_and_a_second_run_is_kept_out
     assert process.returncode == 1
     assert "interrupted" in errors
     assert "Traceback" not in errors
-    assert launcher.processes() == []
+    assert launcher.processes.living() == []
 
 
 @pytest.mark.faults
@@ -177,12 +155,12 @@ def test_sigkill_of_any_process_at_any_moment_ends_all_and_is_reported(
     launcher: Launcher, who: str, delay_s: float
 ) -> None:
     process = launcher.start("--workers", "2", "steps=100000")
-    launcher.wait_for((launcher.run_dir / "attempts/1/launcher.log").exists)
+    wait_for((launcher.run_dir / "attempts/1/launcher.log").exists)
     time.sleep(delay_s)
-    others = sorted(set(launcher.processes()) - {process.pid})
+    others = sorted(set(launcher.processes.living()) - {process.pid})
     os.kill(others[0] if who == "elastic" else others[-1], signal.SIGKILL)
     _, errors = process.communicate(timeout=90)
     assert process.returncode == 1
     assert errors.count("moe-train: error:") == 1
     assert "Traceback" not in errors
-    assert launcher.processes() == []
+    assert launcher.processes.living() == []

@@ -12,11 +12,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import require_tool
+from own_processes import wait_for
 from small_run import RECIPE, Ended, write_corpus
 
 ROOT = Path(__file__).parents[2]
@@ -68,13 +68,6 @@ def on_a_disk(folder: Path, mebibytes: int, script: str) -> Ended:
             pytest.fail(f"{reason}, and MOE_TRAIN_REQUIRE_ALL=1 says that no test may be skipped")
         pytest.skip(reason)
     return finish(start(folder, ["unshare", "-m", "sh", "-ec", f"{mount}\n{script}"]))
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 90
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(

@@ -11,15 +11,13 @@ import signal
 import subprocess
 import sys
 import time
-import uuid
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from own_processes import OwnProcesses, wait_for
 
 ROOT = Path(__file__).parents[2]
-TOKEN = "FAULT_TOKEN"
 RECIPE = f"""\
 name: small
 steps: 48
@@ -42,15 +40,15 @@ class Run:
 
     def __init__(self, folder: Path, name: str, *arguments: str) -> None:
         self.folder, self.run_dir, self.arguments = folder, folder / name, arguments
-        self.token = uuid.uuid4().hex
+        self.processes = OwnProcesses()
 
     def command(self, *arguments: str) -> "subprocess.Popen[str]":
         path = os.pathsep.join(map(str, (ROOT, ROOT / "cluster")))
-        extra = {"PYTHONPATH": path, "MOE_TRAIN_CACHE": str(self.folder / "cache"), TOKEN: self.token}
+        extra = {"PYTHONPATH": path, "MOE_TRAIN_CACHE": str(self.folder / "cache")}
         return subprocess.Popen(
             [sys.executable, "-m", "moe_train.cli", *arguments],
             cwd=self.folder,
-            env={**os.environ, **extra},
+            env={**os.environ, **extra, **self.processes.environment},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -68,26 +66,6 @@ class Run:
         process = self.command("ckpt", "verify", str(self.run_dir))
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors
-
-    def wait_for(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 90
-        while not condition():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-
-    def processes(self) -> list[int]:
-        """Living processes of this run's commands."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            try:
-                if (
-                    entry.name.isdigit()
-                    and f"{TOKEN}={self.token}".encode() in (entry / "environ").read_bytes()
-                ):
-                    found.append(int(entry.name))
-            except OSError:
-                continue
-        return sorted(found)
 
     @property
     def num_rows(self) -> int:
@@ -125,7 +103,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_numbers(
 ) -> None:
     run = Run(folder, number.name)
     process = run.start()
-    run.wait_for(lambda: run.num_rows > 10)
+    wait_for(lambda: run.num_rows > 10)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == (75 if number == signal.SIGTERM else -number), errors
@@ -139,7 +117,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_numbers(
 def test_a_killed_worker_is_replaced_and_the_numbers_stay_the_same(folder: Path, uninterrupted: Run) -> None:
     run = Run(folder, "restarted", "--max-restarts", "1")
     process = run.start()
-    run.wait_for(lambda: run.num_rows > 10)
+    wait_for(lambda: run.num_rows > 10)
     heartbeat = json.loads((run.run_dir / "attempts/1/rank-0/heartbeat.json").read_text())
     os.kill(heartbeat["pid"], signal.SIGKILL)
     _, errors = process.communicate(timeout=120)
@@ -161,12 +139,13 @@ def test_sigkill_of_any_process_at_random_moments_loses_nothing_that_was_committ
     for _ in range(6):
         process = run.start()
         rows = run.num_rows + chance.randrange(1, 12)
-        run.wait_for(lambda rows=rows, process=process: run.num_rows >= rows or process.poll() is not None)
+        wait_for(lambda rows=rows, process=process: run.num_rows >= rows or process.poll() is not None)
         time.sleep(chance.uniform(0, 0.2))
-        for pid in chance.sample(run.processes(), k=min(1, len(run.processes()))):
+        living = run.processes.living()
+        for pid in chance.sample(living, k=min(1, len(living))):
             os.kill(pid, signal.SIGKILL)
         process.communicate(timeout=120)
-        run.wait_for(lambda: run.processes() == [])
+        wait_for(lambda: run.processes.living() == [])
         if any((run.run_dir / "checkpoints").glob("step_*")):
             run.verify()
     run.finish()
