@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def replace_text(path: Path, text: str, durable: bool = False) -> None:
-    """Make `text` the content of `path`; `durable`: it is on the disk on return. Raises OSError."""
+    """Make `text` the content of `path`; `durable`: it is on the disk on return. Raises OSError that names `path`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w") as file:
@@ -14,6 +14,7 @@ def replace_text(path: Path, text: str, durable: bool = False) -> None:
                 file.flush()
                 os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError:
+    except OSError as error:
+        error.filename = str(path)  # a write to a full disk names no file, an open the temporary one
         temporary.unlink(missing_ok=True)
         raise

@@ -4,6 +4,8 @@ Each message carries the key, the value, the rule that was broken and the way ou
 without a traceback and ends with the error's exit code (`moe_cluster.contract` lists the codes).
 """
 
+from pathlib import Path
+
 
 class MoETrainError(Exception):
     """Any failure that moe-train can explain in a sentence."""
@@ -37,6 +39,15 @@ class CheckpointError(MoETrainError):
 
 class RunError(MoETrainError):
     """A run folder that cannot be used, or a run that failed."""
+
+    @classmethod
+    def unwritable(cls, run_dir: Path, error: OSError) -> "RunError":
+        """What to say of an OSError on a file of `run_dir`: its disk is full, read-only or gone."""
+        file = error.filename2 or error.filename  # of a copy, the file that is written comes second
+        return cls(
+            f"run_dir={run_dir}: cannot be written ({error.strerror}: {file}); "
+            "correct its permissions, free space, or choose another --run-dir"
+        )
 
 
 class TrainingError(MoETrainError):

@@ -46,7 +46,8 @@ class Process:
     """One worker of one attempt, as a context manager.
 
     An exception that leaves the block is written to error.json and log.txt, and becomes a SystemExit with the
-    exit code of the contract: no traceback reaches the terminal. KeyboardInterrupt passes unchanged.
+    exit code of the contract: no traceback reaches the terminal. KeyboardInterrupt passes unchanged, and so does one
+    of moe-train's own errors if error.json cannot be written and there is no launcher: the caller has to tell it.
     """
 
     def __init__(self, run_dir: Path, attempt: int, rank: int, launcher: int | None = None) -> None:
@@ -84,10 +85,7 @@ class Process:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._log = (self.folder / LOG_FILE).open("a", buffering=1)
         except OSError as error:
-            raise RunError(
-                f"run_dir={self.run_dir}: {error.filename} cannot be written ({error.strerror}); "
-                "free space or correct its permissions, or choose another --run-dir"
-            ) from None
+            raise RunError.unwritable(self.run_dir, error) from None
         if self._launcher is not None:
             self._send_output_to_log()
         self._start_logging()
@@ -104,10 +102,13 @@ class Process:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         exit_code = None if error is None else _exit_code(error)
+        untold = None
         if error is not None and exit_code not in (None, DONE, PREEMPTED):
-            self._record(error, exit_code or FAILED)
+            untold = self._record(self._explained(error), exit_code or FAILED)
         self._write_heartbeat()
         self._restore()
+        if untold is not None:
+            raise untold from None
         if error is not None and exit_code is not None:
             raise SystemExit(exit_code) from None
 
@@ -134,14 +135,27 @@ class Process:
         try:
             replace_text(self.folder / HEARTBEAT_FILE, json.dumps(self._facts()) + "\n")
         except OSError as error:
-            logger.warning("heartbeat.json could not be written (%s); training goes on", error.strerror)
+            logger.warning("heartbeat.json could not be written (%s)", error.strerror)
 
     def _facts(self) -> dict[str, Any]:
         return {"pid": os.getpid(), "host": _host(), "step": self.step, "time": time.time()}
 
-    def _record(self, error: BaseException, exit_code: int) -> None:
+    def _explained(self, error: BaseException) -> BaseException:
+        """A RunError in the place of an OSError on a file of the run."""
+        if not isinstance(error, OSError):
+            return error
+        names = [name for name in (error.filename, error.filename2) if isinstance(name, str)]
+        if not any(Path(name).is_relative_to(self.run_dir) for name in names):
+            return error
+        explained = RunError.unwritable(self.run_dir, error)
+        explained.__cause__ = error
+        return explained
+
+    def _record(self, error: BaseException, exit_code: int) -> MoETrainError | None:
+        """Write error.json; returns the error if that is not possible and the caller can tell it."""
         trace = "".join(traceback.format_exception(error))
-        self._log.write(trace)
+        with suppress(OSError):  # error.json has it as well, or says that it could not be written
+            self._log.write(trace)
         content = {
             "rank": self.rank,
             **self._facts(),
@@ -154,7 +168,10 @@ class Process:
         try:
             replace_text(self.folder / ERROR_FILE, json.dumps(content, indent=1) + "\n")
         except OSError as failure:
+            if self._launcher is None and isinstance(error, MoETrainError):
+                return error
             logger.error("error.json could not be written (%s): %s", failure.strerror, error)
+        return None
 
     def _send_output_to_log(self) -> None:
         """Keep the terminal for what rank 0 says on purpose; whatever native code prints goes to log.txt."""
@@ -168,7 +185,7 @@ class Process:
             os.dup2(self._log.fileno(), descriptor)
 
     def _start_logging(self) -> None:
-        to_file = logging.StreamHandler(self._log)
+        to_file = _FileHandler(self._log)
         to_file.setFormatter(logging.Formatter(LOG_FORMAT))
         self._handlers = [to_file]
         if self.rank == 0:
@@ -189,7 +206,15 @@ class Process:
             logging.getLogger().removeHandler(handler)
         logging.captureWarnings(False)
         faulthandler.disable()
-        self._log.close()
+        with suppress(OSError):  # the disk is full: what it did not take before, it does not take now
+            self._log.close()
+
+
+class _FileHandler(logging.StreamHandler[IO[str]]):
+    """log.txt. What a full disk does not take is lost to it: logging would print a traceback for every line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        """Leave it: the terminal shows what matters, and whatever ends a run is in error.json or told there."""
 
 
 class _TerminalHandler(logging.Handler):

@@ -68,7 +68,7 @@ class RunFolder:
                 "or choose another --run-dir"
             ) from None
         except OSError as error:
-            raise _unwritable(self.path, error) from None
+            raise RunError.unwritable(self.path, error) from None
         return self
 
     def __exit__(
@@ -94,7 +94,7 @@ class RunFolder:
         try:
             self.path.rename(old)
         except OSError as error:
-            raise _unwritable(self.path, error) from None
+            raise RunError.unwritable(self.path, error) from None
         self._release()
         self.__enter__()
         return old
@@ -148,7 +148,7 @@ class RunFolder:
             if not self.holds_run:
                 replace_text(self.path / RECIPE_FILE, to_yaml(recipe), durable=True)
         except OSError as error:
-            raise _unwritable(self.path, error) from None
+            raise RunError.unwritable(self.path, error) from None
         return number
 
 
@@ -190,10 +190,3 @@ def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def _shown(value: Any) -> str:
     return "null" if value is None else str(value)
-
-
-def _unwritable(path: Path, error: OSError) -> RunError:
-    return RunError(
-        f"run_dir={path}: cannot be written ({error.strerror}: {error.filename}); "
-        "correct its permissions, free space, or choose another --run-dir"
-    )

@@ -96,6 +96,15 @@ def test_a_disk_that_fills_while_saving_ends_the_run_and_loses_nothing(
     assert "attempt 2, from step" in ended.errors
 
 
+@pytest.mark.parametrize(
+    "free_kib", [12, *(pytest.param(n, marks=pytest.mark.faults) for n in (4, 20, 24, 28))]
+)
+def test_a_disk_that_is_full_when_a_run_starts_is_one_message(folder: Path, free_kib: int) -> None:
+    ended = on_a_disk(folder, 1, f"head -c {1024 - free_kib}K /dev/zero > disk/filler\n{RUN}")
+    ended.refuses("disk/run", "free space", code=1)
+    assert "No space left on device" in ended.errors or "the disk is full" in ended.errors
+
+
 def test_a_disk_that_became_read_only_is_named_and_loses_nothing(folder: Path) -> None:
     script = f"""
     {RUN}

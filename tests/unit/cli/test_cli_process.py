@@ -1,5 +1,6 @@
 """What a worker leaves behind, and how it takes signals, in a process of its own."""
 
+import errno
 import json
 import os
 import signal
@@ -51,6 +52,28 @@ def test_a_named_error_keeps_its_exit_code(tmp_path: Path) -> None:
     assert end.value.code == 2
     error = json.loads((tmp_path / "attempts/1/rank-0/error.json").read_text())
     assert error["message"] == "data.corpus.path=x: is empty; choose another folder"
+
+
+@pytest.mark.parametrize("names", [["run/tokenizer.json"], ["cache/tokenizer.json", "run/tokenizer.json"]])
+def test_a_full_disk_under_the_run_folder_is_explained(tmp_path: Path, names: list[str]) -> None:
+    paths = [str(tmp_path / name) for name in names]
+    with pytest.raises(SystemExit) as end, Process(tmp_path / "run", attempt=1, rank=0):
+        raise OSError(errno.ENOSPC, "No space left on device", paths[0], None, *paths[1:])
+    assert end.value.code == 1
+    error = json.loads((tmp_path / "run/attempts/1/rank-0/error.json").read_text())
+    assert (error["type"], error["explained"]) == ("RunError", True)
+    assert error["message"] == (
+        f"run_dir={tmp_path}/run: cannot be written (No space left on device: {tmp_path}/run/tokenizer.json); "
+        "correct its permissions, free space, or choose another --run-dir"
+    )
+    assert "OSError: [Errno 28]" in error["traceback"]
+
+
+def test_a_missing_file_elsewhere_is_not_taken_for_a_fault_of_the_run_folder(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit), Process(tmp_path / "run", attempt=1, rank=0):
+        (tmp_path / "elsewhere").read_text()
+    error = json.loads((tmp_path / "run/attempts/1/rank-0/error.json").read_text())
+    assert (error["type"], error["explained"]) == ("FileNotFoundError", False)
 
 
 @pytest.mark.parametrize("code", [0, 75])
