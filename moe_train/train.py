@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from moe_cluster.contract import attempt_dir
 from moe_train.callbacks.callback import Callback, RunInfo
 from moe_train.callbacks.console import Console
 from moe_train.callbacks.group import CallbackGroup
@@ -31,6 +32,7 @@ from moe_train.model.count import count
 from moe_train.monitor.load import LoadWindow
 from moe_train.parallel.host_memory import keep_freed_memory
 from moe_train.parallel.plan import Mesh, ParallelPlan
+from moe_train.parallel.turn import first_of_host
 from moe_train.parallel.world import World
 from moe_train.process import Process
 from moe_train.run_folder import accept_recipe, mark_finished
@@ -46,7 +48,8 @@ def run(recipe: Recipe, run_dir: Path, resume: str, process: Process) -> int:
     if recipe.job.threads:
         torch.set_num_threads(recipe.job.threads)
     require_sound(recipe, world.size)
-    data = prepare(recipe.data, cache_dir(world.cache), log.info)
+    with first_of_host(world, attempt_dir(run_dir, world.attempt)):
+        data = prepare(recipe.data, cache_dir(world.cache), log.info)
     mesh = Mesh.build(ParallelPlan.of(world.size, recipe.parallel.data, recipe.parallel.expert), world)
     engine = build("engine", recipe.engine, recipe=recipe, mesh=mesh)
     process.write_layout(_layout(mesh, engine.state()))
