@@ -8,6 +8,7 @@ import json
 from moe_cluster.contract import DONE, USAGE
 from moe_train.config.check import problems
 from moe_train.config.load import load_recipe, to_dict, to_yaml
+from moe_train.config.notes import notes
 from moe_train.config.schema import Recipe, moe_layers
 from moe_train.model.count import ModelCount, count
 
@@ -28,7 +29,14 @@ def show(recipe_name: str, overrides: list[str], workers: int | None, as_json: b
         print(json.dumps(content, indent=1))
     else:
         print(to_yaml(recipe))
-        print("\n".join([*_model(counted), "", *_layout(recipe, workers), "", *_problems(found)]))
+        said = [
+            *_model(counted),
+            "",
+            *_layout(recipe, workers),
+            "",
+            *(_problems(found) if found else _notes(recipe)),
+        ]
+        print("\n".join(said))
     return USAGE if found else DONE
 
 
@@ -60,4 +68,10 @@ def _layout(recipe: Recipe, workers: int | None) -> list[str]:
 
 
 def _problems(found: list[str]) -> list[str]:
-    return ["problems:", *(f"  {sentence}" for sentence in found)] if found else ["no problems found"]
+    return ["problems:", *(f"  {sentence}" for sentence in found)]
+
+
+def _notes(recipe: Recipe) -> list[str]:
+    found = notes(recipe)
+    said = ["notes:", *(f"  {sentence}" for sentence in found), ""] if found else []
+    return [*said, "no problems found"]

@@ -66,6 +66,18 @@ def test_show_says_which_workers_hold_which_experts(recipe: Path, capsys: pytest
     assert "worker 3: experts 2 to 3 of each MoE layer, shared out among 2 workers" in lines
 
 
+def test_show_says_what_may_surprise_in_words_only(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = ["moe.router.kind=top_k", "moe.min_capacity=1"]
+    assert cli.main(["show", str(recipe), *overrides]) == 0
+    output = capsys.readouterr().out
+    assert (
+        "\nnotes:\n  moe.capacity_factor=1.25: moe.capacity_convention=mesh does not count choices" in output
+    )
+    assert output.endswith("\n\nno problems found\n")
+    assert cli.main(["show", str(recipe), "--json", *overrides]) == 0
+    assert json.loads(capsys.readouterr().out)["problems"] == []
+
+
 def test_show_json_has_exactly_the_keys_that_programs_rely_on(
     recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
