@@ -40,6 +40,6 @@ def _not_causal(recipe: Recipe) -> Iterator[str]:
     if choices > 1 and factors:
         limits = " and ".join(f"{key}={factor:g}" for key, factor in factors.items())
         yield (
-            f"{limits}: with {choices} choices a token's second choice can lose its slot to the first choice of a later "
-            "token (GShard's order), so what a token gets depends on tokens after it; null keeps the model causal"
+            f"{limits}: with {choices} choices a token's second choice can lose its slot to the first choice of a "
+            "later token (GShard's order), so what a token gets depends on tokens after it; null keeps the model causal"
         )

@@ -74,6 +74,8 @@ def test_show_says_what_may_surprise_in_words_only(recipe: Path, capsys: pytest.
         "\nnotes:\n  moe.capacity_factor=1.25: moe.capacity_convention=mesh does not count choices" in output
     )
     assert output.endswith("\n\nno problems found\n")
+    assert cli.main(["show", str(recipe), *overrides, "moe.num_experts=0"]) == 2
+    assert "notes:" not in capsys.readouterr().out
     assert cli.main(["show", str(recipe), "--json", *overrides]) == 0
     assert json.loads(capsys.readouterr().out)["problems"] == []
 
