@@ -25,7 +25,7 @@ def test_two_choices_under_the_mesh_convention_are_dropped_even_at_balance():
         "moe.capacity_convention=deepspeed"
     )
     assert order.startswith(
-        "moe.capacity_factor=1.25 and moe.eval_capacity_factor=2: with 2 choices a token's second choice can lose its slot"
+        "moe.capacity_factor=1.25 and moe.eval_capacity_factor=2: with 2 choices a token's second choice can lose"
     )
 
 

@@ -45,3 +45,14 @@ def test_the_step_benchmark_compares_four_systems_with_each_number_of_workers(tm
         assert set(row) == {"system", "num_experts", "workers", "tokens_per_second", "over_dense"}
         assert row["workers"] == workers
         assert row["tokens_per_second"] > 0
+
+
+def test_the_monitor_benchmark_gives_its_share_of_a_step_for_three_models(tmp_path):
+    rows = _rows(tmp_path, "bench_monitor.py", "--rounds=1", "--threads=1", "--sequences=1", "--markdown")
+    models = [("switch_tiny", 8), ("d256_e8", 8), ("d256_e32", 32)]
+    assert [(row["model"], row["num_experts"], row["log_every"]) for row in rows] == [
+        (model, experts, log_every) for model, experts in models for log_every in (1, 10)
+    ]
+    for row in rows:
+        assert row["over_step"] == row["monitor_ms"] / row["step_ms"] > 0
+    assert rows[0]["monitor_ms"] > rows[1]["monitor_ms"]
