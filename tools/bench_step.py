@@ -9,8 +9,9 @@ deepspeed_capacity   our transformer with DeepSpeed's MoE layer in the place of 
                      tokens), in a plain loop: DistributedDataParallel for what is not an expert (2 workers),
                      experts shared out by DeepSpeed (ep_size=2), one norm and clip, the same fused AdamW
 deepspeed_dropless   the same with drop_tokens=False
-1 worker has 2 threads, 2 workers have 1 thread each. Tokens are random, as frequent as words are (1 / rank), and
-the learning rate hardly moves the router, so the routing is that of the beginning of a training.
+1 worker has 2 threads, 2 workers have 1 thread each. Tokens are uniformly random, and all systems make some steps
+before the first round: a router that has just been drawn sends half of all tokens to one expert, which is not what a
+training is like; after these steps the CV of the loads is about 0.5.
 """
 
 import argparse
@@ -71,6 +72,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, nargs="+", choices=(1, 2), default=[1, 2])
     parser.add_argument("--experts", type=int, nargs="+", default=[8, 32], help="numbers of experts")
     parser.add_argument("--rounds", type=int, default=12, help="steps of every system")
+    parser.add_argument("--settle", type=int, default=16, help="steps of every system before the first round")
     parser.add_argument("--d-model", type=int, default=256)
     parser.add_argument("--sequences", type=int, default=32, help="of 128 tokens, in a global batch")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
@@ -94,6 +96,7 @@ def _launch(options: argparse.Namespace, workers: int) -> list[Row]:
             __file__,
             f"--worker={found}",
             f"--rounds={options.rounds}",
+            f"--settle={options.settle}",
             f"--d-model={options.d_model}",
         ]
         command += [f"--sequences={options.sequences}", "--experts", *map(str, options.experts)]
@@ -114,6 +117,9 @@ def _work(options: argparse.Namespace) -> None:
         steps["moe_train", experts] = _our_step(recipe, world)
         steps["deepspeed_capacity", experts] = _deepspeed_step(recipe, world, drop_tokens=True)
         steps["deepspeed_dropless", experts] = _deepspeed_step(recipe, world, drop_tokens=False)
+    for step in steps.values():
+        for _ in range(options.settle):
+            step()
     timed = {f"{system} {experts}": _timed(step, world) for (system, experts), step in steps.items()}
     seconds = interleave(timed, budget_s=0.0, least=options.rounds)
     tokens = options.sequences * recipe.data.sequence_length
@@ -158,7 +164,7 @@ def _recipe(options: argparse.Namespace, num_experts: int, workers: int) -> Reci
         data=DataConfig(
             tokenizer=BPEConfig(vocab_size=4096), sequence_length=128, global_batch=options.sequences
         ),
-        optim=AdamWConfig(lr=1e-5, clip=1.0, schedule=ConstantScheduleConfig()),
+        optim=AdamWConfig(lr=1e-4, clip=1.0, schedule=ConstantScheduleConfig()),
         parallel=ParallelConfig(expert=workers if num_experts else 1),
     )
 
@@ -167,9 +173,7 @@ def _batch(recipe: Recipe, world: World, step: int) -> Batch:
     """This rank's share of a batch of random tokens, the same batch for all systems at a step."""
     size, length = recipe.data.global_batch // world.size, recipe.data.sequence_length
     generator = torch.Generator().manual_seed(step * world.size + world.rank)
-    frequency = 1 / torch.arange(1, recipe.data.tokenizer.size + 1)
-    drawn = torch.multinomial(frequency, size * (length + 1), replacement=True, generator=generator)
-    drawn = drawn.view(size, length + 1)
+    drawn = torch.randint(recipe.data.tokenizer.size, (size, length + 1), generator=generator)
     ids = torch.arange(size) + size * world.rank + recipe.data.global_batch * step
     return Batch(drawn[:, :-1].contiguous(), drawn[:, 1:].contiguous(), ids)
 

@@ -4,6 +4,7 @@ Forward, backward, accumulation, one gradient norm, clipping, update. Nothing he
 gradients that reach the norm are those of the mean loss over the global batch, each element held by one rank.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -47,8 +48,7 @@ class NativeEngine:
                 f"made; lower optim.lr={self.recipe.optim.lr}, lengthen optim.schedule.warmup_steps, or go back to an "
                 "earlier checkpoint with --resume STEP"
             )
-        self._clip(norm)
-        lr = self._update(step)
+        lr = self._update(step, norm)
         task, auxiliary = _mean_losses(losses, stats)
         tokens = self.recipe.data.global_batch * self.recipe.data.sequence_length
         return StepResult(
@@ -140,14 +140,11 @@ class NativeEngine:
         squared, stop = self.mesh.world.sum(packed).tolist()
         return squared**0.5, stop > 0
 
-    def _clip(self, norm: float) -> None:
-        limit = self.recipe.optim.clip
-        if limit is not None and norm > limit:
-            for local in self.locals.values():
-                assert local.grad is not None
-                local.grad.mul_(limit / norm)
-
-    def _update(self, step: int) -> float:
+    def _update(self, step: int, norm: float) -> float:
+        """Clip and update in one pass over the gradients: fused optimizers divide them by `grad_scale`."""
+        excess = norm / (self.recipe.optim.clip or math.inf)
+        scale = torch.tensor(excess, device=self.mesh.world.device) if excess > 1 else None
+        self.optimizer.grad_scale = scale  # type: ignore[attr-defined]
         lr = self.recipe.optim.lr * self.schedule(step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr

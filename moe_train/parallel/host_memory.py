@@ -11,15 +11,14 @@ log = logging.getLogger(__name__)
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEPT_BYTES = 1 << 30
-"""Blocks up to this size come from the heap, and so much of its free end stays with the process (mallopt's int)."""
+"""Blocks up to this size come from the heap."""
+NEVER = -1
 
 
 def keep_freed_memory() -> None:
     """Tell glibc to keep what is freed, for the life of the process; other C libraries are left as they are."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None or not (
-        mallopt(M_MMAP_THRESHOLD, KEPT_BYTES) and mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
-    ):
+    if mallopt is None or not (mallopt(M_MMAP_THRESHOLD, KEPT_BYTES) and mallopt(M_TRIM_THRESHOLD, NEVER)):
         log.info(
             "This C library has no mallopt, or it refuses: freed memory goes back, and steps may be slower."
         )
