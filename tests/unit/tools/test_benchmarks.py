@@ -33,7 +33,7 @@ def test_the_layer_benchmark_compares_three_layers_with_the_floor(tmp_path):
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.distributed_exhaustive)])
 def test_the_step_benchmark_compares_four_systems_with_each_number_of_workers(tmp_path, workers):
-    sizes = ["--experts=2", "--d-model=32", "--sequences=2", "--rounds=1"]
+    sizes = ["--experts=2", "--d-model=32", "--sequences=2", "--rounds=1", "--settle=1"]
     rows = _rows(tmp_path, "bench_step.py", *sizes, f"--workers={workers}")
     assert [(row["system"], row["num_experts"]) for row in rows] == [
         ("dense", 0),
