@@ -2,7 +2,8 @@
 
     python tools/bench_step.py [--workers 1 2] [--rounds 12] [--markdown] [--json FILE]
 
-Systems, all of the same backbone and equal active FLOPs per token (top-1), interleaved in one run:
+Systems, all of the same backbone and equal active FLOPs per token (top-1), each in processes of its own, as one
+trains, making their steps in turn:
 dense                no MoE layer, our engine
 moe_train            our MoE layer, dropless, our engine; 2 workers share the experts out (parallel.expert=2)
 deepspeed_capacity   our transformer with DeepSpeed's MoE layer in the place of ours, capacity factor 1.25 (drops
@@ -17,10 +18,11 @@ training is like; after these steps the CV of the loads is about 0.5.
 import argparse
 import json
 import logging
+import os
+import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -48,8 +50,11 @@ from moe_train.parallel.world import World
 from moe_train.random import RandomStream
 from moe_train.results import MoEStats
 
+SYSTEMS = ("moe_train", "deepspeed_capacity", "deepspeed_dropless")
+SEQUENCE_LENGTH = 128
 CAPACITY_FACTOR = 1.25
 BALANCE_COEFFICIENT = 0.01
+Stats = tuple[MoEStats, ...]
 
 
 def main() -> None:
@@ -60,9 +65,9 @@ def main() -> None:
         return
     rows: list[Row] = []
     for workers in options.workers:
-        rows += _launch(options, workers)
+        rows += _measure(options, workers)
     print(text_table(rows, markdown=options.markdown))
-    print(f"{machine()}; peak memory of a worker {peak_memory_gib():.1f} GiB, holding all systems at once")
+    print(f"{machine()}; peak memory of a worker {peak_memory_gib():.1f} GiB, of one system")
     if options.json:
         write_rows(options.json, rows)
 
@@ -77,78 +82,111 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--sequences", type=int, default=32, help="of 128 tokens, in a global batch")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     parser.add_argument("--json", type=Path, help='write {"rows": [...]} to this file')
-    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def _launch(options: argparse.Namespace, workers: int) -> list[Row]:
-    """Run this file as `workers` processes and read the rows that rank 0 leaves."""
-    with tempfile.TemporaryDirectory() as folder:
-        found = Path(folder) / "rows.json"
-        command = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc-per-node={workers}",
+def _measure(options: argparse.Namespace, workers: int) -> list[Row]:
+    """Start every system, let each make its steps in turn, and compare them round by round."""
+    systems = [("dense", 0)]
+    systems += [(name, experts) for experts in options.experts for name in SYSTEMS]
+    running = {f"{name} {experts}": Group(options, name, experts, workers) for name, experts in systems}
+    try:
+        seconds = interleave(
+            {key: group.step for key, group in running.items()}, budget_s=0.0, least=options.rounds
+        )
+    finally:
+        for group in running.values():
+            group.stop()
+    tokens = options.sequences * SEQUENCE_LENGTH
+    return [
+        {
+            "system": name,
+            "num_experts": experts,
+            "workers": workers,
+            "tokens_per_second": round(tokens / statistics.median(seconds[f"{name} {experts}"])),
+            "over_dense": median_ratio(seconds["dense 0"], seconds[f"{name} {experts}"]),
+            "cv": running[f"{name} {experts}"].cv,
+        }
+        for name, experts in systems
+    ]
+
+
+class Group:
+    """The worker processes of one system. They wait, without using a core, until they are told to make a step."""
+
+    def __init__(self, options: argparse.Namespace, system: str, experts: int, workers: int):
+        """Start the workers and let them make the settling steps."""
+        arguments = [f"--worker={system}", f"--d-model={options.d_model}", f"--sequences={options.sequences}"]
+        environment = os.environ | {"WORLD_SIZE": str(workers), "MASTER_ADDR": "127.0.0.1"}
+        environment |= {"MASTER_PORT": str(_free_port()), "OMP_NUM_THREADS": str(2 // workers)}
+        environment["GOMP_SPINCOUNT"] = "1000"  # as `moe-train run` sets it
+        self.workers = [
+            subprocess.Popen(
+                [sys.executable, __file__, *arguments, "--experts", str(experts)],
+                env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(workers)
         ]
-        command += [
-            __file__,
-            f"--worker={found}",
-            f"--rounds={options.rounds}",
-            f"--settle={options.settle}",
-            f"--d-model={options.d_model}",
+        self.cv = 0.0
+        for _ in range(options.settle):
+            self.step()
+
+    def step(self) -> float:
+        """Wall seconds of one step, as the slowest worker saw it."""
+        for worker in self.workers:
+            assert worker.stdin is not None
+            worker.stdin.write("step\n")
+            worker.stdin.flush()
+        answers = [
+            json.loads(worker.stdout.readline()) for worker in self.workers if worker.stdout is not None
         ]
-        command += [f"--sequences={options.sequences}", "--experts", *map(str, options.experts)]
-        subprocess.run(command, check=True, stdout=sys.stderr)
-        return list(json.loads(found.read_text())["rows"])
+        self.cv = answers[0]["cv"]
+        return max(answer["seconds"] for answer in answers)
+
+    def stop(self) -> None:
+        """End the workers: they read until their input closes."""
+        for worker in self.workers:
+            assert worker.stdin is not None
+            worker.stdin.close()
+        for worker in self.workers:
+            worker.wait(timeout=60)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _work(options: argparse.Namespace) -> None:
+    """One worker of one system: a step for every line of its input."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what libraries print must not stand among the answers
     logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore")
     world = World.from_env("cpu", 600.0)
     torch.set_num_threads(2 // world.size)
     keep_freed_memory()
-    _start_deepspeed()
-    steps = {("dense", 0): _our_step(_recipe(options, 0, world.size), world)}
-    for experts in options.experts:
-        recipe = _recipe(options, experts, world.size)
-        steps["moe_train", experts] = _our_step(recipe, world)
-        steps["deepspeed_capacity", experts] = _deepspeed_step(recipe, world, drop_tokens=True)
-        steps["deepspeed_dropless", experts] = _deepspeed_step(recipe, world, drop_tokens=False)
-    for step in steps.values():
-        for _ in range(options.settle):
-            step()
-    timed = {f"{system} {experts}": _timed(step, world) for (system, experts), step in steps.items()}
-    seconds = interleave(timed, budget_s=0.0, least=options.rounds)
-    tokens = options.sequences * recipe.data.sequence_length
-    if world.is_main:
-        rows = [
-            {
-                "system": system,
-                "num_experts": experts,
-                "workers": world.size,
-                "tokens_per_second": round(tokens / statistics.median(seconds[f"{system} {experts}"])),
-                "over_dense": median_ratio(seconds["dense 0"], seconds[f"{system} {experts}"]),
-            }
-            for system, experts in steps
-        ]
-        write_rows(options.worker, rows)
-    dist.destroy_process_group()
-
-
-def _timed(step: Callable[[], None], world: World) -> Callable[[], float]:
-    """Wall seconds of one step that all workers begin together."""
-
-    def measure() -> float:
+    recipe = _recipe(options, options.experts[0], world.size)
+    if options.worker.startswith("deepspeed"):
+        _start_deepspeed()
+        step = _deepspeed_step(recipe, world, drop_tokens=options.worker == "deepspeed_capacity")
+    else:
+        step = _our_step(recipe, world)
+    for _ in sys.stdin:
         world.barrier()
         began = time.perf_counter()
-        step()
+        stats = step()
         world.barrier()
-        return time.perf_counter() - began
-
-    return measure
+        seconds = time.perf_counter() - began
+        loads = world.sum(torch.stack([of_layer.load.double() for of_layer in stats])) if stats else None
+        cv = 0.0 if loads is None else float((loads.std(1, unbiased=False) / loads.mean(1)).mean())
+        answers.write(json.dumps({"seconds": seconds, "cv": round(cv, 2)}) + "\n")
+    world.leave()
 
 
 def _recipe(options: argparse.Namespace, num_experts: int, workers: int) -> Recipe:
@@ -162,7 +200,9 @@ def _recipe(options: argparse.Namespace, num_experts: int, workers: int) -> Reci
         model=ModelConfig(num_layers=4, d_model=options.d_model, num_heads=4),
         moe=moe,
         data=DataConfig(
-            tokenizer=BPEConfig(vocab_size=4096), sequence_length=128, global_batch=options.sequences
+            tokenizer=BPEConfig(vocab_size=4096),
+            sequence_length=SEQUENCE_LENGTH,
+            global_batch=options.sequences,
         ),
         optim=AdamWConfig(lr=1e-4, clip=1.0, schedule=ConstantScheduleConfig()),
         parallel=ParallelConfig(expert=workers if num_experts else 1),
@@ -178,16 +218,17 @@ def _batch(recipe: Recipe, world: World, step: int) -> Batch:
     return Batch(drawn[:, :-1].contiguous(), drawn[:, 1:].contiguous(), ids)
 
 
-def _our_step(recipe: Recipe, world: World) -> Callable[[], None]:
+def _our_step(recipe: Recipe, world: World) -> Callable[[], Stats]:
     mesh = Mesh.build(ParallelPlan.of(world.size, None, recipe.parallel.expert), world)
     engine = build("engine", recipe.engine, recipe=recipe, mesh=mesh)
     batches = [_batch(recipe, world, step) for step in range(4)]
     done = 0
 
-    def step() -> None:
+    def step() -> Stats:
         nonlocal done
-        engine.step([batches[done % 4]], done, False)
+        result = engine.step([batches[done % 4]], done, False)
         done += 1
+        return result.stats[0]
 
     return step
 
@@ -231,7 +272,7 @@ class DeepSpeedLayer(MoELayer):
         return y.squeeze(0), MoEStats(load, zero.long(), zero, losses, coefficients)
 
 
-def _deepspeed_step(recipe: Recipe, world: World, *, drop_tokens: bool) -> Callable[[], None]:
+def _deepspeed_step(recipe: Recipe, world: World, *, drop_tokens: bool) -> Callable[[], Stats]:
     model = _deepspeed_model(recipe, world, drop_tokens)
     named = dict(model.named_parameters())
     experts = [parameter for name, parameter in named.items() if ".deepspeed_experts." in name]
@@ -247,7 +288,7 @@ def _deepspeed_step(recipe: Recipe, world: World, *, drop_tokens: bool) -> Calla
     batches = [_batch(recipe, world, step) for step in range(4)]
     done = 0
 
-    def step() -> None:
+    def step() -> Stats:
         nonlocal done
         batch = batches[done % 4]
         optimizer.zero_grad(set_to_none=True)
@@ -259,6 +300,7 @@ def _deepspeed_step(recipe: Recipe, world: World, *, drop_tokens: bool) -> Calla
         _clip(shared, experts, recipe.optim.clip or 1.0, world)
         optimizer.step()
         done += 1
+        return stats
 
     return step
 
