@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from moe_cluster.errors import ClusterError
 from moe_train.errors import MoETrainError, UsageError
 
 DEBUG_VARIABLE = "MOE_TRAIN_DEBUG"
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )  # a terminal without the letters of a name shows question marks
     try:
         return _dispatch(arguments)
-    except MoETrainError as error:
+    except (MoETrainError, ClusterError) as error:
         if os.environ.get(DEBUG_VARIABLE):
             raise
         print(f"moe-train: error: {error}", file=sys.stderr)
@@ -113,7 +114,9 @@ def _run(options: argparse.Namespace) -> int:
     asked = Launch(
         recipe=options.recipe,
         overrides=tuple(options.overrides),
-        workers=options.workers,
+        workers=options.workers and options.workers[-1],
+        min_workers=options.workers and options.workers[0],
+        launcher=options.launcher,
         run_dir=options.run_dir,
         resume=options.resume,
         max_restarts=options.max_restarts,
@@ -125,7 +128,7 @@ def _run(options: argparse.Namespace) -> int:
 def _show(options: argparse.Namespace) -> int:
     from moe_train.show import show
 
-    return show(options.recipe, options.overrides, options.workers, options.json)
+    return show(options.recipe, options.overrides, options.workers and options.workers[-1], options.json)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -154,7 +157,15 @@ def _parser() -> argparse.ArgumentParser:
         type=_count,
         default=0,
         metavar="N",
-        help="start again from the last checkpoint at most N times after a worker's death (default: 0)",
+        help="start again from the last checkpoint after a failure, at most N times in a row without a new "
+        "checkpoint (default: 0)",
+    )
+    run.add_argument(
+        "--launcher",
+        default="local",
+        metavar="NAME",
+        help="where the workers run: local, this host (default); slurm, the allocation that this command stands in; "
+        "ray, the cluster that RAY_ADDRESS names",
     )
     run.add_argument(
         "--dry-run", action="store_true", help="say what would be started; start and write nothing"
@@ -184,9 +195,9 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--workers",
-        type=_positive,
+        type=_workers,
         metavar="N",
-        help="processes (default: parallel.data of the recipe, or 1)",
+        help="processes (default: parallel.data of the recipe, or 1); MIN:MAX: fewer while there is no room for MAX",
     )
 
 
@@ -202,10 +213,19 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
-    return int(text)
+def _workers(text: str) -> tuple[int, ...]:
+    """(N,) or (MIN, MAX)."""
+    parts = text.split(":")
+    if len(parts) > 2 or not all(part.isdecimal() and int(part) >= 1 for part in parts):
+        raise argparse.ArgumentTypeError(
+            f"{text} is not a whole number of at least 1, nor MIN:MAX of such"
+        )
+    numbers = tuple(map(int, parts))
+    if numbers[0] > numbers[-1]:
+        raise argparse.ArgumentTypeError(
+            f"{text}: the smaller number goes first; use {numbers[1]}:{numbers[0]}"
+        )
+    return numbers
 
 
 def _resume(text: str) -> str:

@@ -7,7 +7,8 @@ told to the person at the terminal is told here.
 import os
 import shlex
 import sys
-from collections.abc import Mapping, MutableMapping
+import time
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,17 +16,20 @@ from moe_cluster.contract import (
     ATTEMPT_VARIABLE,
     DONE,
     FAILED,
+    JOB_VARIABLE,
     PREEMPTED,
     TRAINER_MODULE,
     attempt_dir,
     trainer_arguments,
 )
 from moe_cluster.first_cause import FirstCause, find_first_cause
-from moe_cluster.job import JobSpec
-from moe_cluster.local import Outcome, command, run_local
+from moe_cluster.job import Attempt
+from moe_cluster.launcher import Outcome, launcher
+from moe_cluster.restarts import Restarts
+from moe_cluster.stop import StopRequest, stop_on_signals
 from moe_train.checkpoint.folder import CheckpointFolder
 from moe_train.checkpoint.lineage import has_started, newest_attempt
-from moe_train.config.check import require_sound
+from moe_train.config.check import problems, require_sound
 from moe_train.config.load import load_recipe
 from moe_train.config.schema import Recipe
 from moe_train.errors import UsageError
@@ -41,6 +45,9 @@ class Launch:
     overrides: tuple[str, ...] = ()
     workers: int | None = None
     """None: parallel.data of the recipe, or 1."""
+    min_workers: int | None = None
+    """Go on with so many where there is no room for more; None: with `workers` or not at all."""
+    launcher: str = "local"
     run_dir: Path | None = None
     """None: runs/NAME."""
     resume: str = "auto"
@@ -50,6 +57,11 @@ class Launch:
     module: str = TRAINER_MODULE
     """What the workers run."""
 
+    def runs_here(self, allowed: Sequence[int]) -> bool:
+        """One worker that nobody restarts needs no process of its own."""
+        alone = self.launcher == "local" and tuple(allowed) == (1,)
+        return alone and self.max_restarts == 0 and self.module == TRAINER_MODULE
+
 
 def launch(asked: Launch, environment: MutableMapping[str, str]) -> int:
     """Run what was asked for; returns an exit code of the contract.
@@ -57,12 +69,11 @@ def launch(asked: Launch, environment: MutableMapping[str, str]) -> int:
     Raises MoETrainError, before anything starts, for a recipe or a run folder that cannot be used.
     """
     recipe = load_recipe(asked.recipe, asked.overrides)
-    workers = asked.workers or recipe.parallel.data or 1
-    require_sound(recipe, workers)
+    allowed = allowed_workers(recipe, asked.workers, asked.min_workers)
     run_dir = asked.run_dir or Path("runs") / recipe.name
     if asked.dry_run:
-        return _show_plan(asked, recipe, workers, run_dir, environment)
-    with RunFolder(run_dir) as folder:
+        return _show_plan(asked, recipe, allowed, run_dir, environment)
+    with RunFolder(run_dir, environment.get(JOB_VARIABLE, "")) as folder:
         if folder.holds_run and asked.resume == "never":
             _say(f"{run_dir} held a run; it is now {folder.move_aside()}")
         elif _has_begun(run_dir):
@@ -77,10 +88,21 @@ def launch(asked: Launch, environment: MutableMapping[str, str]) -> int:
             raise UsageError(
                 f"--resume {asked.resume}: {run_dir} holds no run; use --resume auto or its --run-dir"
             )
-        exit_code = _attempts(asked, recipe, workers, folder, environment)
+        exit_code = _attempts(asked, recipe, allowed, folder, environment)
     if exit_code == PREEMPTED:
         _say(f"stopped and saved; go on with: {_resume_line(asked, run_dir)}")
     return exit_code
+
+
+def allowed_workers(recipe: Recipe, workers: int | None, min_workers: int | None) -> tuple[int, ...]:
+    """The numbers of workers that a run may go on with, ascending; the last is the one it should have.
+
+    Raises RecipeError or LayoutError for a recipe that this last one cannot run, with all that is wrong.
+    """
+    most = workers or recipe.parallel.data or 1
+    require_sound(recipe, most)
+    fewer = range(min_workers or most, most)
+    return (*(number for number in fewer if not problems(recipe, number)), most)
 
 
 def _has_begun(run_dir: Path) -> bool:
@@ -108,44 +130,87 @@ def _tell_other_rates(before: Recipe, now: Recipe) -> None:
 
 
 def _attempts(
-    asked: Launch, recipe: Recipe, workers: int, folder: RunFolder, environment: MutableMapping[str, str]
+    asked: Launch,
+    recipe: Recipe,
+    allowed: Sequence[int],
+    folder: RunFolder,
+    environment: MutableMapping[str, str],
 ) -> int:
+    """Make attempts until one ends well, or restarts are used up; returns its exit code."""
+    if asked.runs_here(allowed):
+        attempt = _next_attempt(asked, recipe, allowed[0], folder, environment, asked.resume)
+        return _told(_run_here(recipe, attempt, asked.resume, environment), environment).exit_code
+    chosen = launcher(asked.launcher, environment)
+    restarts, resume = Restarts(asked.max_restarts), asked.resume
+    with stop_on_signals(_say) as stop:
+        while True:
+            workers = chosen.choose_workers(allowed, stop, _say)
+            if workers is None:
+                return PREEMPTED
+            attempt = _next_attempt(asked, recipe, workers, folder, environment, resume)
+            outcome = _told(chosen.run(attempt, stop, _say), environment)
+            # What was asked for holds until an attempt began as asked; from then on its own checkpoints count.
+            resume = "auto" if has_started(folder.path, attempt.number) else resume
+            if stop.is_requested or not (outcome.resizes or outcome.exit_code == FAILED):
+                return outcome.exit_code
+            if not outcome.resizes and not _waited(restarts, attempt, stop):
+                return outcome.exit_code
+
+
+def _next_attempt(
+    asked: Launch,
+    recipe: Recipe,
+    workers: int,
+    folder: RunFolder,
+    environment: Mapping[str, str],
+    resume: str,
+) -> Attempt:
+    number = folder.new_attempt(recipe)
+    arguments = tuple(trainer_arguments(attempt_recipe(folder.path, number), folder.path, resume))
     threads = _thread_settings(recipe, workers, environment)
-    resume = asked.resume
-    for restart in range(asked.max_restarts + 1):
-        attempt = folder.new_attempt(recipe)
-        arguments = tuple(trainer_arguments(attempt_recipe(folder.path, attempt), folder.path, resume))
-        job = JobSpec(arguments, workers, folder.path, attempt, threads, asked.module)
-        if workers == 1 and asked.max_restarts == 0 and asked.module == TRAINER_MODULE:
-            environment.update(threads)
-            outcome = _run_here(recipe, job, resume, environment)
-        else:
-            outcome = run_local(job, _say)
-        if outcome.first_cause is not None:
-            _report(outcome.first_cause, environment)
-        _show_cursor()
-        is_last = restart == asked.max_restarts or outcome.is_stop_requested
-        if outcome.exit_code != FAILED or is_last:
-            return outcome.exit_code
-        _say(f"attempt {attempt} failed; restart {restart + 1} of {asked.max_restarts}, from its last save")
-        # What was asked for holds until an attempt began as asked; from then on its own checkpoints count.
-        resume = "auto" if has_started(folder.path, attempt) else resume
-    raise AssertionError("the last attempt returns")
+    return Attempt(arguments, workers, folder.path, number, threads, asked.module)
 
 
-def _run_here(recipe: Recipe, job: JobSpec, resume: str, environment: MutableMapping[str, str]) -> Outcome:
+def _waited(restarts: Restarts, failed: Attempt, stop: StopRequest) -> bool:
+    """Whether there is another attempt after one that failed, once it is time for it."""
+    wait_s = restarts.after_failure(max(CheckpointFolder(failed.run_dir).steps(), default=-1))
+    if wait_s is None:
+        return False
+    soon = f" in {wait_s:.0f} s" if wait_s else ""
+    _say(
+        f"attempt {failed.number} failed; restart {restarts.in_a_row} of {restarts.limit}{soon}, from its last save"
+    )
+    end = time.monotonic() + wait_s
+    while time.monotonic() < end and not stop.is_requested:
+        time.sleep(0.1)
+    return not stop.is_requested
+
+
+def _run_here(
+    recipe: Recipe, attempt: Attempt, resume: str, environment: MutableMapping[str, str]
+) -> Outcome:
     """One worker, in this process: the first step comes seconds earlier, and a debugger works."""
-    environment[ATTEMPT_VARIABLE] = str(job.attempt)
+    environment.update(attempt.environment)
+    environment[ATTEMPT_VARIABLE] = str(attempt.number)
     try:
-        with Process(job.run_dir, job.attempt, rank=0) as process:
+        with Process(attempt.run_dir, attempt.number, rank=0) as process:
             from moe_train import train
 
-            return Outcome(train.run(recipe, job.run_dir, resume, process))
+            return Outcome(train.run(recipe, attempt.run_dir, resume, process))
     except SystemExit as end:
         exit_code = end.code if isinstance(end.code, int) else FAILED
     if exit_code in (DONE, PREEMPTED):
         return Outcome(exit_code)
-    return Outcome(exit_code, find_first_cause(attempt_dir(job.run_dir, job.attempt), []))
+    return Outcome(exit_code, find_first_cause(attempt_dir(attempt.run_dir, attempt.number), []))
+
+
+def _told(outcome: Outcome, environment: Mapping[str, str]) -> Outcome:
+    """The same outcome, once the person at the terminal knows why it failed, if it did."""
+    if outcome.first_cause is not None:
+        _report(outcome.first_cause, environment)
+    if sys.stdout.isatty():  # a live view hides the cursor; a rank 0 that was killed did not bring it back
+        print("\x1b[?25h", end="", flush=True)
+    return outcome
 
 
 def _thread_settings(recipe: Recipe, workers: int, environment: Mapping[str, str]) -> dict[str, str]:
@@ -162,26 +227,26 @@ def _threads(recipe: Recipe, workers: int, environment: Mapping[str, str]) -> st
 
 
 def _show_plan(
-    asked: Launch, recipe: Recipe, workers: int, run_dir: Path, environment: Mapping[str, str]
+    asked: Launch, recipe: Recipe, allowed: Sequence[int], run_dir: Path, environment: Mapping[str, str]
 ) -> int:
-    attempt = 1 + newest_attempt(run_dir)
-    arguments = tuple(trainer_arguments(attempt_recipe(run_dir, attempt), run_dir, asked.resume))
-    job = JobSpec(arguments, workers, run_dir, attempt, module=asked.module)
+    number, workers = 1 + newest_attempt(run_dir), allowed[-1]
+    arguments = tuple(trainer_arguments(attempt_recipe(run_dir, number), run_dir, asked.resume))
+    attempt = Attempt(arguments, workers, run_dir, number, module=asked.module)
+    counts = str(workers) if len(allowed) == 1 else f"{workers}, or with fewer nodes {_listed(allowed[:-1])}"
     print(f"run folder  {run_dir}")
-    print(f"workers     {workers} with {_threads(recipe, workers, environment)} threads each")
+    print(f"workers     {counts} with {_threads(recipe, workers, environment)} threads each")
+    here = asked.runs_here(allowed)
     print(
-        f"command     {shlex.join(command(job)) if workers > 1 or asked.max_restarts else 'in this process'}"
+        f"command     {'in this process' if here else launcher(asked.launcher, environment).command(attempt)}"
     )
     return DONE
 
 
-def _show_cursor() -> None:
-    """A live view hides the cursor; a rank 0 that was killed did not bring it back."""
-    if sys.stdout.isatty():
-        print("\x1b[?25h", end="", flush=True)
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
 
 
-def _report(cause: FirstCause, environment: MutableMapping[str, str]) -> None:
+def _report(cause: FirstCause, environment: Mapping[str, str]) -> None:
     print(f"moe-train: error: {cause}", file=sys.stderr)
     if environment.get("MOE_TRAIN_DEBUG") and cause.traceback:
         print(cause.traceback, file=sys.stderr)

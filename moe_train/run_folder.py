@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,6 +22,7 @@ from moe_train.errors import MoETrainError, RunError, UsageError
 RECIPE_FILE = "recipe.yaml"
 FINISHED_FILE = "finished.json"
 LOCK_FILE = "lock"
+OWNER_FILE = "lock-owner"
 
 # A resume that changed one of these would go on with another model, on other data, or in another random
 # order.
@@ -51,18 +53,26 @@ FREE = (
 class RunFolder:
     """A run folder held by this process, as a context manager, for as long as a launch lasts."""
 
-    def __init__(self, run_dir: Path) -> None:
-        self.path = run_dir
+    def __init__(self, run_dir: Path, job: str = "") -> None:
+        """`job` names the job that this launcher belongs to, if a cluster may start it again (`JOB_VARIABLE`)."""
+        self.path, self.job = run_dir, job
         self._lock: int | None = None
 
     def __enter__(self) -> "RunFolder":
-        """Create the folder and lock it. Raises RunError if it cannot be written or another run holds it."""
+        """Create the folder and lock it. Raises RunError if it cannot be written or another run holds it.
+
+        A launcher of the same job is no other run: the cluster gave its node up and started the job again. Whatever
+        of it still lives belongs to an older attempt, which commits nothing more (checkpoint/lineage.py).
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.path / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            replace_text(self.path / OWNER_FILE, self.job)
         except BlockingIOError:
             self._release()
+            if self.job and self._owner() == self.job:
+                return self
             raise RunError(
                 f"run_dir={self.path}: another moe-train is running in it; wait for its end, stop it, "
                 "or choose another --run-dir"
@@ -80,6 +90,11 @@ class RunFolder:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+    def _owner(self) -> str:
+        """The job whose launcher locked the folder last."""
+        path = self.path / OWNER_FILE
+        return path.read_text() if path.exists() else ""
 
     @property
     def holds_run(self) -> bool:
@@ -140,16 +155,23 @@ class RunFolder:
         try:
             folders = attempt_dir(self.path, 0).parent
             folders.mkdir(exist_ok=True)
-            number = 1 + max(
-                (int(entry.name) for entry in folders.iterdir() if entry.name.isdigit()), default=0
-            )
-            attempt_dir(self.path, number).mkdir()
+            number = _make_next(folders)
             replace_text(attempt_recipe(self.path, number), to_yaml(recipe), durable=True)
             if not self.holds_run:
                 replace_text(self.path / RECIPE_FILE, to_yaml(recipe), durable=True)
         except OSError as error:
             raise RunError.unwritable(self.path, error) from None
         return number
+
+
+def _make_next(folders: Path) -> int:
+    """Make the folder with the next number; whoever else makes one at the same moment gets another number."""
+    while True:
+        taken = (int(entry.name) for entry in folders.iterdir() if entry.name.isdigit())
+        number = 1 + max(taken, default=0)
+        with suppress(FileExistsError):
+            (folders / str(number)).mkdir()
+            return number
 
 
 def attempt_recipe(run_dir: Path, attempt: int) -> Path:

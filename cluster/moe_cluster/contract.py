@@ -35,6 +35,9 @@ ATTEMPT_VARIABLE = "MOE_TRAIN_ATTEMPT"
 LAUNCHER_VARIABLE = "MOE_TRAIN_LAUNCHER_PID"
 """Process id of a launcher on this host. A worker that finds it gone ends: nobody looks after it."""
 
+JOB_VARIABLE = "MOE_TRAIN_JOB"
+"""`CLUSTER:ID` of the job that a launcher belongs to; a job that was queued again is still the same one."""
+
 TRAINER_MODULE = "moe_train.worker"
 
 LOG_FILE = "log.txt"

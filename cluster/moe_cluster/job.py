@@ -1,4 +1,9 @@
-"""What a launcher is asked to start: one attempt at a run, as text and numbers."""
+"""What is asked of a launcher and of a cluster, as text and numbers: one attempt at a run, and a job that makes some.
+
+A launcher (launcher.py) runs an Attempt where it is: on this host, in a Slurm allocation, on a Ray cluster. An executor
+(executor.py) hands a JobSpec to a scheduler and returns; the job is then the command line of the spec, `moe-train run
+...`, which finds the launcher named on it.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,15 +13,58 @@ from moe_cluster.contract import TRAINER_MODULE
 
 
 @dataclass(frozen=True)
-class JobSpec:
+class Attempt:
     """One attempt: so many workers, each running `python -m MODULE ARGUMENTS`."""
 
     arguments: tuple[str, ...]
     """What follows the module on its command line; see `contract.trainer_arguments`."""
     workers: int
+    """On all nodes together."""
     run_dir: Path
-    attempt: int
-    """Number of the attempt, from 1; its folder exists."""
+    number: int
+    """Of the attempt, from 1; its folder exists."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Set for the workers in addition to what the launcher's own environment holds."""
     module: str = TRAINER_MODULE
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a job needs of a cluster."""
+
+    nodes: int = 1
+    min_nodes: int | None = None
+    """With fewer nodes than `nodes` the run goes on, down to so many; None: it does not."""
+    workers_per_node: int = 1
+    gpus_per_worker: int = 0
+    cpus_per_worker: int | None = None
+    """None: the cluster's default."""
+    memory_gib: float | None = None
+    """Of a node; None: the cluster's default."""
+    time_limit_min: int | None = None
+    """Minutes after which the cluster ends the job; None: the cluster's default."""
+
+    @property
+    def workers(self) -> int:
+        """Workers of the job at its full size."""
+        return self.nodes * self.workers_per_node
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """A whole job: a command to run on a cluster, with what it needs there."""
+
+    name: str
+    run_dir: Path
+    """Absolute; on a folder that all nodes see."""
+    command: tuple[str, ...]
+    """Arguments of `python -m moe_train.cli`, without the options that name the launcher and its size."""
+    resources: Resources = Resources()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Set for the job; what is secret stays out of it."""
+    options: Mapping[str, str] = field(default_factory=dict)
+    """The executor's own, such as `partition` or `address`."""
+    directives: tuple[str, ...] = ()
+    """Lines for the scheduler as they are, without `#SBATCH`."""
+    after: tuple[str, ...] = ()
+    """Ids of jobs that must have ended well before this one starts."""

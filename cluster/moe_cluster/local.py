@@ -8,107 +8,65 @@ import contextlib
 import functools
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from types import FrameType
+from collections.abc import Callable, Mapping, Sequence
 
 from moe_cluster.contract import (
     ATTEMPT_VARIABLE,
-    DONE,
     HEARTBEAT_FILE,
     LAUNCHER_LOG,
     LAUNCHER_VARIABLE,
-    PREEMPTED,
     attempt_dir,
 )
-from moe_cluster.first_cause import FirstCause, find_first_cause, read_endings, was_preempted
-from moe_cluster.job import JobSpec
-from moe_cluster.linux import adopt_orphans, children, die_with_parent, end_children, stop_signals
+from moe_cluster.job import Attempt
+from moe_cluster.launcher import Outcome, outcome_of
+from moe_cluster.linux import adopt_orphans, children, die_with_parent, end_children
+from moe_cluster.stop import StopRequest
 
 POLL_S = 0.1
 ORPHAN_PATIENCE_S = 2.0
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How an attempt ended: an exit code of the contract, and who broke first if it failed."""
+class LocalLauncher:
+    """Workers on this host: see launcher.py."""
 
-    exit_code: int
-    first_cause: FirstCause | None = None
-    is_stop_requested: bool = False
-    """Someone asked the launcher to stop; however it ended, it must not start again."""
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self.environment = environment
+
+    def choose_workers(self, allowed: Sequence[int], stop: StopRequest, say: Callable[[str], None]) -> int:
+        """The largest: this host has room for as many as its user wants."""
+        return allowed[-1]
+
+    def command(self, attempt: Attempt) -> str:
+        return shlex.join(_command(attempt))
+
+    def run(self, attempt: Attempt, stop: StopRequest, say: Callable[[str], None]) -> Outcome:
+        """See launcher.py. Counts every new child of this process as the attempt's."""
+        folder = attempt_dir(attempt.run_dir, attempt.number)
+        adopt_orphans()
+        strangers = children(os.getpid())
+        with (folder / LAUNCHER_LOG).open("w") as log:
+            elastic = _start(attempt, self.environment, log.fileno())
+            try:
+                exit_code = _wait(elastic, attempt, stop)
+            finally:
+                _end(elastic, strangers)
+        return outcome_of(folder, exit_code)
 
 
-@dataclass
-class StopRequest:
-    """What the launcher was asked while its workers run."""
-
-    is_requested: bool = False
-    is_urgent: bool = False
-    """A second Ctrl-C: end now, save nothing."""
-
-
-def command(job: JobSpec) -> list[str]:
-    """The command line that starts all workers of `job`."""
+def _command(attempt: Attempt) -> list[str]:
     elastic = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts", "0"]
-    return [*elastic, "--nproc-per-node", str(job.workers), "-m", job.module, *job.arguments]
+    return [*elastic, "--nproc-per-node", str(attempt.workers), "-m", attempt.module, *attempt.arguments]
 
 
-def run_local(job: JobSpec, say: Callable[[str], None]) -> Outcome:
-    """Run one attempt and wait for its end; `say` is told what a person at the terminal should know.
-
-    For the main thread only: it handles signals, and counts every new child of this process as the job's.
-    Raises KeyboardInterrupt, all processes gone, when it is interrupted a second time.
-    """
-    folder = attempt_dir(job.run_dir, job.attempt)
-    adopt_orphans()
-    strangers = children(os.getpid())
-    with stop_on_signals(say) as stop, (folder / LAUNCHER_LOG).open("w") as log:
-        elastic = _start(job, log.fileno())
-        try:
-            exit_code = _wait(elastic, job, stop)
-        finally:
-            _end(elastic, strangers)
-    if exit_code == DONE:
-        return Outcome(DONE)
-    endings = read_endings(folder / LAUNCHER_LOG)
-    if was_preempted(folder, endings):
-        return Outcome(PREEMPTED)
-    cause = find_first_cause(folder, endings)
-    return Outcome(cause.exit_code, cause, stop.is_requested)
-
-
-@contextlib.contextmanager
-def stop_on_signals(say: Callable[[str], None]) -> Iterator[StopRequest]:
-    """Turn SIGINT, SIGTERM and SIGHUP into a request; only a second SIGINT makes it urgent.
-
-    Clusters repeat SIGTERM while they wait for a job to save, so a repeated one means nothing new.
-    """
-    stop = StopRequest()
-
-    def receive(number: int, frame: FrameType | None) -> None:
-        if stop.is_requested and number == signal.SIGINT:
-            stop.is_urgent = True
-        elif not stop.is_requested:
-            stop.is_requested = True
-            say("stopping: the workers save at their next step (Ctrl-C again ends them at once, unsaved)")
-
-    before = {number: signal.signal(number, receive) for number in stop_signals()}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _start(job: JobSpec, log: int) -> "subprocess.Popen[bytes]":
-    own = {ATTEMPT_VARIABLE: str(job.attempt), LAUNCHER_VARIABLE: str(os.getpid())}
+def _start(attempt: Attempt, environment: Mapping[str, str], log: int) -> "subprocess.Popen[bytes]":
+    own = {ATTEMPT_VARIABLE: str(attempt.number), LAUNCHER_VARIABLE: str(os.getpid())}
     return subprocess.Popen(
-        command(job),
-        env={**os.environ, **job.environment, **own},
+        _command(attempt),
+        env={**environment, **attempt.environment, **own},
         stdin=subprocess.DEVNULL,
         stderr=log,
         start_new_session=True,
@@ -116,23 +74,23 @@ def _start(job: JobSpec, log: int) -> "subprocess.Popen[bytes]":
     )
 
 
-def _wait(elastic: "subprocess.Popen[bytes]", job: JobSpec, stop: StopRequest) -> int:
+def _wait(elastic: "subprocess.Popen[bytes]", attempt: Attempt, stop: StopRequest) -> int:
     told: set[int] = set()
     while True:
         if stop.is_urgent:
             raise KeyboardInterrupt
         if stop.is_requested:
-            _forward(job, told)
+            _forward(attempt, told)
         with contextlib.suppress(subprocess.TimeoutExpired):
             return elastic.wait(POLL_S)
 
 
-def _forward(job: JobSpec, told: set[int]) -> None:
+def _forward(attempt: Attempt, told: set[int]) -> None:
     """Send SIGTERM to each worker that minds signals and was not told yet.
 
     A worker that is still importing has no heartbeat and would die of the signal; it is told when it has one.
     """
-    for heartbeat in attempt_dir(job.run_dir, job.attempt).glob(f"rank-*/{HEARTBEAT_FILE}"):
+    for heartbeat in attempt_dir(attempt.run_dir, attempt.number).glob(f"rank-*/{HEARTBEAT_FILE}"):
         pid = json.loads(heartbeat.read_text())["pid"]
         if pid not in told:
             told.add(pid)
