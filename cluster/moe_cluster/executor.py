@@ -69,7 +69,7 @@ class Executor(Protocol):
         """The jobs of a sweep, `at_once` of them at a time (None: as many as fit); their ids in order."""
         ...
 
-    def status(self, job_id: str) -> JobStatus:
+    def status(self, job_id: str, run_dir: Path) -> JobStatus:
         """What the scheduler says of the job."""
         ...
 
@@ -77,7 +77,7 @@ class Executor(Protocol):
         """Lines of the job's own output; with `follow`, until the job is over."""
         ...
 
-    def cancel(self, job_id: str) -> None:
+    def cancel(self, job_id: str, run_dir: Path) -> None:
         """End the job; the run saves what it can in the time that the scheduler gives."""
         ...
 

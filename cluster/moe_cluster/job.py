@@ -66,5 +66,7 @@ class JobSpec:
     """The executor's own, such as `partition` or `address`."""
     directives: tuple[str, ...] = ()
     """Lines for the scheduler as they are, without `#SBATCH`."""
+    setup: tuple[str, ...] = ()
+    """Lines of shell before the command, as they are: of the site's own file, never of a recipe."""
     after: tuple[str, ...] = ()
     """Ids of jobs that must have ended well before this one starts."""

@@ -48,6 +48,12 @@ def is_alive(pid: int) -> bool:
     return fields is not None and fields[0] != "Z"
 
 
+def start_time(pid: int) -> int:
+    """When a process began, in clock ticks since the system's start; 0 if there is none with this id."""
+    fields = _stat(pid)
+    return int(fields[19]) if fields is not None else 0
+
+
 def children(parent: int) -> set[int]:
     """Ids of the processes whose parent is `parent`, zombies included."""
     found = set()

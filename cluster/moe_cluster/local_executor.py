@@ -1,0 +1,134 @@
+"""Jobs in the background of this machine: what a scheduler is elsewhere, without one.
+
+A job's state is a file in its run's folder (jobs/ID.json) that local_queue.py keeps, so it is known after the terminal
+that submitted it is gone; only the machine that runs it can tell whether it still does.
+"""
+
+import json
+import os
+import secrets
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from moe_cluster.contract import DONE, JOB_VARIABLE, PREEMPTED
+from moe_cluster.errors import ClusterError, JobError
+from moe_cluster.executor import JobState, JobStatus
+from moe_cluster.job import JobSpec
+from moe_cluster.linux import is_alive, start_time
+from moe_cluster.records import JOBS_DIR, jobs_dir
+from moe_cluster.tail import lines_of
+
+
+class LocalExecutor:
+    """This machine: see executor.py."""
+
+    def __init__(self, options: Mapping[str, str]) -> None:
+        if options:
+            raise JobError(f"--option {next(iter(options))}: --cluster local has no options; leave it out")
+
+    def render(self, job: JobSpec) -> str:
+        self._require_simple(job)
+        settings = "".join(f"{name}={shlex.quote(value)} " for name, value in job.environment.items())
+        return f"{settings}{shlex.join(_command(job))}\n"
+
+    def submit(self, job: JobSpec) -> str:
+        return self.submit_many([job], None)[0]
+
+    def submit_many(self, jobs: Sequence[JobSpec], at_once: int | None) -> list[str]:
+        for job in jobs:
+            self._require_simple(job)
+        ids = [secrets.token_hex(4) for _ in jobs]
+        paths = [_prepared(job, job_id) for job, job_id in zip(jobs, ids, strict=True)]
+        queue = subprocess.Popen(
+            [sys.executable, "-m", "moe_cluster.local_queue", str(at_once or len(jobs)), *map(str, paths)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        for path in paths:
+            path.with_suffix(".queue").write_text(f"{queue.pid} {start_time(queue.pid)}")
+        return ids
+
+    def status(self, job_id: str, run_dir: Path) -> JobStatus:
+        state = _state(run_dir, job_id)
+        node = (state["host"],)
+        if (code := state.get("exit_code")) is not None:
+            return JobStatus(_ended(code), f"exit code {code}", node)
+        if state["host"] != socket.gethostname():
+            return JobStatus(JobState.UNKNOWN, f"it was given to {state['host']}; ask there", node)
+        if "pid" in state:
+            running = _lives(state["pid"], state["start_time"])
+            return JobStatus(JobState.RUNNING if running else JobState.FAILED, "" if running else "killed", node)
+        waiting = _lives(*_queue(run_dir, job_id))
+        return JobStatus(JobState.PENDING if waiting else JobState.CANCELLED, "" if waiting else "never began", node)
+
+    def logs(self, job_id: str, run_dir: Path, follow: bool) -> Iterator[str]:
+        path = run_dir / JOBS_DIR / f"{job_id}.log"
+        return lines_of(path, lambda: not follow or self.status(job_id, run_dir).state.is_over)
+
+    def cancel(self, job_id: str, run_dir: Path) -> None:
+        state = _state(run_dir, job_id)
+        if state["host"] != socket.gethostname():
+            raise ClusterError(f"local:{job_id} runs on {state['host']}; cancel it there")
+        pid, began = (state["pid"], state["start_time"]) if "pid" in state else _queue(run_dir, job_id)
+        if _lives(pid, began):
+            os.kill(pid, signal.SIGTERM)
+
+    def _require_simple(self, job: JobSpec) -> None:
+        if job.resources.nodes > 1:
+            raise JobError(f"--nodes {job.resources.nodes}: --cluster local has one node, this one; use --nodes 1")
+        if job.after:
+            raise JobError("--after: --cluster local has no dependencies; use --cluster slurm")
+        if job.directives:
+            raise JobError(f"--directive {job.directives[0]}: --cluster local has none; leave it out")
+
+
+def _command(job: JobSpec) -> list[str]:
+    return [sys.executable, "-m", "moe_train.cli", *job.command, "--launcher", "local"]
+
+
+def _prepared(job: JobSpec, job_id: str) -> Path:
+    """The file of a job that is about to be queued."""
+    path = jobs_dir(job) / f"{job_id}.json"
+    own = {JOB_VARIABLE: f"local:{job_id}"}
+    content = {
+        "command": _command(job),
+        "environment": {**job.environment, **own},
+        "host": socket.gethostname(),
+    }
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    return path
+
+
+def _state(run_dir: Path, job_id: str) -> dict[str, Any]:
+    path = run_dir / JOBS_DIR / f"{job_id}.json"
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        raise ClusterError(f"local:{job_id}: {path} cannot be read ({error})") from None
+
+
+def _queue(run_dir: Path, job_id: str) -> tuple[int, int]:
+    try:
+        pid, began = (run_dir / JOBS_DIR / f"{job_id}.queue").read_text().split()
+        return int(pid), int(began)
+    except (OSError, ValueError):
+        return 0, 0
+
+
+def _lives(pid: int, began: int) -> bool:
+    """Whether the very process that began so still runs: ids are given again."""
+    return pid > 0 and is_alive(pid) and start_time(pid) == began
+
+
+def _ended(code: int) -> JobState:
+    if code == DONE:
+        return JobState.DONE
+    return JobState.CANCELLED if code in (PREEMPTED, -signal.SIGTERM) else JobState.FAILED

@@ -1,0 +1,87 @@
+"""What holds for all jobs of a person or a site: ~/.config/moe-train/cluster.yaml, so that no recipe needs to say it.
+
+    default: slurm                       # backend of `submit` without --cluster
+    slurm:
+      options: {partition: gpu, account: physics}
+      directives: ["--mail-type=END"]
+      environment: {NCCL_SOCKET_IFNAME: ib0}
+      setup: ["module load cuda/13"]     # lines of shell before the command, as they are
+    ray:
+      options: {address: "http://head:8265"}
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from moe_cluster.errors import JobError
+from moe_cluster.executor import EXECUTORS
+
+FILE_NAME = "moe-train/cluster.yaml"
+
+
+@dataclass(frozen=True)
+class Site:
+    """What one backend's jobs have beside what is asked for."""
+
+    options: Mapping[str, str] = field(default_factory=dict)
+    directives: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    setup: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sites:
+    """All of a file."""
+
+    default: str = "local"
+    by_cluster: Mapping[str, Site] = field(default_factory=dict)
+
+    def of(self, cluster: str) -> Site:
+        """What holds for a backend; nothing if the file does not name it."""
+        return self.by_cluster.get(cluster, Site())
+
+
+def sites_file(environment: Mapping[str, str]) -> Path:
+    """Where the file lies: below XDG_CONFIG_HOME, or ~/.config."""
+    home = environment.get("XDG_CONFIG_HOME") or Path(environment.get("HOME", "~")).expanduser() / ".config"
+    return Path(home) / FILE_NAME
+
+
+def read_sites(path: Path) -> Sites:
+    """What `path` says; nothing if it is not there. Raises JobError with the key that is wrong."""
+    try:
+        content = yaml.safe_load(path.read_text()) or {}
+    except FileNotFoundError:
+        return Sites()
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise JobError(f"{path}: cannot be read as YAML ({str(error).splitlines()[0]}); correct or remove it") from None
+    if not isinstance(content, dict):
+        raise JobError(f"{path}: must be a mapping from backends to what holds for their jobs")
+    known = ("default", *EXECUTORS)
+    for key in content:
+        if key not in known:
+            raise JobError(f"{path}: {key}: there is no such key; use {', '.join(known)}")
+    default = content.pop("default", "local")
+    if default not in EXECUTORS:
+        raise JobError(f"{path}: default={default}: must be one of {', '.join(EXECUTORS)}")
+    return Sites(default, {cluster: _site(path, cluster, entry) for cluster, entry in content.items()})
+
+
+def _site(path: Path, cluster: str, entry: Any) -> Site:
+    names = [each.name for each in fields(Site)]
+    if not isinstance(entry, dict) or any(key not in names for key in entry):
+        raise JobError(f"{path}: {cluster}: must be a mapping with keys among {', '.join(names)}")
+    found: dict[str, Any] = {}
+    for key, value in entry.items():
+        wants_mapping = key in ("options", "environment")
+        if wants_mapping != isinstance(value, dict) or not isinstance(value, dict | list):
+            shape = "a mapping" if wants_mapping else "a list of lines"
+            raise JobError(f"{path}: {cluster}.{key}={value!r}: must be {shape}")
+        found[key] = (
+            {str(name): str(item) for name, item in value.items()} if wants_mapping else tuple(map(str, value))
+        )
+    return Site(**found)
