@@ -1,7 +1,7 @@
 """The command line. Every command imports what it needs when it runs, so that help and errors come at once.
 
-`run` is in launch.py, `show` in show.py; `monitor`, `ckpt` and `data` belong to their packages, which parse
-their own arguments. This is one of the two places that read the environment.
+`run` is in launch.py, `show` in show.py; all others belong to their packages, which parse their own arguments. This is
+one of the two places that read the environment.
 """
 
 import argparse
@@ -26,6 +26,8 @@ examples:
   moe-train run recipes/switch/tiny.yaml --workers 4 parallel.expert=2 optim.lr=1e-3
   moe-train show recipes/switch/tiny.yaml                           what it would be, and its problems
   moe-train monitor runs/switch-tiny --html experts.html            what the experts did
+  moe-train submit recipes/switch/tiny.yaml --cluster slurm --nodes 2 --dry-run
+  moe-train status runs/switch-tiny                                 how it stands, wherever it runs
 
 exit codes: 0 done, 1 failed, 2 the command line or the recipe cannot be used, 75 stopped and saved.
 MOE_TRAIN_DEBUG=1 shows tracebacks; MOE_TRAIN_CACHE=DIR keeps corpora and tokenizers elsewhere.
@@ -47,13 +49,21 @@ examples:
   moe-train show recipes/switch/tiny.yaml --workers 4 parallel.expert=4
   moe-train show recipes/switch/tiny.yaml --json | jq .total_parameters
 """
-# Command -> module with a `main(arguments)`, and the line in the help.
+# Command -> its function, called with its arguments and, for those in ASK_ENVIRONMENT, the environment; and its help.
 DELEGATED = {
-    "monitor": ("moe_train.monitor.commands", "what the experts of a run did, as one HTML page"),
-    "ckpt": ("moe_train.checkpoint.commands", "list, verify and clean up the checkpoints of a run"),
-    "data": ("moe_train.data.commands", "build and describe corpora and tokenizers"),
-    "translate": ("moe_train.translate", "translate with a run's checkpoint, and score it"),
+    "submit": ("moe_train.jobs.submit:main", "hand a run to Slurm, Ray, or the background of this machine"),
+    "status": ("moe_train.jobs.commands:status", "how a run stands"),
+    "logs": ("moe_train.jobs.commands:logs", "what a run's job printed; -f follows"),
+    "cancel": ("moe_train.jobs.commands:cancel", "end a run's job"),
+    "resume": ("moe_train.jobs.submit:resume", "hand a run to its cluster again, to go on"),
+    "list": ("moe_train.jobs.commands:list_runs", "all runs, one a row"),
+    "sweep": ("moe_train.jobs.sweep:main", "submit one recipe with several values of some keys"),
+    "monitor": ("moe_train.monitor.commands:main", "what the experts of a run did, as one HTML page"),
+    "ckpt": ("moe_train.checkpoint.commands:main", "list, verify and clean up the checkpoints of a run"),
+    "data": ("moe_train.data.commands:main", "build and describe corpora and tokenizers"),
+    "translate": ("moe_train.translate:main", "translate with a run's checkpoint, and score it"),
 }
+ASK_ENVIRONMENT = ("submit", "resume", "sweep")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,10 +93,11 @@ def _dispatch(arguments: list[str]) -> int:
     _require_text(arguments)
     if arguments and arguments[0] in DELEGATED:
         command, rest = arguments[0], arguments[1:]
-        commands = importlib.import_module(DELEGATED[command][0])
+        module, name = DELEGATED[command][0].split(":")
+        function = getattr(importlib.import_module(module), name)
         if command == "data":
-            return int(commands.main(rest, os.environ.get(CACHE_VARIABLE)))
-        return int(commands.main(rest))
+            return int(function(rest, os.environ.get(CACHE_VARIABLE)))
+        return int(function(rest, os.environ) if command in ASK_ENVIRONMENT else function(rest))
     parser = _parser()
     if not arguments:
         parser.print_help()
@@ -217,9 +228,7 @@ def _workers(text: str) -> tuple[int, ...]:
     """(N,) or (MIN, MAX)."""
     parts = text.split(":")
     if len(parts) > 2 or not all(part.isdecimal() and int(part) >= 1 for part in parts):
-        raise argparse.ArgumentTypeError(
-            f"{text} is not a whole number of at least 1, nor MIN:MAX of such"
-        )
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1, nor MIN:MAX of such")
     numbers = tuple(map(int, parts))
     if numbers[0] > numbers[-1]:
         raise argparse.ArgumentTypeError(

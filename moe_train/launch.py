@@ -4,6 +4,7 @@ One worker without restarts runs in this process; everything else goes through `
 told to the person at the terminal is told here.
 """
 
+import json
 import os
 import shlex
 import sys
@@ -17,6 +18,7 @@ from moe_cluster.contract import (
     DONE,
     FAILED,
     JOB_VARIABLE,
+    OUTCOME_FILE,
     PREEMPTED,
     TRAINER_MODULE,
     attempt_dir,
@@ -27,6 +29,7 @@ from moe_cluster.job import Attempt
 from moe_cluster.launcher import Outcome, launcher
 from moe_cluster.restarts import Restarts
 from moe_cluster.stop import StopRequest, stop_on_signals
+from moe_train.atomic import replace_text
 from moe_train.checkpoint.folder import CheckpointFolder
 from moe_train.checkpoint.lineage import has_started, newest_attempt
 from moe_train.config.check import problems, require_sound
@@ -76,7 +79,7 @@ def launch(asked: Launch, environment: MutableMapping[str, str]) -> int:
     with RunFolder(run_dir, environment.get(JOB_VARIABLE, "")) as folder:
         if folder.holds_run and asked.resume == "never":
             _say(f"{run_dir} held a run; it is now {folder.move_aside()}")
-        elif _has_begun(run_dir):
+        elif has_begun(run_dir):
             folder.require_same_run(recipe)
             finished = folder.finished_step()
             if asked.resume == "auto" and finished is not None and finished >= recipe.steps:
@@ -105,7 +108,7 @@ def allowed_workers(recipe: Recipe, workers: int | None, min_workers: int | None
     return (*(number for number in fewer if not problems(recipe, number)), most)
 
 
-def _has_begun(run_dir: Path) -> bool:
+def has_begun(run_dir: Path) -> bool:
     """Whether a trainer accepted a recipe in this folder; one that it refused binds nobody."""
     return any(has_started(run_dir, attempt) for attempt in range(1, newest_attempt(run_dir) + 1))
 
@@ -139,7 +142,7 @@ def _attempts(
     """Make attempts until one ends well, or restarts are used up; returns its exit code."""
     if asked.runs_here(allowed):
         attempt = _next_attempt(asked, recipe, allowed[0], folder, environment, asked.resume)
-        return _told(_run_here(recipe, attempt, asked.resume, environment), environment).exit_code
+        return _told(attempt, _run_here(recipe, attempt, asked.resume, environment), environment).exit_code
     chosen = launcher(asked.launcher, environment)
     restarts, resume = Restarts(asked.max_restarts), asked.resume
     with stop_on_signals(_say) as stop:
@@ -148,7 +151,7 @@ def _attempts(
             if workers is None:
                 return PREEMPTED
             attempt = _next_attempt(asked, recipe, workers, folder, environment, resume)
-            outcome = _told(chosen.run(attempt, stop, _say), environment)
+            outcome = _told(attempt, chosen.run(attempt, stop, _say), environment)
             # What was asked for holds until an attempt began as asked; from then on its own checkpoints count.
             resume = "auto" if has_started(folder.path, attempt.number) else resume
             if stop.is_requested or not (outcome.resizes or outcome.exit_code == FAILED):
@@ -204,10 +207,25 @@ def _run_here(
     return Outcome(exit_code, find_first_cause(attempt_dir(attempt.run_dir, attempt.number), []))
 
 
-def _told(outcome: Outcome, environment: Mapping[str, str]) -> Outcome:
-    """The same outcome, once the person at the terminal knows why it failed, if it did."""
-    if outcome.first_cause is not None:
-        _report(outcome.first_cause, environment)
+def _told(attempt: Attempt, outcome: Outcome, environment: Mapping[str, str]) -> Outcome:
+    """The same outcome, once the attempt's folder has it, and the person at the terminal knows why it failed."""
+    cause = outcome.first_cause
+    content = {
+        "exit_code": outcome.exit_code,
+        "cause": None if cause is None else str(cause),
+        "rank": None if cause is None else cause.rank,
+        "host": None if cause is None else cause.host,
+        "step": None if cause is None else cause.step,
+        "time": time.time(),
+    }
+    try:
+        replace_text(attempt_dir(attempt.run_dir, attempt.number) / OUTCOME_FILE, json.dumps(content) + "\n")
+    except OSError as error:
+        _say(
+            f"{OUTCOME_FILE} could not be written ({error.strerror}); `moe-train status` will not know this end"
+        )
+    if cause is not None:
+        _report(cause, environment)
     if sys.stdout.isatty():  # a live view hides the cursor; a rank 0 that was killed did not bring it back
         print("\x1b[?25h", end="", flush=True)
     return outcome

@@ -91,6 +91,20 @@ class RunFolder:
             os.close(self._lock)
             self._lock = None
 
+    def is_held(self) -> bool:
+        """Whether another launcher holds the folder at this moment; as far as this host can see."""
+        try:
+            descriptor = os.open(self.path / LOCK_FILE, os.O_RDONLY)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
     def _owner(self) -> str:
         """The job whose launcher locked the folder last."""
         path = self.path / OWNER_FILE

@@ -8,12 +8,13 @@ Arguments   python -m moe_train.worker RECIPE --run-dir DIR --resume auto|never|
 Environment RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT as torch elastic sets them (absent:
             one worker), and ATTEMPT_VARIABLE and LAUNCHER_VARIABLE below.
 Folders     DIR/attempts/K/rank-R/{log.txt,error.json,heartbeat.json,layout.json}, K counted from 1;
-            the launcher's own DIR/attempts/K/{recipe.yaml,launcher.log} beside them. DIR/recipe.yaml is
+            the launcher's own DIR/attempts/K/{recipe.yaml,launcher.log,outcome.json} beside them. DIR/recipe.yaml is
             what the run was last trained with: the trainer replaces it once it has accepted the new one.
             heartbeat.json is {pid, host, step, time}; it appears once the worker minds signals.
             error.json is {rank, host, pid, step, time, type, message, explained, traceback, exit_code}; it
             appears where a worker fails by itself. explained: the message says all that a user needs.
             step is null before the first step; time is in seconds since 1970.
+            outcome.json is {exit_code, cause, rank, host, step, time}: how the launcher saw the attempt end.
 Exit codes  DONE, FAILED, USAGE, PREEMPTED below.
 Signals     SIGTERM and SIGINT ask a worker to stop: all ranks agree on a step, save it, and end
             with PREEMPTED.
@@ -45,6 +46,7 @@ ERROR_FILE = "error.json"
 HEARTBEAT_FILE = "heartbeat.json"
 LAYOUT_FILE = "layout.json"
 LAUNCHER_LOG = "launcher.log"
+OUTCOME_FILE = "outcome.json"
 
 
 def attempt_dir(run_dir: Path, attempt: int) -> Path:

@@ -65,9 +65,13 @@ class LocalExecutor:
             return JobStatus(JobState.UNKNOWN, f"it was given to {state['host']}; ask there", node)
         if "pid" in state:
             running = _lives(state["pid"], state["start_time"])
-            return JobStatus(JobState.RUNNING if running else JobState.FAILED, "" if running else "killed", node)
+            return JobStatus(
+                JobState.RUNNING if running else JobState.FAILED, "" if running else "killed", node
+            )
         waiting = _lives(*_queue(run_dir, job_id))
-        return JobStatus(JobState.PENDING if waiting else JobState.CANCELLED, "" if waiting else "never began", node)
+        return JobStatus(
+            JobState.PENDING if waiting else JobState.CANCELLED, "" if waiting else "never began", node
+        )
 
     def logs(self, job_id: str, run_dir: Path, follow: bool) -> Iterator[str]:
         path = run_dir / JOBS_DIR / f"{job_id}.log"
@@ -83,9 +87,15 @@ class LocalExecutor:
 
     def _require_simple(self, job: JobSpec) -> None:
         if job.resources.nodes > 1:
-            raise JobError(f"--nodes {job.resources.nodes}: --cluster local has one node, this one; use --nodes 1")
+            raise JobError(
+                f"--nodes {job.resources.nodes}: --cluster local has one node, this one; use --nodes 1"
+            )
         if job.after:
             raise JobError("--after: --cluster local has no dependencies; use --cluster slurm")
+        if job.setup:
+            raise JobError(
+                "local.setup: --cluster local runs no lines of shell; set them up before you submit"
+            )
         if job.directives:
             raise JobError(f"--directive {job.directives[0]}: --cluster local has none; leave it out")
 

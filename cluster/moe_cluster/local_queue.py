@@ -1,7 +1,7 @@
-"""Runs the jobs of the local executor, detached from whoever submitted them: `python -m moe_cluster.local_queue N FILE...`
+"""Runs the jobs of the local executor, detached from who submitted them: `python -m moe_cluster.local_queue N FILE...`
 
-Each FILE is the state of one job (local_executor.py): its command, and then who runs it and how it ended. N jobs run at a
-time. A SIGTERM goes on to the jobs that run, which save and end; the others are not begun.
+Each FILE is the state of one job (local_executor.py): its command, and then who runs it and how it ended. N jobs run
+at a time. A SIGTERM goes on to the jobs that run, which save and end; the others are not begun.
 """
 
 import json

@@ -1,13 +1,13 @@
 """What holds for all jobs of a person or a site: ~/.config/moe-train/cluster.yaml, so that no recipe needs to say it.
 
-    default: slurm                       # backend of `submit` without --cluster
-    slurm:
-      options: {partition: gpu, account: physics}
-      directives: ["--mail-type=END"]
-      environment: {NCCL_SOCKET_IFNAME: ib0}
-      setup: ["module load cuda/13"]     # lines of shell before the command, as they are
-    ray:
-      options: {address: "http://head:8265"}
+default: slurm                       # backend of `submit` without --cluster
+slurm:
+  options: {partition: gpu, account: physics}
+  directives: ["--mail-type=END"]
+  environment: {NCCL_SOCKET_IFNAME: ib0}
+  setup: ["module load cuda/13"]     # lines of shell before the command, as they are
+ray:
+  options: {address: "http://head:8265"}
 """
 
 from collections.abc import Mapping
@@ -58,7 +58,9 @@ def read_sites(path: Path) -> Sites:
     except FileNotFoundError:
         return Sites()
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise JobError(f"{path}: cannot be read as YAML ({str(error).splitlines()[0]}); correct or remove it") from None
+        raise JobError(
+            f"{path}: cannot be read as YAML ({str(error).splitlines()[0]}); correct or remove it"
+        ) from None
     if not isinstance(content, dict):
         raise JobError(f"{path}: must be a mapping from backends to what holds for their jobs")
     known = ("default", *EXECUTORS)
@@ -77,11 +79,12 @@ def _site(path: Path, cluster: str, entry: Any) -> Site:
         raise JobError(f"{path}: {cluster}: must be a mapping with keys among {', '.join(names)}")
     found: dict[str, Any] = {}
     for key, value in entry.items():
-        wants_mapping = key in ("options", "environment")
-        if wants_mapping != isinstance(value, dict) or not isinstance(value, dict | list):
-            shape = "a mapping" if wants_mapping else "a list of lines"
+        wanted = dict if key in ("options", "environment") else list
+        if not isinstance(value, wanted):
+            shape = "a mapping" if wanted is dict else "a list of lines"
             raise JobError(f"{path}: {cluster}.{key}={value!r}: must be {shape}")
+        texts = [str(each) for each in value]
         found[key] = (
-            {str(name): str(item) for name, item in value.items()} if wants_mapping else tuple(map(str, value))
+            dict(zip(texts, map(str, value.values()), strict=True)) if wanted is dict else tuple(texts)
         )
     return Site(**found)

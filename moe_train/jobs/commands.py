@@ -1,0 +1,206 @@
+"""`moe-train status`, `list`, `logs` and `cancel`: what can be asked of a run, wherever it runs. Without torch."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from moe_cluster import records
+from moe_cluster.contract import DONE, LOG_FILE, rank_dir
+from moe_cluster.executor import executor
+from moe_cluster.records import JobRecord
+from moe_cluster.tail import lines_of
+from moe_train.checkpoint.lineage import newest_attempt
+from moe_train.errors import MoETrainError, UsageError
+from moe_train.jobs.progress import Progress, age, is_held, read_progress
+from moe_train.run_folder import RECIPE_FILE
+
+
+def status(arguments: Sequence[str]) -> int:
+    """How one run stands."""
+    parser = _parser("status", "How a run stands: its job, its training, its last failure.")
+    parser.add_argument("--json", action="store_true", help="for programs: one JSON object")
+    options = parser.parse_args(arguments)
+    progress = read_progress(run_folder(options.run))
+    if options.json:
+        print(json.dumps(progress.as_dict(), indent=1))
+    else:
+        print("\n".join(_sentences(progress)))
+    return DONE
+
+
+def list_runs(arguments: Sequence[str]) -> int:
+    """A table of all runs in a folder."""
+    parser = argparse.ArgumentParser("moe-train list", description="All runs below a folder, one a row.")
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("runs"), help="(default: runs)")
+    parser.add_argument("--json", action="store_true", help="for programs: a JSON list")
+    options = parser.parse_args(arguments)
+    if not options.folder.is_dir():
+        raise UsageError(f"{options.folder}: there is no such folder; `moe-train run RECIPE` makes runs/NAME")
+    print_runs(list(_progress_below(options.folder)), options.folder, as_json=options.json)
+    return DONE
+
+
+def logs(arguments: Sequence[str]) -> int:
+    """What a run's job, or one of its workers, has printed."""
+    parser = _parser("logs", "What a run's job printed, or one of its workers logged.")
+    parser.add_argument("-f", "--follow", action="store_true", help="go on until the job is over")
+    parser.add_argument(
+        "--rank", type=int, metavar="R", help="the log of this worker, in place of the job's output"
+    )
+    parser.add_argument(
+        "--attempt", type=int, metavar="K", help="with --rank: of this attempt (default: the newest)"
+    )
+    options = parser.parse_args(arguments)
+    run_dir = run_folder(options.run)
+    if options.rank is not None:
+        lines = _rank_log(run_dir, options.attempt or newest_attempt(run_dir), options.rank, options.follow)
+    else:
+        job = _last_job(run_dir)
+        lines = executor(job.cluster, job.options).logs(job.id, run_dir, options.follow)
+    for line in lines:
+        print(line, flush=options.follow)
+    return DONE
+
+
+def cancel(arguments: Sequence[str]) -> int:
+    """End a run's job."""
+    parser = _parser("cancel", "End a run's job. It saves what it can in the time that the cluster gives.")
+    options = parser.parse_args(arguments)
+    run_dir = run_folder(options.run)
+    job = _last_job(run_dir)
+    backend = executor(job.cluster, job.options)
+    before = backend.status(job.id, run_dir)
+    if before.state.is_over:
+        print(f"{job} is over already: {before.state} {before.reason}".rstrip())
+        return DONE
+    backend.cancel(job.id, run_dir)
+    print(f"{job} was told to end; go on later with `moe-train resume {options.run}`")
+    return DONE
+
+
+def run_folder(name: str) -> Path:
+    """The folder of a run that was started or submitted. Raises UsageError if there is none."""
+    for folder in (Path(name), Path("runs", name)):
+        if _is_run(folder):
+            return folder.absolute()
+    raise UsageError(
+        f"RUN={name}: there is no run folder (one with a {RECIPE_FILE} or {records.FILE_NAME}) there or below runs/; "
+        "`moe-train list` shows those that there are"
+    )
+
+
+def print_runs(found: Sequence[Progress], folder: Path, *, as_json: bool) -> None:
+    """A table of runs, or a JSON list."""
+    if as_json:
+        print(json.dumps([progress.as_dict() for progress in found], indent=1))
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in ("run", "state", "step", "loss", "validation", "saved", "attempts", "job", "last row"):
+        right = title in ("step", "loss", "validation", "saved", "attempts")
+        table.add_column(title, justify="right" if right else "left", no_wrap=title != "run")
+    for progress in found:
+        name = progress.run_dir.relative_to(folder.absolute())
+        table.add_row(str(name), progress.state, *_cells(progress))
+    # A pipe has no width of its own, and a row that is cut says nothing.
+    width = None if sys.stdout.isatty() else 200
+    Console(highlight=False, width=width).print(table)
+
+
+def _progress_below(folder: Path) -> list[Progress]:
+    runs = sorted(
+        {path.parent for name in (RECIPE_FILE, records.FILE_NAME) for path in folder.glob(f"**/{name}")}
+    )
+    found = []
+    for run_dir in runs:
+        if not _is_run(run_dir) or run_dir.parent.name == "attempts":
+            continue
+        try:
+            found.append(read_progress(run_dir.absolute()))
+        except MoETrainError as error:
+            print(f"{run_dir}: {error}", file=sys.stderr)
+    return found
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (RECIPE_FILE, records.FILE_NAME))
+
+
+def _last_job(run_dir: Path) -> JobRecord:
+    found = records.read(run_dir)
+    if not found:
+        hint = (
+            "stop it where it runs (Ctrl-C)"
+            if is_held(run_dir)
+            else "`moe-train submit` makes a job of a run"
+        )
+        raise UsageError(
+            f"RUN={run_dir}: it was started with `moe-train run`, so it has no job; {hint}; its workers' logs are "
+            "`moe-train logs RUN --rank 0`"
+        )
+    return found[-1]
+
+
+def _rank_log(run_dir: Path, attempt: int, rank: int, follow: bool) -> Iterator[str]:
+    path = rank_dir(run_dir, attempt, rank) / LOG_FILE
+    if not path.exists():
+        raise UsageError(
+            f"--rank {rank}: {path} is not there; attempts 1 to {newest_attempt(run_dir)} have been made"
+        )
+    return lines_of(path, lambda: not follow or read_progress(run_dir).state not in ("queued", "running"))
+
+
+def _sentences(progress: Progress) -> list[str]:
+    lines = [f"{progress.run_dir.name}: {progress.state}"]
+    if progress.job is not None:
+        seen = f" is {progress.status.state}" if progress.status else ": its scheduler could not be asked"
+        nodes = f" on {', '.join(progress.status.nodes)}" if progress.status and progress.status.nodes else ""
+        lines.append(f"  job        {progress.job}{seen}{nodes}")
+    if progress.step is not None:
+        loss = "" if progress.loss is None else f", loss {progress.loss:.4f}"
+        validation = (
+            "" if progress.validation_loss is None else f", validation loss {progress.validation_loss:.4f}"
+        )
+        lines.append(f"  training   step {progress.step:,} of {progress.steps or 0:,}{loss}{validation}")
+    if progress.tokens_per_second is not None and progress.since is not None:
+        left = f", {_duration(progress.left_s)} left" if progress.left_s is not None else ""
+        lines.append(
+            f"  speed      {progress.tokens_per_second:,.0f} tokens/s{left}; last row {age(progress.since)}"
+        )
+    saved = "nothing yet" if progress.saved_step is None else f"step {progress.saved_step:,}"
+    lines.append(f"  saved      {saved}; attempts: {progress.attempts}")
+    if progress.said:
+        lines.append("  said       " + progress.said.replace("\n", "\n             "))
+    return [*lines, f"  folder     {progress.run_dir}"]
+
+
+def _cells(progress: Progress) -> tuple[str, ...]:
+    def number(value: float | None, style: str) -> str:
+        return "-" if value is None else format(value, style)
+
+    step = "-" if progress.step is None else f"{progress.step:,}/{progress.steps or 0:,}"
+    return (
+        step,
+        number(progress.loss, ".4f"),
+        number(progress.validation_loss, ".4f"),
+        number(progress.saved_step, ","),
+        str(progress.attempts),
+        str(progress.job or "-"),
+        "-" if progress.since is None else age(progress.since),
+    )
+
+
+def _duration(seconds: float | None) -> str:
+    minutes, rest = divmod(int(seconds or 0), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{rest:02}s"
+
+
+def _parser(command: str, what: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(f"moe-train {command}", description=what)
+    parser.add_argument("run", metavar="RUN", help="a run folder, or its name below runs/")
+    return parser

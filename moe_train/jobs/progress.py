@@ -1,0 +1,151 @@
+"""How a run stands: what its folder says of its training, and what the scheduler says of its job. Without torch."""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moe_cluster import records
+from moe_cluster.contract import OUTCOME_FILE, attempt_dir
+from moe_cluster.errors import ClusterError
+from moe_cluster.executor import JobStatus, executor
+from moe_cluster.records import JobRecord
+from moe_train.checkpoint.folder import CheckpointFolder
+from moe_train.checkpoint.lineage import newest_attempt
+from moe_train.config.load import load_recipe
+from moe_train.config.schema import Recipe
+from moe_train.errors import MoETrainError
+from moe_train.monitor.rows import METRICS_FILE, Row, current_rows, read_rows
+from moe_train.run_folder import RECIPE_FILE, RunFolder
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A run at one moment."""
+
+    run_dir: Path
+    state: str
+    """One word: queued, running, finished, stopped, failed, cancelled, unknown."""
+    step: int | None
+    """Updates made, as far as rows tell; None before the first row."""
+    steps: int | None
+    loss: float | None
+    validation_loss: float | None
+    tokens_per_second: float | None
+    saved_step: int | None
+    attempts: int
+    job: JobRecord | None
+    status: JobStatus | None
+    """Of the job; None without one, or where the scheduler could not be asked."""
+    said: str
+    """Why it failed or waits, in the words of who knows."""
+    since: float | None
+    """When the last row was written, in seconds since 1970."""
+    left_s: float | None
+    """Seconds to the last step at the speed of the last row's window, while it runs."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For programs."""
+        own = {key: value for key, value in vars(self).items() if key not in ("run_dir", "job", "status")}
+        job = {"cluster": self.job.cluster, "id": self.job.id} if self.job else None
+        seen = {"state": str(self.status.state), "reason": self.status.reason} if self.status else None
+        nodes = list(self.status.nodes) if self.status else []
+        return {"run_dir": str(self.run_dir), **own, "job": job, "scheduler": seen, "nodes": nodes}
+
+
+def read_progress(run_dir: Path, *, ask: bool = True) -> Progress:
+    """Read a run's folder and, with `ask`, ask the scheduler of its last job. Raises MoETrainError for a bad folder."""
+    found = records.read(run_dir)
+    job = found[-1] if found else None
+    status, said = _asked(run_dir, job) if ask else (None, "")
+    recipe = _recipe(run_dir)
+    rows = current_rows(read_rows(run_dir / METRICS_FILE))
+    training = [row for row in rows if "loss" in row]
+    validation = [row["validation_loss"] for row in rows if "validation_loss" in row]
+    last = training[-1] if training else {}
+    outcome = _outcome(run_dir)
+    state = _state(run_dir, recipe, status, outcome)
+    step = last.get("step", 0 if rows else None)
+    return Progress(
+        run_dir=run_dir,
+        state=state,
+        step=step,
+        steps=recipe.steps if recipe else None,
+        loss=last.get("loss"),
+        validation_loss=validation[-1] if validation else None,
+        tokens_per_second=last.get("tokens_per_second"),
+        saved_step=max(CheckpointFolder(run_dir).steps(), default=None),
+        attempts=newest_attempt(run_dir),
+        job=job,
+        status=status,
+        said=said or (outcome.get("cause") or "" if state in ("failed", "running") else ""),
+        since=(run_dir / METRICS_FILE).stat().st_mtime if rows else None,
+        left_s=_left(recipe, last) if state == "running" else None,
+    )
+
+
+def is_held(run_dir: Path) -> bool:
+    """Whether a launcher on this host holds the run's folder."""
+    return RunFolder(run_dir).is_held()
+
+
+def _asked(run_dir: Path, job: JobRecord | None) -> tuple[JobStatus | None, str]:
+    if job is None:
+        return None, ""
+    try:
+        status = executor(job.cluster, job.options).status(job.id, run_dir)
+    except ClusterError as error:
+        return None, str(error)
+    return status, status.reason
+
+
+def _recipe(run_dir: Path) -> Recipe | None:
+    path = run_dir / RECIPE_FILE
+    written = sorted(
+        (run_dir / records.JOBS_DIR).glob("recipe-*.yaml"), key=lambda file: file.stat().st_mtime
+    )
+    if not path.exists() and not written:
+        return None
+    return load_recipe(path if path.exists() else written[-1])
+
+
+def _outcome(run_dir: Path) -> dict[str, Any]:
+    """How the newest attempt ended; empty while it runs, or where its launcher was killed."""
+    try:
+        return dict(json.loads((attempt_dir(run_dir, newest_attempt(run_dir)) / OUTCOME_FILE).read_text()))
+    except (OSError, ValueError):
+        return {}
+
+
+def _state(run_dir: Path, recipe: Recipe | None, status: JobStatus | None, outcome: dict[str, Any]) -> str:
+    try:
+        finished = RunFolder(run_dir).finished_step()
+    except MoETrainError:
+        finished = None
+    if recipe is not None and finished is not None and finished >= recipe.steps:
+        return "finished"
+    if status is not None and not status.state.is_over:
+        return "queued" if status.state == "pending" else "running"
+    if is_held(run_dir):
+        return "running"
+    if outcome:
+        return {0: "finished", 75: "stopped"}.get(outcome["exit_code"], "failed")
+    if status is not None:
+        return {"done": "stopped"}.get(str(status.state), str(status.state))
+    return "killed" if newest_attempt(run_dir) else "unknown"
+
+
+def _left(recipe: Recipe | None, last: Row) -> float | None:
+    if recipe is None or not last or not last.get("tokens_per_second"):
+        return None
+    tokens = recipe.data.global_batch * recipe.data.sequence_length
+    return (recipe.steps - last["step"]) * tokens / last["tokens_per_second"]
+
+
+def age(since: float) -> str:
+    """How long ago, in words."""
+    seconds = max(0, int(time.time() - since))
+    if seconds < 120:
+        return f"{seconds} s ago"
+    return f"{seconds // 60} min ago" if seconds < 7200 else f"{seconds // 3600} h ago"

@@ -1,0 +1,166 @@
+"""What `submit`, `resume` and `sweep` share: options of a job, the site's defaults below, the JobSpec they make."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from moe_cluster.executor import EXECUTORS, Executor, executor
+from moe_cluster.job import JobSpec, Resources
+from moe_cluster.records import JobRecord
+from moe_cluster.sites import Sites
+from moe_train.config.schema import Recipe
+from moe_train.errors import UsageError
+from moe_train.launch import allowed_workers
+
+DEFAULT_RESTARTS = 3
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Request:
+    """How a job is to run, whatever it runs."""
+
+    cluster: str
+    resources: Resources
+    options: Mapping[str, str]
+    directives: tuple[str, ...]
+    environment: Mapping[str, str]
+    setup: tuple[str, ...]
+    max_restarts: int
+
+    @property
+    def executor(self) -> Executor:
+        """The backend. Raises JobError for options that it cannot use."""
+        return executor(self.cluster, self.options)
+
+    def spec(
+        self, recipe: Recipe, recipe_file: Path, run_dir: Path, resume: str, after: Sequence[str]
+    ) -> JobSpec:
+        """The job that trains `recipe`, written out in `recipe_file`. Raises RecipeError, LayoutError or UsageError."""
+        size, least = self.resources, self.resources.min_nodes
+        least_workers = None if least is None else least * size.workers_per_node
+        allowed_workers(recipe, size.workers, least_workers)
+        if recipe.job.device == "cuda" and self.cluster != "local" and size.gpus_per_worker == 0:
+            raise UsageError("job.device=cuda: no GPU is asked for; add --gpus-per-worker 1")
+        workers = str(size.workers) if least_workers is None else f"{least_workers}:{size.workers}"
+        words = ["run", str(recipe_file), "--run-dir", str(run_dir), "--resume", resume, "--workers", workers]
+        return JobSpec(
+            name=recipe.name,
+            run_dir=run_dir,
+            command=(*words, "--max-restarts", str(self.max_restarts)),
+            resources=size,
+            environment=self.environment,
+            options=self.options,
+            directives=self.directives,
+            setup=self.setup,
+            after=tuple(after),
+        )
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options that make a Request; what is left out is the site's, the last job's, or a default."""
+    group = parser.add_argument_group("where and with what")
+    group.add_argument(
+        "--cluster", choices=sorted(EXECUTORS), help="backend (default: the site file's, or local)"
+    )
+    group.add_argument(
+        "--nodes", type=_nodes, metavar="N", help="nodes; MIN:MAX: go on with fewer when some are lost"
+    )
+    group.add_argument("--workers-per-node", type=_count, metavar="N", help="(default: 1)")
+    group.add_argument("--gpus-per-worker", type=_count, metavar="N", help="(default: 0)")
+    group.add_argument("--cpus-per-worker", type=_count, metavar="N", help="(default: the cluster's)")
+    group.add_argument("--memory", type=float, metavar="GIB", help="of a node (default: the cluster's)")
+    group.add_argument(
+        "--time-limit", type=_minutes, metavar="TIME", help="90 (minutes), 12h, 2d (default: the cluster's)"
+    )
+    group.add_argument(
+        "--max-restarts", type=_count, metavar="N", help=f"as for run (default: {DEFAULT_RESTARTS})"
+    )
+    group.add_argument(
+        "--option",
+        action="append",
+        type=_pair,
+        default=[],
+        metavar="KEY=VALUE",
+        help="of the backend, e.g. partition=gpu, address=http://head:8265; may be repeated",
+    )
+    group.add_argument("--address", metavar="URL", help="short for --option address=URL")
+    group.add_argument(
+        "--directive",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="a line for the scheduler as it is, e.g. --directive=--mail-type=END; may be repeated",
+    )
+    group.add_argument(
+        "--dry-run", action="store_true", help="print what would be submitted; write and start nothing"
+    )
+
+
+def request(options: argparse.Namespace, sites: Sites, last: JobRecord | None = None) -> Request:
+    """What was asked for, over what the run's last job had, over the site's defaults."""
+    cluster = options.cluster or (last.cluster if last else sites.default)
+    before = last if last and last.cluster == cluster else None
+    site, sizes = sites.of(cluster), before.resources if before else Resources()
+    least, nodes = options.nodes or (sizes.min_nodes, sizes.nodes)
+    asked = dict(options.option) | ({"address": options.address} if options.address else {})
+    return Request(
+        cluster=cluster,
+        resources=Resources(
+            nodes=nodes,
+            min_nodes=least,
+            workers_per_node=_first(options.workers_per_node, sizes.workers_per_node),
+            gpus_per_worker=_first(options.gpus_per_worker, sizes.gpus_per_worker),
+            cpus_per_worker=_first(options.cpus_per_worker, sizes.cpus_per_worker),
+            memory_gib=_first(options.memory, sizes.memory_gib),
+            time_limit_min=_first(options.time_limit, sizes.time_limit_min),
+        ),
+        options={**site.options, **(before.options if before else {}), **asked},
+        directives=(
+            *site.directives,
+            *(options.directive or (before.directives[len(site.directives) :] if before else ())),
+        ),
+        environment=site.environment,
+        setup=site.setup,
+        max_restarts=_first(options.max_restarts, before.max_restarts if before else DEFAULT_RESTARTS),
+    )
+
+
+def _first(asked: Value | None, otherwise: Value) -> Value:
+    return otherwise if asked is None else asked
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 0")
+    return int(text)
+
+
+def _nodes(text: str) -> tuple[int | None, int]:
+    """(MIN, MAX), or (None, N)."""
+    parts = text.split(":")
+    if len(parts) > 2 or not all(part.isdecimal() and int(part) >= 1 for part in parts):
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1, nor MIN:MAX of such")
+    numbers = [int(part) for part in parts]
+    if numbers[0] > numbers[-1]:
+        raise argparse.ArgumentTypeError(
+            f"{text}: the smaller number goes first; use {numbers[1]}:{numbers[0]}"
+        )
+    return (numbers[0] if len(numbers) == 2 else None), numbers[-1]
+
+
+def _minutes(text: str) -> int:
+    units = {"m": 1, "h": 60, "d": 24 * 60}
+    number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1)
+    if not number.isdecimal() or int(number) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no time: use minutes (90), hours (12h) or days (2d)")
+    return int(number) * unit
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise argparse.ArgumentTypeError(f"{text} is not KEY=VALUE")
+    return key, value

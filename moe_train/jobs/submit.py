@@ -1,0 +1,197 @@
+"""`moe-train submit` and `moe-train resume`: a run handed to a cluster, once everything that can be checked here is.
+
+What the job will read is written into the run's folder first, resolved: a file that its user edits later changes
+nothing that is queued. Answers without importing torch.
+"""
+
+import argparse
+import getpass
+import os
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from moe_cluster import records
+from moe_cluster.contract import DONE
+from moe_cluster.executor import JobStatus, executor
+from moe_cluster.records import JOBS_DIR, JobRecord
+from moe_cluster.sites import read_sites, sites_file
+from moe_train.atomic import replace_text
+from moe_train.config.kinds.data import FilesCorpusConfig
+from moe_train.config.kinds.parallel_corpus import ParallelFilesCorpusConfig
+from moe_train.config.load import load_recipe, to_yaml
+from moe_train.config.schema import Recipe
+from moe_train.errors import RunError, UsageError
+from moe_train.jobs.request import Request, add_options, request
+from moe_train.launch import has_begun
+from moe_train.monitor.run import find_run
+from moe_train.run_folder import RECIPE_FILE, RunFolder
+
+SUBMIT_EPILOG = """\
+examples:
+  moe-train submit recipes/switch/tiny.yaml                                  in the background of this machine
+  moe-train submit recipes/glam/1.7b_64e.yaml --cluster slurm --nodes 8 --workers-per-node 8 --gpus-per-worker 1 \\
+      --time-limit 12h --option partition=gpu --dry-run
+  moe-train submit recipes/thor/iwslt.yaml --cluster ray --address http://head:8265 --nodes 2:4
+
+The run's folder must be one that all nodes see. Defaults of a person or site: ~/.config/moe-train/cluster.yaml.
+"""
+RESUME_EPILOG = """\
+examples:
+  moe-train resume runs/glam                    as it was submitted last
+  moe-train resume runs/glam --nodes 4 steps=200000
+"""
+
+
+def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
+    """`submit`; returns an exit code. Raises MoETrainError or ClusterError with nothing submitted."""
+    parser = _parser("submit", "hand a run to a cluster", SUBMIT_EPILOG)
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or a recipe that comes with moe-train")
+    parser.add_argument("--run-dir", type=Path, metavar="DIR", help="folder of the run (default: runs/NAME)")
+    parser.add_argument(
+        "--resume", default="auto", metavar="auto|never|STEP", help="as for run (default: auto)"
+    )
+    options = _parsed(parser, arguments)
+    recipe = load_recipe(options.recipe, options.overrides)
+    run_dir = (options.run_dir or Path("runs") / recipe.name).absolute()
+    return _hand_over(options, recipe, run_dir, options.resume, environment)
+
+
+def resume(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
+    """`resume`: the same for a run that was submitted before, where nothing else is said as it was then."""
+    parser = _parser(
+        "resume", "hand a run to a cluster again, to go on from its last checkpoint", RESUME_EPILOG
+    )
+    parser.add_argument("run", metavar="RUN", help="a run folder, or its name below runs/")
+    options = _parsed(parser, arguments)
+    run_dir = find_run(options.run).absolute()
+    recipe = load_recipe(run_dir / RECIPE_FILE, options.overrides)
+    return _hand_over(options, recipe, run_dir, "auto", environment)
+
+
+def _hand_over(
+    options: argparse.Namespace, recipe: Recipe, run_dir: Path, resume: str, environment: Mapping[str, str]
+) -> int:
+    found = records.read(run_dir)
+    asked = request(options, read_sites(sites_file(environment)), found[-1] if found else None)
+    after = [_job_of(name, asked.cluster) for name in options.after]
+    recipe_file = run_dir / JOBS_DIR / f"recipe-{len(found) + 1}.yaml"
+    spec = asked.spec(anchored(recipe), recipe_file, run_dir, resume, after)
+    backend = asked.executor
+    if options.dry_run:
+        print(backend.render(spec), end="")
+        return DONE
+    require_free(run_dir, found)
+    if resume != "never" and has_begun(run_dir):
+        RunFolder(run_dir).require_same_run(recipe)
+        _require_unfinished(run_dir, recipe)
+    write_recipe(recipe_file, anchored(recipe))
+    record_job(run_dir, asked, job_id := backend.submit(spec))
+    print(f"submitted {asked.cluster}:{job_id}; {run_dir}")
+    print(f"  how it stands:  moe-train status {run_dir}")
+    print(f"  what it says:   moe-train logs -f {run_dir}")
+    print(f"  end it:         moe-train cancel {run_dir}")
+    return DONE
+
+
+def require_free(run_dir: Path, found: Sequence[JobRecord]) -> None:
+    """Raise RunError if a job of this run may still run: two would write to one folder."""
+    if not found:
+        return
+    status = last_status(run_dir, found[-1])
+    if not status.state.is_over:
+        raise RunError(
+            f"run_dir={run_dir}: its job {found[-1]} is {status.state}; wait for its end, end it with "
+            f"`moe-train cancel {run_dir}`, or choose another --run-dir"
+        )
+
+
+def _require_unfinished(run_dir: Path, recipe: Recipe) -> None:
+    finished = RunFolder(run_dir).finished_step()
+    if finished is not None and finished >= recipe.steps:
+        raise UsageError(
+            f"steps={recipe.steps}: {run_dir} is finished at step {finished}; raise steps to go on"
+        )
+
+
+def last_status(run_dir: Path, record: JobRecord) -> JobStatus:
+    """What the scheduler says of a recorded job. Raises ClusterError if it cannot be asked."""
+    return executor(record.cluster, record.options).status(record.id, run_dir)
+
+
+def write_recipe(path: Path, recipe: Recipe) -> None:
+    """Put the resolved recipe where the job will read it. Raises RunError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(path, to_yaml(recipe), durable=True)
+    except OSError as error:
+        raise RunError.unwritable(path.parent.parent, error) from None
+
+
+def record_job(run_dir: Path, asked: Request, job_id: str) -> None:
+    """Write down what was submitted. Raises RunError."""
+    record = JobRecord(
+        cluster=asked.cluster,
+        id=job_id,
+        time=time.time(),
+        user=getpass.getuser(),
+        host=socket.gethostname(),
+        resources=asked.resources,
+        options=asked.options,
+        directives=asked.directives,
+        max_restarts=asked.max_restarts,
+    )
+    try:
+        records.append(run_dir, record)
+    except OSError as error:
+        raise RunError.unwritable(run_dir, error) from None
+
+
+def anchored(recipe: Recipe) -> Recipe:
+    """The recipe with the path of its text made absolute: a job may start in another folder."""
+    corpus = recipe.data.corpus
+    if not isinstance(corpus, FilesCorpusConfig | ParallelFilesCorpusConfig) or not corpus.path:
+        return recipe
+    path = os.path.abspath(os.path.expanduser(corpus.path))
+    return replace(recipe, data=replace(recipe.data, corpus=replace(corpus, path=path)))
+
+
+def _job_of(name: str, cluster: str) -> str:
+    """The id behind `--after NAME`: a run's last job, or an id as it is."""
+    for folder in (Path(name), Path("runs", name)):
+        if found := records.read(folder):
+            if found[-1].cluster != cluster:
+                raise UsageError(
+                    f"--after {name}: its last job is {found[-1]}, and a job of --cluster {cluster} cannot wait for it"
+                )
+            return found[-1].id
+    return name
+
+
+def _parser(command: str, what: str, epilog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        f"moe-train {command}",
+        description=f"{what[0].upper()}{what[1:]}.",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_options(parser)
+    parser.add_argument(
+        "--after",
+        action="append",
+        default=[],
+        metavar="RUN",
+        help="start once the job of that run has ended well",
+    )
+    return parser
+
+
+def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """Options, and the overrides that may stand anywhere among them."""
+    options, extra = parser.parse_known_args(arguments)
+    if unknown := [word for word in extra if word.startswith("-")]:
+        raise UsageError(f"{unknown[0]}: there is no such option; see {parser.prog} --help")
+    options.overrides = extra
+    return options

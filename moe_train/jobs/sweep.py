@@ -1,0 +1,156 @@
+"""`moe-train sweep`: one recipe with several values of some keys, as many jobs, and a table of what came of them."""
+
+import argparse
+import itertools
+import re
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from moe_cluster import records
+from moe_cluster.contract import DONE, FAILED
+from moe_cluster.sites import read_sites, sites_file
+from moe_train.config.load import load_recipe
+from moe_train.errors import UsageError
+from moe_train.jobs.commands import print_runs
+from moe_train.jobs.progress import Progress, read_progress
+from moe_train.jobs.request import add_options, request
+from moe_train.jobs.submit import anchored, record_job, require_free, write_recipe
+
+EPILOG = """\
+examples:
+  moe-train sweep recipes/switch/tiny.yaml moe.num_experts=4,8,16 optim.lr=3e-4,6e-4 --at-once 1 --wait
+  moe-train sweep recipes/switch/tiny.yaml seed=0,1,2 --cluster slurm --nodes 2
+  moe-train sweep recipes/switch/tiny.yaml seed=0,1,2 --results            the table alone
+
+Commas outside brackets separate values. Every combination is a run of its own in DIR/KEY=VALUE,...; the same command
+again submits what has neither finished nor a job that may still run.
+"""
+POLL_S = 2.0
+LONGEST_NAME = 150
+
+
+def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
+    """`sweep`; returns an exit code. Raises MoETrainError or ClusterError with nothing submitted."""
+    options = _parse(arguments)
+    base = load_recipe(options.recipe, [word for word in options.overrides if len(values(word)) == 1])
+    folder = (options.dir or Path("runs") / f"{base.name}-sweep").absolute()
+    runs = {
+        folder / name: anchored(load_recipe(options.recipe, overrides))
+        for name, overrides in combinations(options.overrides)
+    }
+    if options.results:
+        return _results(list(runs), folder, options.json)
+    site = read_sites(sites_file(environment))
+    waiting = {run_dir: recipe for run_dir, recipe in runs.items() if not _is_done(run_dir)}
+    asked = request(options, site)
+    files = {
+        run_dir: run_dir / records.JOBS_DIR / f"recipe-{len(records.read(run_dir)) + 1}.yaml"
+        for run_dir in waiting
+    }
+    specs = [asked.spec(recipe, files[run_dir], run_dir, "auto", ()) for run_dir, recipe in waiting.items()]
+    backend = asked.executor
+    if options.dry_run:
+        for spec in specs:
+            print(f"# {spec.run_dir}\n{backend.render(spec)}", end="")
+        return DONE
+    for run_dir, recipe in waiting.items():
+        write_recipe(files[run_dir], recipe)
+    ids = backend.submit_many(specs, options.at_once) if specs else []
+    for run_dir, job_id in zip(waiting, ids, strict=True):
+        record_job(run_dir, asked, job_id)
+    print(f"submitted {len(ids)} of {len(runs)} runs; {folder}")
+    if options.wait:
+        _wait(list(runs))
+        return _results(list(runs), folder, options.json)
+    print(f"  the table:  moe-train list {folder}")
+    return DONE
+
+
+def values(override: str) -> list[str]:
+    """The overrides that `key=a,b,c` stands for; commas in brackets, braces or quotes belong to a value."""
+    key, equals, text = override.partition("=")
+    parts, depth, quote = [""], 0, ""
+    for letter in text:
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "\"'":
+            quote = letter
+        else:
+            depth += (letter in "[{(") - (letter in ")}]")
+        if letter == "," and depth == 0 and not quote:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [f"{key}{equals}{part}" for part in parts]
+
+
+def combinations(overrides: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
+    """Name and overrides of every run; the name has what varies. Raises UsageError if nothing does, or too much."""
+    choices = [values(word) for word in overrides]
+    if all(len(choice) == 1 for choice in choices):
+        raise UsageError("sweep: no key has several values; write them with commas, e.g. seed=0,1,2")
+    found = []
+    for chosen in itertools.product(*choices):
+        varying = [word for word, choice in zip(chosen, choices, strict=True) if len(choice) > 1]
+        name = ",".join(re.sub(r"[^\w.=+-]", "_", word) for word in varying)
+        if len(name) > LONGEST_NAME:
+            raise UsageError(
+                f"sweep: {name}: is no name for a folder; vary fewer keys, or use shorter values"
+            )
+        found.append((name, chosen))
+    if len({name for name, _ in found}) < len(found):
+        raise UsageError("sweep: two runs would share a folder; give no value twice")
+    return found
+
+
+def _is_done(run_dir: Path) -> bool:
+    """Finished. Raises RunError if a job of it may still run."""
+    found = records.read(run_dir)
+    if not found:
+        return False
+    if read_progress(run_dir, ask=False).state == "finished":
+        return True
+    require_free(run_dir, found)
+    return False
+
+
+def _wait(runs: Sequence[Path]) -> None:
+    while any(read_progress(run_dir).state in ("queued", "running") for run_dir in runs):
+        time.sleep(POLL_S)
+
+
+def _results(runs: Sequence[Path], folder: Path, as_json: bool) -> int:
+    """The table, the best validation loss first; FAILED if a run did not finish."""
+    found = [read_progress(run_dir) for run_dir in runs if run_dir.exists()]
+    found.sort(key=_rank)
+    print_runs(found, folder, as_json=as_json)
+    return DONE if all(progress.state == "finished" for progress in found) else FAILED
+
+
+def _rank(progress: Progress) -> tuple[bool, float]:
+    loss = progress.validation_loss
+    return progress.state != "finished" or loss is None, loss or 0.0
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "moe-train sweep",
+        description="Submit one recipe with several values of some keys.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or a recipe that comes with moe-train")
+    parser.add_argument("--dir", type=Path, help="folder of the runs (default: runs/NAME-sweep)")
+    parser.add_argument(
+        "--at-once", type=int, metavar="N", help="so many jobs at a time (default: as many as fit)"
+    )
+    parser.add_argument("--wait", action="store_true", help="wait for all of them, and print the table")
+    parser.add_argument("--results", action="store_true", help="print the table; submit nothing")
+    parser.add_argument("--json", action="store_true", help="with --wait or --results: a JSON list")
+    add_options(parser)
+    options, extra = parser.parse_known_args(arguments)
+    if unknown := [word for word in extra if word.startswith("-")]:
+        raise UsageError(f"{unknown[0]}: there is no such option; see moe-train sweep --help")
+    options.overrides = extra
+    return options
