@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: run test check format distributed-exhaustive faults sanitizer gpu long-sets clean
+.PHONY: run test check format distributed-exhaustive faults sanitizer cluster gpu long-sets clean
 
 run: $(VENV)/.run
 	$(BIN)/moe-train run recipes/switch/tiny.yaml
@@ -31,6 +31,8 @@ faults: $(VENV)/.test
 	$(PYTEST) -m faults --timeout 1200
 sanitizer: $(VENV)/.test
 	$(PYTEST) -m sanitizer --timeout 7200
+cluster: $(VENV)/.test
+	$(PYTEST) -m cluster --timeout 1200
 gpu: $(VENV)/.test
 	$(PYTEST) -m gpu --timeout 1200
 
@@ -39,6 +41,7 @@ long-sets: $(VENV)/.test
 	$(PYTEST) -m distributed_exhaustive --timeout 600 -k representative
 	$(PYTEST) -m faults --timeout 600 -k representative
 	$(PYTEST) -m sanitizer --timeout 600 -k representative
+	$(PYTEST) -m cluster --timeout 600 -k representative
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -79,12 +79,10 @@ def _site(path: Path, cluster: str, entry: Any) -> Site:
         raise JobError(f"{path}: {cluster}: must be a mapping with keys among {', '.join(names)}")
     found: dict[str, Any] = {}
     for key, value in entry.items():
-        wanted = dict if key in ("options", "environment") else list
-        if not isinstance(value, wanted):
-            shape = "a mapping" if wanted is dict else "a list of lines"
+        is_mapping = key in ("options", "environment")
+        if not isinstance(value, dict if is_mapping else list):
+            shape = "a mapping" if is_mapping else "a list of lines"
             raise JobError(f"{path}: {cluster}.{key}={value!r}: must be {shape}")
-        texts = [str(each) for each in value]
-        found[key] = (
-            dict(zip(texts, map(str, value.values()), strict=True)) if wanted is dict else tuple(texts)
-        )
+        pairs = value.items() if isinstance(value, dict) else ()
+        found[key] = {str(name): str(item) for name, item in pairs} if is_mapping else tuple(map(str, value))
     return Site(**found)

@@ -1,0 +1,34 @@
+"""How often, and how soon, a run that failed is started again."""
+
+from moe_cluster.restarts import LONGEST_WAIT_S, Restarts
+
+
+def test_without_restarts_the_first_failure_is_the_last() -> None:
+    assert Restarts(0).after_failure(-1) is None
+
+
+def test_failures_in_a_row_wait_longer_and_are_limited() -> None:
+    restarts = Restarts(4)
+    assert [restarts.after_failure(-1) for _ in range(5)] == [0.0, 1.0, 2.0, 4.0, None]
+
+
+def test_no_wait_is_longer_than_the_longest() -> None:
+    restarts = Restarts(50)
+    assert [restarts.after_failure(100) for _ in range(50)][-1] == LONGEST_WAIT_S
+
+
+def test_a_new_checkpoint_starts_the_count_afresh() -> None:
+    restarts = Restarts(2)
+    assert [restarts.after_failure(step) for step in (-1, 10, 10, 20, 20, 20)] == [
+        0.0,
+        0.0,
+        1.0,
+        0.0,
+        1.0,
+        None,
+    ]
+
+
+def test_an_older_checkpoint_is_no_progress() -> None:
+    restarts = Restarts(1)
+    assert [restarts.after_failure(step) for step in (20, 10)] == [0.0, None]

@@ -1,0 +1,139 @@
+"""What `submit` makes of its options, of the site's file, and of what the run was given to before."""
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from moe_cluster.errors import JobError
+from moe_cluster.job import Resources
+from moe_cluster.records import JobRecord
+from moe_cluster.sites import Site, Sites, read_sites, sites_file
+from moe_train.config.load import load_recipe
+from moe_train.errors import LayoutError, UsageError
+from moe_train.jobs.request import Request, add_options, request
+
+RECIPE = "recipes/switch/tiny.yaml"
+
+
+def asked(*words: str, sites: Sites | None = None, last: JobRecord | None = None) -> Request:
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    add_options(parser)
+    return request(parser.parse_args(words), sites or Sites(), last)
+
+
+def record(cluster: str = "slurm", **changed: object) -> JobRecord:
+    given = {
+        "resources": Resources(nodes=4, workers_per_node=2),
+        "options": {"partition": "old"},
+        "max_restarts": 7,
+    }
+    return JobRecord(cluster=cluster, id="1", time=0.0, user="u", host="h", **(given | changed))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"), [("90", 90), ("45m", 45), ("12h", 720), ("2d", 2880)], ids=["plain", "m", "h", "d"]
+)
+def test_a_time_limit_is_minutes_whatever_its_unit(text: str, minutes: int) -> None:
+    assert asked("--time-limit", text).resources.time_limit_min == minutes
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--nodes", "4:2"], "use 2:4"),
+        (["--nodes", "0"], "at least 1"),
+        (["--nodes", "1:2:3"], "MIN:MAX"),
+        (["--time-limit", "soon"], "hours (12h)"),
+        (["--time-limit", "0"], "is no time"),
+        (["--option", "partition"], "is not KEY=VALUE"),
+        (["--workers-per-node", "-1"], "at least 0"),
+    ],
+)
+def test_an_option_that_is_no_such_value_is_refused_with_the_way_out(words: list[str], part: str) -> None:
+    with pytest.raises(argparse.ArgumentError, match=None) as refused:
+        asked(*words)
+    assert part in str(refused.value)
+
+
+def test_what_is_asked_for_goes_before_the_last_job_and_that_before_the_site() -> None:
+    sites = Sites("slurm", {"slurm": Site(options={"partition": "site", "account": "site", "qos": "site"})})
+    last = record(options={"partition": "last", "account": "last"})
+    found = asked("--option", "partition=now", sites=sites, last=last)
+    assert found.options == {"partition": "now", "account": "last", "qos": "site"}
+    assert (found.resources, found.max_restarts) == (Resources(nodes=4, workers_per_node=2), 7)
+
+
+def test_another_backend_starts_from_the_site_alone() -> None:
+    found = asked("--cluster", "ray", last=record())
+    assert (found.resources.nodes, dict(found.options), found.max_restarts) == (1, {}, 3)
+
+
+def test_the_last_job_is_asked_for_again_with_fewer_nodes() -> None:
+    found = asked("--nodes", "2", last=record())
+    assert (found.cluster, found.resources) == ("slurm", Resources(nodes=2, workers_per_node=2))
+
+
+def test_directives_of_the_site_are_not_repeated_by_the_last_job() -> None:
+    sites = Sites("slurm", {"slurm": Site(directives=("--mail-type=END",))})
+    last = record(directives=("--mail-type=END", "--exclusive"))
+    assert asked(sites=sites, last=last).directives == ("--mail-type=END", "--exclusive")
+    assert asked("--directive=--nice", sites=sites, last=last).directives == ("--mail-type=END", "--nice")
+
+
+def test_the_job_is_a_command_with_the_workers_of_all_nodes() -> None:
+    found = asked("--nodes", "1:2", "--workers-per-node", "2", "--max-restarts", "5")
+    spec = found.spec(load_recipe(RECIPE), Path("/r/jobs/recipe-1.yaml"), Path("/r"), "auto", ["12"])
+    assert spec.command == (
+        *("run", "/r/jobs/recipe-1.yaml", "--run-dir", "/r", "--resume", "auto"),
+        *("--workers", "2:4", "--max-restarts", "5"),
+    )
+    assert (spec.name, spec.after) == ("switch-tiny", ("12",))
+
+
+def test_a_layout_that_does_not_fit_is_refused_before_anything_is_queued() -> None:
+    recipe = load_recipe(RECIPE, ["parallel.expert=3"])
+    with pytest.raises(LayoutError, match=r"parallel.expert=3"):
+        asked("--nodes", "2").spec(recipe, Path("r.yaml"), Path("/r"), "auto", [])
+
+
+def test_a_recipe_for_gpus_that_asks_the_cluster_for_none_is_refused() -> None:
+    recipe = load_recipe(RECIPE, ["job.device=cuda"])
+    with pytest.raises(UsageError, match="add --gpus-per-worker 1"):
+        asked("--cluster", "slurm").spec(recipe, Path("r.yaml"), Path("/r"), "auto", [])
+    asked("--cluster", "slurm", "--gpus-per-worker", "1").spec(recipe, Path("r.yaml"), Path("/r"), "auto", [])
+
+
+def test_a_site_file_is_read_from_where_the_environment_says(tmp_path: Path) -> None:
+    path = sites_file({"XDG_CONFIG_HOME": str(tmp_path)})
+    assert path == tmp_path / "moe-train/cluster.yaml"
+    assert sites_file({"HOME": "/home/u"}) == Path("/home/u/.config/moe-train/cluster.yaml")
+    assert read_sites(path) == Sites()
+    path.parent.mkdir()
+    path.write_text("default: slurm\nslurm: {options: {partition: 7}, setup: [module load cuda]}\n")
+    found = read_sites(path)
+    assert found.default == "slurm"
+    assert found.of("slurm") == Site(options={"partition": "7"}, setup=("module load cuda",))
+    assert found.of("ray") == Site()
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("default: pbs", "default=pbs: must be one of local, ray, slurm"),
+        ("slrum: {}", "slrum: there is no such key"),
+        ("slurm: [1]", "slurm: must be a mapping"),
+        ("slurm: {partition: gpu}", "keys among options, directives, environment, setup"),
+        ("slurm: {options: [gpu]}", "slurm.options=['gpu']: must be a mapping"),
+        ("slurm: {setup: module load}", "slurm.setup='module load': must be a list of lines"),
+        ("- a", "must be a mapping"),
+        ("{", "cannot be read as YAML"),
+    ],
+)
+def test_a_site_file_that_cannot_be_used_names_the_key(tmp_path: Path, text: str, part: str) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_text(text)
+    with pytest.raises(JobError) as refused:
+        read_sites(path)
+    assert str(path) in str(refused.value)
+    assert part in str(refused.value)
