@@ -79,7 +79,7 @@ def read_progress(run_dir: Path, *, ask: bool = True) -> Progress:
         attempts=newest_attempt(run_dir),
         job=job,
         status=status,
-        said=said or (outcome.get("cause") or "" if state in ("failed", "running") else ""),
+        said=(outcome.get("cause") if state in ("failed", "running") else None) or said,
         since=(run_dir / METRICS_FILE).stat().st_mtime if rows else None,
         left_s=_left(recipe, last) if state == "running" else None,
     )

@@ -80,8 +80,9 @@ def _hand_over(
     recipe_file = run_dir / JOBS_DIR / f"recipe-{len(found) + 1}.yaml"
     spec = asked.spec(anchored(recipe), recipe_file, run_dir, resume, after)
     backend = asked.executor
+    script = backend.render(spec)  # refuses what the backend cannot do, before anything is written
     if options.dry_run:
-        print(backend.render(spec), end="")
+        print(script, end="")
         return DONE
     require_free(run_dir, found)
     if resume != "never" and has_begun(run_dir):

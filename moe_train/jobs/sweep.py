@@ -50,9 +50,12 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     }
     specs = [asked.spec(recipe, files[run_dir], run_dir, "auto", ()) for run_dir, recipe in waiting.items()]
     backend = asked.executor
+    scripts = [backend.render(spec) for spec in specs]
     if options.dry_run:
-        for spec in specs:
-            print(f"# {spec.run_dir}\n{backend.render(spec)}", end="")
+        print(
+            "".join(f"# {spec.run_dir}\n{script}" for spec, script in zip(specs, scripts, strict=True)),
+            end="",
+        )
         return DONE
     for run_dir, recipe in waiting.items():
         write_recipe(files[run_dir], recipe)
