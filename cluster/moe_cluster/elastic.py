@@ -1,0 +1,105 @@
+"""torch elastic for the workers of one host: started, told to stop and reaped, on a laptop or on a node of a cluster.
+
+torch elastic runs in a session of its own, so a Ctrl-C at the terminal reaches only whoever called, who asks the workers to
+stop. If that one is killed, the kernel kills torch elastic and each worker after it.
+"""
+
+import contextlib
+import functools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from moe_cluster.contract import ATTEMPT_VARIABLE, HEARTBEAT_FILE, LAUNCHER_VARIABLE, attempt_dir
+from moe_cluster.job import Attempt
+from moe_cluster.linux import adopt_orphans, children, die_with_parent, end_children
+from moe_cluster.stop import StopRequest
+
+POLL_S = 0.1
+ORPHAN_PATIENCE_S = 2.0
+# A cluster sends its signals to every process of a job. torch elastic would end the workers at such a one before they have
+# saved, and a worker that is not up yet would die of it; so both ignore them, and a worker is told once it minds.
+IGNORED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def elastic_command(attempt: Attempt, num_workers: int, rendezvous: Sequence[str]) -> list[str]:
+    """The command that starts this host's share of an attempt's workers; `rendezvous` says how hosts meet."""
+    own = ["--max-restarts", "0", "--signals-to-handle", "SIGQUIT", "--nproc-per-node", str(num_workers)]
+    elastic = [sys.executable, "-m", "torch.distributed.run", *rendezvous, *own]
+    return [*elastic, "-m", attempt.module, *attempt.arguments]
+
+
+def run_elastic(
+    command: Sequence[str], attempt: Attempt, environment: Mapping[str, str], log: Path, stop: StopRequest
+) -> int:
+    """Run `command` to its end, what it says going to `log`; returns its exit code, all its processes gone.
+
+    Counts every new child of this process as the attempt's. Raises KeyboardInterrupt when `stop` becomes urgent.
+    """
+    adopt_orphans()
+    strangers = children(os.getpid())
+    with log.open("w") as file:
+        elastic = _start(command, attempt, environment, file.fileno())
+        try:
+            return _wait(elastic, attempt, stop)
+        finally:
+            _end(elastic, strangers)
+
+
+def _start(
+    command: Sequence[str], attempt: Attempt, environment: Mapping[str, str], log: int
+) -> "subprocess.Popen[bytes]":
+    own = {ATTEMPT_VARIABLE: str(attempt.number), LAUNCHER_VARIABLE: str(os.getpid())}
+    return subprocess.Popen(
+        command,
+        env={**environment, **attempt.environment, **own},
+        stdin=subprocess.DEVNULL,
+        stderr=log,
+        start_new_session=True,
+        preexec_fn=functools.partial(_prepare, os.getpid()),
+    )
+
+
+def _prepare(parent: int) -> None:
+    for number in IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    die_with_parent(parent)
+
+
+def _wait(elastic: "subprocess.Popen[bytes]", attempt: Attempt, stop: StopRequest) -> int:
+    told: set[int] = set()
+    while True:
+        if stop.is_urgent:
+            raise KeyboardInterrupt
+        if stop.is_requested:
+            _forward(attempt, told)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return elastic.wait(POLL_S)
+
+
+def _forward(attempt: Attempt, told: set[int]) -> None:
+    """Send SIGTERM to each worker of this host that minds signals and was not told yet.
+
+    A worker that is still importing has no heartbeat; it is told when it has one.
+    """
+    for heartbeat in attempt_dir(attempt.run_dir, attempt.number).glob(f"rank-*/{HEARTBEAT_FILE}"):
+        facts = json.loads(heartbeat.read_text())
+        if facts["host"] == socket.gethostname() and facts["pid"] not in told:
+            told.add(facts["pid"])
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(facts["pid"], signal.SIGTERM)
+
+
+def _end(elastic: "subprocess.Popen[bytes]", strangers: set[int]) -> None:
+    """Leave no process of the attempt behind."""
+    patience_s = ORPHAN_PATIENCE_S
+    if elastic.poll() is None:
+        elastic.kill()
+        elastic.wait()
+        patience_s = 0.0
+    end_children(strangers, patience_s)
