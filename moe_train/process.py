@@ -1,8 +1,8 @@
-"""What one worker does about itself: log, heartbeat, error file, signals, and dying with its launcher.
+"""What one worker does about itself: log, error file, stop requests, and dying with its launcher.
 
 `worker.main` enters a Process before anything slow or fallible, so that every failure of a worker leaves an
 error.json and a signal during start-up is remembered instead of killing. The folders and files are those of
-`moe_cluster.contract`. No torch here: entering costs milliseconds.
+`moe_cluster.contract`. No torch here: entering costs milliseconds. Read `heartbeat.py` next.
 """
 
 import faulthandler
@@ -10,12 +10,10 @@ import json
 import logging
 import os
 import signal
-import socket
 import sys
-import time
 import traceback
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import IO, Any
@@ -25,7 +23,6 @@ from moe_cluster.contract import (
     DONE,
     ERROR_FILE,
     FAILED,
-    HEARTBEAT_FILE,
     LAUNCHER_VARIABLE,
     LAYOUT_FILE,
     LOG_FILE,
@@ -34,11 +31,12 @@ from moe_cluster.contract import (
 )
 from moe_cluster.linux import die_with_parent, stop_signals
 from moe_train.atomic import replace_text
-from moe_train.errors import MoETrainError, RunError
+from moe_train.errors import MoETrainError, RunError, TrainingError
+from moe_train.heartbeat import Heartbeat
+from moe_train.progress import Progress
 
 logger = logging.getLogger(__name__)
 
-BEAT_EVERY_S = 1.0
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -54,10 +52,9 @@ class Process:
         """`launcher`: process id of the launcher to die with; None if a person started this process."""
         self.run_dir, self.attempt, self.rank = run_dir, attempt, rank
         self.folder = rank_dir(run_dir, attempt, rank)
-        self.step: int | None = None
+        self.progress = Progress()
+        self._heartbeat = Heartbeat(run_dir, attempt, rank, self.progress, self._give_way)
         self._launcher = launcher
-        self._stop_requested = False
-        self._last_beat = float("-inf")
         self._log: IO[str]
         self._handlers: list[logging.Handler] = []
         self._signals_before: dict[int, Any] = {}
@@ -76,7 +73,7 @@ class Process:
     @property
     def stop_requested(self) -> bool:
         """Whether this worker was asked to stop; all workers must agree on a step before any of them does."""
-        return self._stop_requested
+        return self._heartbeat.stop_reason is not None
 
     def __enter__(self) -> "Process":
         if self._launcher is not None:
@@ -90,11 +87,12 @@ class Process:
             self._send_output_to_log()
         self._start_logging()
         faulthandler.enable(self._log)
-        for number in stop_signals():
+        for number in (*stop_signals(), signal.SIGUSR1):
             self._signals_before[number] = signal.signal(number, self._receive)
-        self._write_heartbeat()
+        self._heartbeat.start()
+        facts = self._heartbeat.facts()
         logger.debug(
-            "rank %d of attempt %d is process %d on %s", self.rank, self.attempt, os.getpid(), _host()
+            "rank %d of attempt %d is process %d on %s", self.rank, self.attempt, facts["pid"], facts["host"]
         )
         return self
 
@@ -105,7 +103,7 @@ class Process:
         untold = None
         if error is not None and exit_code not in (None, DONE, PREEMPTED):
             untold = self._record(self._explained(error), exit_code or FAILED)
-        self._write_heartbeat()
+        self._heartbeat.end()
         self._restore()
         if untold is not None:
             raise untold from None
@@ -113,32 +111,35 @@ class Process:
             raise SystemExit(exit_code) from None
 
     def beat(self, step: int) -> None:
-        """Say that `step` is done: heartbeat.json, at most once a second."""
-        self.step = step
-        if time.monotonic() - self._last_beat >= BEAT_EVERY_S:
-            self._write_heartbeat()
+        """Say that `step` is done."""
+        self.progress.made(step)
+
+    def during(self, phase: str) -> AbstractContextManager[None]:
+        """A block that is no training: one of the phases of `progress.py`."""
+        return self.progress.during(phase)
 
     def write_layout(self, layout: Mapping[str, Any]) -> None:
         """Write layout.json: this rank's coordinates and the local shape of every parameter."""
         replace_text(self.folder / LAYOUT_FILE, json.dumps(layout, indent=1) + "\n")
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self._stop_requested and number == signal.SIGINT:
+        if self.stop_requested and number == signal.SIGINT:
             raise KeyboardInterrupt
-        if not self._stop_requested and self._launcher is None:
+        if not self.stop_requested and self._launcher is None:
             note = b"\nmoe-train: stopping: saving at the next step (Ctrl-C again ends at once, unsaved)\n"
             os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, note)
-        self._stop_requested = True
+        name = signal.Signals(number).name
+        self._heartbeat.ask_to_stop(f"{name}: the time limit is near" if number == signal.SIGUSR1 else name)
 
-    def _write_heartbeat(self) -> None:
-        self._last_beat = time.monotonic()
-        try:
-            replace_text(self.folder / HEARTBEAT_FILE, json.dumps(self._facts()) + "\n")
-        except OSError as error:
-            logger.warning("heartbeat.json could not be written (%s)", error.strerror)
-
-    def _facts(self) -> dict[str, Any]:
-        return {"pid": os.getpid(), "host": _host(), "step": self.step, "time": time.time()}
+    def _give_way(self, newer: int) -> None:
+        """End this process at once, from the heartbeat's thread: the main one may wait for ranks that are gone."""
+        error = TrainingError(
+            f"{self.run_dir}: attempt {self.attempt} is superseded by attempt {newer}, so this worker ends; "
+            "nothing is lost: the newer attempt goes on from the last checkpoint"
+        )
+        logger.error("%s", error)
+        self._record(error, FAILED)
+        os._exit(FAILED)
 
     def _explained(self, error: BaseException) -> BaseException:
         """A RunError in the place of an OSError on a file of the run."""
@@ -158,7 +159,7 @@ class Process:
             self._log.write(trace)
         content = {
             "rank": self.rank,
-            **self._facts(),
+            **self._heartbeat.facts(),
             "type": type(error).__name__,
             "message": str(error),
             "explained": isinstance(error, MoETrainError),
@@ -239,7 +240,3 @@ def _exit_code(error: BaseException) -> int | None:
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else DONE if error.code is None else FAILED
     return error.exit_code if isinstance(error, MoETrainError) else FAILED
-
-
-def _host() -> str:
-    return socket.gethostname()

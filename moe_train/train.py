@@ -42,6 +42,7 @@ from moe_train.parallel.plan import Mesh, ParallelPlan
 from moe_train.parallel.turn import first_of_host
 from moe_train.parallel.world import World
 from moe_train.process import Process
+from moe_train.progress import ENDING
 from moe_train.run_folder import accept_recipe, mark_finished
 from moe_train.stability import Stability
 from moe_train.trainer import Trainer
@@ -51,6 +52,7 @@ log = logging.getLogger(__name__)
 
 def run(recipe: Recipe, run_dir: Path, resume: str, process: Process) -> int:
     """Train `recipe` in `run_dir` as one rank among those the environment describes."""
+    process.progress.expect(recipe.job.hang_s, recipe.job.timeout_s)
     world = World.from_env(recipe.job.device, recipe.job.timeout_s)
     keep_freed_memory()
     if recipe.job.threads:
@@ -90,11 +92,12 @@ def run(recipe: Recipe, run_dir: Path, resume: str, process: Process) -> int:
         {"event": "resume" if found else "start", "step": trainer.step, "attempt": world.attempt}
     )
     exit_code = trainer.fit()
-    if world.is_main and trainer.step >= recipe.steps:
-        mark_finished(run_dir, trainer.step)
-    trainer.callbacks.on_stop(exit_code)
-    world.barrier()
-    world.leave()
+    with process.during(ENDING):
+        if world.is_main and trainer.step >= recipe.steps:
+            mark_finished(run_dir, trainer.step)
+        trainer.callbacks.on_stop(exit_code)
+        world.barrier()
+        world.leave()
     return exit_code
 
 

@@ -6,6 +6,7 @@ its validation, then its checkpoint: so a resume from K finds all that belongs t
 
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
@@ -21,6 +22,7 @@ from moe_train.engines.engine import Engine
 from moe_train.errors import TrainingError
 from moe_train.monitor.load import LoadWindow
 from moe_train.parallel.plan import Mesh
+from moe_train.progress import CHECKPOINT, VALIDATING
 from moe_train.results import StepResult
 from moe_train.stability import Setback, Stability
 
@@ -35,6 +37,10 @@ class Watch(Protocol):
 
     def beat(self, step: int) -> None:
         """`step` was made."""
+        ...
+
+    def during(self, phase: str) -> AbstractContextManager[None]:
+        """A block that may rightly take longer than a step: a phase of `progress.py`."""
         ...
 
 
@@ -83,7 +89,8 @@ class Trainer:
                 self._save()
         finally:
             # Also after an error: what was captured before it is good, and worth finishing.
-            self.checkpointer.wait()
+            with self.watch.during(CHECKPOINT):
+                self.checkpointer.wait()
         self._tell_commits()
         self._tell("stopped" if stopped else "finished")
         return PREEMPTED if stopped else DONE
@@ -144,8 +151,9 @@ class Trainer:
         self.callbacks.on_row(row)
 
     def _validate(self) -> None:
-        loss = self.engine.evaluate(self.validation, self.step)
-        scores = self.translation.scores(self.engine, self.step) if self.translation else {}
+        with self.watch.during(VALIDATING):
+            loss = self.engine.evaluate(self.validation, self.step)
+            scores = self.translation.scores(self.engine, self.step) if self.translation else {}
         self.callbacks.on_row({**self._where(), "validation_loss": loss, **scores})
 
     def _save(self) -> None:
@@ -156,7 +164,8 @@ class Trainer:
             "callbacks": self.callbacks.state_dict(),
             "stability": self.stability.state_dict(),
         }
-        self.checkpointer.save(self.step, self.engine.state(), meta)
+        with self.watch.during(CHECKPOINT):
+            self.checkpointer.save(self.step, self.engine.state(), meta)
         self._saved_step = self.step
 
     def _tell_commits(self) -> None:
@@ -170,13 +179,15 @@ class Trainer:
         go on.
         """
         config, counts, left = self.recipe.stability, self.stability.counts, self.step
-        self.checkpointer.wait()
+        with self.watch.during(CHECKPOINT):
+            self.checkpointer.wait()
         self._tell_commits()
         if not config.rollback:
             self._give_up(setback, "stability.rollback=false")
         if counts.rollbacks >= config.rollback_limit:
             self._give_up(setback, f"stability.rollback_limit={config.rollback_limit} is reached")
-        meta = self.checkpointer.roll_back(self.stability.newest_healthy(setback), self.engine.state())
+        with self.watch.during(CHECKPOINT):
+            meta = self.checkpointer.roll_back(self.stability.newest_healthy(setback), self.engine.state())
         if meta is None:
             if setback.must_go_back:
                 self._give_up(setback, "there is no checkpoint from before")

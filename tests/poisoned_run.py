@@ -1,6 +1,7 @@
 """A run of the tiny model on text that it learns fast, with batches in it that it cannot know: real loss spikes."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,9 @@ class StopAt:
 
     def beat(self, step: int) -> None:
         self.seen.append(step)
+
+    def during(self, phase: str) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 def make(

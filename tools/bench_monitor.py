@@ -80,7 +80,9 @@ def measure(name: str, recipe: Recipe, rounds: int) -> list[Row]:
     taken: dict[str, list[float]] = {"step": [], "entropy": [], "count": [], "row": []}
     with tempfile.TemporaryFile("wb", buffering=0) as file:
         for step in range(rounds + 1):
-            result = _timed(taken["step"], lambda step=step: engine.step([_batch(recipe, step)], step, False))
+            result = _timed(
+                taken["step"], lambda step=step: engine.step([random_batch(recipe, step)], step, False)
+            )
             for part, work in {
                 "entropy": lambda: [-torch.dot(probabilities, probabilities) for _ in moe_layers(recipe)],
                 "count": lambda result=result: window.add(result.stats),
@@ -110,7 +112,7 @@ def _share(name: str, recipe: Recipe, log_every: int, ms: Mapping[str, float]) -
     }
 
 
-def _batch(recipe: Recipe, step: int) -> Batch:
+def random_batch(recipe: Recipe, step: int) -> Batch:
     """Random tokens, other ones at each step."""
     size, length = recipe.data.global_batch, recipe.data.sequence_length
     generator = torch.Generator().manual_seed(step)

@@ -10,16 +10,26 @@ Environment RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT as torch elas
 Folders     DIR/attempts/K/rank-R/{log.txt,error.json,heartbeat.json,layout.json}, K counted from 1;
             the launcher's own DIR/attempts/K/{recipe.yaml,launcher.log,outcome.json} beside them. DIR/recipe.yaml is
             what the run was last trained with: the trainer replaces it once it has accepted the new one.
-            heartbeat.json is {pid, host, step, time}; it appears once the worker minds signals.
+            heartbeat.json is {pid, host, step, time, step_time, phase, patience_s, where, waiting, stop}; it
+            appears once the worker minds signals, and is written again every second whatever the worker does.
+            step_time: when the last step ended. phase: starting, training, validating, checkpoint, ending.
+            patience_s: how long the phase may go on without a step before it counts as a hang; null: not known
+            yet. where: the line of our code at which the main thread is. waiting: the share of the last seconds in
+            which it waited for other workers, 0 to 1. stop: the reason of a stop request, or null.
+            A hang leaves rank-R/stacks.txt (all threads) and rank-R/collectives.json (torch's flight recorder).
             error.json is {rank, host, pid, step, time, type, message, explained, traceback, exit_code}; it
             appears where a worker fails by itself. explained: the message says all that a user needs.
-            step is null before the first step; time is in seconds since 1970.
+            step is null before the first step; times are in seconds since 1970.
             outcome.json is {exit_code, cause, rank, host, step, time}: how the launcher saw the attempt end.
+            DIR/attempts/K/stop.json is {reason}: whoever writes it (`request_stop`) asks all workers of the attempt to
+            stop, where no signal reaches them. Once there is a DIR/attempts/K+1, workers of K end by themselves.
 Exit codes  DONE, FAILED, USAGE, PREEMPTED below.
-Signals     SIGTERM and SIGINT ask a worker to stop: all ranks agree on a step, save it, and end
-            with PREEMPTED.
+Signals     SIGTERM, SIGINT and, for a time limit, SIGUSR1 ask a worker to stop: all ranks agree on a step, save
+            it, and end with PREEMPTED.
 """
 
+import json
+import os
 from pathlib import Path
 
 DONE = 0
@@ -45,6 +55,9 @@ LOG_FILE = "log.txt"
 ERROR_FILE = "error.json"
 HEARTBEAT_FILE = "heartbeat.json"
 LAYOUT_FILE = "layout.json"
+STACKS_FILE = "stacks.txt"
+COLLECTIVES_FILE = "collectives.json"
+STOP_FILE = "stop.json"
 LAUNCHER_LOG = "launcher.log"
 OUTCOME_FILE = "outcome.json"
 
@@ -62,3 +75,21 @@ def rank_dir(run_dir: Path, attempt: int, rank: int) -> Path:
 def trainer_arguments(recipe: Path, run_dir: Path, resume: str) -> list[str]:
     """Arguments of the trainer module, after `python -m moe_train.worker`."""
     return [str(recipe), "--run-dir", str(run_dir), "--resume", resume]
+
+
+def request_stop(run_dir: Path, attempt: int, reason: str) -> None:
+    """Ask all workers of an attempt to save and end, on whatever host they are. Raises OSError."""
+    path = attempt_dir(run_dir, attempt) / STOP_FILE
+    temporary = path.with_name(f".{STOP_FILE}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps({"reason": reason}) + "\n")
+    temporary.replace(path)
+
+
+def requested_stop(run_dir: Path, attempt: int) -> str | None:
+    """The reason for which the workers of an attempt were asked to stop by `request_stop`; None: they were not."""
+    try:
+        return str(json.loads((attempt_dir(run_dir, attempt) / STOP_FILE).read_text())["reason"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"a {STOP_FILE} that cannot be read"

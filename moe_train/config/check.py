@@ -57,6 +57,7 @@ LONGEST_NAME_BYTES = 200
 """Less than the 255 that file systems allow: a run that is moved aside gets a longer name."""
 MOST_THREADS = 1024
 """More than any machine has cores, and less than what a system refuses to start."""
+SHORTEST_HANG_S = 5.0
 SHOWN_DIVISORS = 12
 LARGEST_DIVISOR_TRIED = 1_000_000
 
@@ -123,6 +124,14 @@ def _ranges(recipe: Recipe) -> Iterator[Problem]:
     if threads is not None and threads > MOST_THREADS:
         yield Problem(
             "job.threads", threads, f"must be at most {MOST_THREADS}", "leave it out to use all cores"
+        )
+    if not SHORTEST_HANG_S <= recipe.job.hang_s <= recipe.job.timeout_s:
+        yield Problem(
+            "job.hang_s",
+            recipe.job.hang_s,
+            f"must be at least {SHORTEST_HANG_S:g}, as a worker tells every second where it is, and at most "
+            f"job.timeout_s={recipe.job.timeout_s:g}, after which a collective fails without knowing who hangs",
+            "its default is 60; raise job.timeout_s for longer ones",
         )
     if not _names_a_folder(recipe.name):
         yield Problem(

@@ -130,6 +130,9 @@ class JobConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = None  # CPU threads per worker; null: OMP_NUM_THREADS, or the cores shared out
     timeout_s: float = 300.0  # a collective that waits longer than this fails
+    hang_s: float = (
+        60.0  # without a step for so long, the run hangs: who is to blame is named, and the attempt ends
+    )
 
 
 @dataclass

@@ -89,7 +89,7 @@ class NativeEngine:
             logits, _ = self._forward(batch, step)
             total += total.new_tensor([float(self.objective(logits, batch)), 1.0]) * batch.num_targets
         self._free_gathered()
-        loss, tokens = self.mesh.world.sum(total).tolist()
+        loss, tokens = self.mesh.world.total(total)
         return loss / tokens
 
     @torch.no_grad()
@@ -192,7 +192,7 @@ class NativeEngine:
         grads = [local.grad for local in self.locals.values() if local.grad is not None]
         local = squared_norm(grads)
         packed = torch.stack([local, loss.double(), local.new_tensor(float(stop_requested))])
-        squared, loss_sum, stop = self.mesh.world.sum(packed).tolist()
+        squared, loss_sum, stop = self.mesh.world.total(packed)
         return squared**0.5, loss_sum / self.mesh.world.size, stop > 0
 
     def _update(self, lr: float, norm: float) -> None:

@@ -16,6 +16,9 @@ from torch import Tensor
 from moe_cluster.contract import ATTEMPT_VARIABLE
 from moe_train.errors import UsageError
 
+RECORDED_COLLECTIVES = "500"
+"""So many of the last collectives does torch's flight recorder keep, for what a hang leaves behind (heartbeat.py)."""
+
 
 @dataclass(frozen=True)
 class World:
@@ -46,6 +49,7 @@ class World:
             _require_gpu(local_rank)
             torch.cuda.set_device(chosen)
         if size > 1 and not dist.is_initialized():
+            os.environ.setdefault("TORCH_FR_BUFFER_SIZE", RECORDED_COLLECTIVES)
             backend = "cpu:gloo,cuda:nccl" if use_cuda else "gloo"
             dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
         attempt = int(os.environ.get(ATTEMPT_VARIABLE, "1"))
@@ -61,6 +65,11 @@ class World:
         if self.size > 1:
             dist.all_reduce(values)
         return values
+
+    def total(self, values: Tensor) -> list[float]:
+        """The sum over all ranks as numbers: on CUDA this waits for the device. Collective."""
+        numbers: list[float] = self.sum(values).tolist()
+        return numbers
 
     def gather(self, value: Any) -> list[Any]:
         """One picklable object of every rank, in rank order, on every rank. Collective."""

@@ -50,6 +50,16 @@ BROKEN = [
     ("data.validation_fraction=1", None, "data.validation_fraction=1.0: must be between 0 and 1"),
     ("model.dropout=1", None, "model.dropout=1.0: must be in [0, 1)"),
     ("model.init_scale=0", None, "model.init_scale=0.0: must be above 0"),
+    (
+        "job.hang_s=2",
+        None,
+        "job.hang_s=2.0: must be at least 5, as a worker tells every second where it is, and",
+    ),
+    (
+        "job.hang_s=301",
+        None,
+        "at most job.timeout_s=300, after which a collective fails without knowing who hangs",
+    ),
     ("name=a/b", None, "name='a/b': must be usable as a folder's name"),
     (
         "model.num_heads=3",

@@ -61,6 +61,11 @@ def test_the_monitor_benchmark_gives_its_share_of_a_step_for_three_models(tmp_pa
     assert rows[0]["monitor_ms"] > rows[1]["monitor_ms"]
 
 
+def test_the_watch_benchmark_gives_the_heartbeats_share_of_a_step(tmp_path):
+    (row,) = _rows(tmp_path, "bench_watch.py", "--seconds=1.5", "--sequences=1", "--markdown")
+    assert row["over_step"] > row["thread_ms_per_s"] / 1000 > 0
+
+
 def test_the_router_benchmark_compares_one_pass_with_torchs_operations(tmp_path):
     rows = _rows(tmp_path, "bench_router.py", "--rounds=1", "--markdown")
     assert (64, 2) in {(row["num_experts"], row["top_k"]) for row in rows}

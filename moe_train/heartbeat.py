@@ -1,0 +1,177 @@
+"""The thread of a worker that tells every second how it is, and hears what is asked of it.
+
+A rank that hangs goes on beating, with the line where it stands; its stacks go to stacks.txt from a thread of C, which
+needs no Python lock. What can be known of a rank that does not beat at all is in its last heartbeat. All files are
+those of `moe_cluster.contract`. No torch here: what a hang leaves behind in torch is asked for only if torch is there.
+"""
+
+import faulthandler
+import json
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+from moe_cluster.contract import (
+    COLLECTIVES_FILE,
+    HEARTBEAT_FILE,
+    STACKS_FILE,
+    attempt_dir,
+    rank_dir,
+    requested_stop,
+)
+from moe_train.atomic import replace_text
+from moe_train.progress import Progress
+from moe_train.whereabouts import Sampler
+
+logger = logging.getLogger(__name__)
+
+SAMPLES_A_BEAT = 5
+BEAT_EVERY_S = 1.0
+WINDOW_S = 5.0
+"""The share of time spent waiting is that of the last few seconds."""
+BEATS_A_LOOK = 5
+"""So often is a newer attempt looked for: it is a question to a file system that all workers share."""
+LONGEST_GOODBYE_S = 5.0
+"""A worker does not wait longer for a heartbeat that a dead file system does not take."""
+DUMP_AFTER = 0.8
+"""Of the patience: what a launcher that ends a hanging attempt wants to read is written by then."""
+
+
+class Heartbeat:
+    """Of rank `rank` in attempt `attempt`, from `start` to `end`."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        attempt: int,
+        rank: int,
+        progress: Progress,
+        on_newer: Callable[[int], None],
+    ) -> None:
+        """`on_newer` is called, in the heartbeat's thread, with the number of an attempt that has taken over."""
+        self._run_dir, self._attempt = run_dir, attempt
+        self._folder = rank_dir(run_dir, attempt, rank)
+        self._progress, self._on_newer = progress, on_newer
+        self._sampler = Sampler(round(WINDOW_S * SAMPLES_A_BEAT / BEAT_EVERY_S))
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._stacks: IO[str] | None = None
+        self._armed: tuple[float, float | None] | None = None
+        self._has_dumped = False
+        self._has_told_stop = False
+        self._stop_reason: str | None = None
+
+    def start(self) -> None:
+        """Beat once, here, then every second in the background."""
+        self._write()
+        self._thread.start()
+
+    def end(self) -> None:
+        """Stop beating, after a last heartbeat."""
+        self._ended.set()
+        self._thread.join(LONGEST_GOODBYE_S)
+        faulthandler.cancel_dump_traceback_later()
+        self._write()
+        with suppress(OSError):
+            if self._stacks is not None:
+                self._stacks.close()
+                if (self._folder / STACKS_FILE).stat().st_size == 0:
+                    (self._folder / STACKS_FILE).unlink()
+
+    @property
+    def stop_reason(self) -> str | None:
+        """Why this worker was asked to stop, by `ask_to_stop` or by stop.json; None: it was not."""
+        return self._stop_reason
+
+    def ask_to_stop(self, reason: str) -> None:
+        """Keep the first reason. Safe in a signal handler."""
+        self._stop_reason = self._stop_reason or reason
+
+    def facts(self) -> dict[str, Any]:
+        """What identifies this worker and how far it is: in heartbeat.json and in error.json."""
+        return {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "step": self._progress.step,
+            "time": time.time(),
+        }
+
+    def _beat(self) -> None:
+        number = 0
+        while not self._ended.wait(BEAT_EVERY_S / SAMPLES_A_BEAT):
+            self._sampler.sample()
+            number += 1
+            if number % SAMPLES_A_BEAT == 0:
+                self._write()
+                self._watch_stacks()
+                self._hear_stop()
+            if number % (SAMPLES_A_BEAT * BEATS_A_LOOK) == 0:
+                self._hear_newer()
+
+    def _write(self) -> None:
+        progress = self._progress
+        content = {
+            **self.facts(),
+            "step_time": progress.step_time,
+            "phase": progress.phase,
+            "patience_s": progress.patience_s,
+            "where": self._sampler.place.where,
+            "waiting": round(self._sampler.waiting, 2),
+            "stop": self._stop_reason,
+        }
+        try:
+            replace_text(self._folder / HEARTBEAT_FILE, json.dumps(content) + "\n")
+        except OSError as error:
+            logger.warning("heartbeat.json could not be written (%s)", error.strerror)
+
+    def _watch_stacks(self) -> None:
+        """Wind up the clock whose end dumps all stacks, if there was progress; look at the collectives if it ended."""
+        since, patience_s = self._progress.since, self._progress.patience_s
+        if patience_s is None:
+            return
+        if (since, patience_s) != self._armed:
+            self._armed, self._has_dumped = (since, patience_s), False
+            left_s = DUMP_AFTER * patience_s - (time.monotonic() - since)
+            self._arm(max(left_s, 0.1))
+        elif not self._has_dumped and time.monotonic() - since > DUMP_AFTER * patience_s:
+            self._has_dumped = True
+            self._write_collectives()
+
+    def _arm(self, after_s: float) -> None:
+        if self._stacks is None:
+            try:
+                self._stacks = (self._folder / STACKS_FILE).open("a")
+            except OSError as error:
+                logger.warning("%s could not be opened (%s)", STACKS_FILE, error.strerror)
+                return
+        faulthandler.dump_traceback_later(after_s, file=self._stacks)
+
+    def _write_collectives(self) -> None:
+        """What torch's flight recorder knows of the last collectives, for gloo and NCCL alike."""
+        with suppress(OSError):
+            replace_text(self._folder / COLLECTIVES_FILE, recorded_collectives())
+
+    def _hear_stop(self) -> None:
+        if self._stop_reason is None:
+            self._stop_reason = requested_stop(self._run_dir, self._attempt)
+        if self._stop_reason is not None and not self._has_told_stop:
+            self._has_told_stop = True
+            logger.debug("asked to stop: %s", self._stop_reason)
+
+    def _hear_newer(self) -> None:
+        newer = self._attempt + 1
+        if attempt_dir(self._run_dir, newer).exists():
+            self._on_newer(newer)
+
+
+def recorded_collectives() -> str:
+    """The last collectives of this process as torch's flight recorder tells them, in JSON; empty without torch."""
+    c10d = sys.modules.get("torch._C._distributed_c10d")
+    return c10d._dump_fr_trace_json().decode() if c10d is not None else ""

@@ -1,0 +1,93 @@
+"""Where the main thread of a worker is, and how often it waits for another worker, told by its stack.
+
+A thread that looks at the stack of another costs that one nothing: the work of a step is not instrumented. No torch
+here: a worker knows its whereabouts before it has imported it. Read `heartbeat.py` next.
+"""
+
+import sys
+import threading
+from collections import deque
+from dataclasses import dataclass
+from types import FrameType
+
+OWN = ("moe_train", "moe_kernels", "moe_cluster")
+# Where a worker waits for others, or moves rows between them: on the CPU in the collective itself, on CUDA where the
+# host reads a result. The wait of `parallel.turn` is not among them: it may rightly last as long as a corpus takes.
+WAITING = (
+    "torch.distributed",
+    "moe_kernels.exchange",
+    "moe_train.checkpoint.rendezvous",
+    "moe_train.moe.dispatch.all_to_all",
+    "moe_train.parallel.world",
+)
+# A CPU tensor's backward pass runs in the thread that asked for it, a CUDA tensor's in one of torch's own.
+BACKWARD = "torch.autograd.graph"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A line of our own code, and whether what it called waits for another worker."""
+
+    where: str
+    """As "moe/layer.py:123 forward"."""
+    is_waiting: bool
+
+
+NOWHERE = Place("outside of moe-train", is_waiting=False)
+
+
+def main_thread_place() -> Place:
+    """Where the main thread is. For another thread to call."""
+    frames = sys._current_frames()
+    main = threading.main_thread().ident
+    frame = frames.get(main) if main is not None else None
+    if frame is not None and _module(frame) == BACKWARD:
+        known = {thread.ident for thread in threading.enumerate()}
+        places = [place_of(found) for ident, found in frames.items() if ident not in known]
+        return next((place for place in places if place != NOWHERE), place_of(frame))
+    return place_of(frame)
+
+
+def place_of(frame: FrameType | None) -> Place:
+    """The innermost frame of our own packages from `frame` outwards; it waits if it is one that does, or called one."""
+    is_waiting = False
+    while frame is not None:
+        module = _module(frame)
+        is_waiting = is_waiting or (_below(module, WAITING) and frame.f_code.co_name != "<module>")
+        if _below(module, OWN):
+            return Place(_shown(frame, module), is_waiting)
+        frame = frame.f_back
+    return NOWHERE
+
+
+class Sampler:
+    """The last whereabouts of the main thread, and the share of them in which it waited."""
+
+    def __init__(self, num_samples: int) -> None:
+        """`num_samples`: how many are remembered."""
+        self.place = NOWHERE
+        self._waited: deque[bool] = deque(maxlen=num_samples)
+
+    def sample(self) -> None:
+        """Look once."""
+        self.place = main_thread_place()
+        self._waited.append(self.place.is_waiting)
+
+    @property
+    def waiting(self) -> float:
+        """Share of the remembered samples, from 0 to 1, in which the main thread waited for another worker."""
+        return sum(self._waited) / len(self._waited) if self._waited else 0.0
+
+
+def _module(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", ""))
+
+
+def _below(module: str, packages: tuple[str, ...]) -> bool:
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
+
+
+def _shown(frame: FrameType, module: str) -> str:
+    package, *inner = module.split(".")
+    path = "/".join(inner if package == "moe_train" else [package, *inner])
+    return f"{path}.py:{frame.f_lineno} {frame.f_code.co_name}"

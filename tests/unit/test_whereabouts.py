@@ -1,0 +1,80 @@
+"""Where a thread is, told by frames of functions that stand in modules of given names."""
+
+import sys
+import threading
+from types import FrameType
+
+import pytest
+
+from moe_train.whereabouts import NOWHERE, Place, Sampler, place_of
+
+
+def stack(*modules: str) -> FrameType:
+    """The innermost frame of functions of these modules, the last called by the one before it, and so on."""
+    call = sys._getframe
+    for module in reversed(modules):
+        space = {"__name__": module, "call": call}
+        exec("def function():\n    return call()", space)
+        call = space["function"]
+    return call()
+
+
+@pytest.mark.parametrize(
+    ("modules", "where", "is_waiting"),
+    [
+        (["moe_train.train", "moe_train.moe.layer"], "moe/layer.py:2 function", False),
+        (["moe_train.train", "torch.nn.functional"], "train.py:2 function", False),
+        (["moe_train.moe.layer", "torch.distributed.distributed_c10d"], "moe/layer.py:2 function", True),
+        (["moe_train.moe.layer", "torch.distributed.x", "numpy"], "moe/layer.py:2 function", True),
+        # FSDP2 calls the model from inside torch.distributed: what it calls there does not wait.
+        (["torch.distributed.fsdp", "moe_train.model.stack"], "model/stack.py:2 function", False),
+        (["moe_train.moe.layer", "moe_kernels.exchange"], "moe_kernels/exchange.py:2 function", True),
+        (["moe_train.moe.layer", "moe_kernels.launch"], "moe_kernels/launch.py:2 function", False),
+        (["moe_train.trainer", "moe_train.parallel.world"], "parallel/world.py:2 function", True),
+        (["moe_train.data.prepare", "moe_training"], "data/prepare.py:2 function", False),
+    ],
+)
+def test_the_innermost_line_of_our_own_is_named_and_whether_it_waits(
+    modules: list[str], where: str, is_waiting: bool
+) -> None:
+    assert place_of(stack(*modules)) == Place(where, is_waiting)
+
+
+def test_a_thread_that_runs_nothing_of_ours_is_nowhere() -> None:
+    seen: list[Place] = []
+    thread = threading.Thread(target=lambda: seen.append(place_of(stack("json", "torch.distributed.x"))))
+    thread.start()
+    thread.join()
+    assert seen == [NOWHERE]
+    assert place_of(None) == NOWHERE
+
+
+def test_importing_torch_distributed_is_no_wait() -> None:
+    seen: list[FrameType] = []
+    space = {"__name__": "torch.distributed.x", "seen": seen, "sys": sys}
+    importer: dict[str, object] = {"__name__": "moe_train.train", "code": "seen.append(sys._getframe())"}
+    exec("def load(space):\n    exec(compile(code, 'x', 'exec'), space)", importer)
+    importer["load"](space)  # type: ignore[operator]
+    assert place_of(seen[0]) == Place("train.py:2 load", is_waiting=False)
+
+
+def test_the_share_of_waiting_is_that_of_the_last_samples() -> None:
+    sampler = Sampler(num_samples=4)
+    assert sampler.waiting == 0.0
+    reached = threading.Event()
+
+    def sample() -> None:
+        sampler.sample()
+        sampler.sample()
+        reached.set()
+
+    thread = threading.Thread(target=sample)
+    space = {"__name__": "moe_train.parallel.world", "thread": thread, "reached": reached}
+    exec("def wait():\n    thread.start()\n    reached.wait()", space)
+    space["wait"]()  # type: ignore[operator]
+    thread.join()
+    assert sampler.waiting == 1.0
+    assert sampler.place.where.endswith(" wait")
+    for _ in range(3):
+        sampler.sample()
+    assert sampler.waiting == 0.25
