@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from moe_train.errors import CheckpointError
 from moe_train.monitor import balance
 from moe_train.parallel.world import World
 from moe_train.results import MoEStats
@@ -100,9 +101,20 @@ class LoadWindow:
         return {"counts": totals}
 
     def load_state(self, state: Mapping[str, Any], world: World) -> None:
-        """Go on with the window of `state`, on any number of ranks: rank 0 takes all that was counted."""
-        counts = torch.tensor(state["counts"], dtype=torch.int64).reshape(self._counts.shape)
-        self._counts.copy_(counts if world.is_main else torch.zeros_like(counts))
+        """Go on with the window of `state`, on any number of ranks: rank 0 takes all that was counted.
+
+        Raises CheckpointError for a window that counts other things than this one.
+        """
+        counts = torch.tensor(state["counts"], dtype=torch.int64)
+        if counts.numel() != self._counts.numel():
+            raise CheckpointError(
+                f"the checkpoint's logging window has the shape {tuple(counts.shape)}, and this moe-train counts "
+                f"{tuple(self._counts.shape)}: another version wrote it; go on with that version, or start afresh "
+                "with --resume never"
+            )
+        self._counts.copy_(
+            counts.reshape(self._counts.shape) if world.is_main else torch.zeros_like(self._counts)
+        )
 
     def _totals(
         self, world: World, scalars: Mapping[str, Tensor]

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from moe_train.errors import CheckpointError
 from moe_train.monitor.load import LoadWindow
 from moe_train.parallel.world import World
 from moe_train.results import MoEStats
@@ -103,6 +104,12 @@ def test_an_open_window_goes_on_after_a_resume() -> None:
     resumed.load_state(state, ALONE)
     resumed.add(second)
     assert resumed.reduce(ALONE, {}) == uninterrupted.reduce(ALONE, {})
+
+
+def test_the_window_of_another_version_is_refused_with_the_way_out() -> None:
+    state = {"counts": [[1, 2, 3, 4]]}  # of two experts, one figure less than is counted
+    with pytest.raises(CheckpointError, match=r"\(1, 4\).*counts \(1, 5\).*--resume never"):
+        LoadWindow(1, 2, CPU).load_state(state, ALONE)
 
 
 def _rank(rank: int, store: str, state: dict[str, Any], out: str) -> None:
