@@ -21,13 +21,14 @@ from moe_train.data.batch import Batch
 from moe_train.decoding.generate import generate
 from moe_train.distribute.apply import distribute
 from moe_train.distribute.expert import moe_layers_of
+from moe_train.distribute.spawn import spawn_experts
 from moe_train.errors import TrainingError
 from moe_train.model.transformer import EncoderDecoder
 from moe_train.moe.policy import rewarded, token_losses
 from moe_train.moe.routing import LoadRouter, RouteContext, Vocabulary
 from moe_train.objectives.objective import Objective, TrainingLoss
 from moe_train.optim.norm import squared_norm
-from moe_train.optim.state import sharded_state
+from moe_train.optim.state import forget, sharded_state
 from moe_train.parallel.plan import Mesh
 from moe_train.random import RandomStream
 from moe_train.results import MoEStats, StepResult
@@ -66,6 +67,7 @@ class NativeEngine:
         if not is_skipped:
             self._update(lr, norm)
             self._tell_loads(stats)
+        self._spawn_experts(step + 1)
         tokens = self.recipe.data.global_batch * self.recipe.data.sequence_length
         return StepResult(
             step=step + 1,
@@ -214,6 +216,14 @@ class NativeEngine:
             loads = torch.stack([torch.stack([layer.load for layer in micro]) for micro in stats]).sum(0)
             for router, load in zip(following, self.mesh.world.sum(loads), strict=True):
                 router.after_update(load)
+
+    def _spawn_experts(self, updates: int) -> None:
+        """Make experts out of one where that is due after so many updates, be the last one left out or not.
+
+        So it depends on the step alone, and what is validated and saved at that step has the copies.
+        """
+        for name in spawn_experts(self.model, self.shards, self.mesh, self.recipe.seed, updates):
+            forget(self.optimizer, self.shards[name])
 
 
 def _rewarded(

@@ -127,3 +127,12 @@ class LoadRouter(Protocol):
     def after_update(self, load: Int[Tensor, " E"]) -> None:
         """Called after every update with each expert's assignments in the global batch."""
         ...
+
+
+@runtime_checkable
+class SpawningRouter(Protocol):
+    """A router that trains expert 0 alone at first, and then has all experts made out of it."""
+
+    def spawn_mask(self, updates: int) -> float | None:
+        """The share of weights that every copy lacks, if they are made after this number of updates; None: not then."""
+        ...

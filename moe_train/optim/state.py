@@ -20,6 +20,12 @@ def sharded_state(optimizer: torch.optim.Optimizer, shards: Mapping[str, Shard])
     }
 
 
+def forget(optimizer: torch.optim.Optimizer, shard: Shard) -> None:
+    """Make what is kept of a parameter what it was before the first update, the count of updates included."""
+    for value in optimizer.state[shard.data].values():
+        value.zero_()
+
+
 def _place(key: str, value: Tensor, shard: Shard) -> Shard:
     if value.ndim == 0:
         return Shard(value, (), ())

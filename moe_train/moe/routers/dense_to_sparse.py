@@ -1,12 +1,20 @@
-"""The Dense-to-Sparse gate: every token begins with all experts and ends with one.
+"""EvoMoE: one expert at first, then all experts by the Dense-to-Sparse gate, in the end one of them.
 
-Nie et al., 2112.14397 (EvoMoE), sec. 3.2, and the authors' code. Training: g = softmax((z + Gumbel noise) / tau)
-with a temperature tau that falls over the run; a token goes to the experts with g above a threshold, and the
-weights of those are not renormalised. From `hard_step` on it goes to the largest g alone, still with noise.
-Validation: Switch's top-1 by softmax(z), whatever the phase. No capacity limit.
+Nie et al., 2112.14397, sec. 3, and the authors' code. Expert-diversify: for `diversify_steps` updates all tokens go to
+expert 0 with weight 1, without a gate; then every expert becomes a copy of it under a random mask of its own
+(distribute/spawn.py). Gate-sparsify: g = softmax((z + Gumbel noise) / tau) with a temperature tau that falls over the
+run; a token goes to the experts with g above a threshold, and the weights of those are not renormalised. From
+`hard_step` on it goes to the largest g alone, still with noise. Both schedules count the gate's own updates.
+Validation: Switch's top-1 by softmax(z) wherever there is a gate. No capacity limit.
 Conventions: the code's `use_gumbel_gates` is `gate: gumbel` (weight g; one-hot with a straight-through gradient
 after the switch); without it (`gate: softmax`) the weight is softmax(z), without noise and temperature. The
-paper's temperatures are from memory: 2.0 to 0.3, linear. Growing the experts out of one is not the router's part.
+paper's temperatures are from memory: 2.0 to 0.3, linear. The published code has neither the first phase nor its masks:
+it begins from a checkpoint that was made by hand. That masked weights are zeroed, each by itself and the rest not
+scaled up, follows the paper's text; the share is ours. Optimizer state of experts and gate begins anew with the
+copies, as from such a checkpoint: moments of a tensor whose count of updates goes on would be corrected for a start
+that was long ago, and expert 0's are of gradients E times as large as a copy's. Until then the other experts have
+gradients of zeros; what the optimizer makes of these is overwritten. The gate keeps its initial values but for weight
+decay.
 T tokens, D model width, E experts.
 """
 
@@ -17,30 +25,34 @@ from torch import Tensor, nn
 
 from moe_train.config.kinds.router import DenseToSparseRouterConfig
 from moe_train.moe.losses import active_balance_loss, z_loss
-from moe_train.moe.routers.edges import masked_routing
+from moe_train.moe.routers.edges import masked_routing, table_routing
 from moe_train.moe.routers.noise import gumbel
 from moe_train.moe.routers.scores import gate_logits, total_entropy
 from moe_train.moe.routing import RouteContext, Routing
 
 
 class DenseToSparseRouter(nn.Module):
-    """From a mixture of all experts to top-1, by a falling temperature."""
+    """From one expert to a mixture of all, and on to top-1 by a falling temperature."""
 
     def __init__(
         self, config: DenseToSparseRouterConfig, *, d_model: int, num_experts: int, group: int, site: str
     ):
         super().__init__()
         self.config, self.num_experts, self.group, self.site = config, num_experts, group, site
+        self.coefficients = {"balance": config.balance_coefficient, "z": config.z_coefficient}
         self.weight = nn.Parameter(torch.empty(d_model, num_experts))
 
     def forward(self, x: Float[Tensor, "T D"], context: RouteContext) -> Routing:
-        """Route every token to a number of experts that the logits decide."""
+        """Route every token to a number of experts that the logits decide, once there is a gate."""
+        gate_step = context.step - self.config.diversify_steps
+        if gate_step < 0:
+            return self._to_the_first(len(x))
         with torch.autocast(x.device.type, enabled=False):
             logits = gate_logits(x, self.weight)
             log_probabilities = torch.log_softmax(logits, dim=1)
             probabilities = log_probabilities.exp()
             if context.training:
-                weights, active = self._training_gate(logits, probabilities, context)
+                weights, active = self._training_gate(logits, probabilities, context, gate_step)
             else:
                 weights, active = probabilities, _one_hot(probabilities)
             group_tokens, real = self.group * context.sequence_length, context.real_rows
@@ -48,7 +60,7 @@ class DenseToSparseRouter(nn.Module):
                 "balance": active_balance_loss(weights, active, group_tokens, real),
                 "z": z_loss(logits, group_tokens, real),
             }
-        is_sparse = not context.training or self.is_hard(context.step)
+        is_sparse = not context.training or self.is_hard(gate_step)
         return masked_routing(
             weights,
             active,
@@ -57,28 +69,47 @@ class DenseToSparseRouter(nn.Module):
                 probabilities, log_probabilities, None if real is None else real.unsqueeze(1)
             ),
             losses=losses,
-            coefficients={"balance": self.config.balance_coefficient, "z": self.config.z_coefficient},
+            coefficients=self.coefficients,
         )
 
-    def temperature(self, step: int) -> float:
-        """tau after `step` updates: from `temperature_start` to `temperature_end` within `decay_steps`."""
+    def spawn_mask(self, updates: int) -> float | None:
+        """Expert 0 has been trained alone for `diversify_steps` updates, if there is such a phase."""
+        return self.config.diversify_mask if 0 < updates == self.config.diversify_steps else None
+
+    def temperature(self, gate_step: int) -> float:
+        """tau after so many updates of the gate: from `temperature_start` to `temperature_end` within `decay_steps`."""
         start, end = self.config.temperature_start, self.config.temperature_end
-        share = min(step / self.config.decay_steps, 1.0)
+        share = min(gate_step / self.config.decay_steps, 1.0)
         if self.config.decay == "exponential":
             return start * (end / start) ** share
         return start + share * (end - start)
 
-    def is_hard(self, step: int) -> bool:
+    def is_hard(self, gate_step: int) -> bool:
         """One expert per token from here on."""
-        return self.config.hard_step is not None and step >= self.config.hard_step
+        return self.config.hard_step is not None and gate_step >= self.config.hard_step
+
+    def _to_the_first(self, tokens: int) -> Routing:
+        """All tokens to expert 0. The gate has no losses there, only a gradient of zeros."""
+        nothing = self.weight.sum() * 0.0
+        return table_routing(
+            torch.zeros(tokens, 1, dtype=torch.int64, device=self.weight.device),
+            self.weight.new_ones(tokens, 1),
+            self.num_experts,
+            losses={"balance": nothing, "z": nothing},
+            coefficients=self.coefficients,
+        )
 
     def _training_gate(
-        self, logits: Float[Tensor, "T E"], probabilities: Float[Tensor, "T E"], context: RouteContext
+        self,
+        logits: Float[Tensor, "T E"],
+        probabilities: Float[Tensor, "T E"],
+        context: RouteContext,
+        gate_step: int,
     ) -> tuple[Float[Tensor, "T E"], Bool[Tensor, "T E"]]:
         """Weights of all experts, and which of them are used."""
         noisy = logits + gumbel(self.num_experts, self.site, context)
-        gates = torch.softmax(noisy / self.temperature(context.step), dim=1)
-        if not self.is_hard(context.step):
+        gates = torch.softmax(noisy / self.temperature(gate_step), dim=1)
+        if not self.is_hard(gate_step):
             active = gates > self.config.threshold
             return (gates if self.config.gate == "gumbel" else probabilities), active
         active = _one_hot(gates)

@@ -129,6 +129,35 @@ def test_the_schedule_counts_updates_and_not_the_share_of_the_run():
     assert routed(router(hard_step=None), 5, step=10**6).num_choices == EXPERTS
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_before_the_gate_every_token_goes_to_the_first_expert_with_weight_1(training):
+    made = router(diversify_steps=3, balance_coefficient=0.5, z_coefficient=0.5)
+    routing = routed(made, 50, training, step=2)
+    assert torch.equal(routing.token_ids, torch.arange(50))
+    assert not routing.expert_ids.any()
+    assert torch.equal(routing.weights, torch.ones(50))
+    assert {name: loss.item() for name, loss in routing.losses.items()} == {"balance": 0, "z": 0}
+    (gradient,) = torch.autograd.grad(sum(routing.losses.values()), made.weight)
+    assert not gradient.any()
+
+
+def test_the_gate_begins_where_the_phase_of_one_expert_ends_and_its_schedules_with_it():
+    made, plain = router(diversify_steps=3, gate="gumbel"), router(gate="gumbel")
+    assert [routed(made, 5, step=step).num_choices for step in (2, 3, 22, 23)] == [1, EXPERTS, EXPERTS, 1]
+    assert routed(made, 5, False, step=3).weights.max() < 1, "the gate decides in validation too"
+    for step in (0, 4, 10):
+        noise = gumbel(EXPERTS, "layers.0.router", context(1, 5, True, step + 3))
+        gates = torch.softmax((LOGITS + noise) / plain.temperature(step), 1)
+        routing = routed(made, 5, step=step + 3)
+        torch.testing.assert_close(routing.weights[routing.choices == 0], gates.max(1).values)
+
+
+def test_copies_are_made_once_when_the_phase_ends_and_never_without_one():
+    made = router(diversify_steps=3, diversify_mask=0.3)
+    assert [made.spawn_mask(updates) for updates in (0, 2, 3, 4)] == [None, None, 0.3, None]
+    assert [router().spawn_mask(updates) for updates in (0, 3)] == [None, None]
+
+
 def test_edges_are_listed_by_token_with_the_largest_weight_first():
     routing = routed(router(gate="gumbel"), 20)
     slots = routing.token_ids * routing.num_choices + routing.choices
@@ -157,6 +186,15 @@ def test_noise_has_the_moments_of_its_distribution():
     assert draws.var().item() == pytest.approx(1, abs=0.02)
 
 
+SOUND = (
+    "moe.router.kind=dense_to_sparse",
+    "moe.router.decay_steps=10",
+    "moe.router.hard_step=20",
+    "moe.capacity_factor=null",
+    "moe.eval_capacity_factor=null",
+)
+
+
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
@@ -169,17 +207,36 @@ def test_noise_has_the_moments_of_its_distribution():
         ("moe.router.hard_step=21", "moe.router.hard_step=21: must be between 0 and the run's steps=20"),
         ("moe.router.threshold=0.125", "moe.router.threshold=0.125: must be in [0, 1 / moe.num_experts)"),
         ("moe.router.temperature_end=0", "moe.router.temperature_end=0.0: must be above 0"),
+        (
+            "moe.router.diversify_steps=-1",
+            "diversify_steps=-1: must be at least 0 and below the run's steps=20",
+        ),
+        (
+            "moe.router.diversify_steps=20",
+            "diversify_steps=20: must be at least 0 and below the run's steps=20",
+        ),
+        ("moe.router.diversify_mask=0", "moe.router.diversify_mask=0.0: must be above 0 and below 1"),
+        ("moe.router.diversify_mask=1", "moe.router.diversify_mask=1.0: must be above 0 and below 1"),
     ],
 )
 def test_a_recipe_that_the_gate_cannot_serve_is_refused(override, sentence):
-    sound = (
-        "moe.router.kind=dense_to_sparse",
-        "moe.router.decay_steps=10",
-        "moe.router.hard_step=20",
-        "moe.capacity_factor=null",
-        "moe.eval_capacity_factor=null",
-    )
-    assert problems(tiny_recipe(*sound)) == []
-    assert "until step 20 a token has up to 8" in notes(tiny_recipe(*sound))[0]
-    (problem,) = problems(tiny_recipe(*sound, override))
+    assert problems(tiny_recipe(*SOUND)) == []
+    assert "until step 20 a token has up to 8" in notes(tiny_recipe(*SOUND))[0]
+    (problem,) = problems(tiny_recipe(*SOUND, override))
     assert sentence in str(problem)
+
+
+def test_a_phase_of_one_expert_leaves_its_gate_the_rest_of_the_run():
+    phase = (*SOUND, "moe.router.diversify_steps=5", "moe.router.diversify_mask=0.25")
+    decay, hard = "moe.router.decay_steps=15", "moe.router.hard_step=15"
+    assert problems(tiny_recipe(*phase, decay, hard)) == []
+    of_decay, of_hard = problems(tiny_recipe(*phase, "moe.router.decay_steps=16"))
+    assert (
+        "moe.router.decay_steps=16: must be between 1 and 15, the run's steps=20 less moe.router.diver"
+        in str(of_decay)
+    )
+    assert "moe.router.hard_step=20: must be between 0 and 15" in str(of_hard)
+    one, gate = notes(tiny_recipe(*phase, decay, hard))
+    assert "until step 5 all tokens go to expert 0" in one
+    assert "then all 8 become copies of it, each with 25% of its weights zeroed" in one
+    assert "from step 5 until step 20 a token has up to 8" in gate

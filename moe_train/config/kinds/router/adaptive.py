@@ -13,26 +13,32 @@ if TYPE_CHECKING:
 
 @dataclass
 class DenseToSparseRouterConfig(RouterConfig):
-    """EvoMoE's gate (2112.14397): all experts at first, then fewer, one from `hard_step` on.
+    """EvoMoE (2112.14397): one expert that all become copies of, if there is such a phase; then its gate.
 
-    `num_choices` is 1, what it comes to; before the switch the logged load says how many experts a token had.
+    The gate begins with all experts, and has one from `hard_step` on. `num_choices` is 1, what it comes to; before
+    that the logged load says how many experts a token had.
     """
 
     ignores_padding: ClassVar[bool] = True
 
     kind: str = "dense_to_sparse"
+    diversify_steps: int = (
+        0  # updates of expert 0 alone, after which all become copies of it; 0: no such phase
+    )
+    diversify_mask: float = 0.1  # share of a copy's weights that are zeroed, others in each copy
     temperature_start: float = 2.0
     temperature_end: float = 0.3
     decay: Literal["linear", "exponential"] = "linear"
-    decay_steps: int = 500  # updates from the first temperature to the last
+    decay_steps: int = 500  # updates of the gate from the first temperature to the last
     threshold: float = 0.001  # experts with a smaller gate are left out
-    hard_step: int | None = 500  # updates after which every token has one expert; null: never
+    hard_step: int | None = 500  # updates of the gate after which a token has one expert; null: never
     gate: Literal["softmax", "gumbel"] = "softmax"  # weight: without noise and temperature, or with both
     balance_coefficient: float = 0.0  # the paper found no use for it
     z_coefficient: float = 0.0
 
     def check(self, recipe: "Recipe") -> Iterator[Problem]:
         yield from capacity_must_be_null(recipe)
+        yield from self._check_phase(recipe)
         for key, temperature in (
             ("temperature_start", self.temperature_start),
             ("temperature_end", self.temperature_end),
@@ -41,19 +47,23 @@ class DenseToSparseRouterConfig(RouterConfig):
                 yield Problem(
                     f"moe.router.{key}", temperature, "must be above 0", "the paper goes from 2.0 to 0.3"
                 )
-        if not 1 <= self.decay_steps <= recipe.steps:
+        phase = self.diversify_steps if 0 <= self.diversify_steps < recipe.steps else 0
+        gate_steps, most = recipe.steps - phase, f"the run's steps={recipe.steps}"
+        if phase:
+            most = f"{gate_steps}, {most} less moe.router.diversify_steps={phase}"
+        if not 1 <= self.decay_steps <= gate_steps:
             yield Problem(
                 "moe.router.decay_steps",
                 self.decay_steps,
-                f"must be between 1 and the run's steps={recipe.steps}, or the last temperature is never reached",
-                f"set moe.router.decay_steps to at most {recipe.steps}, or raise steps",
+                f"must be between 1 and {most}, or the last temperature is never reached",
+                f"set moe.router.decay_steps to at most {gate_steps}, or raise steps",
             )
-        if self.hard_step is not None and not 0 <= self.hard_step <= recipe.steps:
+        if self.hard_step is not None and not 0 <= self.hard_step <= gate_steps:
             yield Problem(
                 "moe.router.hard_step",
                 self.hard_step,
-                f"must be between 0 and the run's steps={recipe.steps}, or the gate never becomes sparse",
-                f"set moe.router.hard_step to at most {recipe.steps}, or to null for a gate that stays as it is",
+                f"must be between 0 and {most}, or the gate never becomes sparse",
+                f"set moe.router.hard_step to at most {gate_steps}, or to null for a gate that stays as it is",
             )
         if not 0 <= self.threshold < 1 / recipe.moe.num_experts:
             yield Problem(
@@ -64,11 +74,35 @@ class DenseToSparseRouterConfig(RouterConfig):
                 "use 0.001",
             )
 
+    def _check_phase(self, recipe: "Recipe") -> Iterator[Problem]:
+        if not 0 <= self.diversify_steps < recipe.steps:
+            yield Problem(
+                "moe.router.diversify_steps",
+                self.diversify_steps,
+                f"must be at least 0 and below the run's steps={recipe.steps}, or there is never more than one expert",
+                "set moe.router.diversify_steps to a tenth of the steps, or to 0 for no such phase",
+            )
+        if not 0 < self.diversify_mask < 1:
+            yield Problem(
+                "moe.router.diversify_mask",
+                self.diversify_mask,
+                "must be above 0 and below 1, or all copies of the first expert are the same",
+                "use 0.1",
+            )
+
     def notes(self, recipe: "Recipe") -> Iterator[str]:
-        until = f"until step {self.hard_step}" if self.hard_step is not None else "to the end"
+        phase, experts = self.diversify_steps, recipe.moe.num_experts
+        if phase:
+            yield (
+                f"moe.router.diversify_steps={phase}: until step {phase} all tokens go to expert 0 (with "
+                "parallel.expert, to the worker that has it), and the others show as dead; then all "
+                f"{experts} become copies of it, each with {self.diversify_mask:.0%} of its weights zeroed"
+            )
+        until = f"until step {phase + self.hard_step}" if self.hard_step is not None else "to the end"
+        since = f"from step {phase} {until}" if phase else until
         yield (
             f"moe.router.kind={self.kind}: FLOPs and active parameters are those of one expert per token; "
-            f"{until} a token has up to {recipe.moe.num_experts}, and the logged load says how many it had"
+            f"{since} a token has up to {experts}, and the logged load says how many it had"
         )
 
 
