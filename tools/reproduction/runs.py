@@ -153,11 +153,14 @@ class Runner:
 
 
 def shortened(arm: Arm, steps: int) -> Arm:
-    """The same arm for a rehearsal: `steps` steps, and what counts in steps within them."""
+    """The same arm for a rehearsal: `steps` steps, and what counts in steps at the same share of them."""
+    whole = arm.recipe(0).steps
 
     def within(override: str) -> str:
         key, _, value = override.partition("=")
-        return f"{key}={min(int(value), steps)}" if key.endswith(("_step", "_steps")) else override
+        if not key.endswith(("_step", "_steps")):
+            return override
+        return f"{key}={max(int(value) * steps // whole, 1)}"
 
     run = (
         f"steps={steps}",
