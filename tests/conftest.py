@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from typing import NoReturn
 
 import pytest
 from jaxtyping import install_import_hook
@@ -25,8 +26,12 @@ def require_tool(name: str, package: str) -> str:
     """Path of a program that a test needs; without it the test is skipped, or fails if none may be."""
     path = shutil.which(name)
     if path is None:
-        reason = f"{name} is not installed (Debian package {package})"
-        if os.environ.get("MOE_TRAIN_REQUIRE_ALL") == "1":
-            pytest.fail(f"{reason}, and MOE_TRAIN_REQUIRE_ALL=1 says that no test may be skipped")
-        pytest.skip(reason)
+        skip_or_fail(f"{name} is not installed (Debian package {package})")
     return path
+
+
+def skip_or_fail(reason: str) -> NoReturn:
+    """Skip the test for something that this machine lacks, or fail it where nothing may be lacking."""
+    if os.environ.get("MOE_TRAIN_REQUIRE_ALL") == "1":
+        pytest.fail(f"{reason}, and MOE_TRAIN_REQUIRE_ALL=1 says that no test may be skipped")
+    pytest.skip(reason)

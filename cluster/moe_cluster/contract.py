@@ -62,6 +62,11 @@ LAUNCHER_LOG = "launcher.log"
 OUTCOME_FILE = "outcome.json"
 
 
+def node_log(node: str) -> str:
+    """Name of the launcher's log of one node, beside LAUNCHER_LOG, where each node has a launcher of its own."""
+    return f"launcher-{node}.log"
+
+
 def attempt_dir(run_dir: Path, attempt: int) -> Path:
     """Folder of one attempt."""
     return run_dir / "attempts" / str(attempt)

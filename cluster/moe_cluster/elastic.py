@@ -1,7 +1,7 @@
 """torch elastic for the workers of one host: started, told to stop and reaped, on a laptop or on a node of a cluster.
 
-torch elastic runs in a session of its own, so a Ctrl-C at the terminal reaches only whoever called, who asks the workers to
-stop. If that one is killed, the kernel kills torch elastic and each worker after it.
+torch elastic runs in a session of its own, so a Ctrl-C at the terminal reaches only whoever called, who asks the
+workers to stop. If that one is killed, the kernel kills torch elastic and each worker after it.
 """
 
 import contextlib
@@ -22,8 +22,9 @@ from moe_cluster.stop import StopRequest
 
 POLL_S = 0.1
 ORPHAN_PATIENCE_S = 2.0
-# A cluster sends its signals to every process of a job. torch elastic would end the workers at such a one before they have
-# saved, and a worker that is not up yet would die of it; so both ignore them, and a worker is told once it minds.
+# A cluster sends its signals to every process of a job. torch elastic would end the workers at such a one before
+# they have saved, and a worker that is not up yet would die of it; so both ignore them, and a worker is told once
+# it minds.
 IGNORED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 

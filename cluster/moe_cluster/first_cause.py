@@ -10,7 +10,7 @@ import re
 import signal
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,9 @@ CONSEQUENCE = re.compile(
 )
 TIMED_OUT = re.compile(r"timed out", re.IGNORECASE)
 # One entry of the report that torch elastic prints when a worker fails.
-ENDING = re.compile(r"rank\s*: (\d+) \(local_rank: \d+\)\s+exitcode\s*: (-?\d+) \(pid: \d+\)")
+ENDING = re.compile(
+    r"time\s*: (\S+)\s+host\s*: (\S+)\s+rank\s*: (\d+) \(local_rank: \d+\)\s+exitcode\s*: (-?\d+) \(pid: \d+\)"
+)
 ROOT_HEADING = "Root Cause (first observed failure)"
 
 
@@ -43,6 +45,9 @@ class Ending:
 
     rank: int
     exit_code: int
+    host: str = field(default="", compare=False)
+    log: Path | None = field(default=None, compare=False)
+    """Of the launcher that saw it."""
 
 
 @dataclass(frozen=True)
@@ -91,11 +96,21 @@ def find_first_cause(attempt: Path, endings: Sequence[Ending]) -> FirstCause:
     return FirstCause(None, socket.gethostname(), None, "it ended without naming a worker", log, FAILED)
 
 
-def read_endings(launcher_log: Path) -> list[Ending]:
-    """How the workers ended, the one that torch elastic saw first at the front; empty without a report."""
-    text = launcher_log.read_text(errors="replace")
-    others, _, root = text.partition(ROOT_HEADING)
-    return [Ending(int(rank), int(code)) for part in (root, others) for rank, code in ENDING.findall(part)]
+def read_endings(place: Path) -> list[Ending]:
+    """How the workers ended, the one that was seen first at the front; empty without a report of torch elastic.
+
+    `place` is one launcher's log, or the folder of an attempt with those of all its nodes.
+    """
+    logs = sorted(place.glob("launcher*.log")) if place.is_dir() else [place]
+    roots, others = [], []
+    for log in logs:
+        text = log.read_text(errors="replace")
+        later, _, root = text.partition(ROOT_HEADING)
+        roots += [
+            (time, Ending(int(rank), int(code), host, log)) for time, host, rank, code in ENDING.findall(root)
+        ]
+        others += [Ending(int(rank), int(code), host, log) for _, host, rank, code in ENDING.findall(later)]
+    return [ending for _, ending in sorted(roots, key=lambda entry: entry[0])] + others
 
 
 def was_preempted(attempt: Path, endings: Sequence[Ending]) -> bool:
@@ -128,11 +143,11 @@ def _gave_up(errors: Sequence[dict[str, Any]]) -> int | None:
 def _of_ending(attempt: Path, ending: Ending, waited: int | None = None) -> FirstCause:
     folder = attempt / f"rank-{ending.rank}"
     heartbeat = folder / HEARTBEAT_FILE
-    last: dict[str, Any] = {"host": socket.gethostname(), "step": None}
+    last: dict[str, Any] = {"host": ending.host or socket.gethostname(), "step": None}
     if heartbeat.exists():
         last = json.loads(heartbeat.read_text())
     # A worker that never got as far as its own log wrote to what it inherited, the launcher's.
-    log = folder / LOG_FILE if heartbeat.exists() else attempt / LAUNCHER_LOG
+    log = folder / LOG_FILE if heartbeat.exists() else ending.log or attempt / LAUNCHER_LOG
     error = _death(ending.exit_code)
     if waited is not None and ending.exit_code == -signal.SIGKILL:
         error = (

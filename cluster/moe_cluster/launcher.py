@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast
 
-from moe_cluster.contract import DONE, LAUNCHER_LOG, PREEMPTED
+from moe_cluster.contract import DONE, PREEMPTED
 from moe_cluster.errors import JobError
 from moe_cluster.first_cause import FirstCause, find_first_cause, read_endings, was_preempted
 from moe_cluster.job import Attempt
@@ -37,7 +37,7 @@ def outcome_of(folder: Path, exit_code: int) -> Outcome:
     """How the attempt in `folder` ended, from what its workers and torch elastic, which exited so, left there."""
     if exit_code == DONE:
         return Outcome(DONE)
-    endings = read_endings(folder / LAUNCHER_LOG)
+    endings = read_endings(folder)
     if was_preempted(folder, endings):
         return Outcome(PREEMPTED)
     cause = find_first_cause(folder, endings)

@@ -1,0 +1,98 @@
+"""One node's share of an attempt: `python -m moe_cluster.node`, which a launcher starts once on each node.
+
+It runs torch elastic for the workers of this node, with the guarantees of local.py: none of its processes outlives
+it, and a worker is told to stop once it minds signals. What torch elastic says goes to
+attempts/K/launcher-NODE.log. Ranks follow the order of `--nodes`. It ends with 0, too, if its workers have ended
+because they were asked to: a launcher ends all nodes when one of them fails, and others may still be saving.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from moe_cluster.contract import DONE, attempt_dir, node_log
+from moe_cluster.elastic import elastic_command, run_elastic
+from moe_cluster.first_cause import read_endings, was_preempted
+from moe_cluster.job import Attempt
+from moe_cluster.linux import die_with_parent
+from moe_cluster.stop import stop_on_signals
+
+STORE_TIMEOUT_S = 900
+"""How long torch elastic waits for the other nodes: some import torch from a slow disk."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """How an attempt's workers are laid out over nodes, as text on the command line of each of them."""
+
+    nodes: tuple[str, ...]
+    """In the order of ranks; the workers' store is on the first."""
+    port: int
+    """Of that store."""
+    workers: tuple[int, ...]
+    """On each node."""
+
+    def words(self, attempt: Attempt) -> list[str]:
+        """The command line of an agent, after the interpreter."""
+        shape = ["--nodes", ",".join(self.nodes), "--workers", ",".join(map(str, self.workers))]
+        place = [
+            "--run-dir",
+            str(attempt.run_dir),
+            "--attempt",
+            str(attempt.number),
+            "--port",
+            str(self.port),
+        ]
+        return [
+            "-m",
+            "moe_cluster.node",
+            *shape,
+            *place,
+            "--module",
+            attempt.module,
+            "--",
+            *attempt.arguments,
+        ]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Be the agent of the node that SLURMD_NODENAME names; returns its exit code."""
+    die_with_parent(os.getppid())
+    options = _parser().parse_args(argv)
+    share = Share(tuple(options.nodes), options.port, tuple(map(int, options.workers)))
+    environment = dict(os.environ)
+    attempt = Attempt(
+        tuple(options.arguments), sum(share.workers), options.run_dir, options.attempt, {}, options.module
+    )
+    index = share.nodes.index(environment["SLURMD_NODENAME"])
+    folder = attempt_dir(attempt.run_dir, attempt.number)
+    log = folder / node_log(share.nodes[index])
+    with stop_on_signals(lambda sentence: None) as stop:
+        code = run_elastic(_command(attempt, share, index), attempt, environment, log, stop)
+    return DONE if code == DONE or was_preempted(folder, read_endings(log)) else code
+
+
+def _command(attempt: Attempt, share: Share, index: int) -> list[str]:
+    place = ["--nnodes", str(len(share.nodes)), "--node-rank", str(index)]
+    meeting = ["--master-addr", share.nodes[0], "--master-port", str(share.port)]
+    patience = ["--rdzv-conf", f"timeout={STORE_TIMEOUT_S}"]
+    return elastic_command(attempt, share.workers[index], [*place, *meeting, *patience])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m moe_cluster.node", description=__doc__)
+    parser.add_argument("--nodes", type=lambda text: text.split(","), required=True)
+    parser.add_argument("--workers", type=lambda text: text.split(","), required=True)
+    parser.add_argument("--run-dir", type=Path, required=True)
+    parser.add_argument("--attempt", type=int, required=True)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--module", required=True)
+    parser.add_argument("arguments", nargs="*")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""Jobs on Slurm: a script (sbatch.py) handed to sbatch, and the questions that can be asked afterwards
+(slurm_client.py).
+
+The job's output is RUN/jobs/ID.log, the script that was submitted RUN/jobs/ID.sh.
+"""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from moe_cluster import sbatch, slurm_client
+from moe_cluster.errors import ClusterError, JobError
+from moe_cluster.executor import JobState, JobStatus
+from moe_cluster.job import JobSpec
+from moe_cluster.records import JOBS_DIR, jobs_dir
+from moe_cluster.tail import lines_of
+
+
+class SlurmExecutor:
+    """The Slurm that this machine's sbatch knows: see executor.py."""
+
+    def __init__(self, options: Mapping[str, str]) -> None:
+        sbatch.require_options(options)
+        self.python = options.get(sbatch.PYTHON, sys.executable)
+
+    def render(self, job: JobSpec) -> str:
+        return sbatch.script(job, self.python)
+
+    def submit(self, job: JobSpec) -> str:
+        return self._hand_over(self.render(job), job)
+
+    def submit_many(self, jobs: Sequence[JobSpec], at_once: int | None) -> list[str]:
+        if len(jobs) == 1:
+            return [self.submit(jobs[0])]
+        text = sbatch.array_script(jobs, at_once, self.python)
+        common = sbatch.common_folder(jobs) / JOBS_DIR
+        for job in jobs:
+            jobs_dir(job)
+        common.mkdir(exist_ok=True)
+        array = _submitted(text)
+        ids = [f"{array}_{number}" for number in range(len(jobs))]
+        (common / f"{array}.sh").write_text(text)
+        for job, job_id in zip(jobs, ids, strict=True):
+            # An array's output has one folder; each run's own shows it where that of a single job would be.
+            link = jobs_dir(job) / f"{job_id}.log"
+            link.symlink_to(common / link.name)
+        return ids
+
+    def status(self, job_id: str, run_dir: Path) -> JobStatus:
+        return slurm_client.job_status(_checked(job_id))
+
+    def logs(self, job_id: str, run_dir: Path, follow: bool) -> Iterator[str]:
+        path = run_dir / JOBS_DIR / f"{_checked(job_id)}.log"
+        if not path.exists() and self.status(job_id, run_dir).state is JobState.UNKNOWN:
+            raise ClusterError(f"slurm:{job_id}: has left no output in {path}, and Slurm does not know it")
+        return lines_of(path, lambda: not follow or self.status(job_id, run_dir).state.is_over)
+
+    def cancel(self, job_id: str, run_dir: Path) -> None:
+        slurm_client.call("scancel", _checked(job_id))
+
+    def _hand_over(self, text: str, job: JobSpec) -> str:
+        folder = jobs_dir(job)
+        job_id = _submitted(text)
+        (folder / f"{job_id}.sh").write_text(text)
+        return job_id
+
+
+def _submitted(text: str) -> str:
+    """The id that Slurm gives; on a federation it says the cluster's name behind it."""
+    return slurm_client.call("sbatch", "--parsable", text=text).strip().partition(";")[0]
+
+
+def _checked(job_id: str) -> str:
+    if not sbatch.JOB_ID.fullmatch(job_id):
+        raise JobError(f"slurm:{job_id}: is no id of a Slurm job")
+    return job_id

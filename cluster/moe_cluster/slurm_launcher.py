@@ -1,0 +1,192 @@
+"""Attempts in the Slurm allocation that this command stands in: `srun` starts an agent (node.py) on each of its
+nodes.
+
+Slurm ends the other agents when one fails, and forwards what the batch script is told. A node that is lost is
+Slurm's to replace: it queues the job again, and the batch script begins anew; until then no attempt is made.
+"""
+
+import contextlib
+import functools
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from moe_cluster.contract import DONE, FAILED, LAUNCHER_LOG, attempt_dir, node_log
+from moe_cluster.errors import ClusterError, JobError
+from moe_cluster.first_cause import FirstCause, read_endings
+from moe_cluster.job import Attempt
+from moe_cluster.launcher import Outcome, outcome_of
+from moe_cluster.linux import die_with_parent
+from moe_cluster.node import Share
+from moe_cluster.sbatch import WORKERS_VARIABLE
+from moe_cluster.slurm_client import host_names
+from moe_cluster.stop import StopRequest
+
+POLL_S = 0.1
+ROLL_CALL_TIMEOUT_S = 30.0
+ROLL_CALL_EVERY_S = 5.0
+NODES_PATIENCE_S = 900.0
+"""How long a node may be silent; by then Slurm has long given it up and queued the job again (SlurmdTimeout)."""
+# Below the ports that Linux gives to outgoing connections.
+FIRST_PORT, NUM_PORTS = 20000, 12000
+# What srun says of a task, such as "srun: error: node2: task 1: Exited with exit code 1".
+FAILED_TASK = re.compile(r"srun: error: (\S+): tasks? [\d,-]+: (.+)")
+
+
+class SlurmLauncher:
+    """Workers in this allocation: see launcher.py."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        if "SLURM_JOB_ID" not in environment:
+            raise JobError(
+                "--launcher slurm: this is no Slurm job; submit with `moe-train submit --cluster slurm`, or use "
+                "--launcher local"
+            )
+        self.environment = environment
+
+    @functools.cached_property
+    def nodes(self) -> tuple[str, ...]:
+        """Of the allocation, in Slurm's order; the first is where the batch script runs."""
+        return host_names(self.environment.get("SLURM_JOB_NODELIST", ""))
+
+    def choose_workers(
+        self, allowed: Sequence[int], stop: StopRequest, say: Callable[[str], None]
+    ) -> int | None:
+        """As many as the allocation has room for, once all of its nodes answer: see launcher.py."""
+        room = self._room(allowed[-1])
+        fitting = [number for number in allowed if number <= room * len(self.nodes)]
+        if not fitting:
+            raise ClusterError(
+                f"slurm:{self.environment['SLURM_JOB_ID']}: has room for {room * len(self.nodes)} workers, and the run "
+                f"needs {allowed[0]}; ask for more nodes, or more workers on each"
+            )
+        deadline, told = time.monotonic() + NODES_PATIENCE_S, ""
+        while not stop.is_requested and (silent := _roll_call(self._srun(len(self.nodes)))):
+            if time.monotonic() > deadline:
+                raise ClusterError(
+                    f"slurm:{self.environment['SLURM_JOB_ID']}: not all nodes answer: {silent}"
+                )
+            if silent != told:
+                say(f"waiting for nodes, until Slurm replaces them: {silent}")
+            told = silent
+            _sleep(ROLL_CALL_EVERY_S, stop)
+        return None if stop.is_requested else fitting[-1]
+
+    def command(self, attempt: Attempt) -> str:
+        return shlex.join(self._command(attempt))
+
+    def run(self, attempt: Attempt, stop: StopRequest, say: Callable[[str], None]) -> Outcome:
+        """See launcher.py."""
+        folder = attempt_dir(attempt.run_dir, attempt.number)
+        with (folder / LAUNCHER_LOG).open("w") as log:
+            srun = subprocess.Popen(
+                self._command(attempt),
+                env={**self.environment, **attempt.environment},
+                stdin=subprocess.DEVNULL,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=functools.partial(die_with_parent, os.getpid()),
+            )
+            try:
+                exit_code = _wait(srun, stop)
+            finally:
+                _end(srun)
+        if exit_code == DONE and read_endings(folder):  # agents end with 0 when they were asked to stop
+            exit_code = FAILED
+        return _named(outcome_of(folder, exit_code), folder)
+
+    def _command(self, attempt: Attempt) -> list[str]:
+        room = self._room(attempt.workers)
+        full, rest = divmod(attempt.workers, room)
+        workers = (*[room] * full, *[rest] * bool(rest))
+        share = Share(self.nodes[: len(workers)], _port(attempt, self.environment), workers)
+        own = ["--nodelist", ",".join(share.nodes), "--kill-on-bad-exit=1", "--wait=0"]
+        return [*self._srun(len(share.nodes)), *own, sys.executable, *share.words(attempt)]
+
+    def _srun(self, num_nodes: int) -> list[str]:
+        """One task on each node, with all that the job has there: srun takes over neither from the script's
+        directives."""
+        cpus = self.environment.get("SLURM_CPUS_PER_TASK")
+        command = ["srun", f"--nodes={num_nodes}", f"--ntasks={num_nodes}", "--ntasks-per-node=1"]
+        return [*command, *([f"--cpus-per-task={cpus}"] if cpus else [])]
+
+    def _room(self, most: int) -> int:
+        """Workers on one node."""
+        given = self.environment.get(WORKERS_VARIABLE, "")
+        return int(given) if given.isdecimal() and int(given) else -(-most // len(self.nodes))
+
+
+def _roll_call(srun: Sequence[str]) -> str:
+    """Why not all nodes can start a task; empty if they can."""
+    try:
+        done = subprocess.run(
+            [*srun, "true"], capture_output=True, text=True, timeout=ROLL_CALL_TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return "a task does not start"
+    return (
+        "" if done.returncode == 0 else done.stderr.strip().partition("\n")[0] or "a task cannot be started"
+    )
+
+
+def _wait(srun: "subprocess.Popen[bytes]", stop: StopRequest) -> int:
+    told = False
+    while True:
+        if stop.is_urgent:
+            raise KeyboardInterrupt
+        if stop.is_requested and not told:
+            srun.send_signal(signal.SIGTERM)
+            told = True
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return srun.wait(POLL_S)
+
+
+def _end(srun: "subprocess.Popen[bytes]") -> None:
+    if srun.poll() is None:
+        srun.kill()
+        srun.wait()
+
+
+def _port(attempt: Attempt, environment: Mapping[str, str]) -> int:
+    """A port for the workers' store that is free here, where their first node is; another one for each attempt."""
+    start = int(environment["SLURM_JOB_ID"]) * 101 + attempt.number
+    for number in range(NUM_PORTS):
+        port = FIRST_PORT + (start + number) % NUM_PORTS
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port
+    raise ClusterError(f"no port from {FIRST_PORT} on is free on {socket.gethostname()}")
+
+
+def _named(outcome: Outcome, folder: Path) -> Outcome:
+    """Where no worker could be named: the node whose agent failed, with the last that was said there."""
+    cause = outcome.first_cause
+    if cause is None or cause.rank is not None:
+        return outcome
+    log = folder / LAUNCHER_LOG
+    failed = FAILED_TASK.findall(log.read_text(errors="replace"))
+    if not failed:
+        return Outcome(outcome.exit_code, replace(cause, error=_last_line(log) or cause.error))
+    node, end = failed[0]
+    own = folder / node_log(node)
+    log = own if own.exists() and _last_line(own) else log
+    return Outcome(outcome.exit_code, FirstCause(None, node, None, f"{end}: {_last_line(log)}", log, FAILED))
+
+
+def _last_line(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else ""
+
+
+def _sleep(seconds: float, stop: StopRequest) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not stop.is_requested:
+        time.sleep(POLL_S)

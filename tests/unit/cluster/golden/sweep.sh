@@ -1,0 +1,44 @@
+#!/bin/bash
+# Trains 'small-1e-3'; written by moe-train, whose docs/operations.md explains it line by line.
+#SBATCH --job-name=small-1e-3
+#SBATCH --output=/shared/sweep/jobs/%A_%a.log
+#SBATCH --open-mode=append
+#SBATCH --export=ALL
+#SBATCH --array=0-2%2
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=1
+#SBATCH --requeue
+#SBATCH --signal=B:USR1@300
+
+export MOE_TRAIN_WORKERS_PER_NODE=1
+export MOE_TRAIN_JOB="slurm:$SLURM_JOB_ID"
+case "$SLURM_ARRAY_TASK_ID" in
+0)
+  command=(/opt/moe/bin/python -m moe_train.cli run optim.lr=1e-3 --launcher slurm)
+  ;;
+1)
+  command=(/opt/moe/bin/python -m moe_train.cli run optim.lr=2e-3 --launcher slurm)
+  ;;
+2)
+  command=(/opt/moe/bin/python -m moe_train.cli run optim.lr=4e-3 --launcher slurm)
+  ;;
+esac
+
+# Slurm sends USR1 to this script alone when the time limit is near, and TERM when the job is preempted or cancelled.
+# Either way the run saves, and ends with exit code 75: it can go on.
+told_to_end=
+trap 'kill -s USR1 "$run"' USR1
+trap 'told_to_end=yes; kill -s TERM "$run"' TERM INT
+"${command[@]}" &
+run=$!
+while kill -0 "$run" 2>/dev/null; do wait "$run"; done
+wait "$run"
+code=$?
+
+# Nobody told it to end: it goes on where there is time. Where somebody did, Slurm decides what becomes of the job.
+if [ "$code" = 75 ] && [ -z "$told_to_end" ]; then
+  echo "job $SLURM_JOB_ID: queued again"
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"

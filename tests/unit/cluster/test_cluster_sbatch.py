@@ -1,0 +1,124 @@
+"""Scripts for Slurm: the golden ones, and whatever must not get into one."""
+
+import os
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from moe_cluster.errors import JobError
+from moe_cluster.job import JobSpec, Resources
+from moe_cluster.sbatch import array_script, script
+
+GOLDEN = Path(__file__).parent / "golden"
+PYTHON = "/opt/moe/bin/python"
+SMALL = JobSpec("small", Path("/shared/runs/small"), ("run", "/shared/small.yaml", "--workers", "2"))
+LARGE = replace(
+    SMALL,
+    name="glam-64e",
+    run_dir=Path("/shared/runs/glam 64e"),
+    resources=Resources(
+        nodes=8, min_nodes=6, workers_per_node=4, gpus_per_worker=1, cpus_per_worker=12, memory_gib=480,
+        time_limit_min=720,
+    ),
+    environment={"NCCL_SOCKET_IFNAME": "ib0", "GREETING": "it's $HOME"},
+    options={
+        "partition": "gpu", "account": "physics", "qos": "high", "constraint": "h100&nvlink",
+        "exclude": "node[7,9]", "lead_s": "600",
+    },
+    directives=("--mail-type=END", '--comment="two words"'),
+    setup=("module load cuda/13",),
+    after=("41", "42_3"),
+)  # fmt: skip
+SWEEP = [
+    replace(SMALL, name=f"small-{k}", run_dir=Path(f"/shared/sweep/lr={k}"), command=("run", f"optim.lr={k}"))
+    for k in ("1e-3", "2e-3", "4e-3")
+]
+HOSTILE = [
+    "$(touch harm)",
+    "`touch harm`",
+    "'; touch harm; '",
+    '"; touch harm; "',
+    "a && touch harm",
+    "~",
+    "*",
+    "a\\",
+    "!",
+]
+
+
+def refused(job: JobSpec, *parts: str) -> None:
+    with pytest.raises(JobError) as caught:
+        script(job, PYTHON)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("small.sh", script(SMALL, PYTHON)),
+        ("large.sh", script(LARGE, PYTHON)),
+        ("sweep.sh", array_script(SWEEP, 2, PYTHON)),
+    ],
+)
+def test_a_script_is_the_golden_one(name: str, text: str, tmp_path: Path) -> None:
+    if os.environ.get("MOE_TRAIN_WRITE_GOLDEN") == "1":
+        (GOLDEN / name).write_text(text)
+    assert text == (GOLDEN / name).read_text()
+    (tmp_path / name).write_text(text)
+    subprocess.run(["bash", "-n", str(tmp_path / name)], check=True)
+
+
+@pytest.mark.parametrize("word", HOSTILE)
+def test_nothing_from_a_recipe_is_run_by_the_shell(tmp_path: Path, word: str) -> None:
+    said = tmp_path / "said"
+    spy = tmp_path / "python"
+    spy.write_text(f'#!/bin/bash\nprintf "%s\\0" "$@" "$WORD" >{said}\n')
+    spy.chmod(0o755)
+    job = replace(SMALL, command=("run", word), environment={"WORD": word})
+    environment = {"PATH": os.environ["PATH"], "SLURM_JOB_ID": "7"}
+    text = script(job, str(spy))
+    subprocess.run(["bash"], input=text, text=True, check=True, cwd=tmp_path, env=environment)
+    expected = ["-m", "moe_train.cli", "run", word, "--launcher", "slurm", word]
+    assert said.read_text().split("\0")[:-1] == expected
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["python", "said"]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\x85", "\u2028", "\0", "\x1b"])
+@pytest.mark.parametrize("place", ["name", "run_dir", "command", "environment", "options", "directives"])
+def test_no_value_can_begin_a_line_of_its_own(place: str, end: str) -> None:
+    text = f"x{end}#SBATCH --uid=root"
+    values = {
+        "name": text, "run_dir": Path("/shared", text), "command": ("run", text), "environment": {"X": text},
+        "options": {"partition": text}, "directives": (f"--comment={text}",),
+    }  # fmt: skip
+    refused(replace(SMALL, **{place: values[place]}), "line break")
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ({"options": {"queue": "gpu"}}, ("--option queue=gpu", "partition")),
+        ({"options": {"partition": ""}}, ("--option partition", "empty")),
+        ({"options": {"lead_s": "5m"}}, ("lead_s=5m", "whole number of seconds")),
+        ({"directives": ("END",)}, ("--directive END", "--name=value")),
+        ({"directives": ("--output=/etc/passwd",)}, ("moe-train sets --output itself",)),
+        ({"directives": ("--array=0-9",)}, ("moe-train sets --array itself",)),
+        ({"directives": ("-o /etc/passwd",)}, ("-o /etc/passwd", "--name=value")),
+        ({"after": ("1; true",)}, ("--after 1; true", "no id")),
+        ({"environment": {"A B": "1"}}, ("'A B'", "letters, digits and _")),
+        ({"environment": {"WANDB_API_KEY": "1"}}, ("WANDB_API_KEY", "inherits")),
+        ({"run_dir": Path("/shared/a\\b")}, ("backslash",)),
+        ({"resources": Resources(time_limit_min=5)}, ("--time-limit 5", "lead_s")),
+    ],
+)
+def test_what_no_script_may_hold_is_refused_with_the_way_out(change: dict, parts: tuple[str, ...]) -> None:
+    refused(replace(SMALL, **change), *parts)
+
+
+def test_jobs_of_an_array_share_all_but_name_folder_and_command() -> None:
+    other = replace(SWEEP[1], resources=Resources(nodes=2))
+    with pytest.raises(JobError, match=r"small-2e-3: asks for other resources or options than small-1e-3"):
+        array_script([SWEEP[0], other], None, PYTHON)
