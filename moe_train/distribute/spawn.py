@@ -3,6 +3,12 @@
 Here and not in the layer, because expert 0 lives on one worker of each expert group, and what makes copies differ must
 not depend on who holds them. Its box is sent over the group, so a worker holds one expert more than its share for a
 moment, and never all of them. What is zeroed is a function of (seed, parameter, expert, row, column).
+
+EvoMoE (2112.14397), sec. 3. Its code has neither this step nor the share of zeros: it begins from a checkpoint that was
+made by hand. That weights are zeroed, each by itself and the others not scaled up, is the paper's way from memory.
+What idle experts were before, and what weight decay made of them, is overwritten; the gate keeps its initial values but
+for weight decay. An optimizer begins anew with both: second moments of expert 0 are of gradients E times as large as a
+copy's, and zeros under a count of updates that goes on would miss their correction.
 E experts, D rows of one's matrix, F columns.
 """
 

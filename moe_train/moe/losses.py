@@ -65,7 +65,8 @@ def active_balance_loss(
 ) -> Float[Tensor, ""]:
     """E * sum_i mean_t(w_ti) * mean_t(i is active for t), a mean over groups   # EvoMoE (2112.14397), code.
 
-    With one active expert per token this is `balance_loss`; with all of them and weights that sum to 1 it is E.
+    There w_ti is 0 where i is not active; here it is what the gate gives i all the same, as in Switch. With one active
+    expert per token this is `balance_loss`; with all of them and weights that sum to 1 it is E.
     """
     share = group_means(active.to(weights.dtype), group_tokens, is_real)
     return weights.shape[1] * (share * group_means(weights, group_tokens, is_real)).sum(1).mean()

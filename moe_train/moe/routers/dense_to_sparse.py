@@ -1,20 +1,14 @@
 """EvoMoE: one expert at first, then all experts by the Dense-to-Sparse gate, in the end one of them.
 
 Nie et al., 2112.14397, sec. 3, and the authors' code. Expert-diversify: for `diversify_steps` updates all tokens go to
-expert 0 with weight 1, without a gate; then every expert becomes a copy of it under a random mask of its own
-(distribute/spawn.py). Gate-sparsify: g = softmax((z + Gumbel noise) / tau) with a temperature tau that falls over the
-run; a token goes to the experts with g above a threshold, and the weights of those are not renormalised. From
-`hard_step` on it goes to the largest g alone, still with noise. Both schedules count the gate's own updates.
-Validation: Switch's top-1 by softmax(z) wherever there is a gate. No capacity limit.
-Conventions: the code's `use_gumbel_gates` is `gate: gumbel` (weight g; one-hot with a straight-through gradient
-after the switch); without it (`gate: softmax`) the weight is softmax(z), without noise and temperature. The
-paper's temperatures are from memory: 2.0 to 0.3, linear. The published code has neither the first phase nor its masks:
-it begins from a checkpoint that was made by hand. That masked weights are zeroed, each by itself and the rest not
-scaled up, follows the paper's text; the share is ours. Optimizer state of experts and gate begins anew with the
-copies, as from such a checkpoint: moments of a tensor whose count of updates goes on would be corrected for a start
-that was long ago, and expert 0's are of gradients E times as large as a copy's. Until then the other experts have
-gradients of zeros; what the optimizer makes of these is overwritten. The gate keeps its initial values but for weight
-decay.
+expert 0 with weight 1, without a gate; then every expert becomes a masked copy of it (distribute/spawn.py has the
+conventions). Gate-sparsify: g = softmax((z + Gumbel noise) / tau) with a temperature tau that falls over the run; a
+token goes to the experts with g above a threshold, and the weights of those are not renormalised. From `hard_step` on
+it goes to the largest g alone, still with noise. Both schedules count the gate's own updates.
+Validation: Switch's top-1 by softmax(z) wherever there is a gate. No capacity limit; the code has one in validation, a
+quarter of the batch for an expert, and keeps the noise there with `use_gumbel_gates`.
+Conventions: the code's `use_gumbel_gates` is `gate: gumbel` (weight g); without it (`gate: softmax`) the weight is
+softmax(z), without noise and temperature. The paper's temperatures are from memory: 2.0 to 0.3, linear.
 T tokens, D model width, E experts.
 """
 
@@ -109,13 +103,8 @@ class DenseToSparseRouter(nn.Module):
         """Weights of all experts, and which of them are used."""
         noisy = logits + gumbel(self.num_experts, self.site, context)
         gates = torch.softmax(noisy / self.temperature(gate_step), dim=1)
-        if not self.is_hard(gate_step):
-            active = gates > self.config.threshold
-            return (gates if self.config.gate == "gumbel" else probabilities), active
-        active = _one_hot(gates)
-        if self.config.gate == "gumbel":
-            return active.to(gates.dtype) + (gates - gates.detach()), active
-        return probabilities, active
+        active = _one_hot(gates) if self.is_hard(gate_step) else gates > self.config.threshold
+        return (gates if self.config.gate == "gumbel" else probabilities), active
 
 
 def _one_hot(scores: Float[Tensor, "T E"]) -> Bool[Tensor, "T E"]:

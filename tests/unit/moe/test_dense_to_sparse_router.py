@@ -94,13 +94,18 @@ def test_the_weight_of_the_softmax_gate_has_neither_noise_nor_temperature():
     assert routed(router(gate="gumbel"), 100).weights.unique().numel() > 100
 
 
-def test_a_hard_gumbel_gate_weighs_one_and_has_the_gradient_of_the_soft_one():
-    made = router(gate="gumbel", hard_step=0)
-    routing = routed(made, 50)
-    torch.testing.assert_close(routing.weights, torch.ones(50))
-    (gradient,) = torch.autograd.grad(routing.weights[0], made.weight)
-    assert gradient[0, routing.expert_ids[0]] > 0
-    assert gradient.sum().abs() < 1e-6
+def test_a_hard_gumbel_gate_keeps_the_weight_and_the_gradient_of_the_soft_one():
+    hard, soft = router(gate="gumbel", hard_step=0), router(gate="gumbel", hard_step=None)
+    one, all_of_them = routed(hard, 50), routed(soft, 50)
+    first = all_of_them.weights[all_of_them.choices == 0]
+    assert torch.equal(one.weights, first)
+    assert one.weights.max() < 1
+    gradients = [
+        torch.autograd.grad(weight, made.weight)[0]
+        for weight, made in ((one.weights[0], hard), (first[0], soft))
+    ]
+    torch.testing.assert_close(*gradients)
+    assert gradients[0][0, one.expert_ids[0]] > 0
 
 
 def test_validation_is_switch_in_every_phase():
