@@ -20,6 +20,8 @@ Folders     DIR/attempts/K/rank-R/{log.txt,error.json,heartbeat.json,layout.json
             error.json is {rank, host, pid, step, time, type, message, explained, traceback, exit_code}; it
             appears where a worker fails by itself. explained: the message says all that a user needs.
             step is null before the first step; times are in seconds since 1970.
+            ending.json, beside error.json, is {exit_code, host, time}: how whoever started a worker on another node saw
+            it end.
             outcome.json is {exit_code, cause, rank, host, step, time}: how the launcher saw the attempt end.
             DIR/attempts/K/stop.json is {reason}: whoever writes it (`request_stop`) asks all workers of the attempt to
             stop, where no signal reaches them. Once there is a DIR/attempts/K+1, workers of K end by themselves.
@@ -58,6 +60,7 @@ LAYOUT_FILE = "layout.json"
 STACKS_FILE = "stacks.txt"
 COLLECTIVES_FILE = "collectives.json"
 STOP_FILE = "stop.json"
+ENDING_FILE = "ending.json"
 LAUNCHER_LOG = "launcher.log"
 OUTCOME_FILE = "outcome.json"
 

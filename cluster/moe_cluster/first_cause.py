@@ -41,13 +41,15 @@ ROOT_HEADING = "Root Cause (first observed failure)"
 
 @dataclass(frozen=True)
 class Ending:
-    """How torch elastic saw a worker end: an exit code, or the negative number of a signal."""
+    """How whoever started a worker saw it end: an exit code, or the negative number of a signal."""
 
     rank: int
     exit_code: int
     host: str = field(default="", compare=False)
     log: Path | None = field(default=None, compare=False)
     """Of the launcher that saw it."""
+    words: str | None = None
+    """What is known of an end that an exit code does not tell, such as the loss of a node."""
 
 
 @dataclass(frozen=True)
@@ -147,9 +149,9 @@ def _of_ending(attempt: Path, ending: Ending, waited: int | None = None) -> Firs
     if heartbeat.exists():
         last = json.loads(heartbeat.read_text())
     # A worker that never got as far as its own log wrote to what it inherited, the launcher's.
-    log = folder / LOG_FILE if heartbeat.exists() else ending.log or attempt / LAUNCHER_LOG
-    error = _death(ending.exit_code)
-    if waited is not None and ending.exit_code == -signal.SIGKILL:
+    log = folder / LOG_FILE if (folder / LOG_FILE).exists() else ending.log or attempt / LAUNCHER_LOG
+    error = ending.words or _death(ending.exit_code)
+    if waited is not None and ending.exit_code == -signal.SIGKILL and ending.words is None:
         error = (
             f"it did not answer: rank {waited} waited for job.timeout_s in vain, and it was killed in the end"
         )

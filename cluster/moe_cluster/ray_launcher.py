@@ -1,0 +1,139 @@
+"""The launcher for a Ray cluster: each attempt is one Ray Train run of a fixed size, on nodes chosen for it.
+
+Ray Train places the workers, starts them and tells of their ends; it restarts and resizes nothing itself. Attempts do:
+they are numbered and fenced, and only sizes that the recipe's layout allows come into question. A smaller one follows
+when a node is lost, and a larger one when there has been room for it for a while: the workers save, and go on as more.
+"""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import ray
+
+from moe_cluster.contract import PREEMPTED, attempt_dir, request_stop
+from moe_cluster.errors import JobError
+from moe_cluster.job import Attempt
+from moe_cluster.launcher import Outcome
+from moe_cluster.ray_code import JOB_CONFIG_VARIABLE, code_packages
+from moe_cluster.ray_nodes import RayNode, alive_nodes, room
+from moe_cluster.ray_outcome import outcome_of_ray
+from moe_cluster.ray_share import SETTINGS, SHARE_VARIABLE, Share
+from moe_cluster.ray_trainer import TrainRun
+from moe_cluster.stop import StopRequest
+
+POLL_S = 0.2
+LOOK_EVERY_S = 2.0
+"""Between two looks at the cluster's nodes."""
+SETTLE_S = 6.0
+"""Room for fewer workers than wanted is taken once it has been so for so long; so is room for more."""
+GROWS = "there is room for {} workers: saving, to go on with so many"
+
+
+class RayLauncher:
+    """Workers on the nodes of the Ray cluster that this command is part of: see launcher.py."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self.share = Share(**json.loads(environment.get(SHARE_VARIABLE, '{"resources": {"CPU": 1}}')))
+        self.is_job = JOB_CONFIG_VARIABLE in environment
+        self.allowed: Sequence[int] = ()
+
+    def choose_workers(
+        self, allowed: Sequence[int], stop: StopRequest, say: Callable[[str], None]
+    ) -> int | None:
+        """See launcher.py. Waits without end for the smallest number, and says what it waits for."""
+        self._join()
+        self.allowed = allowed
+        began, told = time.monotonic(), -1
+        while not stop.is_requested:
+            there = room(alive_nodes(), self.share)
+            fitting = [number for number in allowed if number <= there]
+            settled = time.monotonic() - began >= SETTLE_S
+            if fitting and (settled or fitting[-1] == allowed[-1]):
+                return fitting[-1]
+            if settled and there != told:
+                say(f"waiting for room: {allowed[0]} workers are needed, and there is room for {there}")
+                told = there
+            time.sleep(1.0)
+        return None
+
+    def command(self, attempt: Attempt) -> str:
+        """See launcher.py."""
+        each = ", ".join(f"{name} {value:g}" for name, value in self.share.resources.items())
+        words = " ".join(["python -m", attempt.module, *attempt.arguments])
+        return f"Ray Train, {attempt.workers} workers with {each} each: {words}"
+
+    def run(self, attempt: Attempt, stop: StopRequest, say: Callable[[str], None]) -> Outcome:
+        """See launcher.py."""
+        folder = attempt_dir(attempt.run_dir, attempt.number)
+        nodes = alive_nodes()
+        running = TrainRun(attempt, self.share, nodes)
+        growth, why = _Growth(self.allowed, attempt.workers, self.share), ""
+        while not running.wait(POLL_S):
+            if stop.is_urgent:
+                ray.shutdown()  # ends all of this driver's actors
+                raise KeyboardInterrupt
+            if not why and (stop.is_requested or growth.is_due()):
+                why = "the launcher was told to stop" if stop.is_requested else GROWS.format(growth.larger)
+                if not stop.is_requested:
+                    say(why)
+                request_stop(attempt.run_dir, attempt.number, why)
+        outcome = outcome_of_ray(folder, attempt.workers, running.error, _gone(nodes))
+        grows = outcome.exit_code == PREEMPTED and not stop.is_requested
+        return Outcome(PREEMPTED, resizes=True) if grows else outcome
+
+    def _join(self) -> None:
+        """Become a driver of the cluster. Ray's own handler of SIGTERM ends a driver at once; the caller's stays."""
+        if ray.is_initialized():
+            return
+        for name, value in SETTINGS.items():
+            os.environ.setdefault(name, value)
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        # A job has its code from the Jobs API.
+        runtime_env = None if self.is_job else {"py_modules": code_packages()}
+        try:
+            ray.init(address="auto", runtime_env=runtime_env)
+        except ConnectionError as error:
+            raise JobError(
+                f"--launcher ray: there is no Ray cluster on this host ({error}); start one, or use `moe-train submit "
+                "--cluster ray`"
+            ) from None
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class _Growth:
+    """Tells when there has been room for a larger allowed number of workers for a while."""
+
+    def __init__(self, allowed: Sequence[int], workers: int, share: Share) -> None:
+        self._more = [number for number in allowed if number > workers]
+        self._workers, self._share = workers, share
+        self._looked = time.monotonic()
+        self._since: float | None = None
+        self.larger = workers
+
+    def is_due(self) -> bool:
+        """Whether to stop for it. Looks at the cluster every LOOK_EVERY_S."""
+        now = time.monotonic()
+        if not self._more or now - self._looked < LOOK_EVERY_S:
+            return False
+        self._looked = now
+        there = self._workers + room(alive_nodes(), self._share)
+        fitting = [number for number in self._more if number <= there]
+        if not fitting:
+            self._since = None
+            return False
+        self._since = self._since or now
+        self.larger = fitting[-1]
+        return now - self._since >= SETTLE_S
+
+
+def _gone(nodes: Sequence[RayNode]) -> dict[str, str]:
+    """Hosts of `nodes` that do not answer any more, with that as a sentence."""
+    there = {node.id for node in alive_nodes()}
+    return {
+        node.host: f"its node {node.host} ({node.address}) was lost" for node in nodes if node.id not in there
+    }

@@ -1,0 +1,81 @@
+"""How an attempt on Ray ended: from what its workers left in the shared folder, and from what Ray says of the others.
+
+A worker's actor writes ending.json once the worker has ended. A rank without one went down with its actor or its node,
+or was still running when Ray Train ended the attempt; Ray's own words then say which.
+"""
+
+import json
+import signal
+import socket
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+
+from moe_cluster.contract import DONE, ENDING_FILE, FAILED, HEARTBEAT_FILE, LAUNCHER_LOG, PREEMPTED
+from moe_cluster.first_cause import Ending, FirstCause, find_first_cause, was_preempted
+from moe_cluster.launcher import Outcome
+
+SHARED_FOLDER_LAG_S = 2.0
+"""How long a file written on another node may take to be seen here."""
+
+
+def outcome_of_ray(
+    folder: Path, workers: int, error: BaseException | None, gone: Mapping[str, str]
+) -> Outcome:
+    """How the attempt in `folder` ended; `error` is Ray Train's, `gone` has lost hosts, each with a sentence."""
+    if error is not None:
+        (folder / LAUNCHER_LOG).write_text("".join(traceback.format_exception(error)))
+    endings = _endings(folder, workers, complete=error is None)
+    ended = {ending.rank for ending in endings}
+    if len(ended) == workers and {ending.exit_code for ending in endings} == {DONE}:
+        return Outcome(DONE)
+    if len(ended) == workers and was_preempted(folder, endings):
+        return Outcome(PREEMPTED)
+    said = _said_by_ray(error)
+    lost = [_lost(folder, rank, said, gone) for rank in range(workers) if rank not in ended]
+    if not endings and not any(
+        (folder / f"rank-{rank}" / HEARTBEAT_FILE).exists() for rank in range(workers)
+    ):
+        return Outcome(FAILED, _never_began(folder, error, said))
+    cause = find_first_cause(folder, [*endings, *lost])
+    return Outcome(cause.exit_code, cause)
+
+
+def _endings(folder: Path, workers: int, *, complete: bool) -> list[Ending]:
+    """The workers' endings, the first one first. With `complete`, all of them are about to be there."""
+    deadline = time.monotonic() + SHARED_FOLDER_LAG_S
+    while True:
+        paths = [
+            path
+            for path in (folder / f"rank-{rank}" / ENDING_FILE for rank in range(workers))
+            if path.exists()
+        ]
+        if len(paths) == workers or not complete or time.monotonic() >= deadline:
+            break
+        time.sleep(0.1)
+    found = [(json.loads(path.read_text()), int(path.parent.name.removeprefix("rank-"))) for path in paths]
+    found.sort(key=lambda pair: pair[0]["time"])
+    return [Ending(rank, ending["exit_code"]) for ending, rank in found]
+
+
+def _said_by_ray(error: BaseException | None) -> dict[int, str]:
+    """Ray's words on each rank whose actor failed, in one line."""
+    failures = getattr(error, "worker_failures", {})
+    return {rank: _first_line(failure) for rank, failure in failures.items()}
+
+
+def _lost(folder: Path, rank: int, said: Mapping[int, str], gone: Mapping[str, str]) -> Ending:
+    heartbeat = folder / f"rank-{rank}" / HEARTBEAT_FILE
+    host = json.loads(heartbeat.read_text())["host"] if heartbeat.exists() else ""
+    return Ending(rank, -signal.SIGKILL, gone.get(host) or said.get(rank))
+
+
+def _never_began(folder: Path, error: BaseException | None, said: Mapping[int, str]) -> FirstCause:
+    words = next(iter(said.values()), None) or (_first_line(error) if error else "no worker began")
+    return FirstCause(None, socket.gethostname(), None, words, folder / LAUNCHER_LOG, FAILED)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'without a word'}"

@@ -1,0 +1,97 @@
+"""One Ray Train run for one attempt: which worker goes to which node, and what Ray Train is told to leave alone."""
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.backend import Backend, BackendConfig
+
+from moe_cluster import ray_workers
+from moe_cluster.contract import attempt_dir
+from moe_cluster.job import Attempt
+from moe_cluster.ray_nodes import RayNode
+from moe_cluster.ray_share import Share
+
+NODE_LABEL = "ray.io/node-id"
+
+
+class _NoProcessGroup(Backend):
+    """The workers' processes make their own; each sees all GPUs of the job on its node, as under torchrun."""
+
+    share_cuda_visible_devices = True
+
+
+class OwnProcessGroup(BackendConfig):
+    """In the place of Ray Train's TorchConfig, which would join the actors, not their workers, to a group."""
+
+    backend = "of the workers"
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return _NoProcessGroup
+
+
+class TrainRun:
+    """A Ray Train run in a thread, so that the main thread can mind signals."""
+
+    def __init__(self, attempt: Attempt, share: Share, nodes: Sequence[RayNode]) -> None:
+        """Start `attempt` on `nodes`, which have room for its workers."""
+        self.nodes = nodes
+        self.error: BaseException | None = None
+        """What Ray Train raised, once it is over."""
+        self._thread = threading.Thread(target=self._fit, args=(attempt, share), daemon=True)
+        self._thread.start()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether it is over, after at most so many seconds."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _fit(self, attempt: Attempt, share: Share) -> None:
+        try:
+            _trainer(attempt, share, self.nodes).fit()
+        except Exception as error:  # whatever it is, it is how the attempt ended
+            self.error = error
+
+
+def places(nodes: Sequence[RayNode], workers: int, share: Share) -> list[str]:
+    """The id of a node for every worker; nodes with the most room are filled first."""
+    ordered = sorted(nodes, key=lambda node: (-node.room(share), node.address))
+    return [node.id for node in ordered for _ in range(node.room(share))][:workers]
+
+
+def _trainer(attempt: Attempt, share: Share, nodes: Sequence[RayNode]) -> Any:
+    from ray.train.torch import TorchTrainer  # imports torch, which takes seconds
+
+    selectors = [{NODE_LABEL: node} for node in places(nodes, attempt.workers, share)]
+    # Ray's annotations are those of the first version of Ray Train.
+    return TorchTrainer(
+        ray_workers.train,
+        train_loop_config=_config(attempt),
+        torch_config=OwnProcessGroup(),  # type: ignore[arg-type]
+        scaling_config=ScalingConfig(  # type: ignore[call-arg]
+            num_workers=attempt.workers,
+            use_gpu=bool(share.resources.get("GPU")),
+            resources_per_worker=dict(share.resources),
+            placement_strategy="STRICT_SPREAD" if share.per_node == 1 else "PACK",
+            label_selector=selectors,
+        ),
+        run_config=RunConfig(
+            name="ray",
+            storage_path=str(attempt_dir(attempt.run_dir, attempt.number).absolute()),
+            failure_config=FailureConfig(  # type: ignore[call-arg]
+                max_failures=0, controller_failure_limit=0, max_preemption_failures=0
+            ),
+        ),
+    )
+
+
+def _config(attempt: Attempt) -> dict[str, Any]:
+    return {
+        "run_dir": str(attempt.run_dir.absolute()),
+        "attempt": attempt.number,
+        "module": attempt.module,
+        "arguments": list(attempt.arguments),
+        "environment": dict(attempt.environment),
+    }

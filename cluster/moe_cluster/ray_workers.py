@@ -1,0 +1,104 @@
+"""What Ray Train runs on each worker: the trainer as a child process, looked after until its end.
+
+Ray Train calls a function in a thread of an actor. The trainer needs a process of its own: it minds signals in its main
+thread, sends its output to its log, is killed by the kernel with its parent, and can be killed while it hangs without
+Ray taking that for the loss of an actor. So an actor is to its worker what torch elastic's agent is to one on a single
+machine, and neither knows of torch: the processes meet at a port of rank 0's node.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from moe_cluster.contract import (
+    ATTEMPT_VARIABLE,
+    DONE,
+    ENDING_FILE,
+    LAUNCHER_VARIABLE,
+    LOG_FILE,
+    PREEMPTED,
+    rank_dir,
+)
+
+SIOCGIFADDR = 0x8915
+SECRETS = ("RAY_AUTH_TOKEN",)
+
+
+class WorkerEndedError(Exception):
+    """A worker ended otherwise than it should: Ray Train ends the others."""
+
+
+def train(config: Mapping[str, Any]) -> None:
+    """Be one worker: `config` has `run_dir`, `attempt`, `module`, `arguments` and `environment` (of all workers).
+
+    Returns when the worker is done or has saved and stopped; raises WorkerEndedError otherwise.
+    """
+    from ray import train as ray_train
+    from ray.train.collective import broadcast_from_rank_zero
+    from ray.util import get_node_ip_address
+
+    context = ray_train.get_context()
+    rank, address = context.get_world_rank(), get_node_ip_address()
+    meeting = broadcast_from_rank_zero((address, _free_port(address)) if rank == 0 else None)
+    place = {
+        "RANK": rank,
+        "WORLD_SIZE": context.get_world_size(),
+        "LOCAL_RANK": context.get_local_rank(),
+        "LOCAL_WORLD_SIZE": context.get_local_world_size(),
+        "GROUP_RANK": context.get_node_rank(),
+        "MASTER_ADDR": meeting[0],
+        "MASTER_PORT": meeting[1],
+        ATTEMPT_VARIABLE: config["attempt"],
+        LAUNCHER_VARIABLE: os.getpid(),
+    }
+    inherited = {name: value for name, value in os.environ.items() if name not in SECRETS}
+    inherited.setdefault("GLOO_SOCKET_IFNAME", interface_of(address))
+    environment = {
+        **inherited,
+        **config["environment"],
+        **{name: str(value) for name, value in place.items()},
+    }
+    folder = rank_dir(Path(config["run_dir"]), config["attempt"], rank)
+    exit_code = _run([config["module"], *config["arguments"]], environment, folder)
+    ending = {"exit_code": exit_code, "host": socket.gethostname(), "time": time.time()}
+    (folder / ENDING_FILE).write_text(json.dumps(ending) + "\n")
+    if exit_code not in (DONE, PREEMPTED):
+        raise WorkerEndedError(f"rank {rank} on {socket.gethostname()} ended with {exit_code}")
+
+
+def interface_of(address: str) -> str:
+    """The network interface that has this IPv4 address: gloo would take the one of the host's name, often 127.0.1.1."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        for _, name in socket.if_nameindex():
+            question = struct.pack("256s", name.encode()[:15])
+            with contextlib.suppress(OSError):  # it has no IPv4 address
+                answer = fcntl.ioctl(any_socket.fileno(), SIOCGIFADDR, question)
+                if socket.inet_ntoa(answer[20:24]) == address:
+                    return name
+    return ""
+
+
+def _run(words: list[str], environment: Mapping[str, str], folder: Path) -> int:
+    """Run the trainer to its end and return its exit code, or the negative number of the signal that killed it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOG_FILE).open("a") as log:
+        worker = subprocess.Popen(
+            [sys.executable, "-m", *words], env=dict(environment), stdin=subprocess.DEVNULL, stderr=log
+        )
+    return worker.wait()
+
+
+def _free_port(address: str) -> int:
+    """A port that nobody has; the moment until rank 0 takes it is not guarded."""
+    with socket.socket() as probe:
+        probe.bind((address, 0))
+        return int(probe.getsockname()[1])

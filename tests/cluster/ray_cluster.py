@@ -1,0 +1,82 @@
+"""A real Ray cluster of a head and two workers, one raylet in each node of a network of namespaces, with a token.
+
+The head has no CPUs for workers; each worker node has one. Nothing here is simulated: `ray start` runs on every node.
+"""
+
+import os
+import secrets
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from network_nodes import Network, Node, require_namespaces
+
+ROOT = Path(__file__).parents[2]
+OBJECT_STORE_BYTES = 80_000_000
+GCS_PORT, DASHBOARD_PORT = 6379, 8265
+
+
+class RayCluster:
+    """Nodes 1 (the head), 2 and 3."""
+
+    def __init__(self, network: Network, folder: Path) -> None:
+        self.network, self.folder = network, folder
+        self.token = secrets.token_hex(32)
+        self.head = network.add(1)
+        self.workers = [network.add(2), network.add(3)]
+
+    @property
+    def address(self) -> str:
+        """Of the Jobs API."""
+        return f"http://{self.head.address}:{DASHBOARD_PORT}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of every process on a node, and of those who ask the cluster."""
+        return {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "HOME": str(self.folder),
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": self.token,
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "OMP_NUM_THREADS": "1",
+        }
+
+    def start(self) -> None:
+        """Start Ray on all nodes."""
+        self.start_head()
+        for worker in self.workers:
+            self.start_worker(worker)
+
+    def start_head(self) -> None:
+        """Start Ray on the head, in a node that runs nothing."""
+        self._ray_start(
+            self.head,
+            "--head",
+            f"--port={GCS_PORT}",
+            "--num-cpus=0",
+            "--dashboard-host=0.0.0.0",
+            f"--dashboard-port={DASHBOARD_PORT}",
+            "--disable-usage-stats",
+        )
+
+    def start_worker(self, node: Node) -> None:
+        """Start Ray on a worker node that runs nothing."""
+        self._ray_start(node, f"--address={self.head.address}:{GCS_PORT}", "--num-cpus=1")
+
+    def _ray_start(self, node: Node, *options: str) -> None:
+        ray = Path(sys.executable).parent / "ray"
+        words = [str(ray), "start", f"--node-ip-address={node.address}", *options]
+        done = node.run([*words, f"--object-store-memory={OBJECT_STORE_BYTES}"], self.environment, 180)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
+    """One cluster for all tests; a test leaves it whole."""
+    require_namespaces()
+    with Network("mtray", "10.78.0") as network:
+        cluster = RayCluster(network, tmp_path_factory.mktemp("ray"))
+        cluster.start()
+        yield cluster
