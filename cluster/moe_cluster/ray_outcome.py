@@ -56,7 +56,7 @@ def _endings(folder: Path, workers: int, *, complete: bool) -> list[Ending]:
         time.sleep(0.1)
     found = [(json.loads(path.read_text()), int(path.parent.name.removeprefix("rank-"))) for path in paths]
     found.sort(key=lambda pair: pair[0]["time"])
-    return [Ending(rank, ending["exit_code"]) for ending, rank in found]
+    return [Ending(rank, ending["exit_code"], ending["host"]) for ending, rank in found]
 
 
 def _said_by_ray(error: BaseException | None) -> dict[int, str]:
@@ -68,7 +68,7 @@ def _said_by_ray(error: BaseException | None) -> dict[int, str]:
 def _lost(folder: Path, rank: int, said: Mapping[int, str], gone: Mapping[str, str]) -> Ending:
     heartbeat = folder / f"rank-{rank}" / HEARTBEAT_FILE
     host = json.loads(heartbeat.read_text())["host"] if heartbeat.exists() else ""
-    return Ending(rank, -signal.SIGKILL, gone.get(host) or said.get(rank))
+    return Ending(rank, -signal.SIGKILL, host, words=gone.get(host) or said.get(rank))
 
 
 def _never_began(folder: Path, error: BaseException | None, said: Mapping[int, str]) -> FirstCause:

@@ -12,8 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import pytest
-from conftest import require_tool
+from conftest import require_tool, skip_or_fail
 
 TOOLS = {"ip": "iproute2", "nsenter": "util-linux", "unshare": "util-linux"}
 
@@ -83,10 +82,14 @@ class Node:
         script = " && ".join(begin)
         spaces = ["--net", "--pid", "--mount", "--uts", "--fork", "--kill-child", "--mount-proc"]
         self._holder = subprocess.Popen(
-            ["unshare", *spaces, "sh", "-c", script], stdout=subprocess.PIPE, start_new_session=True
+            ["unshare", *spaces, "sh", "-c", script],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
         assert self._holder.stdout is not None
-        assert self._holder.stdout.readline() == b"ready\n"
+        with self._holder.stdout as output:
+            assert output.readline() == b"ready\n"
         self._plug_in()
 
     def command(self, words: Sequence[str]) -> list[str]:
@@ -155,14 +158,10 @@ def require_namespaces() -> None:
     """Skip the test where nodes cannot be made, or fail if no test may be skipped."""
     for tool, package in TOOLS.items():
         require_tool(tool, package)
-    probe = subprocess.run(
-        ["unshare", "--net", "--pid", "--mount", "--uts", "--fork", "true"], capture_output=True
-    )
+    words = ["unshare", "--net", "--pid", "--mount", "--uts", "--fork", "true"]
+    probe = subprocess.run(words, capture_output=True, text=True)
     if os.geteuid() != 0 or probe.returncode != 0:
-        reason = f"network namespaces need root ({probe.stderr.decode().strip() or 'this user is not'})"
-        if os.environ.get("MOE_TRAIN_REQUIRE_ALL") == "1":
-            pytest.fail(f"{reason}, and MOE_TRAIN_REQUIRE_ALL=1 says that no test may be skipped")
-        pytest.skip(reason)
+        skip_or_fail(f"namespaces need root ({probe.stderr.strip() or 'this user is not'})")
 
 
 def _ip(*words: str) -> None:

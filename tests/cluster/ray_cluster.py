@@ -6,13 +6,10 @@ The head has no CPUs for workers; each worker node has one. Nothing here is simu
 import os
 import secrets
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-from network_nodes import Network, Node, require_namespaces
+from network_nodes import Network, Node
 
-ROOT = Path(__file__).parents[2]
 OBJECT_STORE_BYTES = 80_000_000
 GCS_PORT, DASHBOARD_PORT = 6379, 8265
 
@@ -43,6 +40,31 @@ class RayCluster:
             "OMP_NUM_THREADS": "1",
         }
 
+    def processes(self, host: str) -> list[int]:
+        """Ids, as this machine sees them, of all processes on the node of that name."""
+        return next(node for node in self.nodes if node.name == host).processes("")
+
+    @property
+    def nodes(self) -> list[Node]:
+        """The head first."""
+        return [self.head, *self.workers]
+
+    def repair(self) -> None:
+        """Boot what has crashed, plug in what is unplugged, and start Ray wherever it does not run."""
+        whole = self.head.is_up and self.head.processes("gcs_server")
+        for node in self.nodes:
+            if not whole or not node.is_up or not node.processes("raylet/raylet"):
+                node.crash()
+                node.boot()
+            else:
+                node.heal()
+        if not whole:
+            self.start()
+            return
+        for worker in self.workers:
+            if not worker.processes("raylet/raylet"):
+                self.start_worker(worker)
+
     def start(self) -> None:
         """Start Ray on all nodes."""
         self.start_head()
@@ -70,13 +92,3 @@ class RayCluster:
         words = [str(ray), "start", f"--node-ip-address={node.address}", *options]
         done = node.run([*words, f"--object-store-memory={OBJECT_STORE_BYTES}"], self.environment, 180)
         assert done.returncode == 0, done.stdout + done.stderr
-
-
-@pytest.fixture(scope="session")
-def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
-    """One cluster for all tests; a test leaves it whole."""
-    require_namespaces()
-    with Network("mtray", "10.78.0") as network:
-        cluster = RayCluster(network, tmp_path_factory.mktemp("ray"))
-        cluster.start()
-        yield cluster

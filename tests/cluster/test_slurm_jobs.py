@@ -6,7 +6,6 @@ Each fault is a real one, done to real processes; a run that met one ends with t
 import os
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import slurm_cluster
