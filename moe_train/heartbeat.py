@@ -20,6 +20,7 @@ from typing import IO, Any
 
 from moe_cluster.contract import (
     COLLECTIVES_FILE,
+    ENDED,
     HEARTBEAT_FILE,
     STACKS_FILE,
     attempt_dir,
@@ -59,7 +60,7 @@ class Heartbeat:
         self._run_dir, self._attempt = run_dir, attempt
         self._folder = rank_dir(run_dir, attempt, rank)
         self._progress, self._on_newer = progress, on_newer
-        self._sampler = Sampler(round(WINDOW_S * SAMPLES_A_BEAT / BEAT_EVERY_S))
+        self._sampler = Sampler(BEAT_EVERY_S / SAMPLES_A_BEAT, WINDOW_S)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._stacks: IO[str] | None = None
@@ -106,7 +107,7 @@ class Heartbeat:
     def _beat(self) -> None:
         number = 0
         while not self._ended.wait(BEAT_EVERY_S / SAMPLES_A_BEAT):
-            self._sampler.sample()
+            self._sampler.sample(time.monotonic())
             number += 1
             if number % SAMPLES_A_BEAT == 0:
                 self._write()
@@ -120,7 +121,7 @@ class Heartbeat:
         content = {
             **self.facts(),
             "step_time": progress.step_time,
-            "phase": progress.phase,
+            "phase": ENDED if self._ended.is_set() else progress.phase,
             "patience_s": progress.patience_s,
             "where": self._sampler.place.where,
             "waiting": round(self._sampler.waiting, 2),

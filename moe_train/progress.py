@@ -58,6 +58,10 @@ class Progress:
         finally:
             self.phase, self.since = before, time.monotonic()
 
+    def end(self) -> None:
+        """There will be no more steps: what is left is to leave."""
+        self.phase, self.since = ENDING, time.monotonic()
+
     @property
     def patience_s(self) -> float | None:
         """How long the phase may go on without progress before it counts as a hang; None: not known yet."""

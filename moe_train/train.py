@@ -42,7 +42,6 @@ from moe_train.parallel.plan import Mesh, ParallelPlan
 from moe_train.parallel.turn import first_of_host
 from moe_train.parallel.world import World
 from moe_train.process import Process
-from moe_train.progress import ENDING
 from moe_train.run_folder import accept_recipe, mark_finished
 from moe_train.stability import Stability
 from moe_train.trainer import Trainer
@@ -92,12 +91,12 @@ def run(recipe: Recipe, run_dir: Path, resume: str, process: Process) -> int:
         {"event": "resume" if found else "start", "step": trainer.step, "attempt": world.attempt}
     )
     exit_code = trainer.fit()
-    with process.during(ENDING):
-        if world.is_main and trainer.step >= recipe.steps:
-            mark_finished(run_dir, trainer.step)
-        trainer.callbacks.on_stop(exit_code)
-        world.barrier()
-        world.leave()
+    process.progress.end()
+    if world.is_main and trainer.step >= recipe.steps:
+        mark_finished(run_dir, trainer.step)
+    trainer.callbacks.on_stop(exit_code)
+    world.barrier()
+    world.leave()
     return exit_code
 
 

@@ -61,22 +61,33 @@ def place_of(frame: FrameType | None) -> Place:
 
 
 class Sampler:
-    """The last whereabouts of the main thread, and the share of them in which it waited."""
+    """The last whereabouts of the main thread, and the share of the last seconds in which it waited."""
 
-    def __init__(self, num_samples: int) -> None:
-        """`num_samples`: how many are remembered."""
+    def __init__(self, every_s: float, window_s: float) -> None:
+        """To be asked for a sample every `every_s` seconds; those of the last `window_s` are remembered."""
         self.place = NOWHERE
-        self._waited: deque[bool] = deque(maxlen=num_samples)
+        self._every_s, self._window_s = every_s, window_s
+        self._samples: deque[tuple[float, float, float]] = (
+            deque()
+        )  # when, seconds it stands for, of these waiting
 
-    def sample(self) -> None:
-        """Look once."""
+    def sample(self, now: float) -> None:
+        """Look once, at `now` in seconds.
+
+        A sample that comes late tells of a process that did not run, or did not leave Python's lock: in the time that
+        it is late by, it did not wait for others.
+        """
         self.place = main_thread_place()
-        self._waited.append(self.place.is_waiting)
+        seconds = now - self._samples[-1][0] if self._samples else self._every_s
+        self._samples.append((now, seconds, min(seconds, self._every_s) if self.place.is_waiting else 0.0))
+        while self._samples[0][0] < now - self._window_s:
+            self._samples.popleft()
 
     @property
     def waiting(self) -> float:
-        """Share of the remembered samples, from 0 to 1, in which the main thread waited for another worker."""
-        return sum(self._waited) / len(self._waited) if self._waited else 0.0
+        """Share of the remembered time, from 0 to 1, in which the main thread waited for another worker."""
+        total = sum(seconds for _, seconds, _ in self._samples)
+        return sum(waited for _, _, waited in self._samples) / total if total else 0.0
 
 
 def _module(frame: FrameType) -> str:

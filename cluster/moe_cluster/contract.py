@@ -8,11 +8,13 @@ Arguments   python -m moe_train.worker RECIPE --run-dir DIR --resume auto|never|
 Environment RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT as torch elastic sets them (absent:
             one worker), and ATTEMPT_VARIABLE and LAUNCHER_VARIABLE below.
 Folders     DIR/attempts/K/rank-R/{log.txt,error.json,heartbeat.json,layout.json}, K counted from 1;
-            the launcher's own DIR/attempts/K/{recipe.yaml,launcher.log,outcome.json} beside them. DIR/recipe.yaml is
+            the launcher's own DIR/attempts/K/{recipe.yaml,launcher.log,outcome.json,
+            findings.jsonl} beside them. DIR/recipe.yaml is
             what the run was last trained with: the trainer replaces it once it has accepted the new one.
             heartbeat.json is {pid, host, step, time, step_time, phase, patience_s, where, waiting, stop}; it
             appears once the worker minds signals, and is written again every second whatever the worker does.
-            step_time: when the last step ended. phase: starting, training, validating, checkpoint, ending.
+            step_time: when the last step ended. phase: starting, training, validating, checkpoint,
+            ending, ended.
             patience_s: how long the phase may go on without a step before it counts as a hang; null: not known
             yet. where: the line of our code at which the main thread is. waiting: the share of the last seconds in
             which it waited for other workers, 0 to 1. stop: the reason of a stop request, or null.
@@ -23,6 +25,7 @@ Folders     DIR/attempts/K/rank-R/{log.txt,error.json,heartbeat.json,layout.json
             ending.json, beside error.json, is {exit_code, host, time}: how whoever started a worker on another node saw
             it end.
             outcome.json is {exit_code, cause, rank, host, step, time}: how the launcher saw the attempt end.
+            findings.jsonl has a line for each hang and straggler that the launcher saw (`findings.py`).
             DIR/attempts/K/stop.json is {reason}: whoever writes it (`request_stop`) asks all workers of the attempt to
             stop, where no signal reaches them. Once there is a DIR/attempts/K+1, workers of K end by themselves.
 Exit codes  DONE, FAILED, USAGE, PREEMPTED below.
@@ -63,6 +66,9 @@ STOP_FILE = "stop.json"
 ENDING_FILE = "ending.json"
 LAUNCHER_LOG = "launcher.log"
 OUTCOME_FILE = "outcome.json"
+
+ENDED = "ended"
+"""The phase in the last heartbeat of a worker, however it ends."""
 
 
 def node_log(node: str) -> str:

@@ -12,10 +12,10 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from moe_cluster.contract import ATTEMPT_VARIABLE, HEARTBEAT_FILE, LAUNCHER_VARIABLE, attempt_dir
+from moe_cluster.contract import ATTEMPT_VARIABLE, FAILED, HEARTBEAT_FILE, LAUNCHER_VARIABLE, attempt_dir
 from moe_cluster.job import Attempt
 from moe_cluster.linux import adopt_orphans, children, die_with_parent, end_children
 from moe_cluster.stop import StopRequest
@@ -36,18 +36,24 @@ def elastic_command(attempt: Attempt, num_workers: int, rendezvous: Sequence[str
 
 
 def run_elastic(
-    command: Sequence[str], attempt: Attempt, environment: Mapping[str, str], log: Path, stop: StopRequest
+    command: Sequence[str],
+    attempt: Attempt,
+    environment: Mapping[str, str],
+    log: Path,
+    stop: StopRequest,
+    must_end: Callable[[], bool] = lambda: False,
 ) -> int:
     """Run `command` to its end, what it says going to `log`; returns its exit code, all its processes gone.
 
-    Counts every new child of this process as the attempt's. Raises KeyboardInterrupt when `stop` becomes urgent.
+    `must_end` is asked all the while; when it says yes everything is killed, and FAILED is returned. Counts every new
+    child of this process as the attempt's. Raises KeyboardInterrupt when `stop` becomes urgent.
     """
     adopt_orphans()
     strangers = children(os.getpid())
     with log.open("w") as file:
         elastic = _start(command, attempt, environment, file.fileno())
         try:
-            return _wait(elastic, attempt, stop)
+            return _wait(elastic, attempt, stop, must_end)
         finally:
             _end(elastic, strangers)
 
@@ -72,13 +78,17 @@ def _prepare(parent: int) -> None:
     die_with_parent(parent)
 
 
-def _wait(elastic: "subprocess.Popen[bytes]", attempt: Attempt, stop: StopRequest) -> int:
+def _wait(
+    elastic: "subprocess.Popen[bytes]", attempt: Attempt, stop: StopRequest, must_end: Callable[[], bool]
+) -> int:
     told: set[int] = set()
     while True:
         if stop.is_urgent:
             raise KeyboardInterrupt
         if stop.is_requested:
             _forward(attempt, told)
+        if must_end():
+            return FAILED
         with contextlib.suppress(subprocess.TimeoutExpired):
             return elastic.wait(POLL_S)
 

@@ -22,8 +22,10 @@ from moe_cluster.contract import (
     LAUNCHER_LOG,
     LOG_FILE,
     PREEMPTED,
+    STACKS_FILE,
     USAGE,
 )
+from moe_cluster.findings import Hang, recorded_hang
 
 # What gloo, NCCL, torch's store and moe_kernels say when the process at the other end is gone or does not answer.
 CONSEQUENCE = re.compile(
@@ -80,13 +82,16 @@ class FirstCause:
 def find_first_cause(attempt: Path, endings: Sequence[Ending]) -> FirstCause:
     """The first cause of a failed attempt, from its folder and its workers' endings, the first one first."""
     errors = sorted(_errors(attempt), key=lambda error: error["time"])
+    originals = [error for error in errors if not CONSEQUENCE.search(f"{error['type']}: {error['message']}")]
+    hang = recorded_hang(attempt)
+    if hang is not None and not any(error["time"] < hang[1] for error in originals):
+        return _of_hang(attempt, hang[0])
     spoke = {error["rank"] for error in errors}
     silent = [
         ending for ending in endings if ending.rank not in spoke and ending.exit_code not in (DONE, PREEMPTED)
     ]
     if silent and silent[0] == endings[0]:
         return _of_ending(attempt, silent[0])
-    originals = [error for error in errors if not CONSEQUENCE.search(f"{error['type']}: {error['message']}")]
     if originals:
         return _of_error(attempt, originals[0])
     for ending in silent:
@@ -156,6 +161,15 @@ def _of_ending(attempt: Path, ending: Ending, waited: int | None = None) -> Firs
             f"it did not answer: rank {waited} waited for job.timeout_s in vain, and it was killed in the end"
         )
     return FirstCause(ending.rank, last["host"], last["step"], error, log, FAILED)
+
+
+def _of_hang(attempt: Path, hang: Hang) -> FirstCause:
+    """The launcher ended the attempt because nothing went on; the first suspect stands for all."""
+    first = hang.suspects[0]
+    folder = attempt / f"rank-{first.rank}"
+    stacks = folder / STACKS_FILE
+    log = stacks if stacks.exists() and stacks.stat().st_size else folder / LOG_FILE
+    return FirstCause(first.rank, first.host, hang.step, hang.what, log, FAILED)
 
 
 def _death(exit_code: int) -> str:

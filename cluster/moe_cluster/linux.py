@@ -54,6 +54,24 @@ def start_time(pid: int) -> int:
     return int(fields[19]) if fields is not None else 0
 
 
+STATES = {
+    "T": "is stopped (SIGSTOP)",
+    "t": "is stopped by a debugger",
+    "D": "waits for a disk or a file system that does not answer",
+    "Z": "has ended",
+    "R": "computes and holds Python's lock",
+    "S": "sleeps and holds Python's lock",
+}
+
+
+def state_of(pid: int) -> str:
+    """What a process of this host that does not tell of itself is doing, in words."""
+    fields = _stat(pid)
+    return (
+        f"process {pid} {'is gone' if fields is None else STATES.get(fields[0], 'is in state ' + fields[0])}"
+    )
+
+
 def children(parent: int) -> set[int]:
     """Ids of the processes whose parent is `parent`, zombies included."""
     found = set()

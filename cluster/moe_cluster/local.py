@@ -2,12 +2,14 @@
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from moe_cluster.contract import LAUNCHER_LOG, attempt_dir
 from moe_cluster.elastic import elastic_command, run_elastic
 from moe_cluster.job import Attempt
 from moe_cluster.launcher import Outcome, outcome_of
 from moe_cluster.stop import StopRequest
+from moe_cluster.watch import Watch
 
 
 class LocalLauncher:
@@ -26,7 +28,11 @@ class LocalLauncher:
     def run(self, attempt: Attempt, stop: StopRequest, say: Callable[[str], None]) -> Outcome:
         """See launcher.py. Counts every new child of this process as the attempt's."""
         folder = attempt_dir(attempt.run_dir, attempt.number)
-        exit_code = run_elastic(_command(attempt), attempt, self.environment, folder / LAUNCHER_LOG, stop)
+        watch = Watch(folder, attempt.workers)
+        log = folder / LAUNCHER_LOG
+        exit_code = run_elastic(
+            _command(attempt), attempt, self.environment, log, stop, must_end=partial(watch.tell, say)
+        )
         return outcome_of(folder, exit_code)
 
 

@@ -58,23 +58,26 @@ def test_importing_torch_distributed_is_no_wait() -> None:
     assert place_of(seen[0]) == Place("train.py:2 load", is_waiting=False)
 
 
-def test_the_share_of_waiting_is_that_of_the_last_samples() -> None:
-    sampler = Sampler(num_samples=4)
-    assert sampler.waiting == 0.0
-    reached = threading.Event()
-
-    def sample() -> None:
-        sampler.sample()
-        sampler.sample()
-        reached.set()
-
-    thread = threading.Thread(target=sample)
-    space = {"__name__": "moe_train.parallel.world", "thread": thread, "reached": reached}
-    exec("def wait():\n    thread.start()\n    reached.wait()", space)
+def sample_while_waiting(sampler: Sampler, *times: float) -> None:
+    """Have another thread sample at these times, while this one waits in a place that counts as waiting."""
+    thread = threading.Thread(target=lambda: [sampler.sample(now) for now in times])
+    space = {"__name__": "moe_train.parallel.world", "thread": thread}
+    exec("def wait():\n    thread.start()\n    thread.join()", space)
     space["wait"]()  # type: ignore[operator]
-    thread.join()
+
+
+def test_the_share_of_waiting_is_that_of_the_last_seconds() -> None:
+    sampler = Sampler(every_s=1, window_s=4)
+    assert sampler.waiting == 0.0
+    sample_while_waiting(sampler, 1, 2, 3, 4)
     assert sampler.waiting == 1.0
     assert sampler.place.where.endswith(" wait")
-    for _ in range(3):
-        sampler.sample()
-    assert sampler.waiting == 0.25
+    for now in (5, 6, 7):
+        sampler.sample(now)
+    assert sampler.waiting == 0.4  # of 3, 4, 5, 6 and 7
+
+
+def test_a_process_that_was_stopped_did_not_wait_meanwhile() -> None:
+    sampler = Sampler(every_s=1, window_s=100)
+    sample_while_waiting(sampler, 0, 10)
+    assert sampler.waiting == pytest.approx(2 / 11)

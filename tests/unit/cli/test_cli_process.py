@@ -42,7 +42,7 @@ def test_an_error_is_recorded_and_becomes_an_exit_code(tmp_path: Path) -> None:
     assert error["traceback"].startswith("Traceback (most recent call last)")
     assert "ValueError: no" in (folder / "log.txt").read_text()
     heartbeat = json.loads((folder / "heartbeat.json").read_text())
-    assert (heartbeat["step"], heartbeat["phase"], heartbeat["stop"]) == (7, "training", None)
+    assert (heartbeat["step"], heartbeat["phase"], heartbeat["stop"]) == (7, "ended", None)
 
 
 def test_a_named_error_keeps_its_exit_code(tmp_path: Path) -> None:

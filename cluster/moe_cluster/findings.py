@@ -1,0 +1,117 @@
+"""What a launcher finds out about the workers of an attempt while they run: a hang, a straggler; in sentences and kept.
+
+Findings stand in attempts/K/findings.jsonl, one a line, where the first cause of a failure and `moe-train status` find
+them. `watch.py` is who finds them.
+"""
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+FINDINGS_FILE = "findings.jsonl"
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A rank that others wait for, or that does nothing."""
+
+    rank: int
+    host: str
+    """Empty if it never told of itself."""
+    what: str
+    """What is known of it, as the end of a sentence that begins with its name."""
+
+    def __str__(self) -> str:
+        return f"rank {self.rank}{f' on {self.host}' if self.host else ''} {self.what}"
+
+
+@dataclass(frozen=True)
+class Hang:
+    """No rank makes a step any more. The attempt has to end."""
+
+    suspects: tuple[Suspect, ...]
+    """Ascending by rank; all ranks, if each waits for another one."""
+    waiting: tuple[int, ...]
+    """Ranks that wait for them."""
+    step: int | None
+    """The last step that was made; None before the first."""
+    seconds: float
+    """Without a step."""
+
+    def __str__(self) -> str:
+        when = "before the first step" if self.step is None else f"after step {self.step}"
+        return f"the run hangs {when}: {self.what}"
+
+    @property
+    def what(self) -> str:
+        """Who does what, as the end of a sentence."""
+        shown = "; ".join(map(str, self.suspects[:SHOWN])) + _more(len(self.suspects))
+        who = f"; {named(self.waiting)} for it" if self.waiting else ""
+        return f"no step for {self.seconds:.0f} s: {shown}{who}"
+
+
+@dataclass(frozen=True)
+class Straggler:
+    """A rank that all others wait for in every step. The run goes on, at its speed."""
+
+    rank: int
+    host: str
+    where: str
+    waiting: float
+    """The least share of their time that the others spend waiting."""
+    seconds: float
+    """For so long."""
+
+    def __str__(self) -> str:
+        return (
+            f"rank {self.rank} on {self.host} is slow: for {self.seconds:.0f} s all other ranks have spent "
+            f"{self.waiting:.0%} of their time or more waiting, and it hardly any (it is at {self.where}); look at "
+            "what else its host does"
+        )
+
+
+Finding = Hang | Straggler
+SHOWN = 8
+"""Ranks that a sentence names one by one."""
+
+
+def named(ranks: Sequence[int]) -> str:
+    """Ranks that wait, as the beginning of a sentence: "ranks 0, 2, 3 wait"."""
+    listed = ", ".join(map(str, ranks[:SHOWN])) + _more(len(ranks))
+    return f"rank {listed} waits" if len(ranks) == 1 else f"ranks {listed} wait"
+
+
+def record(attempt: Path, finding: Finding) -> None:
+    """Add a line to the attempt's findings. Raises OSError."""
+    content = {
+        "kind": type(finding).__name__.lower(),
+        "time": time.time(),
+        "text": str(finding),
+        **asdict(finding),
+    }
+    descriptor = os.open(attempt / FINDINGS_FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        os.write(descriptor, f"{json.dumps(content)}\n".encode())
+    finally:
+        os.close(descriptor)
+
+
+def recorded_hang(attempt: Path) -> tuple[Hang, float] | None:
+    """The hang that ended an attempt, and when it was found, in seconds since 1970; None if it did not end so."""
+    path = attempt / FINDINGS_FILE
+    if not path.exists():
+        return None
+    for line in path.read_text().splitlines():
+        found = json.loads(line)
+        if found["kind"] == "hang":
+            suspects = tuple(Suspect(**suspect) for suspect in found["suspects"])
+            hang = Hang(suspects, tuple(found["waiting"]), found["step"], found["seconds"])
+            return hang, found["time"]
+    return None
+
+
+def _more(number: int) -> str:
+    return f" and {number - SHOWN} more" if number > SHOWN else ""
