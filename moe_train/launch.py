@@ -10,7 +10,7 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moe_cluster.contract import (
@@ -77,6 +77,8 @@ def launch(asked: Launch, environment: MutableMapping[str, str]) -> int:
     if asked.dry_run:
         return _show_plan(asked, recipe, allowed, run_dir, environment)
     with RunFolder(run_dir, environment.get(JOB_VARIABLE, "")) as folder:
+        if folder.is_of_same_job:  # what was asked for was done when the job began
+            asked = replace(asked, resume="auto")
         if folder.holds_run and asked.resume == "never":
             _say(f"{run_dir} held a run; it is now {folder.move_aside()}")
         elif has_begun(run_dir):

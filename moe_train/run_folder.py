@@ -56,6 +56,8 @@ class RunFolder:
     def __init__(self, run_dir: Path, job: str = "") -> None:
         """`job` names the job that this launcher belongs to, if a cluster may start it again (`JOB_VARIABLE`)."""
         self.path, self.job = run_dir, job
+        self.is_of_same_job = False
+        """Whether the launcher that was here last belonged to the same job: the cluster has started it again."""
         self._lock: int | None = None
 
     def __enter__(self) -> "RunFolder":
@@ -67,11 +69,12 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.path / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+            self.is_of_same_job = bool(self.job) and self._owner() == self.job
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             replace_text(self.path / OWNER_FILE, self.job)
         except BlockingIOError:
             self._release()
-            if self.job and self._owner() == self.job:
+            if self.is_of_same_job:
                 return self
             raise RunError(
                 f"run_dir={self.path}: another moe-train is running in it; wait for its end, stop it, "

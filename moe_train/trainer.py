@@ -26,6 +26,9 @@ from moe_train.progress import CHECKPOINT, VALIDATING
 from moe_train.results import StepResult
 from moe_train.stability import Setback, Stability
 
+AFTER_ERROR_S = 10.0
+"""How long a worker that ends with an error waits for a save in progress: without the others there may be no end."""
+
 
 class Watch(Protocol):
     """What the loop tells the process it runs in, and asks of it."""
@@ -87,10 +90,13 @@ class Trainer:
                 stopped = self._advance() and self.step < self.recipe.steps
             if self._saved_step != self.step:
                 self._save()
-        finally:
-            # Also after an error: what was captured before it is good, and worth finishing.
+        except BaseException:
+            # What was captured before is good, and worth finishing, unless the ranks that it waits for are gone.
             with self.watch.during(CHECKPOINT):
-                self.checkpointer.wait()
+                self.checkpointer.wait(AFTER_ERROR_S)
+            raise
+        with self.watch.during(CHECKPOINT):
+            self.checkpointer.wait()
         self._tell_commits()
         self._tell("stopped" if stopped else "finished")
         return PREEMPTED if stopped else DONE

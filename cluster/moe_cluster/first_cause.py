@@ -97,6 +97,9 @@ def find_first_cause(attempt: Path, endings: Sequence[Ending]) -> FirstCause:
     for ending in silent:
         if ending.exit_code != -signal.SIGTERM:  # torch elastic sends SIGTERM to all the others
             return _of_ending(attempt, ending, _gave_up(errors))
+    told = {*spoke, *(ending.rank for ending in endings)}
+    if errors and (lost := [beat for beat in _heartbeats(attempt) if beat["rank"] not in told]):
+        return _of_lost(attempt, lost[0])
     if errors:
         return _of_error(attempt, errors[0])
     log = attempt / LAUNCHER_LOG
@@ -129,6 +132,20 @@ def was_preempted(attempt: Path, endings: Sequence[Ending]) -> bool:
 
 def _errors(attempt: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(attempt.glob(f"rank-*/{ERROR_FILE}"))]
+
+
+def _heartbeats(attempt: Path) -> list[dict[str, Any]]:
+    paths = sorted(attempt.glob(f"rank-*/{HEARTBEAT_FILE}"))
+    return [
+        {"rank": int(path.parent.name.removeprefix("rank-")), **json.loads(path.read_text())}
+        for path in paths
+    ]
+
+
+def _of_lost(attempt: Path, last: dict[str, Any]) -> FirstCause:
+    """Of a worker that the others have lost, and of whose end nobody tells: its last heartbeat is all there is."""
+    error = "it is gone, and nobody there tells how it ended: its node, or the launcher on it, has died or is cut off"
+    return FirstCause(last["rank"], last["host"], last["step"], error, attempt / LAUNCHER_LOG, FAILED)
 
 
 def _of_error(attempt: Path, error: dict[str, Any]) -> FirstCause:

@@ -101,7 +101,7 @@ class SlurmLauncher:
                 _end(srun)
         if exit_code == DONE and read_endings(folder):  # agents end with 0 when they were asked to stop
             exit_code = FAILED
-        return _named(outcome_of(folder, exit_code), folder)
+        return name_node(outcome_of(folder, exit_code), folder)
 
     def _command(self, attempt: Attempt) -> list[str]:
         room = self._room(attempt.workers)
@@ -166,7 +166,7 @@ def _port(attempt: Attempt, environment: Mapping[str, str]) -> int:
     raise ClusterError(f"no port from {FIRST_PORT} on is free on {socket.gethostname()}")
 
 
-def _named(outcome: Outcome, folder: Path) -> Outcome:
+def name_node(outcome: Outcome, folder: Path) -> Outcome:
     """Where no worker could be named: the node whose agent failed, with the last that was said there."""
     cause = outcome.first_cause
     if cause is None or cause.rank is not None:
@@ -177,8 +177,9 @@ def _named(outcome: Outcome, folder: Path) -> Outcome:
         return Outcome(outcome.exit_code, replace(cause, error=_last_line(log) or cause.error))
     node, end = failed[0]
     own = folder / node_log(node)
-    log = own if own.exists() and _last_line(own) else log
-    return Outcome(outcome.exit_code, FirstCause(None, node, None, f"{end}: {_last_line(log)}", log, FAILED))
+    said = _last_line(own) if own.exists() else ""
+    error = f"{end}: {said}" if said else end
+    return Outcome(outcome.exit_code, FirstCause(None, node, None, error, own if said else log, FAILED))
 
 
 def _last_line(log: Path) -> str:

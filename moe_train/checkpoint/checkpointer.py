@@ -95,10 +95,13 @@ class Checkpointer:
         committed, self._committed = self._committed, []
         return committed
 
-    def wait(self) -> None:
-        """Until nothing is being written. Raises what failed in the background."""
+    def wait(self, patience_s: float | None = None) -> None:
+        """Until nothing is being written, or `patience_s` seconds are over. Raises what failed in the background."""
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(patience_s)
+            if self._thread.is_alive():
+                logger.warning("A save is given up: it did not end within %g s of an error.", patience_s)
+                return
             self._thread = None
         if self._failure is not None:
             failure, self._failure = self._failure, None

@@ -14,6 +14,7 @@ from small_run import RECIPE, write_corpus
 
 ROOT = Path(__file__).parents[2]
 STEPS = 120
+PATIENCE_S = 300.0
 TWO_NODES = ("--nodes", "2", "parallel.expert=2")
 COMPUTED = ("loss", "losses", "grad_norm", "lr", "moe", "tokens_seen", "validation_loss")
 
@@ -29,12 +30,12 @@ class Terminal:
             recipe.replace("{every: 2}\njob", "{every: 10, keep_last: 3}\njob")
         )
 
-    def __call__(self, *words: str, code: int = 0, **extra: str) -> str:
+    def __call__(self, *words: str, code: int = 0, first_on_path: str = "", **extra: str) -> str:
         """Output of a command that ends with `code`: what it printed, or else its one error."""
         done = subprocess.run(
             [sys.executable, "-m", "moe_train.cli", *words],
             cwd=self.folder,
-            env={**os.environ, **self._surroundings(), **extra},
+            env={**os.environ, **self._surroundings(first_on_path), **extra},
             capture_output=True,
             text=True,
             timeout=120,
@@ -59,8 +60,8 @@ class Terminal:
         )
         return SlurmRun(self, folder, said.partition("slurm:")[2].partition(";")[0])
 
-    def _surroundings(self) -> dict[str, str]:
-        parts = (ROOT, ROOT / "cluster", ROOT / "kernels")
+    def _surroundings(self, first_on_path: str) -> dict[str, str]:
+        parts = (*filter(None, [first_on_path]), ROOT, ROOT / "cluster", ROOT / "kernels")
         return {
             "PYTHONPATH": os.pathsep.join(map(str, parts)),
             "MOE_TRAIN_CACHE": str(self.folder / "cache"),
@@ -93,6 +94,10 @@ class SlurmRun:
     def attempts(self) -> int:
         return len(list(self.folder.glob("attempts/*")))
 
+    def resume(self) -> None:
+        """Hand the run to Slurm again."""
+        self.job_id = _job_id(self.terminal("resume", str(self.folder)))
+
     def status(self) -> dict[str, Any]:
         return dict(json.loads(self.terminal("status", str(self.folder), "--json")))
 
@@ -100,10 +105,10 @@ class SlurmRun:
         """Slurm's record of the job."""
         return self.terminal.cluster.call("scontrol", "show", "job", self.job_id)
 
-    def wait_for_step(self, step: int, timeout_s: float = 90.0) -> None:
+    def wait_for_step(self, step: int, timeout_s: float = PATIENCE_S) -> None:
         wait_for(lambda: self.step >= step, every_s=0.02, timeout_s=timeout_s)
 
-    def wait_for_attempt(self, number: int, timeout_s: float = 90.0) -> float:
+    def wait_for_attempt(self, number: int, timeout_s: float = PATIENCE_S) -> float:
         """Wait until an attempt computes, not only starts; returns the seconds that took."""
         began = time.monotonic()
 
@@ -117,7 +122,7 @@ class SlurmRun:
         wait_for(computes, every_s=0.05, timeout_s=timeout_s)
         return time.monotonic() - began
 
-    def wait_for_job(self, state: str, timeout_s: float = 120.0) -> str:
+    def wait_for_job(self, state: str, timeout_s: float = PATIENCE_S) -> str:
         """Wait until Slurm says so; returns its record."""
         ends = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
@@ -141,6 +146,12 @@ class SlurmRun:
                 return beat["host"], pid
         raise AssertionError(f"rank {rank} has no process on {beat['host']}")
 
+    def repeated_steps(self) -> list[int]:
+        """Steps that have more than one row."""
+        rows = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+        steps = [row["step"] for row in rows if "loss" in row]
+        return [step for step in steps if steps.count(step) > 1]
+
     def numbers(self) -> dict[tuple[int, str], Any]:
         """What the run computed at each step: of a step that was made twice, what was made last."""
         found: dict[tuple[int, str], Any] = {}
@@ -148,3 +159,7 @@ class SlurmRun:
             row = json.loads(line)
             found |= {(row["step"], key): row[key] for key in COMPUTED if key in row}
         return found
+
+
+def _job_id(said: str) -> str:
+    return said.partition("slurm:")[2].partition(";")[0]

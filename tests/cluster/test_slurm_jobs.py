@@ -1,19 +1,33 @@
-"""Runs on a real Slurm of three nodes: what is promised of an undisturbed one, and of one that a cluster treats badly.
+"""Runs on a real Slurm of three nodes: what is promised of an undisturbed one, and of one that a cluster treats
+badly.
 
 Each fault is a real one, done to real processes; a run that met one ends with the very numbers of one that did not.
 """
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 
 import pytest
 import slurm_cluster
 from conftest import skip_or_fail
+from own_processes import wait_for
+from scenarios import Scenarios
 from slurm_cluster import SlurmCluster
 from slurm_jobs import STEPS, TWO_NODES, SlurmRun, Terminal
 
 pytestmark = pytest.mark.cluster
+INTRODUCTION = """\
+# On Slurm: what was promised and what was seen
+
+Written by `make cluster` (tests/cluster/test_slurm_jobs.py): a real Slurm 22.05 of three nodes on one machine of
+two busy cores, a run of two workers on two nodes with an expert group over both, faults done to real processes.
+"Back at work" is from the fault to the first step after it, of which a start of Python and torch takes most;
+SlurmdTimeout is 6 s here, where clusters have 300 s. Each of these runs ended with bitwise the numbers of an
+undisturbed one.
+"""
+GOES_ON = "the run goes on by itself from its last checkpoint"
 
 
 @pytest.fixture(scope="module")
@@ -37,26 +51,261 @@ def undisturbed(terminal: Terminal) -> SlurmRun:
     return run
 
 
+@pytest.fixture(scope="module")
+def scenarios() -> Scenarios:
+    return Scenarios("slurm", INTRODUCTION)
+
+
 @pytest.fixture(autouse=True)
 def _repaired(cluster: SlurmCluster) -> Iterator[None]:
     yield
     cluster.repair()
 
 
-def test_representative_a_run_on_two_nodes_ends_well(undisturbed: SlurmRun) -> None:
+def back_at_work(run: SlurmRun, began: float, attempt: int = 2) -> float:
+    """Wait for the first step of an attempt; returns the seconds since `began`."""
+    run.wait_for_attempt(attempt)
+    return time.monotonic() - began
+
+
+def test_representative_a_run_on_two_nodes_ends_well(undisturbed: SlurmRun, scenarios: Scenarios) -> None:
     assert undisturbed.attempts == 1
     assert {undisturbed.status()["step"], undisturbed.step} == {STEPS}
+    scenarios.add("nothing", "one attempt, exit code 0, job COMPLETED", "so")
 
 
-def test_representative_a_killed_worker_is_named_and_the_run_goes_on_where_it_is(
-    terminal: Terminal, undisturbed: SlurmRun
+def test_representative_a_killed_worker_is_named_and_its_run_goes_on_where_it_is(
+    terminal: Terminal, undisturbed: SlurmRun, scenarios: Scenarios
 ) -> None:
     run = terminal.submit("worker-killed", *TWO_NODES)
     run.wait_for_step(20)
     host, pid = run.worker(rank=1)
     os.kill(pid, signal.SIGKILL)
-    run.wait_for_job("COMPLETED")
+    recovery_s = back_at_work(run, time.monotonic())
+    assert "Restarts=0 " in run.wait_for_job("COMPLETED")
     assert f"rank 1 on {host} failed after step" in run.output
     assert "killed by SIGKILL" in run.output
     assert run.attempts == 2
     assert run.numbers() == undisturbed.numbers()
+    seen = "rank, node, step and signal named; second attempt in the same allocation"
+    scenarios.add("a worker is killed", f"named; {GOES_ON}", seen, recovery_s)
+
+
+@pytest.mark.parametrize("rank", [1, 0])
+def test_a_run_outlives_any_of_its_nodes(
+    terminal: Terminal, undisturbed: SlurmRun, scenarios: Scenarios, rank: int
+) -> None:
+    run = terminal.submit(f"node-of-{rank}-killed", *TWO_NODES)
+    run.wait_for_step(20)
+    host, _ = run.worker(rank)
+    terminal.cluster.crash(host)
+    recovery_s = back_at_work(run, time.monotonic())
+    record = run.wait_for_job("COMPLETED")
+    assert "Restarts=1 " in record
+    assert host not in run.status()["nodes"]
+    assert run.attempts == 2
+    assert run.numbers() == undisturbed.numbers()
+    which = "the batch node dies" if rank == 0 else "a node dies"
+    scenarios.add(
+        which, f"{GOES_ON}, on other nodes", "queued again by Slurm, done on the others", recovery_s
+    )
+
+
+def test_a_run_outlives_the_daemon_of_its_node(
+    terminal: Terminal, undisturbed: SlurmRun, scenarios: Scenarios
+) -> None:
+    run = terminal.submit("daemon-killed", *TWO_NODES)
+    run.wait_for_step(20)
+    host, _ = run.worker(rank=1)
+    terminal.cluster.stop_daemon(host)
+    recovery_s = back_at_work(run, time.monotonic())
+    assert "Restarts=1 " in run.wait_for_job("COMPLETED")
+    assert run.attempts == 2
+    assert run.numbers() == undisturbed.numbers()
+    scenarios.add("slurmd is killed", GOES_ON, "queued again by Slurm, done on other nodes", recovery_s)
+
+
+def test_a_requeue_by_hand_goes_on_with_nothing_made_twice(
+    terminal: Terminal, undisturbed: SlurmRun, scenarios: Scenarios
+) -> None:
+    run = terminal.submit("requeued", *TWO_NODES)
+    run.wait_for_step(20)
+    terminal.cluster.call("scontrol", "requeue", run.job_id)
+    recovery_s = back_at_work(run, time.monotonic())
+    assert "Restarts=1 " in run.wait_for_job("COMPLETED")
+    assert run.attempts == 2
+    assert run.repeated_steps() == []
+    assert run.numbers() == undisturbed.numbers()
+    scenarios.add("`scontrol requeue`", "saves, and goes on from there", "no step made twice", recovery_s)
+
+
+def test_a_preempted_run_saves_and_goes_on_when_there_is_room(
+    terminal: Terminal, undisturbed: SlurmRun, scenarios: Scenarios
+) -> None:
+    run = terminal.submit("preempted", *TWO_NODES)
+    run.wait_for_step(20)
+    urgent = (
+        "sbatch",
+        "--partition=urgent",
+        "--nodes=3",
+        "--exclusive",
+        "--output=/dev/null",
+        "--wrap=sleep 2",
+    )
+    terminal.cluster.call(*urgent)
+    recovery_s = back_at_work(run, time.monotonic())
+    assert "Restarts=1 " in run.wait_for_job("COMPLETED")
+    assert run.attempts == 2
+    assert run.repeated_steps() == []
+    assert run.numbers() == undisturbed.numbers()
+    seen = "no step made twice; counted as no failure"
+    scenarios.add("an urgent job takes its nodes", "saves, and goes on when there is room", seen, recovery_s)
+
+
+def test_a_run_that_is_longer_than_its_time_saves_in_time_and_is_queued_again(
+    terminal: Terminal, undisturbed: SlurmRun, scenarios: Scenarios
+) -> None:
+    limits = ("--time-limit", "1", "--option", "lead_s=50", "checkpoint.every=500", "steps=1500")
+    run = terminal.submit("time-limit", *TWO_NODES, *limits)
+    wait_for(lambda: "queued again" in run.output, every_s=0.1, timeout_s=180)
+    recovery_s = back_at_work(run, time.monotonic())
+    run.wait_for_job("COMPLETED")
+    assert "the time limit is near" in run.output
+    assert run.repeated_steps() == []
+    numbers = run.numbers()
+    assert {step for step, key in numbers if key == "loss"} == set(range(2, 1501, 2))
+    assert [numbers[step, "loss"] for step in range(2, STEPS, 2)] == [
+        undisturbed.numbers()[step, "loss"] for step in range(2, STEPS, 2)
+    ]
+    seen = f"no step made twice; {run.attempts} attempts for 1,500 steps in jobs of a minute"
+    scenarios.add("the time limit comes", "saves before it, and goes on", seen, recovery_s)
+
+
+def test_a_cancelled_run_has_saved_and_can_be_resumed(
+    terminal: Terminal, undisturbed: SlurmRun, scenarios: Scenarios
+) -> None:
+    run = terminal.submit("cancelled", *TWO_NODES)
+    run.wait_for_step(20)
+    terminal("cancel", str(run.folder))
+    run.wait_for_job("CANCELLED")
+    wait_for(lambda: "stopped and saved" in run.output, timeout_s=20)
+    assert run.status()["state"] == "stopped"
+    run.resume()
+    run.wait_for_job("COMPLETED")
+    assert run.repeated_steps() == []
+    assert run.numbers() == undisturbed.numbers()
+    scenarios.add("`scancel`, `moe-train cancel`", "saves, and ends; `resume` goes on", "no step made twice")
+
+
+def test_a_short_cut_of_the_network_is_waited_out(
+    terminal: Terminal, undisturbed: SlurmRun, scenarios: Scenarios
+) -> None:
+    run = terminal.submit("cut-and-healed", *TWO_NODES)
+    run.wait_for_step(20)
+    host, _ = run.worker(rank=1)
+    terminal.cluster.cut_off(host)
+    time.sleep(2)
+    terminal.cluster.heal(host)
+    assert "Restarts=0 " in run.wait_for_job("COMPLETED")
+    assert run.attempts == 1
+    assert run.numbers() == undisturbed.numbers()
+    scenarios.add("a node is off the network for 2 s", "the run waits", "one attempt")
+
+
+@pytest.mark.parametrize("rank", [1, 0])
+def test_a_run_leaves_a_node_that_is_cut_off_and_what_lives_there_spoils_nothing(
+    terminal: Terminal, undisturbed: SlurmRun, scenarios: Scenarios, rank: int
+) -> None:
+    run = terminal.submit(f"cut-off-{rank}", *TWO_NODES)
+    run.wait_for_step(20)
+    host, _ = run.worker(rank)
+    terminal.cluster.cut_off(host)
+    recovery_s = back_at_work(run, time.monotonic())
+    terminal.cluster.heal(host)
+    assert "Restarts=1 " in run.wait_for_job("COMPLETED")
+    assert run.attempts == 2
+    assert run.numbers() == undisturbed.numbers()
+    which = "the batch node is cut off" if rank == 0 else "a node is cut off"
+    seen = "queued again by Slurm; the old attempt, alive beside the new one for a while, wrote nothing"
+    scenarios.add(which, f"{GOES_ON}, on other nodes", seen, recovery_s)
+
+
+def test_a_full_disk_of_a_node_is_named_with_the_node(
+    terminal: Terminal, undisturbed: SlurmRun, scenarios: Scenarios
+) -> None:
+    scratch = str(terminal.cluster.scratch)
+    terminal.cluster.inside(
+        "node2", "dd", "if=/dev/zero", f"of={scratch}/fill", "bs=1M", "count=15", "status=none"
+    )
+    terminal.cluster.inside("node2", "bash", "-c", f"cat /dev/zero >{scratch}/rest || true")
+    run = terminal.submit("full-disk", *TWO_NODES, "--max-restarts", "0", TMPDIR=scratch)
+    run.wait_for_job("FAILED")
+    assert "on node2 failed before the first step" in run.output
+    assert "No space left on device" in run.output
+    terminal.cluster.inside("node2", "bash", "-c", f"rm {scratch}/*")
+    run.resume()
+    run.wait_for_job("COMPLETED")
+    assert run.numbers() == undisturbed.numbers()
+    seen = "node2 and `No space left on device`; done by `resume` once there was space"
+    scenarios.add("the disk of one node is full", "a clear end that names the node", seen)
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(
+    terminal: Terminal, undisturbed: SlurmRun, scenarios: Scenarios
+) -> None:
+    run = terminal.submit("damaged", *TWO_NODES)
+    run.wait_for_step(42)
+    _, pid = run.worker(rank=1)
+    os.kill(pid, signal.SIGSTOP)  # no newer checkpoint while the newest is damaged
+    newest = max(run.folder.glob("checkpoints/step_*"), key=lambda path: path.name)
+    for file in newest.glob("*.safetensors"):
+        content = bytearray(file.read_bytes())
+        content[-5] ^= 1
+        file.write_bytes(content)
+    os.kill(pid, signal.SIGKILL)
+    recovery_s = back_at_work(run, time.monotonic())
+    run.wait_for_job("COMPLETED")
+    assert run.attempts == 2
+    assert run.numbers() == undisturbed.numbers()
+    said = (run.folder / "attempts/2/rank-0/log.txt").read_text()
+    assert f"{newest.name}" in said
+    assert f"attempt 2, from step {int(newest.name.removeprefix('step_')) - 10}" in run.output
+    seen = "the damaged file named, the one before taken"
+    scenarios.add(
+        "the newest checkpoint is damaged", "the one before it is taken, and that is said", seen, recovery_s
+    )
+
+
+def test_a_worker_that_cannot_start_is_named_with_its_node(terminal: Terminal, scenarios: Scenarios) -> None:
+    scratch = terminal.cluster.scratch
+    broken = 'raise ImportError("libcudart.so.13: cannot open shared object file")'
+    terminal.cluster.inside("node2", "bash", "-c", f"echo '{broken}' >{scratch}/torch.py")
+    run = terminal.submit("cannot-start", *TWO_NODES, "--max-restarts", "0", first_on_path=str(scratch))
+    began = time.monotonic()
+    run.wait_for_job("FAILED")
+    assert "on node2 failed before the first step" in run.output
+    assert "libcudart.so.13: cannot open shared object file" in run.output
+    seen = f"node2 and the ImportError, {time.monotonic() - began:.0f} s after the submission"
+    terminal.cluster.inside("node2", "rm", f"{scratch}/torch.py")
+    scenarios.add("a worker cannot start on one node", "a clear end that names the node; no hang", seen)
+
+
+def test_two_jobs_never_train_in_one_folder(
+    terminal: Terminal, undisturbed: SlurmRun, scenarios: Scenarios
+) -> None:
+    run = terminal.submit("twice", *TWO_NODES)
+    words = ("small.yaml", "--cluster", "slurm", "name=twice", *TWO_NODES)
+    refusal = terminal("submit", *words, code=1)
+    assert f"its job slurm:{run.job_id} is" in refusal
+    run.wait_for_step(20)
+    script = (run.folder / f"jobs/{run.job_id}.sh").read_text()
+    second = terminal.cluster.call("sbatch", "--parsable", str(run.folder / f"jobs/{run.job_id}.sh")).strip()
+    assert "--output" in script
+    other = SlurmRun(terminal, run.folder, second)
+    other.wait_for_job("FAILED")
+    assert "another moe-train is running in it" in other.output
+    run.wait_for_job("COMPLETED")
+    assert run.attempts == 1
+    assert run.numbers() == undisturbed.numbers()
+    seen = "`submit` refuses; a script submitted by hand ends with the reason, the first run unharmed"
+    scenarios.add("two submissions with one name", "the second is refused", seen)

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from small_run import Command
 
 from moe_train.config.load import load_recipe
 from moe_train.config.schema import Recipe
@@ -40,6 +41,27 @@ def test_a_second_holder_is_refused_until_the_first_lets_go(tmp_path: Path) -> N
         RunFolder(tmp_path / "run").__enter__()
     with RunFolder(tmp_path / "run") as folder:
         assert not folder.holds_run
+
+
+def test_a_job_that_its_cluster_started_again_takes_its_folder_over(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run", "slurm:7") as lost:
+        assert not lost.is_of_same_job
+        with RunFolder(tmp_path / "run", "slurm:7") as again:
+            assert again.is_of_same_job
+        with pytest.raises(RunError, match="another moe-train"):
+            RunFolder(tmp_path / "run", "slurm:8").__enter__()
+
+
+def test_a_run_that_was_to_start_afresh_does_so_once_in_a_job_that_is_started_again(
+    moe_train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("run", "small.yaml", "--run-dir", str(tmp_path / "run"), "--resume", "never")
+    assert moe_train(*words, "steps=2").code == 0
+    monkeypatch.setenv("MOE_TRAIN_JOB", "slurm:7")
+    assert "it is now" in moe_train(*words, "steps=2").errors
+    assert moe_train(*words, "steps=4").code == 0
+    assert sorted(os.listdir(tmp_path)) == ["run", "run.old-1"]
+    assert sorted(os.listdir(tmp_path / "run/attempts")) == ["1", "2"]
 
 
 def test_a_resume_may_change_what_is_neither_model_nor_data(recipe: Recipe, tmp_path: Path) -> None:

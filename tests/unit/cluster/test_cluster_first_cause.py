@@ -90,6 +90,32 @@ def test_the_sigterm_that_torch_elastic_sends_is_no_cause(tmp_path: Path) -> Non
     assert cause.rank == 1
 
 
+def test_a_rank_that_the_others_lost_and_nobody_tells_of_is_named_with_its_node(tmp_path: Path) -> None:
+    leave_error(tmp_path, 0, time=1.0, message=CLOSED)
+    for rank in (0, 1):
+        (tmp_path / f"rank-{rank}").mkdir(exist_ok=True)
+        (tmp_path / f"rank-{rank}/heartbeat.json").write_text(
+            json.dumps({"pid": 7, "host": f"n{rank}", "step": 4})
+        )
+    cause = find_first_cause(tmp_path, [Ending(0, 1)])
+    assert str(cause).startswith(
+        "rank 1 on n1 failed after step 4: it is gone, and nobody there tells how it ended"
+    )
+
+
+def test_the_reports_of_several_nodes_are_read_in_the_order_of_time(tmp_path: Path) -> None:
+    (tmp_path / "launcher.log").write_text("srun: error: node2: task 1: Exited with exit code 1\n")
+    late = REPORT.replace("rank      : 1", "rank      : 3").replace("rank      : 0", "rank      : 2")
+    (tmp_path / "launcher-node1.log").write_text(late.replace(":19\n", ":21\n").replace("localhost", "node1"))
+    (tmp_path / "launcher-node2.log").write_text(REPORT.replace("localhost", "node2"))
+    found = read_endings(tmp_path)
+    assert found == [Ending(1, -9), Ending(3, -9), Ending(2, -15), Ending(0, -15)]
+    assert [(ending.host, ending.log) for ending in found[:2]] == [
+        ("node2", tmp_path / "launcher-node2.log"),
+        ("node1", tmp_path / "launcher-node1.log"),
+    ]
+
+
 def test_without_any_trace_the_launcher_log_is_named(tmp_path: Path) -> None:
     cause = find_first_cause(tmp_path, [])
     assert isinstance(cause, FirstCause)

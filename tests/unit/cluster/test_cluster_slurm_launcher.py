@@ -1,0 +1,104 @@
+"""How an attempt is laid out over the nodes of an allocation, and which node is named when no worker can be."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from moe_cluster.errors import ClusterError, JobError
+from moe_cluster.first_cause import find_first_cause
+from moe_cluster.job import Attempt
+from moe_cluster.launcher import Outcome
+from moe_cluster.slurm_launcher import SlurmLauncher, name_node
+from moe_cluster.stop import StopRequest
+
+ALLOCATION = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node[1-3]", "SLURM_CPUS_PER_TASK": "4"}
+
+
+def launcher(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, per_node: str = "2") -> SlurmLauncher:
+    (tmp_path / "scontrol").write_text("#!/bin/bash\necho node1; echo node2; echo node3\n")
+    (tmp_path / "srun").write_text("#!/bin/bash\ntrue\n")
+    for name in ("scontrol", "srun"):
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    return SlurmLauncher({**ALLOCATION, "MOE_TRAIN_WORKERS_PER_NODE": per_node})
+
+
+@pytest.mark.parametrize(
+    ("workers", "nodes", "shares"),
+    [(6, "node1,node2,node3", "2,2,2"), (5, "node1,node2,node3", "2,2,1"), (2, "node1", "2")],
+)
+def test_ranks_fill_the_nodes_in_their_order(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, workers: int, nodes: str, shares: str
+) -> None:
+    command = launcher(monkeypatch, tmp_path).command(Attempt(("recipe.yaml",), workers, Path("/run"), 3))
+    num_nodes = 1 + nodes.count(",")
+    assert f"srun --nodes={num_nodes} --ntasks={num_nodes} --ntasks-per-node=1 --cpus-per-task=4" in command
+    assert f"--nodelist {nodes}" in command
+    assert f"-m moe_cluster.node --nodes {nodes} --workers {shares} --run-dir /run --attempt 3" in command
+    assert command.endswith("--module moe_train.worker -- recipe.yaml")
+
+
+def test_each_attempt_meets_at_a_port_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    here = launcher(monkeypatch, tmp_path)
+    commands = [here.command(Attempt((), 6, Path("/run"), number)) for number in (1, 2, 2)]
+    ports = [int(command.partition("--port ")[2].split()[0]) for command in commands]
+    assert ports[0] != ports[1] == ports[2]
+    assert all(20000 <= port < 32000 for port in ports)
+
+
+def test_the_largest_number_that_there_is_room_for_is_chosen(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, say: Callable[[str], None]
+) -> None:
+    here = launcher(monkeypatch, tmp_path)
+    assert here.choose_workers((2, 4, 6, 8), StopRequest(), say) == 6
+    assert here.choose_workers((2, 4), StopRequest(), say) == 4
+    with pytest.raises(ClusterError, match="has room for 6 workers, and the run needs 8"):
+        here.choose_workers((8, 16), StopRequest(), say)
+
+
+def test_while_a_node_does_not_answer_no_attempt_is_made(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    here, stop, told = launcher(monkeypatch, tmp_path), StopRequest(), []
+    (tmp_path / "srun").write_text("#!/bin/bash\necho 'srun: error: node2: gone' >&2; exit 1\n")
+
+    def say(sentence: str) -> None:
+        told.append(sentence)
+        stop.is_requested = True
+
+    assert here.choose_workers((6,), stop, say) is None
+    assert told == ["waiting for nodes, until Slurm replaces them: srun: error: node2: gone"]
+
+
+def test_outside_of_a_job_the_way_in_is_named() -> None:
+    with pytest.raises(JobError, match="this is no Slurm job; submit with"):
+        SlurmLauncher({})
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        (
+            "Traceback\nImportError: libcudart.so.13\n",
+            "Exited with exit code 1: ImportError: libcudart.so.13",
+        ),
+        (None, "Exited with exit code 1"),
+    ],
+)
+def test_a_node_whose_agent_failed_is_named_with_what_was_said_there(
+    tmp_path: Path, own: str | None, expected: str
+) -> None:
+    (tmp_path / "launcher.log").write_text(
+        "srun: error: node2: task 1: Exited with exit code 1\nsrun: launch/slurm: _step_signal: Terminating\n"
+    )
+    if own:
+        (tmp_path / "launcher-node2.log").write_text(own)
+    named = name_node(Outcome(1, find_first_cause(tmp_path, [])), tmp_path)
+    assert named.first_cause is not None
+    assert (named.first_cause.host, named.first_cause.error) == ("node2", expected)
+
+
+@pytest.fixture
+def say() -> Callable[[str], None]:
+    return lambda sentence: None
