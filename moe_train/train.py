@@ -6,11 +6,12 @@
 import logging
 import shutil
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from moe_cluster.contract import attempt_dir
 from moe_train.callbacks.callback import Callback, RunInfo
@@ -22,6 +23,7 @@ from moe_train.checkpoint.checkpointer import Checkpointer, Found
 from moe_train.checkpoint.layout import ShardedState
 from moe_train.checkpoint.lineage import record_start
 from moe_train.config.check import require_sound
+from moe_train.config.kinds.router.fixed import NUM_CONTEXTS
 from moe_train.config.registry import build
 from moe_train.config.schema import Recipe, moe_layers, vocabulary_size
 from moe_train.data.batch import Batch
@@ -35,6 +37,7 @@ from moe_train.engines.engine import Engine
 from moe_train.errors import DataError
 from moe_train.model.count import count
 from moe_train.moe.routing import Vocabulary
+from moe_train.moe.token_vectors import token_vectors
 from moe_train.monitor.load import LoadWindow
 from moe_train.objectives.objective import Objective
 from moe_train.parallel.host_memory import keep_freed_memory
@@ -174,7 +177,12 @@ def _batches(recipe: Recipe, seed: int) -> MakeBatch:
 
 def _vocabulary(recipe: Recipe, data: PreparedData) -> Vocabulary:
     size = vocabulary_size(recipe)
-    return Vocabulary(size, lambda: torch.from_numpy(data.count_tokens(size)))
+
+    def vectors() -> Tensor:
+        return token_vectors(torch.from_numpy(data.count_neighbours(size, NUM_CONTEXTS)))
+
+    # Every layer with a table asks, and has the same answer.
+    return Vocabulary(size, cache(lambda: torch.from_numpy(data.count_tokens(size))), cache(vectors))
 
 
 def _load(

@@ -67,13 +67,12 @@ def main(argv: Sequence[str]) -> int:
 
 def _trained(recipe: Recipe, run_dir: Path, step: int | None, world: World) -> tuple[Engine, Found]:
     """An engine with the weights of a checkpoint: of `step`, or the newest."""
-    size = vocabulary_size(recipe)
     engine: Engine = build(
         "engine",
         recipe.engine,
         recipe=recipe,
         mesh=Mesh.build(ParallelPlan.of(1, None, 1), world),
-        vocabulary=Vocabulary(size, lambda: torch.ones(size, dtype=torch.int64)),  # tables are loaded
+        vocabulary=Vocabulary.without_text(vocabulary_size(recipe)),  # tables are loaded
     )
     checkpoints = Checkpointer(run_dir, recipe.checkpoint, world)
     found = checkpoints.choose("latest" if step is None else step)

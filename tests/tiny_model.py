@@ -63,8 +63,13 @@ def gate(config: RouterConfig, logits: Tensor, group: int = 1) -> Router:
 
 
 def vocabulary(recipe: Recipe) -> Vocabulary:
-    """The tiny recipe's tokens, the n-th of which occurs n times."""
-    return Vocabulary(recipe.data.tokenizer.size, lambda: torch.arange(recipe.data.tokenizer.size))
+    """The tiny recipe's tokens, the n-th of which occurs n times, with vectors that say nothing."""
+    return vocabulary_of(recipe.data.tokenizer.size)
+
+
+def vocabulary_of(size: int) -> Vocabulary:
+    """The same of `size` tokens."""
+    return Vocabulary(size, lambda: torch.arange(size), lambda: normal(size, 16).double())
 
 
 def moe_layer(recipe: Recipe) -> MoELayer:

@@ -129,7 +129,7 @@ class Bench:
         for parameter in layer.router.parameters():
             nn.init.normal_(parameter, std=SETTLED if moe.router.kind == "dselect_k" else 0.02)
         if isinstance(layer.router, TableRouter):
-            vocabulary = Vocabulary(VOCABULARY, lambda: torch.ones(VOCABULARY, dtype=torch.long))
+            vocabulary = Vocabulary.without_text(VOCABULARY)
             layer.router.table = layer.router.make_table(vocabulary, generator_for(0, "table"))
         return layer
 

@@ -24,7 +24,7 @@ from moe_train.errors import DataError
 
 BATCH_CHARACTERS = 500_000
 """Text encoded at a time: enough to keep the cores busy, little enough to hold."""
-COUNTED_TOKENS = 2**24
+COUNTED_TOKENS = 2**22
 """Tokens counted at a time."""
 
 
@@ -58,6 +58,25 @@ class PreparedData:
         for start in range(0, len(self.train.tokens), COUNTED_TOKENS):
             counts += np.bincount(self.train.tokens[start : start + COUNTED_TOKENS], minlength=vocabulary)
         return counts
+
+    def count_neighbours(self, vocabulary: int, contexts: int) -> NDArray[np.int64]:
+        """How often each of `vocabulary` tokens has each of the commonest ones beside it, in the training text.
+
+        [vocabulary, 2 * n] for the n = min(contexts, vocabulary) commonest: the token before it, then the token after
+        it. Documents follow each other with an `<eos>` between them. Memory: the result, and pieces of the text.
+        """
+        kept = np.argsort(-self.count_tokens(vocabulary), kind="stable")[:contexts]
+        width = 2 * len(kept)
+        before = np.full(vocabulary, -1)
+        before[kept] = np.arange(len(kept))
+        after = np.where(before < 0, -1, before + len(kept))
+        counts = np.zeros(vocabulary * width, dtype=np.int64)
+        for start in range(0, len(self.train.tokens) - 1, COUNTED_TOKENS):
+            piece = self.train.tokens[start : start + COUNTED_TOKENS + 1].astype(np.int64)
+            for tokens, columns in ((piece[1:], before[piece[:-1]]), (piece[:-1], after[piece[1:]])):
+                known = columns >= 0
+                np.add.at(counts, tokens[known] * width + columns[known], 1)
+        return counts.reshape(vocabulary, width)
 
     @property
     def bytes_per_token(self) -> float:

@@ -81,4 +81,5 @@ def _make_tables(model: Model, recipe: Recipe, mesh: Mesh, vocabulary: Vocabular
         if isinstance(layer.router, TableRouter):
             assert vocabulary is not None, f"moe.router.kind={recipe.moe.router.kind} needs the vocabulary"
             table = layer.router.make_table(vocabulary, generator_for(recipe.seed, f"{name}.router.table"))
-            layer.router.table = table.to(mesh.world.device)
+            # One rank's, for sums of fractions can differ in their last bits from machine to machine.
+            layer.router.table = mesh.world.from_main(table).to(mesh.world.device)

@@ -107,6 +107,17 @@ class Vocabulary:
     size: int
     count: Callable[[], Int[Tensor, " V"]]
     """Counts how often each token occurs in the training text: a pass over it, made only if it is asked for."""
+    vectors: Callable[[], Float[Tensor, "V N"]]
+    """Vectors that are alike where tokens have like neighbours there (token_vectors.py): another pass."""
+
+    @classmethod
+    def without_text(cls, size: int) -> "Vocabulary":
+        """Of a model whose tables will be loaded, or do not matter: every token counts the same."""
+        return cls(
+            size,
+            lambda: torch.ones(size, dtype=torch.int64),
+            lambda: torch.zeros(size, 1, dtype=torch.float64),
+        )
 
 
 @runtime_checkable

@@ -7,6 +7,13 @@ No parameters, no loss, weight 1; training and validation use the same table. It
   modulo    id modulo E   # Clark et al., 2202.01169
   bigram    by previous and current id: (previous * (V + 1) + current) mod buckets, each bucket to a drawn expert;
             the first token of a sequence has V for its previous id
+  clustered like ids to one expert: each expert has a cluster
+  dispersed like ids to different ones: each cluster is dealt out evenly, its commonest ids first, to the experts with
+            the least so far
+The paper clusters the token embeddings of a trained Transformer by k-means, E clusters, and deals out the same ones
+(from memory). There is no such model before the first step: here the vectors are made of the tokens' neighbours in
+the training text (token_vectors.py). Ids that stand beside no common one there, as those that never occur, are dealt
+out evenly by both.
 With a byte vocabulary the commonest id alone can exceed 1/E of the text: then nothing but `bigram` is balanced.
 T tokens, D model width, E experts, V vocabulary.
 """
@@ -14,10 +21,11 @@ T tokens, D model width, E experts, V vocabulary.
 import heapq
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from moe_train.config.kinds.router import HashRouterConfig
+from moe_train.moe.k_means import k_means
 from moe_train.moe.routers.edges import table_routing
 from moe_train.moe.routing import RouteContext, Routing, Vocabulary
 
@@ -41,6 +49,10 @@ class HashRouter(nn.Module):
             return balanced_table(vocabulary.count(), self.num_experts, generator)
         if kind == "modulo":
             return torch.arange(size) % self.num_experts
+        if kind in ("clustered", "dispersed"):
+            cluster_ids, is_known = _clusters(vocabulary.vectors(), self.num_experts, generator)
+            dealt = dispersed_table(cluster_ids, vocabulary.count(), self.num_experts)
+            return dealt if kind == "dispersed" else torch.where(is_known, cluster_ids, dealt)
         entries = self.config.buckets if kind == "bigram" else size
         return torch.randint(self.num_experts, (entries,), generator=generator)
 
@@ -76,3 +88,31 @@ def balanced_table(
         table[token] = expert
         heapq.heapreplace(least, (load + max(count, 1), expert))
     return torch.randperm(num_experts, generator=generator)[table]
+
+
+def dispersed_table(
+    cluster_ids: Int[Tensor, " V"], counts: Int[Tensor, " V"], num_experts: int
+) -> Int[Tensor, " V"]:
+    """Each cluster's ids over all experts: their numbers of a cluster differ by one at most.
+
+    E ids at a time by falling count, the commonest to the expert with the least of the text so far.
+    """
+    order = counts.argsort(descending=True, stable=True)
+    table, load = torch.zeros_like(cluster_ids), torch.zeros(num_experts, dtype=torch.int64)
+    for cluster in cluster_ids.unique().tolist():
+        for ids in order[cluster_ids[order] == cluster].split(num_experts):
+            experts = load.argsort(stable=True)[: len(ids)]
+            table[ids] = experts
+            load[experts] += counts[ids].clamp(min=1)
+    return table
+
+
+def _clusters(
+    vectors: Float[Tensor, "V N"], num_experts: int, generator: torch.Generator
+) -> tuple[Int[Tensor, " V"], Bool[Tensor, " V"]]:
+    """E clusters of the ids that have a vector, and which these are; all others are one cluster more, number E."""
+    is_known = vectors.any(1)
+    cluster_ids = torch.full((len(vectors),), num_experts)
+    if is_known.any():
+        cluster_ids[is_known] = k_means(vectors[is_known], num_experts, generator)
+    return cluster_ids, is_known

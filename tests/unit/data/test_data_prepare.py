@@ -4,7 +4,9 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 
@@ -85,6 +87,22 @@ def test_tokens_are_counted_in_the_training_text_alone(config, tmp_path, monkeyp
     assert len(counts) == config.tokenizer.size
     assert counts.sum() == len(prepared.train.tokens)
     assert counts[EOS_ID] == prepared.train.num_documents
+
+
+def test_neighbours_are_counted_like_pairs_one_by_one(config, tmp_path, monkeypatch):
+    prepared = prepare(config, tmp_path / "cache", print)
+    monkeypatch.setattr(prepare_module, "COUNTED_TOKENS", 100)  # in several pieces
+    size = config.tokenizer.size
+    counts = prepared.count_neighbours(size, contexts=5)
+    assert counts.shape == (size, 10)
+    common = (-prepared.count_tokens(size)).argsort(kind="stable")[:5].tolist()
+    text = prepared.train.tokens.tolist()
+    for column, neighbour in enumerate(common):
+        followers = Counter(after for before, after in pairwise(text) if before == neighbour)
+        leaders = Counter(before for before, after in pairwise(text) if after == neighbour)
+        for counted, expected in ((counts[:, column], followers), (counts[:, 5 + column], leaders)):
+            assert counted.tolist() == [expected[token] for token in range(size)]
+    assert prepared.count_neighbours(size, contexts=2 * size).shape == (size, 2 * size)
 
 
 def test_a_second_call_reads_the_cache_and_says_nothing(config, tmp_path):

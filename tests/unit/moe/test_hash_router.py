@@ -1,24 +1,49 @@
 """Hash layers: the same id, the same expert; tables that are even, made once and saved."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from tiny_model import context, one_worker, tiny_recipe, vocabulary
+from gloo_workers import run_workers
+from tiny_model import context, normal, one_worker, tiny_recipe, vocabulary
 
 from moe_train.config.kinds.router import HashRouterConfig
 from moe_train.config.registry import build
 from moe_train.config.schema import Recipe
-from moe_train.moe.routers.hash import HashRouter, balanced_table
+from moe_train.distribute.apply import distribute
+from moe_train.moe.routers.hash import HashRouter, balanced_table, dispersed_table
 from moe_train.moe.routing import RouteContext, Vocabulary
+from moe_train.moe.token_vectors import token_vectors
+from moe_train.parallel.plan import Mesh, ParallelPlan
+from moe_train.parallel.world import World
 from moe_train.random import RandomStream, generator_for
 
 V, E = 1000, 8
 
 
 def router(config: HashRouterConfig, counts: torch.Tensor | None = None, seed: int = 0) -> HashRouter:
-    made = HashRouter(config, d_model=4, num_experts=E, group=1, site="layers.0.router")
     counts = torch.ones(V, dtype=torch.long) if counts is None else counts
-    made.table = made.make_table(Vocabulary(V, lambda: counts), generator_for(seed, "table"))
+    vocabulary = Vocabulary(V, lambda: counts, lambda: normal(V, 6).double())
+    made = HashRouter(config, d_model=4, num_experts=E, group=1, site="layers.0.router")
+    made.table = made.make_table(vocabulary, generator_for(seed, "table"))
     return made
+
+
+def table_of(kind: str, neighbours: torch.Tensor, num_experts: int) -> torch.Tensor:
+    """The table for a text in which tokens have these neighbours; column n is for the context of token n."""
+    counts = neighbours.sum(1)
+    vocabulary = Vocabulary(len(counts), lambda: counts, lambda: token_vectors(neighbours))
+    made = HashRouter(
+        HashRouterConfig(table=kind), d_model=4, num_experts=num_experts, group=1, site="router"
+    )
+    return made.make_table(vocabulary, generator_for(0, "table"))
+
+
+def two_languages(size: int) -> torch.Tensor:
+    """Neighbours in a text of two languages: even tokens stand beside even ones only, odd ones beside odd ones."""
+    generator = torch.Generator().manual_seed(0)
+    even = torch.arange(size) % 2
+    return torch.randint(20, 40, (size, size), generator=generator) * (even == even.unsqueeze(1))
 
 
 def experts_of(made: HashRouter, values: torch.Tensor) -> torch.Tensor:
@@ -28,7 +53,7 @@ def experts_of(made: HashRouter, values: torch.Tensor) -> torch.Tensor:
     return routing.expert_ids.view_as(values)
 
 
-@pytest.mark.parametrize("table", ["balanced", "random", "modulo"])
+@pytest.mark.parametrize("table", ["balanced", "random", "modulo", "clustered", "dispersed"])
 def test_a_token_has_the_same_expert_in_every_context(table):
     made, values = router(HashRouterConfig(table=table)), torch.tensor([[7, 8, 7, 9], [9, 7, 500, 8]])
     chosen = experts_of(made, values)
@@ -80,15 +105,46 @@ def test_tokens_that_never_occur_are_spread():
     assert torch.bincount(table).tolist() == [10] * E
 
 
-@pytest.mark.parametrize("table", ["balanced", "random", "bigram"])
+def test_tokens_that_stand_in_like_places_are_clustered():
+    table = table_of("clustered", two_languages(40), 2)
+    assert table[0] != table[1]
+    assert table.tolist() == [int(table[0]), int(table[1])] * 20
+
+
+def test_dispersed_tables_give_each_language_to_all_experts_evenly():
+    neighbours = two_languages(42)
+    table = table_of("dispersed", neighbours, 2)
+    assert sorted(torch.bincount(table[0::2]).tolist()) == [10, 11]
+    assert sorted(torch.bincount(table[1::2]).tolist()) == [10, 11]
+    load = torch.bincount(table, weights=neighbours.sum(1).double())
+    assert float(load.std(correction=0) / load.mean()) < 0.05
+
+
+def test_a_cluster_is_dealt_out_by_falling_count_to_who_has_least():
+    clusters, counts = torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([5, 9, 1, 2, 0, 3])
+    # 9 to expert 0, 5 to 1, 1 to 1 that has less; then 3 to 1 (6 against 9), 2 to 0, 0 to 1 (9 against 11).
+    assert dispersed_table(clusters, counts, 2).tolist() == [1, 0, 1, 0, 1, 1]
+
+
+@pytest.mark.parametrize("kind", ["clustered", "dispersed"])
+def test_tokens_that_the_text_does_not_have_are_dealt_out_too(kind):
+    neighbours = torch.zeros(60, 60, dtype=torch.long)
+    neighbours[:40, :40] = two_languages(40)
+    table = table_of(kind, neighbours, 2)
+    assert torch.bincount(table[40:]).tolist() == [10, 10]
+    assert torch.bincount(table_of(kind, torch.zeros(60, 60, dtype=torch.long), 2)).tolist() == [30, 30]
+
+
+@pytest.mark.parametrize("table", ["balanced", "random", "bigram", "clustered", "dispersed"])
 def test_a_table_is_a_function_of_the_seed(table):
     config = HashRouterConfig(table=table)
     assert torch.equal(router(config).table, router(config).table)
     assert not torch.equal(router(config).table, router(config, seed=1).table)
 
 
-def test_every_layer_has_its_table_and_saves_it_whole():
-    recipe = tiny_recipe("moe.router.kind=hash")
+@pytest.mark.parametrize("table", ["balanced", "clustered", "dispersed"])
+def test_every_layer_has_its_table_and_saves_it_whole(table):
+    recipe = tiny_recipe("moe.router.kind=hash", f"moe.router.table={table}")
     engine = build("engine", recipe.engine, recipe=recipe, mesh=one_worker(), vocabulary=vocabulary(recipe))
     names = [f"model.layers.{layer}.feedforward.router.table" for layer in range(2)]
     first, second = (engine.state()[name] for name in names)
@@ -111,3 +167,33 @@ def test_too_few_buckets_are_refused():
     assert [problem.key for problem in recipe.moe.router.check(recipe)] == ["moe.router.buckets"]
     recipe.moe.router = HashRouterConfig(table="random", buckets=100)
     assert not list(recipe.moe.router.check(recipe))
+
+
+def table_from_own_vectors(world: World) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a worker would make of vectors that no other has, as if its machine rounded otherwise; and what it has."""
+    recipe = tiny_recipe("moe.router.kind=hash", "moe.router.table=clustered")
+    known = vocabulary(recipe)
+    own = replace(known, vectors=lambda: normal(known.size, 8, seed=world.rank).double())
+    mesh = Mesh.build(ParallelPlan(world.size, 1), world)
+    router = distribute(recipe, mesh, False, own).model.layers[0].feedforward.router
+    return router.make_table(own, generator_for(0, "table")), router.table
+
+
+def test_all_workers_have_the_table_of_the_first():
+    (first_own, first), (second_own, second) = run_workers(2, table_from_own_vectors)
+    assert not torch.equal(first_own, second_own)
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("table", ["clustered", "dispersed"])
+def test_vocabularies_that_cannot_be_clustered_are_refused(table):
+    recipe = tiny_recipe("moe.router.kind=hash", f"moe.router.table={table}")
+    assert not list(recipe.moe.router.check(recipe))
+    recipe.data.tokenizer.vocab_size = 2**17 + 1
+    (problem,) = recipe.moe.router.check(recipe)
+    assert "counts 131073 tokens beside 1024 others, and more than 131072 take too much memory" in str(
+        problem
+    )
+    recipe.data.tokenizer.vocab_size, recipe.moe.num_experts = 300, 512
+    (problem,) = recipe.moe.router.check(recipe)
+    assert "makes as many clusters as moe.num_experts=512 of the 300 tokens" in str(problem)

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from tiny_model import TOKENS, context, normal
+from tiny_model import TOKENS, context, normal, vocabulary_of
 
 from moe_train.config.registry import REGISTRY, build
-from moe_train.moe.routing import Routing, TableRouter, Vocabulary
+from moe_train.moe.routing import Routing, TableRouter
 from moe_train.random import generator_for
 
 SEQUENCES, LENGTH, WIDTH, EXPERTS = (
@@ -26,8 +26,7 @@ def router(kind: str):
     for index, parameter in enumerate(made.parameters()):
         parameter.data.copy_(normal(*parameter.shape, seed=index))
     if isinstance(made, TableRouter):
-        vocabulary = Vocabulary(TOKENS, lambda: torch.arange(TOKENS))
-        made.table = made.make_table(vocabulary, generator_for(0, "table"))
+        made.table = made.make_table(vocabulary_of(TOKENS), generator_for(0, "table"))
     return made
 
 
