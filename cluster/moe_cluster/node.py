@@ -8,6 +8,7 @@ because they were asked to: a launcher ends all nodes when one of them fails, an
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from moe_cluster.job import Attempt
 from moe_cluster.linux import die_with_parent
 from moe_cluster.stop import stop_on_signals
 
+END_AT_ONCE = signal.SIGUSR2
+"""Tells an agent to end its workers unsaved: they hang. Workers themselves mind no such signal."""
 STORE_TIMEOUT_S = 900
 """How long torch elastic waits for the other nodes: some import torch from a slow disk."""
 
@@ -70,8 +73,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     index = share.nodes.index(environment["SLURMD_NODENAME"])
     folder = attempt_dir(attempt.run_dir, attempt.number)
     log = folder / node_log(share.nodes[index])
+    told_to_end: list[int] = []
+    signal.signal(END_AT_ONCE, lambda number, frame: told_to_end.append(number))
     with stop_on_signals(lambda sentence: None) as stop:
-        code = run_elastic(_command(attempt, share, index), attempt, environment, log, stop)
+        command = _command(attempt, share, index)
+        code = run_elastic(command, attempt, environment, log, stop, must_end=lambda: bool(told_to_end))
     return DONE if code == DONE or was_preempted(folder, read_endings(log)) else code
 
 

@@ -7,6 +7,7 @@ Slurm's to replace: it queues the job again, and the batch script begins anew; u
 
 import contextlib
 import functools
+import math
 import os
 import re
 import shlex
@@ -25,12 +26,15 @@ from moe_cluster.first_cause import FirstCause, read_endings
 from moe_cluster.job import Attempt
 from moe_cluster.launcher import Outcome, outcome_of
 from moe_cluster.linux import die_with_parent
-from moe_cluster.node import Share
+from moe_cluster.node import END_AT_ONCE, Share
 from moe_cluster.sbatch import WORKERS_VARIABLE
 from moe_cluster.slurm_client import host_names
 from moe_cluster.stop import StopRequest
+from moe_cluster.watch import Watch
 
 POLL_S = 0.1
+END_PATIENCE_S = 20.0
+"""How long the agents may take to end an attempt that hangs."""
 ROLL_CALL_TIMEOUT_S = 30.0
 ROLL_CALL_EVERY_S = 5.0
 NODES_PATIENCE_S = 900.0
@@ -95,8 +99,9 @@ class SlurmLauncher:
                 start_new_session=True,
                 preexec_fn=functools.partial(die_with_parent, os.getpid()),
             )
+            watch = Watch(folder, attempt.workers)
             try:
-                exit_code = _wait(srun, stop)
+                exit_code = _wait(srun, stop, functools.partial(watch.tell, say))
             finally:
                 _end(srun)
         if exit_code == DONE and read_endings(folder):  # agents end with 0 when they were asked to stop
@@ -137,16 +142,20 @@ def _roll_call(srun: Sequence[str]) -> str:
     )
 
 
-def _wait(srun: "subprocess.Popen[bytes]", stop: StopRequest) -> int:
-    told = False
-    while True:
+def _wait(srun: "subprocess.Popen[bytes]", stop: StopRequest, must_end: Callable[[], bool]) -> int:
+    told, deadline = False, math.inf
+    while time.monotonic() < deadline:
         if stop.is_urgent:
             raise KeyboardInterrupt
         if stop.is_requested and not told:
             srun.send_signal(signal.SIGTERM)
             told = True
+        if deadline == math.inf and must_end():
+            srun.send_signal(END_AT_ONCE)
+            deadline = time.monotonic() + END_PATIENCE_S
         with contextlib.suppress(subprocess.TimeoutExpired):
             return srun.wait(POLL_S)
+    return FAILED  # a node is silent: Slurm will give it up
 
 
 def _end(srun: "subprocess.Popen[bytes]") -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from own_processes import wait_for
 
-DATABASE_PORT, PORT = 13306, 16819
 CONFIGURATION = """\
 AuthType=auth/munge
 AuthInfo=socket={munge}
@@ -31,10 +30,11 @@ LogFile={folder}/slurmdbd.log
 class Accounting:
     """The database and the daemon before it, below the folder of a cluster."""
 
-    def __init__(self, folder: Path, munge: Path) -> None:
-        self.folder, self.munge = folder / "accounting", munge
+    def __init__(self, folder: Path, munge: Path, port: int) -> None:
+        """`port`, and the next one, are free."""
+        self.folder, self.munge, self.port = folder / "accounting", munge, port
         self.configuration = [
-            f"AccountingStorageHost=127.0.0.1\nAccountingStoragePort={PORT}\nAccountingStoragePass={munge}\n",
+            f"AccountingStorageHost=127.0.0.1\nAccountingStoragePort={port}\nAccountingStoragePass={munge}\n",
             "AccountingStorageEnforce=associations\n",
         ]
         self._cluster = folder
@@ -54,9 +54,9 @@ class Accounting:
         wait_for(lambda: _ends_well([*manage, "show", "cluster"], surroundings), every_s=0.1, timeout_s=20)
         for words in (["cluster", "test"], ["account", "physics", "cluster=test"]):
             subprocess.run([*manage, "add", *words], env=surroundings, check=True, capture_output=True)
-        for user in ("root",):
-            words = ["user", user, "account=physics", "cluster=test"]
-            subprocess.run([*manage, "add", *words], env=surroundings, check=False, capture_output=True)
+        # root is a user of its own from the start, with an account: this one is as good as it.
+        words = ["user", "root", "account=physics", "cluster=test"]
+        subprocess.run([*manage, "add", *words], env=surroundings, check=False, capture_output=True)
 
     def stop(self) -> None:
         """End both."""
@@ -70,7 +70,7 @@ class Accounting:
         install = ["mariadb-install-db", *own, "--auth-root-authentication-method=normal", "--skip-test-db"]
         subprocess.run(install, check=True, capture_output=True)
         socket_path = self.folder / "socket"
-        place = [f"--socket={socket_path}", f"--port={DATABASE_PORT}", "--bind-address=127.0.0.1"]
+        place = [f"--socket={socket_path}", f"--port={self.port + 1}", "--bind-address=127.0.0.1"]
         sizes = ["--innodb-buffer-pool-size=64M", "--innodb-lock-wait-timeout=900"]
         self._database = self._start(["mariadbd", *own, *place, *sizes], "database.log")
         ask = ["mariadb-admin", f"--socket={socket_path}", "ping"]
@@ -85,7 +85,7 @@ class Accounting:
     def _start_daemon(self) -> None:
         path = self._cluster / "slurmdbd.conf"  # where slurm.conf lies
         host = socket.gethostname().split(".")[0]
-        values = {"munge": self.munge, "host": host, "port": PORT, "database_port": DATABASE_PORT}
+        values = {"munge": self.munge, "host": host, "port": self.port, "database_port": self.port + 1}
         path.write_text(CONFIGURATION.format(folder=self.folder, **values))
         path.chmod(0o600)
         self._daemon = self._start(

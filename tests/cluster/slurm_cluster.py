@@ -35,7 +35,7 @@ SlurmdUser=root
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge/socket,cred_expire=5
 CredType=cred/munge
-SlurmctldPort=16817
+SlurmctldPort={port}
 SlurmdPort=16818
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool/%n
@@ -56,7 +56,7 @@ SlurmdTimeout=6
 SlurmctldTimeout=6
 InactiveLimit=0
 KillWait=15
-MinJobAge=3600
+MinJobAge={remembered_s}
 JobRequeue=1
 MessageTimeout=5
 AccountingStorageType=accounting_storage/{accounting}
@@ -70,15 +70,18 @@ PreemptMode=REQUEUE
 class SlurmCluster:
     """A controller and `num_nodes` nodes, as a context manager. `environment` is what clients need to reach it."""
 
-    def __init__(self, num_nodes: int = 3, accounting: bool = False) -> None:
+    def __init__(self, num_nodes: int = 3, accounting: bool = False, remembered_s: int = 3600) -> None:
+        """`remembered_s`: how long the controller knows a job that is over."""
+        self._remembered_s = remembered_s
         self.folder = FOLDERS / f"{PREFIX}{os.getpid()}"
         self.names = [f"node{number}" for number in range(1, num_nodes + 1)]
         self.environment = {"SLURM_CONF": str(self.folder / "slurm.conf")}
-        # Other sessions on this machine have clusters of their own.
+        # Other sessions on this machine have clusters of their own. The controller is outside of all namespaces.
+        self._port = 16000 + 3 * (os.getpid() % 1000)
         self._network, self._tag = f"10.77.{os.getpid() % 250 + 1}", f"mts{os.getpid() % 100000}"
         self._daemons: list[subprocess.Popen[bytes]] = []
         self._nodes: dict[str, subprocess.Popen[bytes]] = {}
-        self._accounting = Accounting(self.folder, self._munge_socket) if accounting else None
+        self._accounting = Accounting(self.folder, self._munge_socket, self._port + 1) if accounting else None
 
     def __enter__(self) -> "SlurmCluster":
         _remove_leftovers()
@@ -172,6 +175,16 @@ class SlurmCluster:
                     found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
         return found
 
+    @contextlib.contextmanager
+    def without_answers(self) -> Iterator[None]:
+        """The controller is there, and says nothing."""
+        process = self._daemons[-1]
+        process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            process.send_signal(signal.SIGCONT)
+
     # What clients ask.
 
     def call(self, *command: str) -> str:
@@ -241,7 +254,14 @@ class SlurmCluster:
     def _configure(self) -> None:
         kind = "slurmdbd" if self._accounting else "none"
         address = f"{self._network}.1"
-        lines = [CONFIGURATION.format(folder=self.folder, address=address, accounting=kind)]
+        values = {
+            "folder": self.folder,
+            "address": address,
+            "accounting": kind,
+            "port": self._port,
+            "remembered_s": self._remembered_s,
+        }
+        lines = [CONFIGURATION.format(**values)]
         lines += self._accounting.configuration if self._accounting else []
         gres = ["AutoDetect=off\n"]
         for name in self.names:

@@ -91,6 +91,24 @@ def test_representative_a_killed_worker_is_named_and_its_run_goes_on_where_it_is
     scenarios.add("a worker is killed", f"named; {GOES_ON}", seen, recovery_s)
 
 
+def test_a_worker_that_hangs_is_named_and_its_run_goes_on(
+    terminal: Terminal, undisturbed: SlurmRun, scenarios: Scenarios
+) -> None:
+    run = terminal.submit("hang", *TWO_NODES, "job.hang_s=10")
+    run.wait_for_step(20)
+    host, pid = run.worker(rank=1)
+    os.kill(pid, signal.SIGSTOP)
+    began = time.monotonic()
+    wait_for(lambda: f"rank 1 on {host} " in run.output, every_s=0.1)
+    named_s = time.monotonic() - began
+    recovery_s = back_at_work(run, began)
+    assert "Restarts=0 " in run.wait_for_job("COMPLETED")
+    assert run.attempts == 2
+    assert run.numbers() == undisturbed.numbers()
+    seen = f"rank and node named after {named_s:.0f} s; second attempt in the same allocation"
+    scenarios.add("a worker hangs (job.hang_s=10)", f"named; {GOES_ON}", seen, recovery_s)
+
+
 @pytest.mark.parametrize("rank", [1, 0])
 def test_a_run_outlives_any_of_its_nodes(
     terminal: Terminal, undisturbed: SlurmRun, scenarios: Scenarios, rank: int
