@@ -25,6 +25,7 @@ from moe_cluster.contract import (
     STACKS_FILE,
     attempt_dir,
     rank_dir,
+    requested_end,
     requested_stop,
 )
 from moe_train.atomic import replace_text
@@ -54,12 +55,12 @@ class Heartbeat:
         attempt: int,
         rank: int,
         progress: Progress,
-        on_newer: Callable[[int], None],
+        on_end: Callable[[str], None],
     ) -> None:
-        """`on_newer` is called, in the heartbeat's thread, with the number of an attempt that has taken over."""
+        """`on_end` is called, in the heartbeat's thread, with the reason why this process has to end at once."""
         self._run_dir, self._attempt = run_dir, attempt
         self._folder = rank_dir(run_dir, attempt, rank)
-        self._progress, self._on_newer = progress, on_newer
+        self._progress, self._on_end = progress, on_end
         self._sampler = Sampler(BEAT_EVERY_S / SAMPLES_A_BEAT, WINDOW_S)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
@@ -113,6 +114,7 @@ class Heartbeat:
                 self._write()
                 self._watch_stacks()
                 self._hear_stop()
+                self._hear_end()
             if number % (SAMPLES_A_BEAT * BEATS_A_LOOK) == 0:
                 self._hear_newer()
 
@@ -166,10 +168,18 @@ class Heartbeat:
             self._has_told_stop = True
             logger.debug("asked to stop: %s", self._stop_reason)
 
+    def _hear_end(self) -> None:
+        reason = requested_end(self._run_dir, self._attempt)
+        if reason is not None:
+            self._on_end(f"the launcher ends attempt {self._attempt}: {reason}")
+
     def _hear_newer(self) -> None:
         newer = self._attempt + 1
         if attempt_dir(self._run_dir, newer).exists():
-            self._on_newer(newer)
+            self._on_end(
+                f"{self._run_dir}: attempt {self._attempt} is superseded by attempt {newer}, so this worker ends; "
+                "nothing is lost: the newer attempt goes on from the last checkpoint"
+            )
 
 
 def recorded_collectives() -> str:

@@ -53,7 +53,7 @@ class Process:
         self.run_dir, self.attempt, self.rank = run_dir, attempt, rank
         self.folder = rank_dir(run_dir, attempt, rank)
         self.progress = Progress()
-        self._heartbeat = Heartbeat(run_dir, attempt, rank, self.progress, self._give_way)
+        self._heartbeat = Heartbeat(run_dir, attempt, rank, self.progress, self._end_at_once)
         self._launcher = launcher
         self._log: IO[str]
         self._handlers: list[logging.Handler] = []
@@ -131,14 +131,10 @@ class Process:
         name = signal.Signals(number).name
         self._heartbeat.ask_to_stop(f"{name}: the time limit is near" if number == signal.SIGUSR1 else name)
 
-    def _give_way(self, newer: int) -> None:
-        """End this process at once, from the heartbeat's thread: the main one may wait for ranks that are gone."""
-        error = TrainingError(
-            f"{self.run_dir}: attempt {self.attempt} is superseded by attempt {newer}, so this worker ends; "
-            "nothing is lost: the newer attempt goes on from the last checkpoint"
-        )
-        logger.error("%s", error)
-        self._record(error, FAILED)
+    def _end_at_once(self, reason: str) -> None:
+        """From the heartbeat's thread: the main one may wait for ranks that are gone."""
+        logger.error("%s", reason)
+        self._record(TrainingError(reason), FAILED)
         os._exit(FAILED)
 
     def _explained(self, error: BaseException) -> BaseException:

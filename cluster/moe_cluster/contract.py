@@ -27,7 +27,8 @@ Folders     DIR/attempts/K/rank-R/{log.txt,error.json,heartbeat.json,layout.json
             outcome.json is {exit_code, cause, rank, host, step, time}: how the launcher saw the attempt end.
             findings.jsonl has a line for each hang and straggler that the launcher saw (`findings.py`).
             DIR/attempts/K/stop.json is {reason}: whoever writes it (`request_stop`) asks all workers of the attempt to
-            stop, where no signal reaches them. Once there is a DIR/attempts/K+1, workers of K end by themselves.
+            stop, where no signal reaches them. An end.json (`request_end`) has them end at once, with FAILED; so
+            has a DIR/attempts/K+1.
 Exit codes  DONE, FAILED, USAGE, PREEMPTED below.
 Signals     SIGTERM, SIGINT and, for a time limit, SIGUSR1 ask a worker to stop: all ranks agree on a step, save
             it, and end with PREEMPTED.
@@ -63,6 +64,7 @@ LAYOUT_FILE = "layout.json"
 STACKS_FILE = "stacks.txt"
 COLLECTIVES_FILE = "collectives.json"
 STOP_FILE = "stop.json"
+END_FILE = "end.json"
 ENDING_FILE = "ending.json"
 LAUNCHER_LOG = "launcher.log"
 OUTCOME_FILE = "outcome.json"
@@ -93,17 +95,34 @@ def trainer_arguments(recipe: Path, run_dir: Path, resume: str) -> list[str]:
 
 def request_stop(run_dir: Path, attempt: int, reason: str) -> None:
     """Ask all workers of an attempt to save and end, on whatever host they are. Raises OSError."""
-    path = attempt_dir(run_dir, attempt) / STOP_FILE
-    temporary = path.with_name(f".{STOP_FILE}.{os.getpid()}.tmp")
+    _write_reason(attempt_dir(run_dir, attempt) / STOP_FILE, reason)
+
+
+def request_end(run_dir: Path, attempt: int, reason: str) -> None:
+    """Have all workers of an attempt that still can end at once, unsaved, on whatever host they are. Raises OSError."""
+    _write_reason(attempt_dir(run_dir, attempt) / END_FILE, reason)
+
+
+def requested_stop(run_dir: Path, attempt: int) -> str | None:
+    """The reason given to `request_stop` for this attempt; None: nobody asked."""
+    return _read_reason(attempt_dir(run_dir, attempt) / STOP_FILE)
+
+
+def requested_end(run_dir: Path, attempt: int) -> str | None:
+    """The reason given to `request_end` for this attempt; None: nobody asked."""
+    return _read_reason(attempt_dir(run_dir, attempt) / END_FILE)
+
+
+def _write_reason(path: Path, reason: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text(json.dumps({"reason": reason}) + "\n")
     temporary.replace(path)
 
 
-def requested_stop(run_dir: Path, attempt: int) -> str | None:
-    """The reason for which the workers of an attempt were asked to stop by `request_stop`; None: they were not."""
+def _read_reason(path: Path) -> str | None:
     try:
-        return str(json.loads((attempt_dir(run_dir, attempt) / STOP_FILE).read_text())["reason"])
+        return str(json.loads(path.read_text())["reason"])
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError):
-        return f"a {STOP_FILE} that cannot be read"
+        return f"a {path.name} that cannot be read"

@@ -28,7 +28,7 @@ class LocalLauncher:
     def run(self, attempt: Attempt, stop: StopRequest, say: Callable[[str], None]) -> Outcome:
         """See launcher.py. Counts every new child of this process as the attempt's."""
         folder = attempt_dir(attempt.run_dir, attempt.number)
-        watch = Watch(folder, attempt.workers)
+        watch = Watch(attempt.run_dir, attempt.number, attempt.workers)
         log = folder / LAUNCHER_LOG
         exit_code = run_elastic(
             _command(attempt), attempt, self.environment, log, stop, must_end=partial(watch.tell, say)

@@ -23,6 +23,7 @@ from moe_cluster.ray_outcome import outcome_of_ray
 from moe_cluster.ray_share import SETTINGS, SHARE_VARIABLE, Share
 from moe_cluster.ray_trainer import TrainRun
 from moe_cluster.stop import StopRequest
+from moe_cluster.watch import Watch
 
 POLL_S = 0.2
 LOOK_EVERY_S = 2.0
@@ -71,7 +72,9 @@ class RayLauncher:
         nodes = alive_nodes()
         running = TrainRun(attempt, self.share, nodes)
         growth, why = _Growth(self.allowed, attempt.workers, self.share), ""
+        watch = Watch(attempt.run_dir, attempt.number, attempt.workers)
         while not running.wait(POLL_S):
+            watch.tell(say)  # of workers that hang it has those end that can; Ray Train then ends the others
             if stop.is_urgent:
                 ray.shutdown()  # ends all of this driver's actors
                 raise KeyboardInterrupt

@@ -99,7 +99,7 @@ class SlurmLauncher:
                 start_new_session=True,
                 preexec_fn=functools.partial(die_with_parent, os.getpid()),
             )
-            watch = Watch(folder, attempt.workers)
+            watch = Watch(attempt.run_dir, attempt.number, attempt.workers)
             try:
                 exit_code = _wait(srun, stop, functools.partial(watch.tell, say))
             finally:

@@ -6,6 +6,7 @@ to be the workers say themselves: they know what they do (`contract.py`, `patien
 """
 
 import json
+import math
 import socket
 import time
 from collections import Counter, deque
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moe_cluster.contract import ENDED, ERROR_FILE, HEARTBEAT_FILE
+from moe_cluster.contract import ENDED, ERROR_FILE, HEARTBEAT_FILE, attempt_dir, request_end
 from moe_cluster.findings import Finding, Hang, Straggler, Suspect, record
 from moe_cluster.linux import state_of
 
@@ -48,9 +49,10 @@ class Heartbeat:
 class Watch:
     """Of an attempt of so many workers."""
 
-    def __init__(self, attempt: Path, workers: int) -> None:
-        """`attempt`: its folder. Nothing counts before the first worker has told of itself."""
-        self.attempt, self.workers = attempt, workers
+    def __init__(self, run_dir: Path, number: int, workers: int) -> None:
+        """`number`: of the attempt. Nothing counts before the first worker has told of itself."""
+        self.run_dir, self.number, self.workers = run_dir, number, workers
+        self.folder = attempt_dir(run_dir, number)
         self._next_look = 0.0
         self._heard: dict[
             int, tuple[float, float]
@@ -61,29 +63,33 @@ class Watch:
         self._told: set[int] = set()
 
     def tell(self, say: Callable[[str], None]) -> bool:
-        """Look if it is time to, and record what is found; returns whether the attempt has to end.
+        """Look if it is time to, and record what is found; returns whether the attempt was told to end.
 
-        `say` is given what does not end it; the rest is told as the first cause of its end, like any other failure.
+        The workers that still can then end by themselves, on whatever host; who cannot is left to the launcher. `say`
+        is given what does not end the attempt; the rest is told as the first cause of its end, like any failure.
         """
         now = time.monotonic()
         if now < self._next_look:
-            return False
+            return self._next_look == math.inf
         beats = self._read()
         findings = self.look(beats, now)
         shortest_s = min((beat.patience_s for beat in beats.values() if beat.patience_s), default=0.0)
         pause_s = max(shortest_s / LOOKS_A_PATIENCE, SHORTEST_PAUSE_S)
         self._next_look = now + min(pause_s, LONGEST_PAUSE_S)
         for finding in findings:
-            record(self.attempt, finding)
-            if not isinstance(finding, Hang):
+            record(self.folder, finding)
+            if isinstance(finding, Hang):
+                request_end(self.run_dir, self.number, str(finding))
+                self._next_look = math.inf
+            else:
                 say(str(finding))
-        return any(isinstance(finding, Hang) for finding in findings)
+        return self._next_look == math.inf
 
     def look(self, beats: Mapping[int, Heartbeat], now: float) -> list[Finding]:
         """What these heartbeats, seen at `now` (seconds of any clock that only goes forward), add to what is known."""
         patiences = [beat.patience_s for beat in beats.values() if beat.patience_s is not None]
         has_ended = any(beat.phase == ENDED for beat in beats.values())
-        if not patiences or has_ended or any(self.attempt.glob(f"rank-*/{ERROR_FILE}")):
+        if not patiences or has_ended or any(self.folder.glob(f"rank-*/{ERROR_FILE}")):
             return []  # too early; or a rank is leaving or has failed, and how that ends is not for us to say
         silent = self._silent(beats, now, min(patiences) / 2)
         patience_s = _patience(beats, silent)
@@ -105,7 +111,7 @@ class Watch:
         found = {}
         for rank in range(self.workers):
             try:
-                content = json.loads((self.attempt / f"rank-{rank}" / HEARTBEAT_FILE).read_text())
+                content = json.loads((self.folder / f"rank-{rank}" / HEARTBEAT_FILE).read_text())
             except (
                 OSError,
                 ValueError,

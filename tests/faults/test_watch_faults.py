@@ -54,7 +54,7 @@ def test_a_stopped_worker_is_named_and_the_run_goes_on_without_it(folder: Path, 
 @pytest.mark.faults
 def test_a_worker_that_is_stuck_outside_of_a_collective_is_named_with_its_line(folder: Path) -> None:
     """Its record is a pipe that nobody reads: rank 0 is stuck in a write, and alive."""
-    run = Run(folder, "stuck", *LAYOUT, "--max-restarts", "1", "log_every=1", "steps=400", "validate_every=0")
+    run = Run(folder, "stuck", *LAYOUT, "--max-restarts", "1", "log_every=1", "steps=150", "validate_every=0")
     run.run_dir.mkdir()
     os.mkfifo(run.run_dir / "metrics.jsonl")
     process = run.start()

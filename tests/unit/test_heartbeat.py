@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from own_processes import wait_for
 
-from moe_cluster.contract import request_stop
+from moe_cluster.contract import request_end, request_stop
 
 ROOT = Path(__file__).parents[2]
 HEADER = f"""\
@@ -89,6 +89,15 @@ def test_a_worker_of_an_older_attempt_ends_by_itself_even_if_it_waits(worker: Wo
     assert (error["type"], error["explained"], error["step"]) == ("TrainingError", True, 9)
     assert "attempt 1 is superseded by attempt 2, so this worker ends" in error["message"]
     assert "superseded" in (tmp_path / "attempts/1/rank-0/log.txt").read_text()
+
+
+def test_a_worker_of_an_attempt_that_the_launcher_ends_ends_at_once(worker: Worker, tmp_path: Path) -> None:
+    process = worker("process.beat(9); time.sleep(600)")
+    wait_for(lambda: heartbeat(tmp_path).get("step") == 9)
+    request_end(tmp_path, 1, "the run hangs")
+    assert process.wait(timeout=30) == 1
+    error = json.loads((tmp_path / "attempts/1/rank-0/error.json").read_text())
+    assert error["message"] == "the launcher ends attempt 1: the run hangs"
 
 
 @pytest.mark.parametrize("body", ["time.sleep(60)", STUCK_WITH_THE_LOCK])

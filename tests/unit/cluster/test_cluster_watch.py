@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from own_processes import wait_for
 
+from moe_cluster.contract import attempt_dir, rank_dir, requested_end
 from moe_cluster.findings import Hang, Straggler, recorded_hang
 from moe_cluster.first_cause import find_first_cause
 from moe_cluster.linux import state_of
@@ -40,7 +41,7 @@ def waits(beat: Heartbeat, share: float = 1.0) -> Heartbeat:
 
 
 def test_the_rank_that_does_not_wait_is_named_once_the_patience_is_over(tmp_path: Path) -> None:
-    watch = Watch(tmp_path, 3)
+    watch = Watch(tmp_path, 1, 3)
     beats = (waits(TRAINS), replace(TRAINS, waiting=0.1), waits(TRAINS))
     assert watched(watch, 9, *beats) == []
     (hang,) = watched(watch, 0, *beats, start=10)
@@ -53,7 +54,7 @@ def test_the_rank_that_does_not_wait_is_named_once_the_patience_is_over(tmp_path
 
 
 def test_a_step_of_any_rank_is_progress(tmp_path: Path) -> None:
-    watch = Watch(tmp_path, 2)
+    watch = Watch(tmp_path, 1, 2)
     for second in range(0, 60, 5):
         stepped = replace(TRAINS, step=second, step_time=float(second))
         assert watched(watch, 4, waits(stepped), replace(TRAINS, waiting=0.4), start=second) == []
@@ -65,7 +66,7 @@ def test_a_silent_rank_is_named_with_what_this_host_knows_of_its_process(tmp_pat
         process.send_signal(signal.SIGSTOP)
         wait_for(lambda: state_of(process.pid).endswith("is stopped (SIGSTOP)"))
         here = replace(TRAINS, pid=process.pid, host=socket.gethostname())
-        (hang,) = watched(Watch(tmp_path, 2), 10, waits(TRAINS), here, silent=(1,))
+        (hang,) = watched(Watch(tmp_path, 1, 2), 10, waits(TRAINS), here, silent=(1,))
     finally:
         process.kill()
         process.wait()
@@ -76,7 +77,7 @@ def test_a_silent_rank_is_named_with_what_this_host_knows_of_its_process(tmp_pat
 
 
 def test_a_silent_rank_of_another_host_and_one_that_never_came(tmp_path: Path) -> None:
-    (hang,) = watched(Watch(tmp_path, 3), 10, waits(TRAINS), TRAINS, silent=(1,))
+    (hang,) = watched(Watch(tmp_path, 1, 3), 10, waits(TRAINS), TRAINS, silent=(1,))
     assert [str(suspect) for suspect in hang.suspects] == [
         "rank 1 on far is silent for 10 s, it was last at a.py:1 f; its host may be gone or cut off",
         "rank 2 has never told of itself; its host or its start failed",
@@ -84,14 +85,14 @@ def test_a_silent_rank_of_another_host_and_one_that_never_came(tmp_path: Path) -
 
 
 def test_ranks_that_all_wait_are_all_named(tmp_path: Path) -> None:
-    (hang,) = watched(Watch(tmp_path, 2), 10, waits(TRAINS), waits(TRAINS))
+    (hang,) = watched(Watch(tmp_path, 1, 2), 10, waits(TRAINS), waits(TRAINS))
     assert [suspect.rank for suspect in hang.suspects] == [0, 1]
     assert hang.waiting == ()
     assert "rank 0 on far waits, as all others do, it is at w.py:9 all_reduce" in str(hang)
 
 
 def test_a_worker_alone_hangs_when_it_makes_no_step(tmp_path: Path) -> None:
-    (hang,) = watched(Watch(tmp_path, 1), 10, TRAINS)
+    (hang,) = watched(Watch(tmp_path, 1, 1), 10, TRAINS)
     assert str(hang) == (
         "the run hangs after step 7: no step for 10 s: rank 0 on far does not wait for others: it is at a.py:1 f"
     )
@@ -99,7 +100,7 @@ def test_a_worker_alone_hangs_when_it_makes_no_step(tmp_path: Path) -> None:
 
 def test_the_most_patient_rank_decides(tmp_path: Path) -> None:
     saves = replace(TRAINS, phase="checkpoint", patience_s=50.0)
-    watch = Watch(tmp_path, 2)
+    watch = Watch(tmp_path, 1, 2)
     assert watched(watch, 49, waits(TRAINS), saves) == []
     (hang,) = watched(watch, 0, waits(TRAINS), saves, start=50)
     assert [suspect.rank for suspect in hang.suspects] == [1]
@@ -107,14 +108,14 @@ def test_the_most_patient_rank_decides(tmp_path: Path) -> None:
 
 def test_what_a_silent_rank_did_last_does_not_make_others_patient(tmp_path: Path) -> None:
     started = replace(TRAINS, phase="starting", patience_s=300.0)
-    (hang,) = watched(Watch(tmp_path, 2), 10, waits(TRAINS), started, silent=(1,))
+    (hang,) = watched(Watch(tmp_path, 1, 2), 10, waits(TRAINS), started, silent=(1,))
     assert [suspect.rank for suspect in hang.suspects] == [1]
 
 
 def test_before_the_first_step_only_a_wait_for_somebody_is_a_hang(tmp_path: Path) -> None:
     starts = replace(TRAINS, phase="starting", step=None, step_time=None)
-    assert watched(Watch(tmp_path, 2), 100, starts, starts) == []
-    (hang,) = watched(Watch(tmp_path, 2), 10, waits(starts), starts)
+    assert watched(Watch(tmp_path, 1, 2), 100, starts, starts) == []
+    (hang,) = watched(Watch(tmp_path, 1, 2), 10, waits(starts), starts)
     assert str(hang).startswith(
         "the run hangs before the first step: no step for 10 s: rank 1 on far does not wait"
     )
@@ -122,7 +123,7 @@ def test_before_the_first_step_only_a_wait_for_somebody_is_a_hang(tmp_path: Path
 
 def test_waits_that_come_and_go_before_the_first_step_are_none(tmp_path: Path) -> None:
     starts = replace(TRAINS, phase="starting", step=None, step_time=None)
-    watch = Watch(tmp_path, 2)
+    watch = Watch(tmp_path, 1, 2)
     for start in range(0, 60, 12):
         assert watched(watch, 5, waits(starts), starts, start=start) == []
         assert watched(watch, 5, starts, starts, start=start + 6) == []
@@ -132,11 +133,14 @@ def test_nothing_is_said_before_the_patience_is_known_or_once_a_rank_has_ended_o
     tmp_path: Path,
 ) -> None:
     imports = replace(TRAINS, patience_s=None)
-    assert watched(Watch(tmp_path, 2), 100, imports, imports) == []
-    assert watched(Watch(tmp_path, 2), 100, waits(TRAINS), replace(TRAINS, phase="ended"), silent=(1,)) == []
-    (tmp_path / "rank-1").mkdir()
-    (tmp_path / "rank-1/error.json").write_text("{}")
-    assert watched(Watch(tmp_path, 2), 100, waits(TRAINS), TRAINS) == []
+    assert watched(Watch(tmp_path, 1, 2), 100, imports, imports) == []
+    assert (
+        watched(Watch(tmp_path, 1, 2), 100, waits(TRAINS), replace(TRAINS, phase="ended"), silent=(1,)) == []
+    )
+    folder = rank_dir(tmp_path, 1, 1)
+    folder.mkdir(parents=True)
+    (folder / "error.json").write_text("{}")
+    assert watched(Watch(tmp_path, 1, 2), 100, waits(TRAINS), TRAINS) == []
 
 
 def stepping(seconds: int, *waiting: float, watch: Watch, start: int = 0) -> list[Hang | Straggler]:
@@ -152,7 +156,7 @@ def stepping(seconds: int, *waiting: float, watch: Watch, start: int = 0) -> lis
 
 
 def test_a_rank_for_which_all_others_wait_is_told_once(tmp_path: Path) -> None:
-    watch = Watch(tmp_path, 3)
+    watch = Watch(tmp_path, 1, 3)
     assert stepping(8, 0.7, 0.1, 0.9, watch=watch) == []
     (straggler,) = stepping(60, 0.7, 0.1, 0.9, watch=watch, start=8)
     assert isinstance(straggler, Straggler)
@@ -168,19 +172,19 @@ def test_a_rank_for_which_all_others_wait_is_told_once(tmp_path: Path) -> None:
 def test_ranks_that_wait_for_each_other_in_turn_are_no_stragglers(
     tmp_path: Path, waiting: tuple[float, ...]
 ) -> None:
-    assert stepping(60, *waiting, watch=Watch(tmp_path, len(waiting))) == []
+    assert stepping(60, *waiting, watch=Watch(tmp_path, 1, len(waiting))) == []
 
 
 def test_a_rank_that_is_the_slowest_now_and_then_is_no_straggler(tmp_path: Path) -> None:
-    watch = Watch(tmp_path, 2)
+    watch = Watch(tmp_path, 1, 2)
     for start in range(0, 60, 10):
         assert stepping(6, 0.9, 0.1, watch=watch, start=start) == []
         assert stepping(4, 0.1, 0.9, watch=watch, start=start + 6) == []
 
 
-def leave(attempt: Path, rank: int, beat: Heartbeat) -> None:
-    folder = attempt / f"rank-{rank}"
-    folder.mkdir(exist_ok=True)
+def leave(run_dir: Path, rank: int, beat: Heartbeat) -> None:
+    folder = rank_dir(run_dir, 1, rank)
+    folder.mkdir(parents=True, exist_ok=True)
     content = {name: getattr(beat, name) for name in Heartbeat.__dataclass_fields__}
     (folder / "heartbeat.json").write_text(json.dumps({**content, "stop": None}))
 
@@ -188,23 +192,27 @@ def leave(attempt: Path, rank: int, beat: Heartbeat) -> None:
 def test_a_hang_is_recorded_and_becomes_the_first_cause(tmp_path: Path) -> None:
     leave(tmp_path, 0, replace(waits(TRAINS), patience_s=0.4))
     leave(tmp_path, 1, replace(TRAINS, patience_s=0.4))
-    (tmp_path / "rank-1/stacks.txt").write_text("Thread 0x1 (most recent call first):\n")
     said: list[str] = []
-    watch = Watch(tmp_path, 2)
+    watch = Watch(tmp_path, 1, 2)
     while not watch.tell(said.append):
         time.sleep(0.05)
     assert said == []  # the end of the attempt tells it
-    hang, _ = recorded_hang(tmp_path) or pytest.fail("nothing was recorded")
+    assert watch.tell(said.append)  # and so it stays
+    assert str(requested_end(tmp_path, 1)).startswith("the run hangs after step 7: no step for ")
+    folder = attempt_dir(tmp_path, 1)
+    hang, _ = recorded_hang(folder) or pytest.fail("nothing was recorded")
     assert [suspect.rank for suspect in hang.suspects] == [0, 1]  # nobody writes here: both are silent
-    cause = find_first_cause(tmp_path, [])
+    cause = find_first_cause(folder, [])
     assert (cause.rank, cause.host, cause.step, cause.exit_code) == (0, "far", 7, 1)
     assert str(cause).startswith("rank 0 on far failed after step 7: no step for ")
-    assert str(cause).endswith(f"\n  read {tmp_path / 'rank-0' / 'log.txt'}")
+    assert str(cause).endswith(f"\n  read {folder / 'rank-0' / 'log.txt'}")
+    (folder / "rank-0/stacks.txt").write_text("Thread 0x1 (most recent call first):\n")
+    assert find_first_cause(folder, []).log == folder / "rank-0/stacks.txt"
 
 
 def test_a_straggler_is_said_and_recorded(tmp_path: Path) -> None:
     said: list[str] = []
-    watch = Watch(tmp_path, 2)
+    watch = Watch(tmp_path, 1, 2)
     step = 0
     while not said:
         step += 1
@@ -214,7 +222,7 @@ def test_a_straggler_is_said_and_recorded(tmp_path: Path) -> None:
         assert watch.tell(said.append) is False
         time.sleep(0.05)
     assert said[0].startswith("rank 1 on far is slow")
-    (line,) = (tmp_path / "findings.jsonl").read_text().splitlines()
+    (line,) = (attempt_dir(tmp_path, 1) / "findings.jsonl").read_text().splitlines()
     assert json.loads(line)["text"] == said[0]
 
 
