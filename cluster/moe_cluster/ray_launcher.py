@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import ray
 
@@ -17,19 +18,15 @@ from moe_cluster.contract import PREEMPTED, attempt_dir, request_stop
 from moe_cluster.errors import JobError
 from moe_cluster.job import Attempt
 from moe_cluster.launcher import Outcome
+from moe_cluster.ray_changes import SETTLE_S, Changes
 from moe_cluster.ray_code import JOB_CONFIG_VARIABLE, code_packages
 from moe_cluster.ray_nodes import RayNode, alive_nodes, room
 from moe_cluster.ray_outcome import outcome_of_ray
 from moe_cluster.ray_share import SETTINGS, SHARE_VARIABLE, Share
-from moe_cluster.ray_trainer import TrainRun
+from moe_cluster.ray_trainer import TrainRun, chosen_nodes
 from moe_cluster.stop import StopRequest
-from moe_cluster.watch import Watch
 
 POLL_S = 0.2
-LOOK_EVERY_S = 2.0
-"""Between two looks at the cluster's nodes."""
-SETTLE_S = 6.0
-"""Room for fewer workers than wanted is taken once it has been so for so long; so is room for more."""
 GROWS = "there is room for {} workers: saving, to go on with so many"
 
 
@@ -69,23 +66,30 @@ class RayLauncher:
     def run(self, attempt: Attempt, stop: StopRequest, say: Callable[[str], None]) -> Outcome:
         """See launcher.py."""
         folder = attempt_dir(attempt.run_dir, attempt.number)
-        nodes = alive_nodes()
+        nodes = chosen_nodes(alive_nodes(), attempt.workers, self.share)
+        if len(nodes) < attempt.workers:
+            return Outcome(PREEMPTED, resizes=True)  # the room has gone since it was chosen
         running = TrainRun(attempt, self.share, nodes)
-        growth, why = _Growth(self.allowed, attempt.workers, self.share), ""
-        watch = Watch(attempt.run_dir, attempt.number, attempt.workers)
+        changes = Changes(nodes, attempt.workers, self.allowed, self.share)
+        is_asked = False
         while not running.wait(POLL_S):
-            watch.tell(say)  # of workers that hang it has those end that can; Ray Train then ends the others
             if stop.is_urgent:
                 ray.shutdown()  # ends all of this driver's actors
                 raise KeyboardInterrupt
-            if not why and (stop.is_requested or growth.is_due()):
-                why = "the launcher was told to stop" if stop.is_requested else GROWS.format(growth.larger)
+            changes.look()
+            if changes.lost and not running.is_ending:
+                say(f"{_names(changes.lost)} no longer answers: ending the attempt")
+                running.end()
+            if not is_asked and (stop.is_requested or changes.room_for):
+                is_asked = True
+                why = "the launcher was told to stop" if stop.is_requested else GROWS.format(changes.room_for)
                 if not stop.is_requested:
                     say(why)
                 request_stop(attempt.run_dir, attempt.number, why)
         outcome = outcome_of_ray(folder, attempt.workers, running.error, _gone(nodes))
-        grows = outcome.exit_code == PREEMPTED and not stop.is_requested
-        return Outcome(PREEMPTED, resizes=True) if grows else outcome
+        if outcome.exit_code == PREEMPTED and not stop.is_requested:
+            return replace(outcome, resizes=True)
+        return outcome
 
     def _join(self) -> None:
         """Become a driver of the cluster. Ray's own handler of SIGTERM ends a driver at once; the caller's stays."""
@@ -108,35 +112,15 @@ class RayLauncher:
                 signal.signal(number, handler)
 
 
-class _Growth:
-    """Tells when there has been room for a larger allowed number of workers for a while."""
-
-    def __init__(self, allowed: Sequence[int], workers: int, share: Share) -> None:
-        self._more = [number for number in allowed if number > workers]
-        self._workers, self._share = workers, share
-        self._looked = time.monotonic()
-        self._since: float | None = None
-        self.larger = workers
-
-    def is_due(self) -> bool:
-        """Whether to stop for it. Looks at the cluster every LOOK_EVERY_S."""
-        now = time.monotonic()
-        if not self._more or now - self._looked < LOOK_EVERY_S:
-            return False
-        self._looked = now
-        there = self._workers + room(alive_nodes(), self._share)
-        fitting = [number for number in self._more if number <= there]
-        if not fitting:
-            self._since = None
-            return False
-        self._since = self._since or now
-        self.larger = fitting[-1]
-        return now - self._since >= SETTLE_S
+def _names(nodes: Sequence[RayNode]) -> str:
+    return ", ".join(f"node {node.host} ({node.address})" for node in nodes)
 
 
 def _gone(nodes: Sequence[RayNode]) -> dict[str, str]:
     """Hosts of `nodes` that do not answer any more, with that as a sentence."""
     there = {node.id for node in alive_nodes()}
     return {
-        node.host: f"its node {node.host} ({node.address}) was lost" for node in nodes if node.id not in there
+        node.host: f"its node {node.host} ({node.address}) does not answer"
+        for node in nodes
+        if node.id not in there
     }

@@ -1,7 +1,7 @@
 """How an attempt on Ray ended: from what its workers left in the shared folder, and from what Ray says of the others.
 
 A worker's actor writes ending.json once the worker has ended. A rank without one went down with its actor or its node,
-or was still running when Ray Train ended the attempt; Ray's own words then say which.
+or was still running when the attempt was ended; the launcher's and Ray's own words then say which.
 """
 
 import json
@@ -11,6 +11,8 @@ import time
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
+
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from moe_cluster.contract import DONE, ENDING_FILE, FAILED, HEARTBEAT_FILE, LAUNCHER_LOG, PREEMPTED
 from moe_cluster.first_cause import Ending, FirstCause, find_first_cause, was_preempted
@@ -34,10 +36,13 @@ def outcome_of_ray(
         return Outcome(PREEMPTED)
     said = _said_by_ray(error)
     lost = [_lost(folder, rank, said, gone) for rank in range(workers) if rank not in ended]
+    if not endings and isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
+        return Outcome(PREEMPTED)  # another job has taken the room; nothing began
     if not endings and not any(
         (folder / f"rank-{rank}" / HEARTBEAT_FILE).exists() for rank in range(workers)
     ):
         return Outcome(FAILED, _never_began(folder, error, said))
+    lost.sort(key=lambda ending: ending.words is None)  # those of which something is known go first
     cause = find_first_cause(folder, [*endings, *lost])
     return Outcome(cause.exit_code, cause)
 

@@ -1,6 +1,7 @@
 """One Ray Train run for one attempt: which worker goes to which node, and what Ray Train is told to leave alone."""
 
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from moe_cluster.ray_nodes import RayNode
 from moe_cluster.ray_share import Share
 
 NODE_LABEL = "ray.io/node-id"
+LONGEST_END_S = 20.0
+"""Ray Train may wait for a lost node longer than its next attempt should."""
 
 
 class _NoProcessGroup(Backend):
@@ -36,35 +39,50 @@ class TrainRun:
     """A Ray Train run in a thread, so that the main thread can mind signals."""
 
     def __init__(self, attempt: Attempt, share: Share, nodes: Sequence[RayNode]) -> None:
-        """Start `attempt` on `nodes`, which have room for its workers."""
-        self.nodes = nodes
+        """Start `attempt` with a worker on each of `nodes`, which may repeat."""
         self.error: BaseException | None = None
         """What Ray Train raised, once it is over."""
-        self._thread = threading.Thread(target=self._fit, args=(attempt, share), daemon=True)
+        self._folder = attempt_dir(attempt.run_dir, attempt.number)
+        self._ending_since: float | None = None
+        self._thread = threading.Thread(target=self._fit, args=(attempt, share, nodes), daemon=True)
         self._thread.start()
 
-    def wait(self, timeout_s: float) -> bool:
-        """Whether it is over, after at most so many seconds."""
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive()
+    @property
+    def is_ending(self) -> bool:
+        """Whether it was told to end."""
+        return self._ending_since is not None
 
-    def _fit(self, attempt: Attempt, share: Share) -> None:
+    def end(self) -> None:
+        """Have the workers killed wherever they can be reached. Raises OSError."""
+        self._ending_since = time.monotonic()
+        (self._folder / ray_workers.END_FILE).touch()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether it is over, after at most so many seconds, or will be waited for no longer."""
+        self._thread.join(timeout_s)
+        if not self._thread.is_alive():
+            return True
+        if self._ending_since is not None and time.monotonic() - self._ending_since > LONGEST_END_S:
+            self.error = TimeoutError(f"Ray Train did not end the attempt within {LONGEST_END_S:.0f} s")
+            return True
+        return False
+
+    def _fit(self, attempt: Attempt, share: Share, nodes: Sequence[RayNode]) -> None:
         try:
-            _trainer(attempt, share, self.nodes).fit()
+            _trainer(attempt, share, nodes).fit()
         except Exception as error:  # whatever it is, it is how the attempt ended
             self.error = error
 
 
-def places(nodes: Sequence[RayNode], workers: int, share: Share) -> list[str]:
-    """The id of a node for every worker; nodes with the most room are filled first."""
+def chosen_nodes(nodes: Sequence[RayNode], workers: int, share: Share) -> list[RayNode]:
+    """A node for every worker; those with the most room are filled first."""
     ordered = sorted(nodes, key=lambda node: (-node.room(share), node.address))
-    return [node.id for node in ordered for _ in range(node.room(share))][:workers]
+    return [node for node in ordered for _ in range(node.room(share))][:workers]
 
 
 def _trainer(attempt: Attempt, share: Share, nodes: Sequence[RayNode]) -> Any:
     from ray.train.torch import TorchTrainer  # imports torch, which takes seconds
 
-    selectors = [{NODE_LABEL: node} for node in places(nodes, attempt.workers, share)]
     # Ray's annotations are those of the first version of Ray Train.
     return TorchTrainer(
         ray_workers.train,
@@ -75,7 +93,7 @@ def _trainer(attempt: Attempt, share: Share, nodes: Sequence[RayNode]) -> Any:
             use_gpu=bool(share.resources.get("GPU")),
             resources_per_worker=dict(share.resources),
             placement_strategy="STRICT_SPREAD" if share.per_node == 1 else "PACK",
-            label_selector=selectors,
+            label_selector=[{NODE_LABEL: node.id} for node in nodes],
         ),
         run_config=RunConfig(
             name="ray",

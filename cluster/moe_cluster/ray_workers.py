@@ -29,6 +29,9 @@ from moe_cluster.contract import (
     rank_dir,
 )
 
+END_FILE = "end"
+"""In the attempt's folder: the launcher has given the attempt up, and its workers are to be killed."""
+LOOK_EVERY_S = 0.5
 SIOCGIFADDR = 0x8915
 SECRETS = ("RAY_AUTH_TOKEN",)
 
@@ -69,8 +72,9 @@ def train(config: Mapping[str, Any]) -> None:
     }
     folder = rank_dir(Path(config["run_dir"]), config["attempt"], rank)
     exit_code = _run([config["module"], *config["arguments"]], environment, folder)
-    ending = {"exit_code": exit_code, "host": socket.gethostname(), "time": time.time()}
-    (folder / ENDING_FILE).write_text(json.dumps(ending) + "\n")
+    if not (folder.parent / END_FILE).exists():  # the end of one that was given up is no news
+        ending = {"exit_code": exit_code, "host": socket.gethostname(), "time": time.time()}
+        (folder / ENDING_FILE).write_text(json.dumps(ending) + "\n")
     if exit_code not in (DONE, PREEMPTED):
         raise WorkerEndedError(f"rank {rank} on {socket.gethostname()} ended with {exit_code}")
 
@@ -94,7 +98,11 @@ def _run(words: list[str], environment: Mapping[str, str], folder: Path) -> int:
         worker = subprocess.Popen(
             [sys.executable, "-m", *words], env=dict(environment), stdin=subprocess.DEVNULL, stderr=log
         )
-    return worker.wait()
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return worker.wait(LOOK_EVERY_S)
+        if (folder.parent / END_FILE).exists():
+            worker.kill()
 
 
 def _free_port(address: str) -> int:

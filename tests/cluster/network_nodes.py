@@ -137,6 +137,13 @@ class Node:
         _ip("link", "set", self._cable, "up")
 
     @property
+    def is_plugged_in(self) -> bool:
+        """Whether its cable is up."""
+        return (
+            "UP" in subprocess.run(["ip", "link", "show", self._cable], capture_output=True, text=True).stdout
+        )
+
+    @property
     def is_up(self) -> bool:
         """Whether it was booted and has not crashed."""
         return self._holder is not None

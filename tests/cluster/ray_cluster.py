@@ -52,18 +52,21 @@ class RayCluster:
     def repair(self) -> None:
         """Boot what has crashed, plug in what is unplugged, and start Ray wherever it does not run."""
         whole = self.head.is_up and self.head.processes("gcs_server")
-        for node in self.nodes:
-            if not whole or not node.is_up or not node.processes("raylet/raylet"):
+        if not whole:
+            for node in self.nodes:
                 node.crash()
                 node.boot()
-            else:
-                node.heal()
-        if not whole:
             self.start()
             return
         for worker in self.workers:
-            if not worker.processes("raylet/raylet"):
-                self.start_worker(worker)
+            self.repair_worker(worker)
+
+    def repair_worker(self, node: Node) -> None:
+        """The same for one worker node. Where the cable was out, Ray starts anew: the head may have given it up."""
+        if not node.is_up or not node.processes("raylet/raylet") or not node.is_plugged_in:
+            node.crash()
+            node.boot()
+            self.start_worker(node)
 
     def start(self) -> None:
         """Start Ray on all nodes."""

@@ -1,10 +1,9 @@
 """Runs of a tiny recipe on the Ray of ray_cluster.py, through `moe-train` commands alone, and what they leave."""
 
 import json
-import os
 import time
-from pathlib import Path
 
+import pytest
 from own_processes import wait_for
 from ray_cluster import RayCluster
 from slurm_jobs import SlurmRun, Terminal
@@ -19,14 +18,20 @@ class RayTerminal(Terminal):
 
     def hand_over(self, name: str, *words: str, **extra: str) -> "RayRun":
         """Submit the recipe under a name of its own."""
-        folder = self.folder / "runs" / name
-        where = ("--cluster", "ray", "--address", self.cluster.address, "--run-dir", str(folder))
-        said = self("submit", "small.yaml", f"name={name}", *where, *words, **extra)
-        return RayRun(self, folder, said.partition("ray:")[2].partition(";")[0])
+        run = RayRun(self, self.folder / "runs" / name, "")
+        said = self("submit", "small.yaml", f"name={name}", *run.where, *words, **extra)
+        run.job_id = said.partition("ray:")[2].partition(";")[0]
+        return run
 
 
 class RayRun(SlurmRun):
     """One run folder and the job that works on it."""
+
+    @property
+    def where(self) -> tuple[str, ...]:
+        """Options that name the cluster and the folder."""
+        address = self.terminal.cluster.address
+        return ("--cluster", "ray", "--address", address, "--run-dir", str(self.folder))
 
     @property
     def output(self) -> str:
@@ -54,13 +59,28 @@ class RayRun(SlurmRun):
         """How many workers an attempt has had."""
         return len(list(self.folder.glob(f"attempts/{attempt}/rank-*/heartbeat.json")))
 
-    def wait_for_end_of(self, attempt: int, timeout_s: float = 120.0) -> None:
-        """Wait until the launcher has seen an attempt end."""
-        wait_for(
-            lambda: (self.folder / f"attempts/{attempt}/outcome.json").exists(), 0.05, timeout_s=timeout_s
+    def tell_recovery(self, what: str, attempt: int) -> None:
+        """Wait until attempt `attempt` has ended and the next one computes; print how long each took from this call."""
+        began = time.monotonic()
+        end = self.folder / f"attempts/{attempt}/outcome.json"
+        wait_for(end.exists, every_s=0.05, timeout_s=120)
+        ended = time.monotonic() - began
+        self.wait_for_attempt(attempt + 1, timeout_s=120)
+        print(f"{what}: seen after {ended:.1f} s, training again after {time.monotonic() - began:.1f} s")
+
+    def wait_for_attempt_folder(self, number: int) -> None:
+        """Wait until an attempt is about to begin."""
+        wait_for((self.folder / f"attempts/{number}").exists, every_s=0.05, timeout_s=60)
+
+    def resume(self) -> None:
+        """Hand the run over again."""
+        said = self.terminal("resume", str(self.folder))
+        self.job_id = said.partition("ray:")[2].partition(";")[0]
+
+    def assert_like(self, other: SlurmRun) -> None:
+        """The losses of every step are those of `other`, up to rounding."""
+        losses, others = (
+            {key: value for key, value in run.numbers().items() if key[1] in ("loss", "validation_loss")}
+            for run in (self, other)
         )
-
-
-def started(path: Path) -> float:
-    """When a file was written first, in seconds since 1970."""
-    return os.stat(path).st_mtime
+        assert losses == pytest.approx(others, rel=1e-4)

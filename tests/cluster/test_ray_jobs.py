@@ -1,19 +1,24 @@
 """Runs on a real Ray of a head and two workers: what is promised of an undisturbed one, and of one treated badly.
 
-Each fault is a real one, done to real processes; a run that met one ends with the very numbers of one that did not.
+Each fault is a real one, done to real processes; a run that met one ends with the very numbers of one that did not, or,
+if it went on with another number of workers, with the same ones up to rounding.
 """
 
 import os
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
-from network_nodes import Network, require_namespaces
+from network_nodes import Network, Node, require_namespaces
 from ray_cluster import RayCluster
 from ray_jobs import TWO_NODES, RayRun, RayTerminal
 from slurm_jobs import STEPS
 
 pytestmark = pytest.mark.cluster
+
+LONG = ("steps=1200", "optim.lr=1e-4")
+"""Time enough to lose a node, to go on without it, and to have it back; and a rate at which rounding stays rounding."""
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +43,14 @@ def undisturbed(terminal: RayTerminal) -> RayRun:
     return run
 
 
+@pytest.fixture(scope="module")
+def undisturbed_alone(terminal: RayTerminal) -> RayRun:
+    """A long run of one worker on this machine."""
+    folder = terminal.folder / "runs/alone"
+    terminal("run", "small.yaml", "--run-dir", str(folder), *LONG)
+    return RayRun(terminal, folder, "")
+
+
 @pytest.fixture(autouse=True)
 def _repaired(cluster: RayCluster) -> Iterator[None]:
     yield
@@ -57,8 +70,105 @@ def test_representative_a_killed_worker_is_named_and_the_run_goes_on(
     run.wait_for_step(20)
     host, pid = run.worker(rank=1)
     os.kill(pid, signal.SIGKILL)
+    run.tell_recovery("a worker killed", attempt=1)
     run.wait_until("finished")
     assert f"rank 1 on {host} failed after step" in run.output
     assert "killed by SIGKILL" in run.output
     assert run.attempts == 2
     assert run.numbers() == undisturbed.numbers()
+
+
+def _kill_raylet(node: Node) -> None:
+    for pid in node.processes("raylet/raylet"):
+        os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("fault", [_kill_raylet, Node.crash, Node.partition], ids=["raylet", "node", "cable"])
+def test_a_lost_node_is_named_the_run_shrinks_and_grows_again_when_it_is_back(
+    cluster: RayCluster, terminal: RayTerminal, undisturbed_alone: RayRun, fault: Callable[[Node], None]
+) -> None:
+    name = f"lost-{fault.__name__.strip('_')}"
+    run = terminal.hand_over(name, "--nodes", "1:2", *LONG)
+    run.wait_for_step(40, timeout_s=150)
+    host, _ = run.worker(rank=1)
+    lost = next(node for node in cluster.workers if node.name == host)
+    fault(lost)
+    run.tell_recovery(name, attempt=1)
+    assert run.workers_of(2) == 1
+    assert host in str(run.outcome(1)["cause"])
+    cluster.repair_worker(lost)
+    run.tell_recovery(f"{name}, growth", attempt=2)
+    run.wait_until("finished")
+    assert [run.outcome(attempt)["exit_code"] for attempt in (1, 2, 3)] == [1, 75, 0]
+    assert [run.workers_of(attempt) for attempt in (1, 2, 3)] == [2, 1, 2]
+    assert run.attempts == 3
+    run.assert_like(undisturbed_alone)
+
+
+def test_a_lost_head_loses_the_job_and_a_resume_goes_on_from_the_last_checkpoint(
+    cluster: RayCluster, terminal: RayTerminal, undisturbed: RayRun
+) -> None:
+    run = terminal.hand_over("head-lost", *TWO_NODES)
+    run.wait_for_step(40, timeout_s=150)
+    cluster.head.crash()
+    began = time.monotonic()
+    assert "there is no answer" in run.status()["said"]
+    assert time.monotonic() - began < 15
+    cluster.repair()
+    run.resume()
+    run.wait_until("finished")
+    assert run.attempts == 2
+    assert run.numbers() == undisturbed.numbers()
+
+
+def test_a_cancelled_job_saves_and_a_resume_goes_on_where_it_was(
+    terminal: RayTerminal, undisturbed: RayRun
+) -> None:
+    run = terminal.hand_over("cancelled", *TWO_NODES)
+    run.wait_for_step(20, timeout_s=150)
+    terminal("cancel", str(run.folder))
+    run.wait_until("stopped")
+    assert run.outcome(1)["exit_code"] == 75
+    assert run.status()["saved_step"] == run.step
+    run.resume()
+    run.wait_until("finished")
+    assert run.attempts == 2
+    assert run.numbers() == undisturbed.numbers()
+
+
+def test_a_job_cancelled_while_its_workers_start_ends_without_a_failure(terminal: RayTerminal) -> None:
+    run = terminal.hand_over("cancelled-early", *TWO_NODES)
+    run.wait_for_attempt_folder(1)
+    terminal("cancel", str(run.folder))
+    run.wait_until("stopped")
+
+
+def test_a_worker_that_cannot_start_says_why_and_is_tried_as_often_as_allowed(terminal: RayTerminal) -> None:
+    run = terminal.hand_over(
+        "cannot-start", *TWO_NODES, "--max-restarts", "1", "data.corpus.path=/dev/null/none"
+    )
+    run.wait_until("failed")
+    assert run.attempts == 2
+    assert "/dev/null/none" in str(run.outcome(2)["cause"])
+
+
+def test_a_second_job_for_the_same_folder_is_refused(terminal: RayTerminal) -> None:
+    run = terminal.hand_over("twice", *TWO_NODES)
+    said = terminal("submit", "small.yaml", "name=twice", *run.where, *TWO_NODES, code=1)
+    assert f"its job ray:{run.job_id} is" in said
+    terminal("cancel", str(run.folder))
+
+
+def test_a_wrong_token_is_refused_in_one_sentence(terminal: RayTerminal) -> None:
+    where = ("--cluster", "ray", "--address", terminal.cluster.address)
+    said = terminal("submit", "small.yaml", "name=no-token", *where, code=1, RAY_AUTH_TOKEN="0" * 64)
+    assert "refused the token" in said
+    assert "0" * 64 not in said
+
+
+@pytest.mark.parametrize("address", ["http://10.78.0.99:8265", "http://127.0.0.1:9"])
+def test_an_address_without_a_cluster_is_told_within_seconds(terminal: RayTerminal, address: str) -> None:
+    began = time.monotonic()
+    said = terminal("submit", "small.yaml", "name=nowhere", "--cluster", "ray", "--address", address, code=1)
+    assert "there is no answer" in said
+    assert time.monotonic() - began < 15
