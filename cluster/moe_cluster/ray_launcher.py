@@ -25,9 +25,9 @@ from moe_cluster.ray_outcome import outcome_of_ray
 from moe_cluster.ray_share import SETTINGS, SHARE_VARIABLE, Share
 from moe_cluster.ray_trainer import TrainRun, chosen_nodes
 from moe_cluster.stop import StopRequest
+from moe_cluster.watch import Watch
 
 POLL_S = 0.2
-GROWS = "there is room for {} workers: saving, to go on with so many"
 
 
 class RayLauncher:
@@ -71,21 +71,16 @@ class RayLauncher:
             return Outcome(PREEMPTED, resizes=True)  # the room has gone since it was chosen
         running = TrainRun(attempt, self.share, nodes)
         changes = Changes(nodes, attempt.workers, self.allowed, self.share)
-        is_asked = False
+        watch, reason = Watch(folder, attempt.workers), ""
         while not running.wait(POLL_S):
             if stop.is_urgent:
                 ray.shutdown()  # ends all of this driver's actors
                 raise KeyboardInterrupt
             changes.look()
-            if changes.lost and not running.is_ending:
-                say(f"{_names(changes.lost)} no longer answers: ending the attempt")
+            if not running.is_ending and (_tell_lost(changes, say) or watch.tell(say)):
                 running.end()
-            if not is_asked and (stop.is_requested or changes.room_for):
-                is_asked = True
-                why = "the launcher was told to stop" if stop.is_requested else GROWS.format(changes.room_for)
-                if not stop.is_requested:
-                    say(why)
-                request_stop(attempt.run_dir, attempt.number, why)
+            if not reason and (reason := _reason_to_stop(stop, changes, say)):
+                request_stop(attempt.run_dir, attempt.number, reason)
         outcome = outcome_of_ray(folder, attempt.workers, running.error, _gone(nodes))
         if outcome.exit_code == PREEMPTED and not stop.is_requested:
             return replace(outcome, resizes=True)
@@ -112,8 +107,23 @@ class RayLauncher:
                 signal.signal(number, handler)
 
 
-def _names(nodes: Sequence[RayNode]) -> str:
-    return ", ".join(f"node {node.host} ({node.address})" for node in nodes)
+def _tell_lost(changes: Changes, say: Callable[[str], None]) -> bool:
+    """Whether the attempt has to end since a node of it is gone."""
+    if changes.lost:
+        names = ", ".join(f"node {node.host} ({node.address})" for node in changes.lost)
+        say(f"{names} does not answer: ending the attempt, to go on without it")
+    return bool(changes.lost)
+
+
+def _reason_to_stop(stop: StopRequest, changes: Changes, say: Callable[[str], None]) -> str:
+    """Why the workers have to save and stop; empty if they need not."""
+    if stop.is_requested:
+        return "the launcher was told to stop"
+    if changes.room_for is None:
+        return ""
+    reason = f"there is room for {changes.room_for} workers: saving, to go on with so many"
+    say(reason)
+    return reason
 
 
 def _gone(nodes: Sequence[RayNode]) -> dict[str, str]:

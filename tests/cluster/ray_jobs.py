@@ -53,7 +53,7 @@ class RayRun(SlurmRun):
         while (now := self.state) != state:
             assert now in ("queued", "running"), self.output
             assert time.monotonic() < deadline, f"{state} did not come in {timeout_s:.0f} s\n{self.output}"
-            time.sleep(1.0)
+            time.sleep(2.0)
 
     def workers_of(self, attempt: int) -> int:
         """How many workers an attempt has had."""
