@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import ray
 
-from moe_cluster.contract import PREEMPTED, attempt_dir, request_stop
+from moe_cluster.contract import PREEMPTED, attempt_dir, request_end, request_stop
 from moe_cluster.errors import JobError
 from moe_cluster.job import Attempt
 from moe_cluster.launcher import Outcome
@@ -71,17 +71,18 @@ class RayLauncher:
             return Outcome(PREEMPTED, resizes=True)  # the room has gone since it was chosen
         running = TrainRun(attempt, self.share, nodes)
         changes = Changes(nodes, attempt.workers, self.allowed, self.share)
-        watch, reason = Watch(folder, attempt.workers), ""
+        watch, reason = Watch(attempt.run_dir, attempt.number, attempt.workers), ""
         while not running.wait(POLL_S):
             if stop.is_urgent:
                 ray.shutdown()  # ends all of this driver's actors
                 raise KeyboardInterrupt
             changes.look()
-            if not running.is_ending and (_tell_lost(changes, say) or watch.tell(say)):
+            if not running.is_ending and (watch.tell(say) or _has_lost(attempt, changes)):
                 running.end()
             if not reason and (reason := _reason_to_stop(stop, changes, say)):
                 request_stop(attempt.run_dir, attempt.number, reason)
-        outcome = outcome_of_ray(folder, attempt.workers, running.error, _gone(nodes))
+        lost = {node.host: _silence(node) for node in changes.lost}
+        outcome = outcome_of_ray(folder, attempt.workers, running.error, lost, _gone(nodes))
         if outcome.exit_code == PREEMPTED and not stop.is_requested:
             return replace(outcome, resizes=True)
         return outcome
@@ -107,11 +108,10 @@ class RayLauncher:
                 signal.signal(number, handler)
 
 
-def _tell_lost(changes: Changes, say: Callable[[str], None]) -> bool:
-    """Whether the attempt has to end since a node of it is gone."""
+def _has_lost(attempt: Attempt, changes: Changes) -> bool:
+    """Whether a node of the attempt is gone; the workers that are left are told to end."""
     if changes.lost:
-        names = ", ".join(f"node {node.host} ({node.address})" for node in changes.lost)
-        say(f"{names} does not answer: ending the attempt, to go on without it")
+        request_end(attempt.run_dir, attempt.number, ", ".join(map(_silence, changes.lost)))
     return bool(changes.lost)
 
 
@@ -129,8 +129,8 @@ def _reason_to_stop(stop: StopRequest, changes: Changes, say: Callable[[str], No
 def _gone(nodes: Sequence[RayNode]) -> dict[str, str]:
     """Hosts of `nodes` that do not answer any more, with that as a sentence."""
     there = {node.id for node in alive_nodes()}
-    return {
-        node.host: f"its node {node.host} ({node.address}) does not answer"
-        for node in nodes
-        if node.id not in there
-    }
+    return {node.host: _silence(node) for node in nodes if node.id not in there}
+
+
+def _silence(node: RayNode) -> str:
+    return f"its node {node.host} ({node.address}) does not answer"

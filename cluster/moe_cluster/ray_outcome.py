@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
-from moe_cluster.contract import DONE, ENDING_FILE, FAILED, HEARTBEAT_FILE, LAUNCHER_LOG, PREEMPTED
+from moe_cluster.contract import DONE, ENDING_FILE, FAILED, HEARTBEAT_FILE, LAUNCHER_LOG, LOG_FILE, PREEMPTED
 from moe_cluster.first_cause import Ending, FirstCause, find_first_cause, was_preempted
 from moe_cluster.launcher import Outcome
 
@@ -23,9 +23,17 @@ SHARED_FOLDER_LAG_S = 2.0
 
 
 def outcome_of_ray(
-    folder: Path, workers: int, error: BaseException | None, gone: Mapping[str, str]
+    folder: Path,
+    workers: int,
+    error: BaseException | None,
+    lost: Mapping[str, str],
+    gone: Mapping[str, str],
 ) -> Outcome:
-    """How the attempt in `folder` ended; `error` is Ray Train's, `gone` has lost hosts, each with a sentence."""
+    """How the attempt in `folder` ended; `error` is Ray Train's.
+
+    `lost` has the hosts for whose loss the attempt was ended, and `gone` those that do not answer by now, each with a
+    sentence.
+    """
     if error is not None:
         (folder / LAUNCHER_LOG).write_text("".join(traceback.format_exception(error)))
     endings = _endings(folder, workers, complete=error is None)
@@ -34,17 +42,29 @@ def outcome_of_ray(
         return Outcome(DONE)
     if len(ended) == workers and was_preempted(folder, endings):
         return Outcome(PREEMPTED)
+    if loss := _of_loss(folder, lost):
+        return Outcome(FAILED, loss)
     said = _said_by_ray(error)
-    lost = [_lost(folder, rank, said, gone) for rank in range(workers) if rank not in ended]
+    silent = [_silent(folder, rank, said, gone) for rank in range(workers) if rank not in ended]
     if not endings and isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
         return Outcome(PREEMPTED)  # another job has taken the room; nothing began
     if not endings and not any(
         (folder / f"rank-{rank}" / HEARTBEAT_FILE).exists() for rank in range(workers)
     ):
         return Outcome(FAILED, _never_began(folder, error, said))
-    lost.sort(key=lambda ending: ending.words is None)  # those of which something is known go first
-    cause = find_first_cause(folder, [*endings, *lost])
+    silent.sort(key=lambda ending: ending.words is None)  # those of which something is known go first
+    cause = find_first_cause(folder, [*endings, *silent])
     return Outcome(cause.exit_code, cause)
+
+
+def _of_loss(folder: Path, lost: Mapping[str, str]) -> FirstCause | None:
+    """The rank on a host that was lost; None if there is none."""
+    for path in sorted(folder.glob(f"rank-*/{HEARTBEAT_FILE}")):
+        beat, rank = json.loads(path.read_text()), int(path.parent.name.removeprefix("rank-"))
+        if beat["host"] in lost:
+            log = path.with_name(LOG_FILE)
+            return FirstCause(rank, beat["host"], beat["step"], lost[beat["host"]], log, FAILED)
+    return None
 
 
 def _endings(folder: Path, workers: int, *, complete: bool) -> list[Ending]:
@@ -70,7 +90,7 @@ def _said_by_ray(error: BaseException | None) -> dict[int, str]:
     return {rank: _first_line(failure) for rank, failure in failures.items()}
 
 
-def _lost(folder: Path, rank: int, said: Mapping[int, str], gone: Mapping[str, str]) -> Ending:
+def _silent(folder: Path, rank: int, said: Mapping[int, str], gone: Mapping[str, str]) -> Ending:
     heartbeat = folder / f"rank-{rank}" / HEARTBEAT_FILE
     host = json.loads(heartbeat.read_text())["host"] if heartbeat.exists() else ""
     return Ending(rank, -signal.SIGKILL, host, words=gone.get(host) or said.get(rank))

@@ -42,7 +42,6 @@ class TrainRun:
         """Start `attempt` with a worker on each of `nodes`, which may repeat."""
         self.error: BaseException | None = None
         """What Ray Train raised, once it is over."""
-        self._folder = attempt_dir(attempt.run_dir, attempt.number)
         self._ending_since: float | None = None
         self._thread = threading.Thread(target=self._fit, args=(attempt, share, nodes), daemon=True)
         self._thread.start()
@@ -53,9 +52,8 @@ class TrainRun:
         return self._ending_since is not None
 
     def end(self) -> None:
-        """Have the workers killed wherever they can be reached. Raises OSError."""
-        self._ending_since = time.monotonic()
-        (self._folder / ray_workers.END_FILE).touch()
+        """Wait no longer than LONGEST_END_S for workers that were told to end."""
+        self._ending_since = self._ending_since or time.monotonic()
 
     def wait(self, timeout_s: float) -> bool:
         """Whether it is over, after at most so many seconds, or will be waited for no longer."""

@@ -22,6 +22,7 @@ from typing import Any
 from moe_cluster.contract import (
     ATTEMPT_VARIABLE,
     DONE,
+    END_FILE,
     ENDING_FILE,
     LAUNCHER_VARIABLE,
     LOG_FILE,
@@ -29,9 +30,9 @@ from moe_cluster.contract import (
     rank_dir,
 )
 
-END_FILE = "end"
-"""In the attempt's folder: the launcher has given the attempt up, and its workers are to be killed."""
 LOOK_EVERY_S = 0.5
+END_S = 4.0
+"""For a worker that was told to end to do so by itself."""
 SIOCGIFADDR = 0x8915
 SECRETS = ("RAY_AUTH_TOKEN",)
 
@@ -98,10 +99,13 @@ def _run(words: list[str], environment: Mapping[str, str], folder: Path) -> int:
         worker = subprocess.Popen(
             [sys.executable, "-m", *words], env=dict(environment), stdin=subprocess.DEVNULL, stderr=log
         )
+    deadline = None
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
             return worker.wait(LOOK_EVERY_S)
-        if (folder.parent / END_FILE).exists():
+        if (folder.parent / END_FILE).exists() and deadline is None:
+            deadline = time.monotonic() + END_S
+        if deadline is not None and time.monotonic() >= deadline:
             worker.kill()
 
 

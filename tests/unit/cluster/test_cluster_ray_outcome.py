@@ -34,19 +34,19 @@ def worker(folder: Path, rank: int, exit_code: int | None, time: float = 0.0) ->
 def test_an_attempt_ends_as_its_workers_do(tmp_path: Path, code: int) -> None:
     worker(tmp_path, 0, code)
     worker(tmp_path, 1, code)
-    assert outcome_of_ray(tmp_path, 2, None, {}).exit_code == code
+    assert outcome_of_ray(tmp_path, 2, None, {}, {}).exit_code == code
 
 
 def test_a_failure_of_ray_after_all_workers_are_done_is_none(tmp_path: Path) -> None:
     worker(tmp_path, 0, DONE)
     worker(tmp_path, 1, DONE)
-    assert outcome_of_ray(tmp_path, 2, RayError({1: OSError("node died")}), {}).exit_code == DONE
+    assert outcome_of_ray(tmp_path, 2, RayError({1: OSError("node died")}), {}, {}).exit_code == DONE
 
 
 def test_the_worker_that_was_killed_first_is_the_cause(tmp_path: Path) -> None:
     worker(tmp_path, 0, -6, time=2.0)
     worker(tmp_path, 1, -9, time=1.0)
-    cause = outcome_of_ray(tmp_path, 2, RayError({}), {}).first_cause
+    cause = outcome_of_ray(tmp_path, 2, RayError({}), {}, {}).first_cause
     assert cause is not None
     assert (cause.rank, cause.host, cause.step) == (1, "h1", 7)
     assert "killed by SIGKILL" in cause.error
@@ -55,20 +55,28 @@ def test_the_worker_that_was_killed_first_is_the_cause(tmp_path: Path) -> None:
 def test_a_rank_whose_node_is_gone_is_the_cause_and_the_node_is_named(tmp_path: Path) -> None:
     worker(tmp_path, 0, None)
     worker(tmp_path, 1, None)
-    cause = outcome_of_ray(tmp_path, 2, RayError({}), {"h1": "its node h1 does not answer"}).first_cause
+    cause = outcome_of_ray(tmp_path, 2, RayError({}), {}, {"h1": "its node h1 does not answer"}).first_cause
     assert cause is not None
     assert (cause.rank, cause.error) == (1, "its node h1 does not answer")
 
 
+def test_a_node_for_whose_loss_an_attempt_was_ended_goes_before_what_the_others_say(tmp_path: Path) -> None:
+    worker(tmp_path, 0, -9, time=1.0)
+    worker(tmp_path, 1, None)
+    cause = outcome_of_ray(tmp_path, 2, RayError({}), {"h1": "its node h1 does not answer"}, {}).first_cause
+    assert cause is not None
+    assert (cause.rank, cause.host, cause.error) == (1, "h1", "its node h1 does not answer")
+
+
 def test_rays_own_words_are_told_of_an_actor_that_died(tmp_path: Path) -> None:
     worker(tmp_path, 0, None)
-    cause = outcome_of_ray(tmp_path, 1, RayError({0: OSError("the actor died\nmore")}), {}).first_cause
+    cause = outcome_of_ray(tmp_path, 1, RayError({0: OSError("the actor died\nmore")}), {}, {}).first_cause
     assert cause is not None
     assert cause.error == "OSError: the actor died"
 
 
 def test_rays_own_words_are_told_where_no_worker_began(tmp_path: Path) -> None:
-    outcome = outcome_of_ray(tmp_path, 2, RuntimeError("no such folder on the nodes\nmore"), {})
+    outcome = outcome_of_ray(tmp_path, 2, RuntimeError("no such folder on the nodes\nmore"), {}, {})
     assert outcome.exit_code == FAILED
     assert outcome.first_cause is not None
     assert outcome.first_cause.error == "RuntimeError: no such folder on the nodes"
