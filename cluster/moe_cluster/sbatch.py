@@ -6,17 +6,19 @@ for the shell below; what cannot be quoted, such as a line break, is refused. No
 script.
 """
 
+import json
 import math
 import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from moe_cluster.contract import JOB_VARIABLE, PREEMPTED
 from moe_cluster.errors import JobError
 from moe_cluster.job import JobSpec, Resources
+from moe_cluster.ray_share import SHARE_VARIABLE, Share
 from moe_cluster.records import JOBS_DIR
 
 PASSED_ON = ("partition", "account", "qos", "reservation", "constraint", "gres", "exclude")
@@ -25,6 +27,8 @@ LEAD = "lead_s"
 """Option: seconds before the time limit at which the run is told to save. Slurm looks twice a minute, so the signal
 comes up to half a minute early or late; the rest is for the step in progress and the save."""
 DEFAULT_LEAD_S = 300
+LAUNCHER = "launcher"
+"""Option: what runs the workers inside the allocation, slurm (default) or ray, a Ray of the job's own."""
 PYTHON = "python"
 """Option: the Python of the nodes; by default the one that submits."""
 WORKERS_VARIABLE = "MOE_TRAIN_WORKERS_PER_NODE"
@@ -83,7 +87,7 @@ def common_folder(jobs: Sequence[JobSpec]) -> Path:
 
 def require_options(options: Mapping[str, str]) -> None:
     """Raise JobError for an option that there is not, or a value that none of them can have."""
-    known = (*PASSED_ON, LEAD, PYTHON)
+    known = (*PASSED_ON, LEAD, LAUNCHER, PYTHON)
     for name, value in options.items():
         if name not in known:
             raise JobError(
@@ -91,6 +95,8 @@ def require_options(options: Mapping[str, str]) -> None:
                 f"or --directive=--{name}=... for a line of Slurm's own"
             )
         _require_text(f"--option {name}", value)
+    if options.get(LAUNCHER, "slurm") not in ("slurm", "ray"):
+        raise JobError(f"--option {LAUNCHER}={options[LAUNCHER]}: must be slurm or ray")
     if LEAD in options and not options[LEAD].isdecimal():
         raise JobError(f"--option {LEAD}={options[LEAD]}: must be a whole number of seconds")
 
@@ -172,14 +178,25 @@ def _exports(job: JobSpec) -> Iterator[str]:
         _require_text(f"environment {name}", value)
         yield f"export {name}={shlex.quote(value)}"
     yield f"export {WORKERS_VARIABLE}={job.resources.workers_per_node}"
+    if job.options.get(LAUNCHER) == "ray":
+        yield f"export {SHARE_VARIABLE}={shlex.quote(_ray_share(job.resources))}"
     yield f'export {JOB_VARIABLE}="slurm:$SLURM_JOB_ID"'
 
 
 def _command(job: JobSpec, python: str) -> str:
-    words = [python, "-m", "moe_train.cli", *job.command, "--launcher", "slurm"]
+    launcher = job.options.get(LAUNCHER, "slurm")
+    words = [python, "-m", "moe_train.cli", *job.command, "--launcher", launcher]
+    if launcher == "ray":
+        words = [python, "-m", "moe_cluster.ray_in_slurm", str(job.run_dir / JOBS_DIR), *words]
     for word in words:
         _require_text("command", word, may_be_empty=True)
     return f"command=({shlex.join(words)})"
+
+
+def _ray_share(needs: Resources) -> str:
+    resources = {"CPU": float(needs.cpus_per_worker or 1), "GPU": float(needs.gpus_per_worker)}
+    share = Share({name: number for name, number in resources.items() if number}, needs.workers_per_node)
+    return json.dumps(asdict(share))
 
 
 def _require_alike(jobs: Sequence[JobSpec]) -> None:

@@ -12,7 +12,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -29,6 +28,7 @@ from moe_cluster.linux import die_with_parent
 from moe_cluster.node import END_AT_ONCE, Share
 from moe_cluster.sbatch import WORKERS_VARIABLE
 from moe_cluster.slurm_client import host_names
+from moe_cluster.slurm_ports import free_ports
 from moe_cluster.stop import StopRequest
 from moe_cluster.watch import Watch
 
@@ -39,8 +39,6 @@ ROLL_CALL_TIMEOUT_S = 30.0
 ROLL_CALL_EVERY_S = 5.0
 NODES_PATIENCE_S = 900.0
 """How long a node may be silent; by then Slurm has long given it up and queued the job again (SlurmdTimeout)."""
-# Below the ports that Linux gives to outgoing connections.
-FIRST_PORT, NUM_PORTS = 20000, 12000
 # What srun says of a task, such as "srun: error: node2: task 1: Exited with exit code 1".
 FAILED_TASK = re.compile(r"srun: error: (\S+): tasks? [\d,-]+: (.+)")
 
@@ -112,7 +110,8 @@ class SlurmLauncher:
         room = self._room(attempt.workers)
         full, rest = divmod(attempt.workers, room)
         workers = (*[room] * full, *[rest] * bool(rest))
-        share = Share(self.nodes[: len(workers)], _port(attempt, self.environment), workers)
+        port = free_ports(int(self.environment["SLURM_JOB_ID"]) + attempt.number, 1)[0]
+        share = Share(self.nodes[: len(workers)], port, workers)
         own = ["--nodelist", ",".join(share.nodes), "--kill-on-bad-exit=1", "--wait=0"]
         return [*self._srun(len(share.nodes)), *own, sys.executable, *share.words(attempt)]
 
@@ -162,17 +161,6 @@ def _end(srun: "subprocess.Popen[bytes]") -> None:
     if srun.poll() is None:
         srun.kill()
         srun.wait()
-
-
-def _port(attempt: Attempt, environment: Mapping[str, str]) -> int:
-    """A port for the workers' store that is free here, where their first node is; another one for each attempt."""
-    start = int(environment["SLURM_JOB_ID"]) * 101 + attempt.number
-    for number in range(NUM_PORTS):
-        port = FIRST_PORT + (start + number) % NUM_PORTS
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("", port))
-            return port
-    raise ClusterError(f"no port from {FIRST_PORT} on is free on {socket.gethostname()}")
 
 
 def name_node(outcome: Outcome, folder: Path) -> Outcome:

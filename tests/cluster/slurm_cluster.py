@@ -112,9 +112,11 @@ class SlurmCluster:
 
     def start_node(self, name: str) -> None:
         """Boot a node, in the place of one that has crashed."""
+        Path("/tmp/ray").mkdir(exist_ok=True)
         shell = (
             f"hostname {name}; mount --make-rprivate /; mount --bind {self.folder}/hosts /etc/hosts; "
             f"mount -t tmpfs -o size={SCRATCH_MB}m tmpfs {self.scratch}; mount -t tmpfs -o size=256m tmpfs /dev/shm; "
+            f"mount -t tmpfs tmpfs /tmp/ray; "
             f"slurmd -D -N {name} -f {self.folder}/slurm.conf & wait"
         )
         inside = [

@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import slurm_cluster
@@ -89,6 +90,34 @@ def test_representative_a_killed_worker_is_named_and_its_run_goes_on_where_it_is
     assert run.numbers() == undisturbed.numbers()
     seen = "rank, node, step and signal named; second attempt in the same allocation"
     scenarios.add("a worker is killed", f"named; {GOES_ON}", seen, recovery_s)
+
+
+def test_a_ray_inside_of_a_job_trains_the_same_and_leaves_no_process_and_no_token(
+    terminal: Terminal, undisturbed: SlurmRun, scenarios: Scenarios
+) -> None:
+    run = terminal.submit("ray-inside", *TWO_NODES, "--option", "launcher=ray", "--option", "gres=gpu:0")
+    run.wait_for_step(20)
+    host, pid = run.worker(rank=1)
+    environment = Path(f"/proc/{pid}/environ").read_bytes().decode()
+    token = environment.partition("RAY_AUTH_TOKEN=")[2].partition("\0")[0]
+    assert len(token) == 64
+    commands = [
+        command for name in terminal.cluster.names for command in terminal.cluster.processes(name).values()
+    ]
+    assert any("raylet" in command for command in commands)
+    assert not any(token in command for command in commands)
+    os.kill(pid, signal.SIGKILL)
+    recovery_s = back_at_work(run, time.monotonic())
+    run.wait_for_job("COMPLETED")
+    assert f"rank 1 on {host} failed after step" in run.output
+    assert run.attempts == 2
+    assert run.numbers() == undisturbed.numbers()
+    for name in terminal.cluster.names:
+        assert not [each for each in terminal.cluster.processes(name).values() if "ray" in each]
+    for path in run.folder.rglob("*"):
+        assert path.is_dir() or token.encode() not in path.read_bytes()
+    seen = "rank and node named, second attempt in the same Ray; nothing of it left on the nodes afterwards"
+    scenarios.add("a worker of a Ray inside of a job is killed", f"named; {GOES_ON}", seen, recovery_s)
 
 
 def test_a_worker_that_hangs_is_named_and_its_run_goes_on(

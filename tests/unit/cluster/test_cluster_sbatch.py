@@ -60,6 +60,7 @@ def refused(job: JobSpec, *parts: str) -> None:
     [
         ("small.sh", script(SMALL, PYTHON)),
         ("large.sh", script(LARGE, PYTHON)),
+        ("ray.sh", script(replace(LARGE, options={"launcher": "ray"}), PYTHON)),
         ("sweep.sh", array_script(SWEEP, 2, PYTHON)),
     ],
 )
@@ -103,6 +104,7 @@ def test_no_value_can_begin_a_line_of_its_own(place: str, end: str) -> None:
         ({"options": {"queue": "gpu"}}, ("--option queue=gpu", "partition")),
         ({"options": {"partition": ""}}, ("--option partition", "empty")),
         ({"options": {"lead_s": "5m"}}, ("lead_s=5m", "whole number of seconds")),
+        ({"options": {"launcher": "mpi"}}, ("launcher=mpi", "slurm or ray")),
         ({"directives": ("END",)}, ("--directive END", "--name=value")),
         ({"directives": ("--output=/etc/passwd",)}, ("moe-train sets --output itself",)),
         ({"directives": ("--array=0-9",)}, ("moe-train sets --array itself",)),

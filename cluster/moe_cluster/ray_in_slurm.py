@@ -1,0 +1,141 @@
+"""A Ray of one's own inside a Slurm job: `python -m moe_cluster.ray_in_slurm COMMAND...`, on the batch node.
+
+`srun` starts one `ray start --block` on each node of the allocation, with a token of this job's own; COMMAND runs
+beside them, and when it ends exactly these Ray processes end: they are steps of this job, and a Ray that others
+have on the same machines is neither asked nor stopped. Signals go to COMMAND, whose exit code is the one of all.
+"""
+
+import functools
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+
+from moe_cluster.contract import FAILED
+from moe_cluster.errors import ClusterError
+from moe_cluster.linux import die_with_parent
+from moe_cluster.slurm_client import host_names
+from moe_cluster.slurm_ports import free_ports
+
+STARTED = "Ray runtime started"
+START_TIMEOUT_S = 300.0
+END_TIMEOUT_S = 30.0
+POLL_S = 0.2
+
+
+class RayOfJob:
+    """Ray on all nodes of an allocation, as a context manager; `environment` is what leads to it."""
+
+    def __init__(self, environment: Mapping[str, str], logs: Path) -> None:
+        """`logs`: a folder for what Ray's processes say."""
+        self._job_id, self._logs = environment["SLURM_JOB_ID"], logs
+        self._nodes = host_names(environment["SLURM_JOB_NODELIST"])
+        self._cpus = environment.get("SLURM_CPUS_PER_TASK", "1")
+        self._gpus = environment.get("SLURM_GPUS_ON_NODE", "0")
+        self._ports = free_ports(int(self._job_id), 2)
+        self._address = f"{self._nodes[0]}:{self._ports[0]}"
+        # A token in the environment is seen by this user's own processes alone, in no command line and in no log.
+        own = {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+        self.environment = {**environment, **own, "RAY_ADDRESS": self._address}
+        self._steps: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> "RayOfJob":
+        try:
+            self._start("head", self._nodes[:1], self._head_options())
+            if others := self._nodes[1:]:
+                self._start("others", others, [f"--address={self._address}"])
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._end()
+
+    def _head_options(self) -> list[str]:
+        gcs, dashboard = self._ports
+        place = [f"--port={gcs}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"]
+        return ["--head", *place, f"--temp-dir=/tmp/ray/slurm-{self._job_id}", "--disable-usage-stats"]
+
+    def _start(self, name: str, nodes: Sequence[str], options: Sequence[str]) -> None:
+        """Start Ray on some nodes, and return once it says that it runs on all of them."""
+        path = self._logs / f"{self._job_id}-ray-{name}.log"
+        where = [
+            f"--nodes={len(nodes)}",
+            f"--ntasks={len(nodes)}",
+            "--ntasks-per-node=1",
+            f"--nodelist={','.join(nodes)}",
+        ]
+        srun = ["srun", "--overlap", *where, f"--cpus-per-task={self._cpus}", "--kill-on-bad-exit=1"]
+        size = [f"--num-cpus={self._cpus}", f"--num-gpus={self._gpus}"]
+        ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *options, *size]
+        with path.open("w") as log:
+            step = subprocess.Popen(
+                [*srun, *ray],
+                env={name: value for name, value in self.environment.items() if name != "RAY_ADDRESS"},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=functools.partial(die_with_parent, os.getpid()),
+            )
+        self._steps.append(step)
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while path.read_text(errors="replace").count(STARTED) < len(nodes):
+            if step.poll() is not None or time.monotonic() > deadline:
+                how = "did not start in time" if step.poll() is None else "ended at once"
+                raise ClusterError(f"Ray on {', '.join(nodes)} {how}; read {path}")
+            time.sleep(POLL_S)
+
+    def _end(self) -> None:
+        """End these steps, the head last; Slurm kills whatever of a step outlives its first process."""
+        for step in reversed(self._steps):
+            step.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + END_TIMEOUT_S
+        for step in self._steps:
+            try:
+                step.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                step.kill()
+                step.wait()
+
+
+def main(command: Sequence[str], environment: Mapping[str, str], logs: Path) -> int:
+    """Run `command` with a Ray of its own; returns its exit code. Raises ClusterError if Ray does not start."""
+    running: list[subprocess.Popen[bytes]] = []
+    early: list[int] = []
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        if running:
+            running[0].send_signal(number)
+        else:
+            early.append(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, forward)
+    with RayOfJob(environment, logs) as ray:
+        if early:
+            return 128 + early[0]
+        running.append(
+            subprocess.Popen(
+                command, env=ray.environment, preexec_fn=functools.partial(die_with_parent, os.getpid())
+            )
+        )
+        return running[0].wait()
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[2:], os.environ, Path(sys.argv[1])))
+    except ClusterError as error:
+        print(f"moe-train: error: {error}", file=sys.stderr)
+        sys.exit(FAILED)
