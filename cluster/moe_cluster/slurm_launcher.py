@@ -147,7 +147,7 @@ def _wait(srun: "subprocess.Popen[bytes]", stop: StopRequest, must_end: Callable
         if stop.is_urgent:
             raise KeyboardInterrupt
         if stop.is_requested and not told:
-            srun.send_signal(signal.SIGTERM)
+            srun.send_signal(signal.SIGUSR1)  # passed on; at SIGTERM srun has the step killed after KillWait
             told = True
         if deadline == math.inf and must_end():
             srun.send_signal(END_AT_ONCE)

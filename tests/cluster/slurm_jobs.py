@@ -98,6 +98,10 @@ class SlurmRun:
         """Hand the run to Slurm again."""
         self.job_id = _job_id(self.terminal("resume", str(self.folder)))
 
+    def workers_of(self, attempt: int) -> int:
+        """How many workers an attempt has had."""
+        return len(list(self.folder.glob(f"attempts/{attempt}/rank-*/heartbeat.json")))
+
     def status(self) -> dict[str, Any]:
         return dict(json.loads(self.terminal("status", str(self.folder), "--json")))
 

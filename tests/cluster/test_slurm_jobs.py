@@ -158,6 +158,24 @@ def test_a_run_outlives_any_of_its_nodes(
     )
 
 
+def test_a_run_goes_on_with_fewer_nodes_where_there_are_no_more(
+    terminal: Terminal, undisturbed: SlurmRun, scenarios: Scenarios
+) -> None:
+    run = terminal.submit("fewer-nodes", "--nodes", "1:2")
+    run.wait_for_step(20)
+    assert run.workers_of(1) == 2
+    host, _ = run.worker(rank=1)
+    for name in {*terminal.cluster.names[1:], host} - {run.worker(rank=0)[0]}:
+        terminal.cluster.crash(name)
+    recovery_s = back_at_work(run, time.monotonic())
+    run.wait_for_job("COMPLETED")
+    assert (run.attempts, run.workers_of(2)) == (2, 1)
+    last = (STEPS, "validation_loss")
+    assert run.numbers()[last] == pytest.approx(undisturbed.numbers()[last], rel=1e-3)
+    seen = "queued again by Slurm, done by one worker instead of two"
+    scenarios.add("two of three nodes die (`--nodes 1:2`)", f"{GOES_ON}, on fewer nodes", seen, recovery_s)
+
+
 def test_a_run_outlives_the_daemon_of_its_node(
     terminal: Terminal, undisturbed: SlurmRun, scenarios: Scenarios
 ) -> None:
