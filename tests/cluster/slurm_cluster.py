@@ -154,6 +154,8 @@ class SlurmCluster:
             if not is_alive(self._nodes[name].pid) or not self._slurmd(name):
                 self.crash(name)
                 self.start_node(name)
+            else:
+                self.inside(name, "find", str(self.scratch), "-mindepth", "1", "-delete")
         wait_for(lambda: self.call("squeue", "--noheader") == "", timeout_s=60)
         self.wait_until_idle()
 
