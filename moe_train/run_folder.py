@@ -68,7 +68,7 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.path / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+            self._lock = os.open(self.path / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
             self.is_of_same_job = bool(self.job) and self._owner() == self.job
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             replace_text(self.path / OWNER_FILE, self.job)

@@ -34,7 +34,7 @@ class JsonlSink(Callback):
         """Open the file, and cut what a killed attempt left half-written at its end."""
         self._path = info.run_dir / METRICS_FILE
         try:
-            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
             size = os.fstat(self._fd).st_size
             sound = _sound_size(self._fd, size)
             if sound < size:

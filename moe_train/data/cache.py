@@ -113,7 +113,7 @@ def _measure(path: Path) -> dict[str, Any]:
 @contextmanager
 def _locked(entry: Path, progress: Callable[[str], None]) -> Iterator[None]:
     """Hold the lock of `entry`; the kernel releases it when its holder dies, however it dies."""
-    descriptor = os.open(entry.with_name(f"{entry.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(entry.with_name(f"{entry.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

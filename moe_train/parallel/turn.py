@@ -23,7 +23,7 @@ def first_of_host(world: World, folder: Path) -> Iterator[None]:
         yield
         return
     leader = world.rank - world.local_rank
-    lock = os.open(folder / f"first-{leader}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    lock = os.open(folder / f"first-{leader}.lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
         if world.local_rank == 0:
             fcntl.flock(lock, fcntl.LOCK_EX)

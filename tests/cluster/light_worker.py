@@ -1,4 +1,4 @@
-"""A worker without torch and collectives, light enough to be started 256 times: it makes steps, beats, and may be killed.
+"""A worker without torch and collectives, light enough to be started 256 times: it makes steps and may be killed.
 
 LIGHT is "RANK:STEP:ATTEMPT" of the one that kills itself.
 """

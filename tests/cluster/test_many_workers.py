@@ -14,6 +14,7 @@ pytestmark = pytest.mark.cluster
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 WORKERS = 256
+WORDS = ("run", "recipe.yaml", "--run-dir", "run", "--workers", str(WORKERS), "--max-restarts", "1")
 
 
 def test_one_launcher_drives_256_workers_through_a_death_and_a_restart(tmp_path: Path) -> None:
@@ -22,8 +23,7 @@ def test_one_launcher_drives_256_workers_through_a_death_and_a_restart(tmp_path:
     )
     processes = OwnProcesses()
     done = subprocess.run(
-        [sys.executable, str(HERE / "launch_light.py"), "run", "recipe.yaml", "--run-dir", "run"]
-        + ["--workers", str(WORKERS), "--max-restarts", "1"],
+        [sys.executable, str(HERE / "launch_light.py"), *WORDS],
         cwd=tmp_path,
         env={
             **os.environ,

@@ -1,6 +1,7 @@
 """Who may write to a run folder, and what a resume may change."""
 
 import os
+import stat
 import subprocess
 import sys
 import tempfile
@@ -144,3 +145,19 @@ def test_a_folder_that_may_not_be_written_is_one_clear_message() -> None:
     assert done.stderr.startswith(expected)
     assert "another --run-dir" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o077])
+def test_all_files_of_a_run_have_the_users_umask(moe_train: Command, tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        assert moe_train("run", "small.yaml", "steps=2", "--run-dir", str(tmp_path / "run")).code == 0
+    finally:
+        os.umask(before)
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "run").rglob("*")}
+    wrong = {
+        str(path): oct(mode)
+        for path, mode in modes.items()
+        if mode != (0o777 if path.is_dir() else 0o666) & ~umask
+    }
+    assert wrong == {}
