@@ -48,12 +48,13 @@ class RayRun(SlurmRun):
         return dict(json.loads((self.folder / f"attempts/{attempt}/outcome.json").read_text()))
 
     def wait_until(self, state: str, timeout_s: float = 150.0) -> None:
-        """Wait until `moe-train status` says so; fail as soon as it says another end."""
+        """Wait until `moe-train status` says so and the launcher has ended; fail as soon as it says another end."""
         deadline = time.monotonic() + timeout_s
         while (now := self.state) != state:
             assert now in ("queued", "running"), self.output
             assert time.monotonic() < deadline, f"{state} did not come in {timeout_s:.0f} s\n{self.output}"
             time.sleep(2.0)
+        wait_for((self.folder / f"attempts/{self.attempts}/outcome.json").exists, every_s=0.1)
 
     def workers_of(self, attempt: int) -> int:
         """How many workers an attempt has had."""

@@ -78,6 +78,21 @@ def test_representative_a_killed_worker_is_named_and_the_run_goes_on(
     assert run.numbers() == undisturbed.numbers()
 
 
+def test_a_worker_that_hangs_is_named_killed_and_the_run_goes_on(
+    terminal: RayTerminal, undisturbed: RayRun
+) -> None:
+    run = terminal.hand_over("hangs", *TWO_NODES, "job.hang_s=10")
+    run.wait_for_step(20, timeout_s=150)
+    host, pid = run.worker(rank=1)
+    os.kill(pid, signal.SIGSTOP)
+    run.tell_recovery("a worker stopped (job.hang_s=10)", attempt=1)
+    assert not os.path.exists(f"/proc/{pid}")
+    run.wait_until("finished")
+    assert f"rank 1 on {host} is silent" in str(run.outcome(1)["cause"])
+    assert run.attempts == 2
+    assert run.numbers() == undisturbed.numbers()
+
+
 def _kill_raylet(node: Node) -> None:
     for pid in node.processes("raylet/raylet"):
         os.kill(pid, signal.SIGKILL)
@@ -106,9 +121,9 @@ def test_a_lost_node_is_named_the_run_shrinks_and_grows_again_when_it_is_back(
 
 
 def test_a_lost_head_loses_the_job_and_a_resume_goes_on_from_the_last_checkpoint(
-    cluster: RayCluster, terminal: RayTerminal, undisturbed: RayRun
+    cluster: RayCluster, terminal: RayTerminal, undisturbed_alone: RayRun
 ) -> None:
-    run = terminal.hand_over("head-lost", *TWO_NODES)
+    run = terminal.hand_over("head-lost", "--nodes", "2", *LONG)
     run.wait_for_step(40, timeout_s=150)
     cluster.head.crash()
     began = time.monotonic()
@@ -118,7 +133,7 @@ def test_a_lost_head_loses_the_job_and_a_resume_goes_on_from_the_last_checkpoint
     run.resume()
     run.wait_until("finished")
     assert run.attempts == 2
-    assert run.numbers() == undisturbed.numbers()
+    run.assert_like(undisturbed_alone)
 
 
 def test_a_cancelled_job_saves_and_a_resume_goes_on_where_it_was(
