@@ -33,9 +33,8 @@ class Client:
         self.address = address
         with self._explained("be reached"):
             self._client = _BoundedClient(address)
-        logging.getLogger("ray.dashboard").setLevel(
-            logging.WARNING
-        )  # it tells of every upload and connection
+        # It tells of every upload and connection.
+        logging.getLogger("ray.dashboard").setLevel(logging.WARNING)
 
     def submit(self, request: Mapping[str, Any]) -> str:
         """Hand over a job; returns its id."""

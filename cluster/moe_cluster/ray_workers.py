@@ -35,6 +35,7 @@ END_S = 4.0
 """For a worker that was told to end to do so by itself."""
 SIOCGIFADDR = 0x8915
 SECRETS = ("RAY_AUTH_TOKEN",)
+"""Ray's alone: a trainer has no use for them."""
 
 
 class WorkerEndedError(Exception):
@@ -65,7 +66,8 @@ def train(config: Mapping[str, Any]) -> None:
         LAUNCHER_VARIABLE: os.getpid(),
     }
     inherited = {name: value for name, value in os.environ.items() if name not in SECRETS}
-    inherited.setdefault("GLOO_SOCKET_IFNAME", interface_of(address))
+    if interface := interface_of(address):
+        inherited.setdefault("GLOO_SOCKET_IFNAME", interface)
     environment = {
         **inherited,
         **config["environment"],

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from network_nodes import Network, Node, require_namespaces
+from own_processes import wait_for
 from ray_cluster import RayCluster
 from ray_jobs import TWO_NODES, RayRun, RayTerminal
 from slurm_jobs import STEPS
@@ -19,6 +20,8 @@ pytestmark = pytest.mark.cluster
 
 LONG = ("steps=1200", "optim.lr=1e-4")
 """Time enough to lose a node, to go on without it, and to have it back; and a rate at which rounding stays rounding."""
+
+WAITING = "waiting for room: 2 workers are needed, and there is room for 1"
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +99,21 @@ def test_a_worker_that_hangs_is_named_killed_and_the_run_goes_on(
 def _kill_raylet(node: Node) -> None:
     for pid in node.processes("raylet/raylet"):
         os.kill(pid, signal.SIGKILL)
+
+
+def test_a_run_that_needs_all_its_nodes_waits_for_the_lost_one_and_says_so(
+    cluster: RayCluster, terminal: RayTerminal, undisturbed: RayRun
+) -> None:
+    run = terminal.hand_over("waits", *TWO_NODES)
+    run.wait_for_step(20, timeout_s=150)
+    host, _ = run.worker(rank=1)
+    lost = next(node for node in cluster.workers if node.name == host)
+    _kill_raylet(lost)
+    wait_for(lambda: WAITING in run.output, every_s=2.0)
+    cluster.repair_worker(lost)
+    run.wait_until("finished")
+    assert run.attempts == 2
+    assert run.numbers() == undisturbed.numbers()
 
 
 @pytest.mark.parametrize("fault", [_kill_raylet, Node.crash, Node.partition], ids=["raylet", "node", "cable"])
