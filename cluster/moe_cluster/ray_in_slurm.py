@@ -9,6 +9,7 @@ import functools
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -38,7 +39,9 @@ class RayOfJob:
         self._cpus = environment.get("SLURM_CPUS_PER_TASK", "1")
         self._gpus = environment.get("SLURM_GPUS_ON_NODE", "0")
         self._ports = free_ports(int(self._job_id), 2)
-        self._address = f"{self._nodes[0]}:{self._ports[0]}"
+        # Not by name: Ray asks name servers even for what stands in /etc/hosts.
+        self._ip = socket.gethostbyname(self._nodes[0])
+        self._address = f"{self._ip}:{self._ports[0]}"
         # A token in the environment is seen by this user's own processes alone, in no command line and in no log.
         own = {
             "RAY_AUTH_MODE": "token",
@@ -63,7 +66,8 @@ class RayOfJob:
 
     def _head_options(self) -> list[str]:
         gcs, dashboard = self._ports
-        place = [f"--port={gcs}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"]
+        place = [f"--node-ip-address={self._ip}", f"--port={gcs}"]
+        place += [f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"]
         return ["--head", *place, f"--temp-dir=/tmp/ray/slurm-{self._job_id}", "--disable-usage-stats"]
 
     def _start(self, name: str, nodes: Sequence[str], options: Sequence[str]) -> None:
