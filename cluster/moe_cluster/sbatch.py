@@ -32,7 +32,10 @@ LAUNCHER = "launcher"
 PYTHON = "python"
 """Option: the Python of the nodes; by default the one that submits."""
 WORKERS_VARIABLE = "MOE_TRAIN_WORKERS_PER_NODE"
-SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|PRIVATE_KEY|ACCESS_KEY", re.IGNORECASE)
+SECRET = re.compile(
+    r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS|APIKEY|API_KEY|ACCESS_KEY|PRIVATE_KEY)(_|$)",
+    re.IGNORECASE,
+)
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 JOB_ID = re.compile(r"[0-9]+(_[0-9]+)?")
 CONTROL = re.compile(r"[\x00-\x1f\x7f\u0085\u2028\u2029]")

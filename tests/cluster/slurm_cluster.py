@@ -115,6 +115,7 @@ class SlurmCluster:
         Path("/tmp/ray").mkdir(exist_ok=True)
         shell = (
             f"hostname {name}; mount --make-rprivate /; mount --bind {self.folder}/hosts /etc/hosts; "
+            f"mount --bind {self.folder}/resolv.conf /etc/resolv.conf; "
             f"mount -t tmpfs -o size={SCRATCH_MB}m tmpfs {self.scratch}; mount -t tmpfs -o size=256m tmpfs /dev/shm; "
             f"mount -t tmpfs tmpfs /tmp/ray; "
             f"slurmd -D -N {name} -f {self.folder}/slurm.conf & wait"
@@ -226,6 +227,9 @@ class SlurmCluster:
         addresses |= {name: self._address(name) for name in self.names}
         lines = [f"{address} {name}\n" for name, address in addresses.items()]
         (self.folder / "hosts").write_text("".join(lines))
+        (self.folder / "resolv.conf").write_text(
+            ""
+        )  # one name server that is not there costs 10 s a question
 
     def _make_network(self) -> None:
         bridge = self._tag

@@ -120,6 +120,16 @@ def test_what_no_script_may_hold_is_refused_with_the_way_out(change: dict, parts
     refused(replace(SMALL, **change), *parts)
 
 
+def test_a_variable_that_only_sounds_like_a_secret_is_set() -> None:
+    job = replace(SMALL, environment={"TOKENIZERS_PARALLELISM": "false"})
+    assert "\nexport TOKENIZERS_PARALLELISM=false\n" in script(job, PYTHON)
+
+
+@pytest.mark.parametrize("name", ["HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "wandb_api_key", "DB_PASSWORD"])
+def test_a_secret_is_kept_out_of_the_script(name: str) -> None:
+    refused(replace(SMALL, environment={name: "x"}), name, "the job inherits it")
+
+
 def test_jobs_of_an_array_share_all_but_name_folder_and_command() -> None:
     other = replace(SWEEP[1], resources=Resources(nodes=2))
     with pytest.raises(JobError, match=r"small-2e-3: asks for other resources or options than small-1e-3"):
