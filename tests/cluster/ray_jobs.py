@@ -60,14 +60,14 @@ class RayRun(SlurmRun):
         """How many workers an attempt has had."""
         return len(list(self.folder.glob(f"attempts/{attempt}/rank-*/heartbeat.json")))
 
-    def tell_recovery(self, what: str, attempt: int) -> None:
-        """Wait until attempt `attempt` has ended and the next one computes; print how long each took from this call."""
+    def recovery(self, attempt: int) -> tuple[float, float]:
+        """Seconds from this call until attempt `attempt` has ended, and until the next one computes."""
         began = time.monotonic()
         end = self.folder / f"attempts/{attempt}/outcome.json"
         wait_for(end.exists, every_s=0.05, timeout_s=120)
         ended = time.monotonic() - began
         self.wait_for_attempt(attempt + 1, timeout_s=120)
-        print(f"{what}: seen after {ended:.1f} s, training again after {time.monotonic() - began:.1f} s")
+        return ended, time.monotonic() - began
 
     def wait_for_attempt_folder(self, number: int) -> None:
         """Wait until an attempt is about to begin."""

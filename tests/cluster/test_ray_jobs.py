@@ -14,13 +14,25 @@ from network_nodes import Network, Node, require_namespaces
 from own_processes import wait_for
 from ray_cluster import RayCluster
 from ray_jobs import TWO_NODES, RayRun, RayTerminal
+from scenarios import Scenarios
 from slurm_jobs import STEPS
+
+from moe_cluster.linux import is_alive
 
 pytestmark = pytest.mark.cluster
 
 LONG = ("steps=1200", "optim.lr=1e-4")
 """Time enough to lose a node, to go on without it, and to have it back; and a rate at which rounding stays rounding."""
 
+INTRODUCTION = """\
+# On Ray: what was promised and what was seen
+
+Written by `make cluster` (tests/cluster/test_ray_jobs.py): a real Ray 2.60 of a head and two workers on one machine of
+two busy cores, a run of two workers on two nodes, faults done to real processes. "Back at work" is from the fault to
+the first step after it, of which a start of Ray Train, Python and torch takes most. Runs that always had two workers
+ended with bitwise the numbers of an undisturbed one; those that shrank and grew, and the one that lost its head, with
+the losses of a run of one worker at every step, within 1e-4.
+"""
 WAITING = "waiting for room: 2 workers are needed, and there is room for 1"
 
 
@@ -31,6 +43,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
         cluster = RayCluster(network, tmp_path_factory.mktemp("ray"))
         cluster.start()
         yield cluster
+
+
+@pytest.fixture(scope="module")
+def table() -> Scenarios:
+    return Scenarios("ray", INTRODUCTION)
 
 
 @pytest.fixture(scope="module")
@@ -60,40 +77,53 @@ def _repaired(cluster: RayCluster) -> Iterator[None]:
     cluster.repair()
 
 
-def test_representative_a_run_on_two_nodes_ends_well(undisturbed: RayRun) -> None:
+def test_representative_a_run_on_two_nodes_ends_well(undisturbed: RayRun, table: Scenarios) -> None:
     assert undisturbed.attempts == 1
     assert undisturbed.workers_of(1) == 2
     assert {undisturbed.status()["step"], undisturbed.step} == {STEPS}
+    table.add("nothing", "one attempt, exit code 0", "so")
 
 
 def test_representative_a_killed_worker_is_named_and_the_run_goes_on(
-    terminal: RayTerminal, undisturbed: RayRun
+    terminal: RayTerminal, undisturbed: RayRun, table: Scenarios
 ) -> None:
     run = terminal.hand_over("worker-killed", *TWO_NODES)
     run.wait_for_step(20)
     host, pid = run.worker(rank=1)
     os.kill(pid, signal.SIGKILL)
-    run.tell_recovery("a worker killed", attempt=1)
+    seen_s, recovery_s = run.recovery(attempt=1)
     run.wait_until("finished")
     assert f"rank 1 on {host} failed after step" in run.output
     assert "killed by SIGKILL" in run.output
     assert run.attempts == 2
     assert run.numbers() == undisturbed.numbers()
+    table.add(
+        "a worker is killed",
+        "named; the run goes on from its last checkpoint",
+        f"seen after {seen_s:.0f} s, then so",
+        recovery_s,
+    )
 
 
 def test_a_worker_that_hangs_is_named_killed_and_the_run_goes_on(
-    terminal: RayTerminal, undisturbed: RayRun
+    terminal: RayTerminal, undisturbed: RayRun, table: Scenarios
 ) -> None:
     run = terminal.hand_over("hangs", *TWO_NODES, "job.hang_s=10")
     run.wait_for_step(20, timeout_s=150)
     host, pid = run.worker(rank=1)
     os.kill(pid, signal.SIGSTOP)
-    run.tell_recovery("a worker stopped (job.hang_s=10)", attempt=1)
-    assert not os.path.exists(f"/proc/{pid}")
+    seen_s, recovery_s = run.recovery(attempt=1)
+    assert not is_alive(pid)
     run.wait_until("finished")
     assert f"rank 1 on {host} is silent" in str(run.outcome(1)["cause"])
     assert run.attempts == 2
     assert run.numbers() == undisturbed.numbers()
+    table.add(
+        "a worker is stopped (SIGSTOP), `job.hang_s=10`",
+        "named and killed; the run goes on from its last checkpoint",
+        f"seen after {seen_s:.0f} s, then so",
+        recovery_s,
+    )
 
 
 def _kill_raylet(node: Node) -> None:
@@ -102,7 +132,7 @@ def _kill_raylet(node: Node) -> None:
 
 
 def test_a_run_that_needs_all_its_nodes_waits_for_the_lost_one_and_says_so(
-    cluster: RayCluster, terminal: RayTerminal, undisturbed: RayRun
+    cluster: RayCluster, terminal: RayTerminal, undisturbed: RayRun, table: Scenarios
 ) -> None:
     run = terminal.hand_over("waits", *TWO_NODES)
     run.wait_for_step(20, timeout_s=150)
@@ -114,32 +144,55 @@ def test_a_run_that_needs_all_its_nodes_waits_for_the_lost_one_and_says_so(
     run.wait_until("finished")
     assert run.attempts == 2
     assert run.numbers() == undisturbed.numbers()
+    table.add(
+        "a raylet is killed, all nodes are needed (`--nodes 2`)",
+        "the run waits for the node, says so, and goes on",
+        "so",
+    )
 
 
-@pytest.mark.parametrize("fault", [_kill_raylet, Node.crash, Node.partition], ids=["raylet", "node", "cable"])
+@pytest.mark.parametrize(
+    ("fault", "what"),
+    [
+        pytest.param(_kill_raylet, "a raylet is killed", id="raylet"),
+        pytest.param(Node.crash, "a node crashes", id="node"),
+        pytest.param(Node.partition, "a node is cut off", id="cable"),
+    ],
+)
 def test_a_lost_node_is_named_the_run_shrinks_and_grows_again_when_it_is_back(
-    cluster: RayCluster, terminal: RayTerminal, undisturbed_alone: RayRun, fault: Callable[[Node], None]
+    cluster: RayCluster,
+    terminal: RayTerminal,
+    undisturbed_alone: RayRun,
+    fault: Callable[[Node], None],
+    what: str,
+    table: Scenarios,
 ) -> None:
-    name = f"lost-{fault.__name__.strip('_')}"
-    run = terminal.hand_over(name, "--nodes", "1:2", *LONG)
+    run = terminal.hand_over(f"lost-{fault.__name__.strip('_')}", "--nodes", "1:2", *LONG)
     run.wait_for_step(40, timeout_s=150)
     host, _ = run.worker(rank=1)
     lost = next(node for node in cluster.workers if node.name == host)
     fault(lost)
-    run.tell_recovery(name, attempt=1)
+    seen_s, recovery_s = run.recovery(attempt=1)
     assert run.workers_of(2) == 1
     assert host in str(run.outcome(1)["cause"])
     cluster.repair_worker(lost)
-    run.tell_recovery(f"{name}, growth", attempt=2)
+    growth_s, regrown_s = run.recovery(attempt=2)
     run.wait_until("finished")
     assert [run.outcome(attempt)["exit_code"] for attempt in (1, 2, 3)] == [1, 75, 0]
     assert [run.workers_of(attempt) for attempt in (1, 2, 3)] == [2, 1, 2]
     assert run.attempts == 3
     run.assert_like(undisturbed_alone)
+    table.add(
+        f"{what}, `--nodes 1:2`",
+        "the node is named; the run goes on with one worker, and with two when the node is back",
+        f"seen after {seen_s:.0f} s, then so; saved for growth {growth_s:.0f} s after the node was back, "
+        f"two workers after {regrown_s:.0f} s",
+        recovery_s,
+    )
 
 
 def test_a_lost_head_loses_the_job_and_a_resume_goes_on_from_the_last_checkpoint(
-    cluster: RayCluster, terminal: RayTerminal, undisturbed_alone: RayRun
+    cluster: RayCluster, terminal: RayTerminal, undisturbed_alone: RayRun, table: Scenarios
 ) -> None:
     run = terminal.hand_over("head-lost", "--nodes", "2", *LONG)
     run.wait_for_step(40, timeout_s=150)
@@ -152,10 +205,15 @@ def test_a_lost_head_loses_the_job_and_a_resume_goes_on_from_the_last_checkpoint
     run.wait_until("finished")
     assert run.attempts == 2
     run.assert_like(undisturbed_alone)
+    table.add(
+        "the head crashes",
+        "the job is lost with it; on a new head `resume` goes on from the last checkpoint",
+        "so",
+    )
 
 
 def test_a_cancelled_job_saves_and_a_resume_goes_on_where_it_was(
-    terminal: RayTerminal, undisturbed: RayRun
+    terminal: RayTerminal, undisturbed: RayRun, table: Scenarios
 ) -> None:
     run = terminal.hand_over("cancelled", *TWO_NODES)
     run.wait_for_step(20, timeout_s=150)
@@ -167,6 +225,7 @@ def test_a_cancelled_job_saves_and_a_resume_goes_on_where_it_was(
     run.wait_until("finished")
     assert run.attempts == 2
     assert run.numbers() == undisturbed.numbers()
+    table.add("`moe-train cancel`", "saves, and ends; `resume` goes on", "no step made twice")
 
 
 def test_a_job_cancelled_while_its_workers_start_ends_without_a_failure(terminal: RayTerminal) -> None:
@@ -176,27 +235,33 @@ def test_a_job_cancelled_while_its_workers_start_ends_without_a_failure(terminal
     run.wait_until("stopped")
 
 
-def test_a_worker_that_cannot_start_says_why_and_is_tried_as_often_as_allowed(terminal: RayTerminal) -> None:
+def test_a_worker_that_cannot_start_says_why_and_is_tried_as_often_as_allowed(
+    terminal: RayTerminal, table: Scenarios
+) -> None:
     run = terminal.hand_over(
         "cannot-start", *TWO_NODES, "--max-restarts", "1", "data.corpus.path=/dev/null/none"
     )
     run.wait_until("failed")
     assert run.attempts == 2
     assert "/dev/null/none" in str(run.outcome(2)["cause"])
+    table.add("workers cannot start (no such text)", "told why, tried again `--max-restarts` times", "so")
 
 
-def test_a_second_job_for_the_same_folder_is_refused(terminal: RayTerminal) -> None:
+def test_a_second_job_for_the_same_folder_is_refused(terminal: RayTerminal, table: Scenarios) -> None:
     run = terminal.hand_over("twice", *TWO_NODES)
     said = terminal("submit", "small.yaml", "name=twice", *run.where, *TWO_NODES, code=1)
     assert f"its job ray:{run.job_id} is" in said
+    table.add("two submissions for one folder", "the second is refused", "`submit` refuses")
     terminal("cancel", str(run.folder))
+    wait_for(lambda: run.state not in ("queued", "running"), every_s=2.0)
 
 
-def test_a_wrong_token_is_refused_in_one_sentence(terminal: RayTerminal) -> None:
+def test_a_wrong_token_is_refused_in_one_sentence(terminal: RayTerminal, table: Scenarios) -> None:
     where = ("--cluster", "ray", "--address", terminal.cluster.address)
     said = terminal("submit", "small.yaml", "name=no-token", *where, code=1, RAY_AUTH_TOKEN="0" * 64)
     assert "refused the token" in said
     assert "0" * 64 not in said
+    table.add("a wrong token", "`submit` refuses in one sentence, which has no token", "so")
 
 
 @pytest.mark.parametrize("address", ["http://10.78.0.99:8265", "http://127.0.0.1:9"])
