@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from moe_cluster.contract import attempt_dir
+from moe_cluster.errors import ClusterError
+from moe_cluster.preflight import preflight
 from moe_train.callbacks.callback import Callback, RunInfo
 from moe_train.callbacks.console import Console
 from moe_train.callbacks.group import CallbackGroup
@@ -25,7 +27,7 @@ from moe_train.checkpoint.lineage import record_start
 from moe_train.config.check import require_sound
 from moe_train.config.kinds.router.fixed import NUM_CONTEXTS
 from moe_train.config.registry import build
-from moe_train.config.schema import Recipe, moe_layers, vocabulary_size
+from moe_train.config.schema import JobConfig, Recipe, moe_layers, vocabulary_size
 from moe_train.data.batch import Batch
 from moe_train.data.cache import cache_dir
 from moe_train.data.loader import Loader, MakeBatch, validation_batches
@@ -34,7 +36,7 @@ from moe_train.data.prepare import PreparedData, prepare
 from moe_train.data.tokenizer import Tokenizer
 from moe_train.decoding.translations import TranslationTest
 from moe_train.engines.engine import Engine
-from moe_train.errors import DataError
+from moe_train.errors import DataError, RunError
 from moe_train.model.count import count
 from moe_train.moe.routing import Vocabulary
 from moe_train.moe.token_vectors import token_vectors
@@ -43,7 +45,7 @@ from moe_train.objectives.objective import Objective
 from moe_train.parallel.host_memory import keep_freed_memory
 from moe_train.parallel.plan import Mesh, ParallelPlan
 from moe_train.parallel.turn import first_of_host
-from moe_train.parallel.world import World
+from moe_train.parallel.world import Meeting, World
 from moe_train.process import Process
 from moe_train.run_folder import accept_recipe, mark_finished
 from moe_train.stability import Stability
@@ -55,7 +57,8 @@ log = logging.getLogger(__name__)
 def run(recipe: Recipe, run_dir: Path, resume: str, process: Process) -> int:
     """Train `recipe` in `run_dir` as one rank among those the environment describes."""
     process.progress.expect(recipe.job.hang_s, recipe.job.timeout_s)
-    world = World.from_env(recipe.job.device, recipe.job.timeout_s)
+    job = recipe.job
+    world = World.from_env(job.device, job.timeout_s, preflight=partial(_preflight, job, run_dir))
     keep_freed_memory()
     if recipe.job.threads:
         torch.set_num_threads(recipe.job.threads)
@@ -101,6 +104,18 @@ def run(recipe: Recipe, run_dir: Path, resume: str, process: Process) -> int:
     world.barrier()
     world.leave()
     return exit_code
+
+
+def _preflight(job: JobConfig, run_dir: Path, workers: Meeting) -> None:
+    """What the recipe says about trying the network and the nodes first. Raises RunError for a fault of theirs."""
+    if job.preflight == "never" or (job.preflight == "auto" and workers.is_one_host):
+        return
+    try:
+        preflight(
+            workers.store, workers.rank, workers.size, workers.local_rank, run_dir, job.timeout_s, log.info
+        )
+    except ClusterError as error:
+        raise RunError(str(error)) from None
 
 
 def _trainer(

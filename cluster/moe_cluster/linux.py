@@ -1,4 +1,4 @@
-"""What Linux offers to keep a tree of processes together: parent-death signals and adopted orphans.
+"""What Linux offers to keep a tree of processes together, parent-death signals and adopted orphans, and to know a host.
 
 torch elastic gives every worker a session of its own, so no process group holds them all. A launcher that
 adopts orphans finds every process it caused, however deep, among its own children once the ones between are
@@ -7,13 +7,17 @@ dead.
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import signal
+import socket
+import struct
 import time
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+SIOCGIFADDR = 0x8915
 POLL_S = 0.05
 
 
@@ -70,6 +74,17 @@ def state_of(pid: int) -> str:
     return (
         f"process {pid} {'is gone' if fields is None else STATES.get(fields[0], 'is in state ' + fields[0])}"
     )
+
+
+def address_of(interface: str) -> str | None:
+    """The IPv4 address of a network interface of this host; None if it has none or there is no such interface."""
+    question = struct.pack("256s", interface.encode()[:15])
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        try:
+            answer = fcntl.ioctl(any_socket.fileno(), SIOCGIFADDR, question)
+        except OSError:
+            return None
+    return socket.inet_ntoa(answer[20:24])
 
 
 def children(parent: int) -> set[int]:

@@ -7,11 +7,9 @@ machine, and neither knows of torch: the processes meet at a port of rank 0's no
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import socket
-import struct
 import subprocess
 import sys
 import time
@@ -29,11 +27,11 @@ from moe_cluster.contract import (
     PREEMPTED,
     rank_dir,
 )
+from moe_cluster.linux import address_of
 
 LOOK_EVERY_S = 0.5
 END_S = 4.0
 """For a worker that was told to end to do so by itself."""
-SIOCGIFADDR = 0x8915
 SECRETS = ("RAY_AUTH_TOKEN",)
 """Ray's alone: a trainer has no use for them."""
 
@@ -84,14 +82,7 @@ def train(config: Mapping[str, Any]) -> None:
 
 def interface_of(address: str) -> str:
     """The network interface that has this IPv4 address: gloo would take the one of the host's name, often 127.0.1.1."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        for _, name in socket.if_nameindex():
-            question = struct.pack("256s", name.encode()[:15])
-            with contextlib.suppress(OSError):  # it has no IPv4 address
-                answer = fcntl.ioctl(any_socket.fileno(), SIOCGIFADDR, question)
-                if socket.inet_ntoa(answer[20:24]) == address:
-                    return name
-    return ""
+    return next((name for _, name in socket.if_nameindex() if address_of(name) == address), "")
 
 
 def _run(words: list[str], environment: Mapping[str, str], folder: Path) -> int:

@@ -131,7 +131,10 @@ class JobConfig:
     threads: int | None = None  # CPU threads per worker; null: OMP_NUM_THREADS, or the cores shared out
     timeout_s: float = 300.0  # a collective that waits longer than this fails
     hang_s: float = (
-        60.0  # without a step for so long, the run hangs: who is to blame is named, and the attempt ends
+        60.0  # without a step for so long, the run hangs: who hangs is named, and the attempt ends
+    )
+    preflight: Literal["auto", "always", "never"] = (
+        "auto"  # workers try the network first; auto: on several nodes
     )
 
 

@@ -5,6 +5,8 @@ there is no global state behind it but torch's own default process group.
 """
 
 import os
+import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -14,10 +16,22 @@ import torch.distributed as dist
 from torch import Tensor
 
 from moe_cluster.contract import ATTEMPT_VARIABLE
-from moe_train.errors import UsageError
+from moe_train.errors import RunError, UsageError
 
 RECORDED_COLLECTIVES = "500"
 """So many of the last collectives does torch's flight recorder keep, for what a hang leaves behind (heartbeat.py)."""
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """The workers of a run before they are a process group: all reach one store of keys and values."""
+
+    store: dist.Store
+    rank: int
+    size: int
+    local_rank: int
+    is_one_host: bool
+    """All workers are on one host, as far as the launcher says."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +49,17 @@ class World:
     """A worker that waits longer for another one gives up."""
 
     @classmethod
-    def from_env(cls, device: str = "auto", timeout_s: float = 300.0) -> "World":
+    def from_env(
+        cls,
+        device: str = "auto",
+        timeout_s: float = 300.0,
+        preflight: Callable[[Meeting], None] | None = None,
+    ) -> "World":
         """Read RANK, WORLD_SIZE, LOCAL_RANK and the attempt; join the process group if there are several workers.
 
         The group is gloo on CPU and NCCL (with gloo for CPU tensors) on CUDA. A collective that waits longer than
-        `timeout_s` seconds raises. Raises UsageError if there is no GPU for this worker.
+        `timeout_s` seconds raises. `preflight` is called before the workers join. Raises UsageError if there is no GPU
+        for this worker, RunError if it does not reach the others.
         """
         rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -50,8 +70,18 @@ class World:
             torch.cuda.set_device(chosen)
         if size > 1 and not dist.is_initialized():
             os.environ.setdefault("TORCH_FR_BUFFER_SIZE", RECORDED_COLLECTIVES)
-            backend = "cpu:gloo,cuda:nccl" if use_cuda else "gloo"
-            dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+            store = _meet(rank, size, timeout_s)
+            if preflight is not None:
+                is_one_host = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == size
+                own_keys = dist.PrefixStore("preflight", store)
+                preflight(Meeting(own_keys, rank, size, local_rank, is_one_host))
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if use_cuda else "gloo",
+                store=store,
+                rank=rank,
+                world_size=size,
+                timeout=timedelta(seconds=timeout_s),
+            )
         attempt = int(os.environ.get(ATTEMPT_VARIABLE, "1"))
         return cls(rank, size, local_rank, attempt, chosen, os.environ.get("MOE_TRAIN_CACHE"), timeout_s)
 
@@ -96,6 +126,22 @@ class World:
         """Destroy the process group, if there is one."""
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _meet(rank: int, size: int, timeout_s: float) -> dist.Store:
+    """The store at MASTER_ADDR and MASTER_PORT; torch elastic hosts it, or rank 0 does."""
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    hosts = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    timeout = timedelta(seconds=timeout_s)
+    try:
+        return dist.TCPStore(
+            address, port, size, hosts, timeout=timeout, wait_for_workers=False, multi_tenant=True
+        )
+    except dist.DistError as error:
+        raise RunError(
+            f"rank {rank} on {socket.gethostname()} cannot reach the workers' store at {address}:{port} "
+            f"({str(error).splitlines()[0]}); look at firewalls and routes to that node"
+        ) from None
 
 
 def _require_gpu(local_rank: int) -> None:
