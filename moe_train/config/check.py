@@ -230,13 +230,6 @@ def _corpus(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _kinds(recipe: Recipe) -> Iterator[Problem]:
-    if recipe.moe.every and recipe.objective.reads_pairs(recipe) and not recipe.moe.router.ignores_padding:
-        yield Problem(
-            "moe.router.kind",
-            recipe.moe.router.kind,
-            "lets padding take part in its choices or losses, and sentences are padded to one length",
-            "use another router, such as moe.router.kind=switch",
-        )
     for place in REGISTRY:
         config = _value(recipe, place)
         assert isinstance(config, KindConfig)

@@ -40,21 +40,34 @@ def group_means(
     values: Float[Tensor, "T E"], group_tokens: int, is_real: Bool[Tensor, " T"] | None = None
 ) -> Float[Tensor, "G E"]:
     """The mean over each group's (real) tokens."""
-    groups = values.unflatten(0, (-1, group_tokens))
     if is_real is None:
-        return groups.mean(1)
-    real = is_real.view(-1, group_tokens, 1)
-    return (groups * real).sum(1) / real.sum(1).clamp(min=1)
+        return values.unflatten(0, (-1, group_tokens)).mean(1)
+    return group_totals(values, group_tokens, is_real) / is_real.view(-1, group_tokens, 1).sum(1).clamp(min=1)
+
+
+def group_totals(
+    values: Float[Tensor, "T E"], group_tokens: int, is_real: Bool[Tensor, " T"] | None = None
+) -> Float[Tensor, "G E"]:
+    """The sum over each group's (real) tokens."""
+    if is_real is not None:
+        values = values * is_real.unsqueeze(1)
+    return values.unflatten(0, (-1, group_tokens)).sum(1)
+
+
+def token_mean(
+    values: Float[Tensor, " T"], group_tokens: int, is_real: Bool[Tensor, " T"] | None = None
+) -> Float[Tensor, ""]:
+    """The mean over (real) tokens. Groups matter only where there is padding: then it is the mean of their means."""
+    if is_real is None:
+        return values.sum() / max(len(values), 1)
+    return group_means(values.unsqueeze(1), group_tokens, is_real).mean()
 
 
 def z_loss(
     logits: Float[Tensor, "T E"], group_tokens: int = 1, is_real: Bool[Tensor, " T"] | None = None
 ) -> Float[Tensor, ""]:
-    """mean_t (logsumexp_i z_ti)^2   # ST-MoE (2202.08906) eq. 5. Groups matter only where there is padding."""
-    squares = torch.logsumexp(logits, dim=-1).square()
-    if is_real is None:
-        return squares.mean()
-    return group_means(squares.unsqueeze(1), group_tokens, is_real).mean()
+    """mean_t (logsumexp_i z_ti)^2   # ST-MoE (2202.08906) eq. 5."""
+    return token_mean(torch.logsumexp(logits, dim=-1).square(), group_tokens, is_real)
 
 
 def active_balance_loss(

@@ -51,14 +51,15 @@ class SmearLayer(MoELayer):
         rows = F.pad(x.view(sequences, length, x.shape[1]), (0, 0, 0, segments * size - length))
         cut = rows.reshape(sequences * segments, size, x.shape[1])
         y = _feed_forward(self.experts.activation, cut, merged).view_as(rows)[:, :length]
-        largest = (
-            parts.detach().argmax(1).view(sequences, segments).repeat_interleave(size, dim=1)[:, :length]
+        real = slice(None) if context.real_rows is None else context.real_rows
+        largest, entropy = (
+            of_segment.view(sequences, segments).repeat_interleave(size, dim=1)[:, :length].flatten()[real]
+            for of_segment in (parts.detach().argmax(1), torch.special.entr(parts.detach()).sum(1))
         )
-        entropy = torch.special.entr(parts.detach()).sum(1).view(sequences, segments)
         return y.reshape_as(x).to(x.dtype), MoEStats(
-            load=torch.bincount(largest.flatten(), minlength=self.config.num_experts),
+            load=torch.bincount(largest, minlength=self.config.num_experts),
             dropped=largest.new_zeros(()),
-            router_entropy=entropy.repeat_interleave(size, dim=1)[:, :length].sum(),
+            router_entropy=entropy.sum(),
             losses={},
             coefficients={},
         )

@@ -6,13 +6,13 @@ is weighed by sigmoid(x . w_e), which is the only way for a gradient to reach w_
 its best expert, so loads are unequal there. No balance loss, no capacity limit.
 Where we differ: the code shuffles tokens over all workers and then assigns those of a worker, which depends on
 the layout; here the tokens of a routing group (`moe.group_sequences` whole sequences) are assigned among
-themselves. Its auction stops early; ours takes shortest augmenting paths instead and is exact. A token's own weight
-never depends on other tokens.
+themselves, without padding: an expert has at most its share of the real tokens, rounded up. Its auction stops early;
+ours takes shortest augmenting paths instead and is exact. A token's own weight never depends on other tokens.
 T tokens, D model width, E experts, G groups.
 """
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from moe_kernels.ops.assignment import balanced_assignment
@@ -39,12 +39,22 @@ class BaseRouter(nn.Module):
             scores = gate_logits(x, self.weight)
             if context.training:
                 groups = scores.detach().unflatten(0, (-1, self.group * context.sequence_length))
-                expert_ids = self.assign(groups).flatten()
+                real = context.real_rows
+                expert_ids = self.assign(
+                    groups, None if real is None else real.view(groups.shape[:2])
+                ).flatten()
             else:
                 expert_ids = scores.argmax(1)
             weights = torch.sigmoid(scores.gather(1, expert_ids.unsqueeze(1)))
         return table_routing(expert_ids.unsqueeze(1), weights, self.num_experts)
 
-    def assign(self, scores: Float[Tensor, "G S E"]) -> Int[Tensor, "G S"]:
-        """The expert of every token, each group by itself."""
-        return balanced_assignment(scores).long()
+    def assign(
+        self, scores: Float[Tensor, "G S E"], is_real: Bool[Tensor, "G S"] | None
+    ) -> Int[Tensor, "G S"]:
+        """The expert of every token, each group by itself; of padding, which goes nowhere, it does not matter."""
+        if is_real is None:
+            return balanced_assignment(scores).long()
+        expert_ids = torch.zeros_like(is_real, dtype=torch.int64)
+        for ids, group, real in zip(expert_ids, scores, is_real, strict=True):
+            ids[real] = balanced_assignment(group[real].unsqueeze(0))[0].long()
+        return expert_ids

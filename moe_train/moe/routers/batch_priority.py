@@ -14,10 +14,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from moe_train.config.kinds.router import BatchPriorityRouterConfig
-from moe_train.moe.losses import cv_squared
+from moe_train.moe.losses import cv_squared, group_totals
 from moe_train.moe.routers.edges import table_routing
 from moe_train.moe.routers.noise import normal
-from moe_train.moe.routers.scores import gate_logits, largest
+from moe_train.moe.routers.scores import gate_logits, largest, sum_of_entropies
 from moe_train.moe.routing import RouteContext, Routing
 
 
@@ -51,7 +51,7 @@ class BatchPriorityRouter(nn.Module):
             weights,
             self.num_experts,
             priority=weights.detach()[:, 0],
-            entropy=torch.special.entr(probabilities.detach()).sum(),
+            entropy=sum_of_entropies(probabilities, context.real_rows),
             losses=losses,
             coefficients={
                 "importance": self.config.importance_coefficient,
@@ -74,4 +74,4 @@ class BatchPriorityRouter(nn.Module):
 
     def _balance(self, shares: Float[Tensor, "T E"], context: RouteContext) -> Float[Tensor, ""]:
         """CV^2 of the experts' totals in each group."""
-        return cv_squared(shares.unflatten(0, (-1, self.group * context.sequence_length)).sum(1))
+        return cv_squared(group_totals(shares, self.group * context.sequence_length, context.real_rows))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from moe_train.config.kinds.router import DeepSeekRouterConfig
 from moe_train.moe.losses import balance_loss
 from moe_train.moe.routers.edges import table_routing
-from moe_train.moe.routers.scores import gate_logits, largest
+from moe_train.moe.routers.scores import gate_logits, largest, sum_of_entropies
 from moe_train.moe.routing import RouteContext, Routing
 
 
@@ -48,15 +48,16 @@ class DeepSeekRouter(nn.Module):
             if config.normalize:
                 weights = weights / (weights.sum(1, keepdim=True) + 1e-20)
             shares = scores / (scores.sum(0) + 1e-20)
-            losses = {}
+            losses, real = {}, context.real_rows
             if config.balance_coefficient:
                 plain = largest(scores.detach(), config.num_choices)[1]
-                losses["balance"] = balance_loss(shares.t(), plain, self.group * context.sequence_length)
+                group_tokens = self.group * context.sequence_length
+                losses["balance"] = balance_loss(shares.t(), plain, group_tokens, real)
         return table_routing(
             expert_ids,
             weights * config.weight_scale,
             len(scores),
-            entropy=torch.special.entr(shares.detach()).sum(),
+            entropy=sum_of_entropies(shares.t(), real),
             losses=losses,
             coefficients=dict.fromkeys(losses, config.balance_coefficient),
         )

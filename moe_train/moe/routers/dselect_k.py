@@ -15,8 +15,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from moe_train.config.kinds.router import DSelectKRouterConfig
+from moe_train.moe.losses import token_mean
 from moe_train.moe.routers.edges import masked_routing
-from moe_train.moe.routers.scores import gate_logits
+from moe_train.moe.routers.scores import gate_logits, sum_of_entropies
 from moe_train.moe.routing import RouteContext, Routing
 
 
@@ -30,8 +31,8 @@ class DSelectKRouter(nn.Module):
         self, config: DSelectKRouterConfig, *, d_model: int, num_experts: int, group: int, site: str
     ):
         super().__init__()
-        del group, site  # no loss is counted in groups, and nothing is random
-        self.config, self.num_experts = config, num_experts
+        del site  # nothing is random
+        self.config, self.num_experts, self.group = config, num_experts, group
         self.weight = nn.Parameter(torch.empty(d_model, config.num_outputs(num_experts)))
 
     def forward(self, x: Float[Tensor, "T D"], context: RouteContext) -> Routing:
@@ -42,11 +43,12 @@ class DSelectKRouter(nn.Module):
             digits = outputs[:, :-k].unflatten(1, (k, outputs.shape[1] // k - 1))
             steps = smooth_step(digits, self.config.gamma)
             weights = code_products(steps, torch.softmax(outputs[:, -k:], dim=1)).sum(1)
-            entropy = digit_entropy(steps).sum((1, 2)).mean()
+            group_tokens, real = self.group * context.sequence_length, context.real_rows
+            entropy = token_mean(digit_entropy(steps).sum((1, 2)), group_tokens, real)
         return masked_routing(
             weights,
             weights > 0,
-            entropy=torch.special.entr(weights.detach()).sum(),
+            entropy=sum_of_entropies(weights, real),
             losses={"entropy": entropy},
             coefficients={"entropy": self.config.entropy_coefficient},
         )

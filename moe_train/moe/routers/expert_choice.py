@@ -4,14 +4,15 @@ Zhou et al., 2202.09368, sec. 3.2, and flaxformer's `ExpertsChooseMaskedRouter`:
 each expert takes the tokens with its largest S, as many as `tokens_per_expert` fair shares, and weighs them by S,
 which is not renormalised. Loads are exactly equal without a loss; a token may have no expert, or all of them.
 What a token gets depends on all tokens of its group, so causal objectives refuse it; a group is
-`moe.group_sequences` whole sequences.
+`moe.group_sequences` whole sequences. A fair share is one of the real tokens: padding is not chosen, and where there is
+much of it experts take fewer.
 T tokens, D model width, E experts, G groups, S tokens of a group, K of them taken.
 """
 
 import math
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from moe_train.config.kinds.router import ExpertChoiceRouterConfig
@@ -38,27 +39,40 @@ class ExpertChoiceRouter(nn.Module):
             logits = gate_logits(x, self.weight)
             log_probabilities = torch.log_softmax(logits, dim=1)
             probabilities = log_probabilities.exp()
-            groups = probabilities.detach().unflatten(0, (-1, self.group * context.sequence_length))
-            taken = self._largest(groups.transpose(1, 2))
-            chosen = torch.zeros_like(groups, dtype=torch.bool).scatter_(1, taken.transpose(1, 2), True)
+            group_tokens, real = self.group * context.sequence_length, context.real_rows
+            groups = probabilities.detach().unflatten(0, (-1, group_tokens))
+            chosen = self._chosen(groups, None if real is None else real.view(groups.shape[:2]))
         return masked_routing(
             probabilities,
             chosen.flatten(0, 1),
-            entropy=total_entropy(probabilities, log_probabilities),
-            losses={"z": z_loss(logits)},
+            entropy=total_entropy(
+                probabilities, log_probabilities, None if real is None else real.unsqueeze(1)
+            ),
+            losses={"z": z_loss(logits, group_tokens, real)},
             coefficients={"z": self.config.z_coefficient},
         )
 
-    def _largest(self, scores: Float[Tensor, "G E S"]) -> Int[Tensor, "G E K"]:
-        """The tokens that each expert takes, in no order; of equal scores that of the earlier token."""
-        tokens = scores.shape[2]
+    def _chosen(
+        self, scores: Float[Tensor, "G S E"], is_real: Bool[Tensor, "G S"] | None
+    ) -> Bool[Tensor, "G S E"]:
+        """Where an expert takes a token; of equal scores that of the earlier token."""
+        tokens = scores.shape[1]
         # Integers in the order of (score, earlier token), no two of them equal: so `topk` has no choice on any device.
         # Scores are not negative, and the bits of such numbers have their order.
         places = torch.arange(tokens - 1, -1, -1, device=scores.device)
-        keys = scores.contiguous().view(torch.int32).long() * tokens + places
-        return keys.topk(self.tokens_taken(tokens), dim=2, sorted=False).indices
+        keys = scores.transpose(1, 2).contiguous().view(torch.int32).long() * tokens + places
+        taken = torch.ones((), dtype=torch.bool, device=scores.device)
+        if is_real is not None:
+            keys = keys.masked_fill(~is_real.unsqueeze(1), -1)
+            shares = is_real.new_tensor(
+                [self.tokens_taken(n) for n in is_real.sum(1).tolist()], dtype=torch.int64
+            )
+            taken = torch.arange(self.tokens_taken(tokens), device=scores.device) < shares.view(-1, 1, 1)
+        best = keys.topk(self.tokens_taken(tokens), dim=2, sorted=is_real is not None).indices
+        chosen = torch.zeros_like(keys, dtype=torch.bool).scatter_(2, best, taken.expand_as(best))
+        return chosen.transpose(1, 2)
 
     def tokens_taken(self, group_tokens: int) -> int:
-        """Tokens that an expert takes from a group: S * tokens_per_expert / E, rounded down, at least one."""
+        """Tokens that an expert takes from a group: S * tokens_per_expert / E, rounded down, at least one if any."""
         taken = math.floor(group_tokens * self.config.tokens_per_expert / self.num_experts)
-        return max(min(taken, group_tokens), 1)
+        return min(max(taken, 1), group_tokens)

@@ -18,11 +18,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from moe_train.config.kinds.router import HierarchicalTopKRouterConfig
-from moe_train.moe.losses import cv_squared
+from moe_train.moe.losses import cv_squared, group_totals
 from moe_train.moe.routers.edges import table_routing
 from moe_train.moe.routers.noise import normal
 from moe_train.moe.routers.noisy_top_k import NOISE_FLOOR, chance_of_choice
-from moe_train.moe.routers.scores import gate_logits, largest
+from moe_train.moe.routers.scores import gate_logits, largest, sum_of_entropies
 from moe_train.moe.routing import RouteContext, Routing
 
 
@@ -79,7 +79,7 @@ class HierarchicalTopKRouter(nn.Module):
             expert_ids,
             weights,
             num_experts,
-            entropy=torch.special.entr(weights.detach()).sum(),
+            entropy=sum_of_entropies(weights, context.real_rows),
             losses=losses,
             coefficients={
                 "importance": config.importance_coefficient,
@@ -100,8 +100,8 @@ class HierarchicalTopKRouter(nn.Module):
         return (self._totals(groups.chances, context).unsqueeze(2) * share).flatten(1)
 
     def _totals(self, values: Float[Tensor, "T O"], context: RouteContext) -> Float[Tensor, "B O"]:
-        """Sums over the tokens of each routing group."""
-        return values.unflatten(0, (-1, self.group * context.sequence_length)).sum(1)
+        """Sums over the real tokens of each routing group."""
+        return group_totals(values, self.group * context.sequence_length, context.real_rows)
 
 
 def _noisy(

@@ -16,10 +16,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from moe_train.config.kinds.router import NoisyTopKRouterConfig
-from moe_train.moe.losses import cv_squared
+from moe_train.moe.losses import cv_squared, group_totals
 from moe_train.moe.routers.edges import table_routing
 from moe_train.moe.routers.noise import normal
-from moe_train.moe.routers.scores import gate_logits, largest
+from moe_train.moe.routers.scores import gate_logits, largest, sum_of_entropies
 from moe_train.moe.routing import RouteContext, Routing
 
 NOISE_FLOOR = 0.01
@@ -54,14 +54,16 @@ class NoisyTopKRouter(nn.Module):
                 load = chance_of_choice(clean, noisy, deviation, values, k)
             else:
                 load = torch.zeros_like(clean).scatter(1, kept, 1.0)
-            groups = (-1, self.group * context.sequence_length)
-            importance, load = (part.unflatten(0, groups).sum(1) for part in (gates, load))
-            losses = {"importance": cv_squared(importance), "load": cv_squared(load)}
+            group_tokens, real = self.group * context.sequence_length, context.real_rows
+            losses = {
+                name: cv_squared(group_totals(part, group_tokens, real))
+                for name, part in (("importance", gates), ("load", load))
+            }
         return table_routing(
             kept,
             weights,
             num_experts,
-            entropy=torch.special.entr(weights.detach()).sum(),
+            entropy=sum_of_entropies(weights, real),
             losses=losses,
             coefficients={
                 "importance": self.config.importance_coefficient,

@@ -16,10 +16,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from moe_train.config.kinds.router import ReinforceRouterConfig
-from moe_train.moe.losses import balance_loss
+from moe_train.moe.losses import balance_loss, token_mean
 from moe_train.moe.routers.edges import table_routing
 from moe_train.moe.routers.noise import gumbel
-from moe_train.moe.routers.scores import gate_logits
+from moe_train.moe.routers.scores import gate_logits, sum_of_entropies
 from moe_train.moe.routing import RouteContext, Routing
 from moe_train.results import Policy
 
@@ -47,10 +47,10 @@ class ReinforceRouter(nn.Module):
             # The largest of logits and Gumbel noise is a draw from their softmax.
             noise = gumbel(self.num_experts, self.site, context) if context.training else 0.0
             expert_ids = (logits.detach() + noise).argmax(1, keepdim=True)
-            entropy = torch.special.entr(probabilities).sum()
+            group_tokens, real = self.group * context.sequence_length, context.real_rows
             losses = {
-                "balance": balance_loss(probabilities, expert_ids, self.group * context.sequence_length),
-                "entropy": entropy / max(len(x), 1),
+                "balance": balance_loss(probabilities, expert_ids, group_tokens, real),
+                "entropy": token_mean(torch.special.entr(probabilities).sum(1), group_tokens, real),
             }
             policy = None
             if context.training:
@@ -64,7 +64,7 @@ class ReinforceRouter(nn.Module):
             expert_ids,
             torch.ones(len(x), 1, device=x.device),
             self.num_experts,
-            entropy=entropy.detach(),
+            entropy=sum_of_entropies(probabilities, real),
             losses=losses,
             coefficients={
                 "balance": self.config.balance_coefficient,

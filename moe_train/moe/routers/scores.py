@@ -106,6 +106,12 @@ def largest(scores: Float[Tensor, "E T"], k: int) -> tuple[Float[Tensor, "T K"],
     return scores.gather(0, expert_ids).t(), expert_ids.t()
 
 
+def sum_of_entropies(shares: Float[Tensor, "T K"], is_real: Bool[Tensor, " T"] | None) -> Float[Tensor, ""]:
+    """Sum of -p ln p over (real) tokens, without gradient: for routers that have no logarithms at hand."""
+    entropies = torch.special.entr(shares.detach())
+    return (entropies if is_real is None else entropies * is_real.unsqueeze(1)).sum()
+
+
 def total_entropy(
     probabilities: Tensor, log_probabilities: Tensor, is_real: Tensor | None = None
 ) -> Float[Tensor, ""]:

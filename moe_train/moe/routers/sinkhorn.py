@@ -8,7 +8,7 @@ base.py.
 G groups, S tokens of a group, E experts.
 """
 
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from moe_train.config.kinds.router import SinkhornRouterConfig
@@ -21,6 +21,9 @@ class SinkhornRouter(BaseRouter):
 
     config: SinkhornRouterConfig
 
-    def assign(self, scores: Float[Tensor, "G S E"]) -> Int[Tensor, "G S"]:
+    def assign(
+        self, scores: Float[Tensor, "G S E"], is_real: Bool[Tensor, "G S"] | None
+    ) -> Int[Tensor, "G S"]:
         """The largest entry of each token's row in the plan."""
-        return sinkhorn_plan(scores, self.config.tolerance, self.config.max_iterations).argmax(2)
+        config = self.config
+        return sinkhorn_plan(scores, config.tolerance, config.max_iterations, is_real).argmax(2)

@@ -1,5 +1,7 @@
 """Hugging Face's Switch and Mixtral blocks as oracles: the same weights, the same output and gradients."""
 
+from functools import partial
+
 import pytest
 import torch
 from tiny_model import context, moe_layer, normal, tiny_recipe
@@ -78,8 +80,10 @@ def test_the_layer_agrees_with_hugging_faces_mixtral():
     torch.testing.assert_close(y.view_as(x), expected)
     y.square().sum().backward()
     expected.square().sum().backward()
-    torch.testing.assert_close(mine.grad, yours.grad)
-    torch.testing.assert_close(ours.router.weight.grad, theirs.gate.weight.grad.t())
+    # How sums are rounded depends on the number of threads.
+    assert_close = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-5)
+    assert_close(mine.grad, yours.grad)
+    assert_close(ours.router.weight.grad, theirs.gate.weight.grad.t())
     gate_up_grad = torch.cat((ours.experts.w_gate.grad, ours.experts.w_in.grad), dim=2)
-    torch.testing.assert_close(gate_up_grad.transpose(1, 2), theirs.experts.gate_up_proj.grad)
-    torch.testing.assert_close(ours.experts.w_out.grad.transpose(1, 2), theirs.experts.down_proj.grad)
+    assert_close(gate_up_grad.transpose(1, 2), theirs.experts.gate_up_proj.grad)
+    assert_close(ours.experts.w_out.grad.transpose(1, 2), theirs.experts.down_proj.grad)

@@ -1,4 +1,4 @@
-"""Padding is not routed, takes no slot and has no part in losses and statistics, for the routers that say so."""
+"""Padding is not routed, takes no slot and has no part in losses and statistics, whatever the router."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ from moe_train.random import generator_for
 
 SEQUENCES, LENGTH, WIDTH = 3, 8, 32
 REAL = torch.arange(LENGTH) < torch.tensor([[5], [8], [2]])
-SERVED = sorted(kind for kind, of in REGISTRY["moe.router"].items() if of.config.ignores_padding)
+ROUTERS = sorted(REGISTRY["moe.router"])
 UNLIMITED = ("moe.capacity_factor=null", "moe.eval_capacity_factor=null")
 
 
@@ -30,15 +30,31 @@ def padded(training: bool):
     return replace(context(SEQUENCES, LENGTH, training), is_real=REAL)
 
 
+def limits(kind: str) -> tuple[str, ...]:
+    """A capacity limit in validation, for the kinds that can have one."""
+    limited = ("moe.eval_capacity_factor=1.0",)
+    refused = [problem.key for problem in problems(tiny_recipe(f"moe.router.kind={kind}", *limited))]
+    return UNLIMITED if "moe.eval_capacity_factor" in refused else limited
+
+
+def parameter_gradients(layer, y, stats) -> dict[str, torch.Tensor]:
+    """Of a loss of real tokens' outputs, and of all auxiliary losses."""
+    layer.zero_grad()
+    (y[REAL.flatten()].square().sum() + sum(stats.losses.values())).backward()
+    return {name: weight.grad.clone() for name, weight in layer.named_parameters() if weight.grad is not None}
+
+
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("kind", SERVED)
+@pytest.mark.parametrize("kind", ROUTERS)
 def test_what_stands_in_padding_changes_nothing(kind, training):
-    limits = UNLIMITED if kind in ("soft", "smear", "thor") else ("moe.eval_capacity_factor=1.0",)
-    layer = layer_of(kind, *limits)
+    layer = layer_of(kind, *limits(kind))
     x = normal(SEQUENCES * LENGTH, WIDTH, seed=3)
     other = torch.where(REAL.view(-1, 1), x, 9 * normal(SEQUENCES * LENGTH, WIDTH, seed=4))
     (y, stats), (again, others) = (layer(rows, padded(training)) for rows in (x, other))
     real = REAL.flatten()
+    gradients = parameter_gradients(layer, y, stats)
+    for name, gradient in parameter_gradients(layer, again, others).items():
+        torch.testing.assert_close(gradient, gradients[name])
     torch.testing.assert_close(again[real], y[real])
     assert torch.equal(others.load, stats.load)
     assert int(others.dropped) == int(stats.dropped)
@@ -47,7 +63,7 @@ def test_what_stands_in_padding_changes_nothing(kind, training):
         torch.testing.assert_close(others.losses[name], loss)
 
 
-@pytest.mark.parametrize("kind", SERVED)
+@pytest.mark.parametrize("kind", ROUTERS)
 def test_padding_gets_no_gradient(kind):
     layer = layer_of(kind, *UNLIMITED)
     x = normal(SEQUENCES * LENGTH, WIDTH, seed=3).requires_grad_()
@@ -58,7 +74,7 @@ def test_padding_gets_no_gradient(kind):
     assert x.grad[real].any()
 
 
-@pytest.mark.parametrize("kind", sorted(set(SERVED) - {"soft", "smear"}))
+@pytest.mark.parametrize("kind", ROUTERS)
 def test_without_a_limit_a_padded_sequence_is_routed_like_one_that_ends_there(kind):
     layer = layer_of(kind, *UNLIMITED)
     x = normal(SEQUENCES * LENGTH, WIDTH, seed=3)
@@ -83,6 +99,30 @@ def test_padding_takes_no_slot():
     assert (int(short.load), int(short.dropped)) == (5, 1)
 
 
+@pytest.mark.parametrize(("kind", "loads"), [("base", [2, 2, 1]), ("expert_choice", [3, 3, 3])])
+def test_real_tokens_alone_are_shared_out(kind, loads):
+    """Of 8 places 5 are real: shares of 5/3, rounded up, and of 2 * 5/3, rounded down."""
+    layer = layer_of(kind, "moe.num_experts=3", *UNLIMITED)
+    x = normal(LENGTH, WIDTH, seed=3)
+    _, stats = layer(x, replace(context(1, LENGTH, training=True), is_real=REAL[:1]))
+    assert sorted(stats.load.tolist(), reverse=True) == loads
+
+
+@pytest.mark.parametrize("kind", ["base", "sinkhorn", "expert_choice", "noisy_top_k", "batch_priority"])
+def test_a_sequence_of_padding_alone_is_no_trouble(kind):
+    layer = layer_of(kind, *UNLIMITED)
+    x = normal(2 * LENGTH, WIDTH, seed=3).requires_grad_()
+    none = replace(
+        context(2, LENGTH, training=True), is_real=torch.tensor([[True], [False]]).expand(2, LENGTH)
+    )
+    y, stats = layer(x, none)
+    (y.square().sum() + sum(stats.losses.values())).backward()
+    alone, _ = layer(x[:LENGTH], context(1, LENGTH, training=True))
+    torch.testing.assert_close(y[:LENGTH], alone)
+    assert not y[LENGTH:].any()
+    assert x.grad.isfinite().all()
+
+
 def test_losses_of_groups_of_padding_alone_are_zero():
     logits = normal(8, 4)
     none = torch.zeros(8, dtype=torch.bool)
@@ -99,13 +139,24 @@ def test_losses_of_groups_of_padding_alone_are_zero():
         torch.testing.assert_close(mine, plain)
 
 
-@pytest.mark.parametrize("kind", sorted(REGISTRY["moe.router"].keys() - set(SERVED)))
-def test_routers_that_do_not_know_padding_are_refused_for_sentences(kind):
-    recipe = tiny_recipe(
+def recipe_of_sentences(kind: str):
+    return tiny_recipe(
         f"moe.router.kind={kind}",
         "model.architecture=encoder_decoder",
-        "objective.kind=translation",
+        "moe.stacks=encoder",
+        "objective.kind=consistency" if kind == "thor" else "objective.kind=translation",
         "data.corpus.kind=parallel_files",
+        "data.corpus.path=.",
+        "steps=1000",
+        *UNLIMITED,
     )
-    found = [str(problem) for problem in problems(recipe)]
-    assert any(f"moe.router.kind={kind}: lets padding take part" in problem for problem in found), found
+
+
+@pytest.mark.parametrize("kind", sorted(set(ROUTERS) - {"reinforce"}))
+def test_sentences_are_for_every_router(kind):
+    assert [str(problem) for problem in problems(recipe_of_sentences(kind))] == []
+
+
+def test_a_policy_has_no_reward_for_source_tokens():
+    (problem,) = problems(recipe_of_sentences("reinforce"))
+    assert "moe.router.kind=reinforce: learns from the loss of each token's prediction" in str(problem)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from moe_train.config.kinds.router.router import RouterConfig, capacity_must_be_null
 from moe_train.config.problem import Problem
@@ -18,8 +18,6 @@ class DenseToSparseRouterConfig(RouterConfig):
     The gate begins with all experts, and has one from `hard_step` on. `num_choices` is 1, what it comes to; before
     that the logged load says how many experts a token had.
     """
-
-    ignores_padding: ClassVar[bool] = True
 
     kind: str = "dense_to_sparse"
     diversify_steps: int = (

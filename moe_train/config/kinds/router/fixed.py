@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from moe_train.config.kinds.router.router import RouterConfig
 from moe_train.config.problem import Problem
@@ -20,8 +20,6 @@ LARGEST_CLUSTERED_VOCABULARY = 2**17
 @dataclass
 class FixedRouterConfig(RouterConfig):
     """Base of routers without parameters."""
-
-    ignores_padding: ClassVar[bool] = True
 
     def num_parameters(self, d_model: int, num_experts: int) -> int:
         return 0

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from moe_train.config.kinds.router.router import RouterConfig, jitter_must_be_a_share
 from moe_train.config.problem import Problem
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 @dataclass
 class GShardRouterConfig(RouterConfig):
     """GShard (2006.16668), also GLaM's: the best expert, and a second one that may be left to chance."""
-
-    ignores_padding: ClassVar[bool] = True
 
     kind: str = "gshard"
     second_expert: Literal["random", "all", "sampling"] = "random"  # in training; see routers/gshard.py

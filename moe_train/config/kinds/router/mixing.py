@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from moe_train.config.kinds.router.router import RouterConfig, capacity_must_be_null
 from moe_train.config.problem import Problem
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 @dataclass
 class MixingRouterConfig(RouterConfig):
     """Base of both: every token meets all experts in some way, each sequence by itself."""
-
-    ignores_padding: ClassVar[bool] = True
 
     def check(self, recipe: "Recipe") -> Iterator[Problem]:
         yield from capacity_must_be_null(recipe)

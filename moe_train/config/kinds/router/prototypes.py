@@ -17,8 +17,6 @@ class PrototypesRouterConfig(RouterConfig):
 
     choices_compete: ClassVar[bool] = False
 
-    ignores_padding: ClassVar[bool] = True
-
     kind: str = "prototypes"
     prototypes: int = 2  # sets of experts, so experts per token
     jitter: float = 0.0

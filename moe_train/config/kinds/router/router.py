@@ -15,9 +15,6 @@ if TYPE_CHECKING:
 class RouterConfig(KindConfig):
     """Base of all routers."""
 
-    ignores_padding: ClassVar[bool] = False
-    """Padding has no part in what other tokens get, in losses and in statistics: asked of who trains on sentences."""
-
     choices_compete: ClassVar[bool] = True
     """An expert can be the first choice of one token and the second of another."""
 

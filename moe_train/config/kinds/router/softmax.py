@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from moe_train.config.kinds.router.router import RouterConfig, jitter_must_be_a_share, k_must_fit
 from moe_train.config.problem import Problem
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 @dataclass
 class SwitchRouterConfig(RouterConfig):
     """Switch (2101.03961): one expert per token, weight = its probability."""
-
-    ignores_padding: ClassVar[bool] = True
 
     kind: str = "switch"
     policy: Literal["argmax", "sampling"] = "argmax"  # in training; sampling: a draw from the softmax
@@ -35,8 +33,6 @@ class SwitchRouterConfig(RouterConfig):
 @dataclass
 class TopKRouterConfig(RouterConfig):
     """Softmax over all experts, the k largest chosen."""
-
-    ignores_padding: ClassVar[bool] = True
 
     kind: str = "top_k"
     k: int = 2  # experts per token

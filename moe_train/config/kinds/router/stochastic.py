@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from moe_train.config.kinds.router.router import RouterConfig, capacity_must_be_null
 from moe_train.config.problem import Problem
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 @dataclass
 class ThorRouterConfig(RouterConfig):
     """THOR (2110.04260): one random expert per layer and forward pass, for the whole batch."""
-
-    ignores_padding: ClassVar[bool] = True
 
     kind: str = "thor"
     inference: Literal["sequence", "ensemble", "fixed"] = "sequence"  # one each in turn; mean of all; one
