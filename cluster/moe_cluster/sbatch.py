@@ -136,9 +136,11 @@ def _directives(job: JobSpec, name: str, output: str, array: str) -> Iterator[tu
 
 
 def _of_resources(needs: Resources, has_gres: bool) -> Iterator[tuple[str, str]]:
-    nodes = str(needs.nodes) if needs.min_nodes in (None, needs.nodes) else f"{needs.min_nodes}-{needs.nodes}"
-    yield "nodes", nodes
-    yield "ntasks-per-node", "1"
+    if needs.min_nodes in (None, needs.nodes):
+        yield "nodes", str(needs.nodes)
+        yield "ntasks-per-node", "1"
+    else:  # with tasks, Slurm would take the smaller number, for which it then counts them
+        yield "nodes", f"{needs.min_nodes}-{needs.nodes}"
     yield "cpus-per-task", str(needs.workers_per_node * (needs.cpus_per_worker or 1))
     if needs.gpus_per_worker and not has_gres:
         yield "gres", f"gpu:{needs.gpus_per_worker * needs.workers_per_node}"
@@ -164,7 +166,7 @@ def _passed_directive(line: str, own: Mapping[str, str]) -> str:
     match = DIRECTIVE.fullmatch(line)
     if match is None:
         raise JobError(f"--directive {line}: is no option of sbatch; write it as --name=value")
-    if match[1] in own or match[1] in ("array", "ntasks", "wait"):
+    if match[1] in own or match[1] in ("array", "ntasks", "ntasks-per-node", "wait"):
         raise JobError(f"--directive {line}: moe-train sets --{match[1]} itself; use its own option for it")
     return line
 

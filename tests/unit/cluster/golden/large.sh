@@ -5,7 +5,6 @@
 #SBATCH --open-mode=append
 #SBATCH --export=ALL
 #SBATCH --nodes=6-8
-#SBATCH --ntasks-per-node=1
 #SBATCH --cpus-per-task=48
 #SBATCH --gres=gpu:4
 #SBATCH --mem=491520M
