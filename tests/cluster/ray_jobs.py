@@ -78,10 +78,19 @@ class RayRun(SlurmRun):
         said = self.terminal("resume", str(self.folder))
         self.job_id = said.partition("ray:")[2].partition(";")[0]
 
-    def assert_like(self, other: SlurmRun) -> None:
-        """The losses of every step are those of `other`, up to rounding."""
+    def cancel_after(self, more_steps: int) -> None:
+        """Cancel the run, which has no end of its own, once it has made so many more steps."""
+        self.wait_for_step(self.step + more_steps, timeout_s=120)
+        self.terminal("cancel", str(self.folder))
+        self.wait_until("stopped")
+
+    def assert_like_one_worker(self, *overrides: str) -> None:
+        """Every row from the first to the last is there, with the loss of a run of one worker, up to rounding."""
+        alone = RayRun(self.terminal, self.folder.with_name(f"{self.folder.name}-alone"), "")
+        words = ("run", "small.yaml", "--run-dir", str(alone.folder), *overrides, f"steps={self.step}")
+        self.terminal(*words)
         losses, others = (
-            {key: value for key, value in run.numbers().items() if key[1] in ("loss", "validation_loss")}
-            for run in (self, other)
+            {step: value for (step, key), value in run.numbers().items() if key == "loss" and step % 2 == 0}
+            for run in (self, alone)
         )
         assert losses == pytest.approx(others, rel=1e-4)
