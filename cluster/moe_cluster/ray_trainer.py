@@ -15,6 +15,8 @@ from moe_cluster.ray_nodes import RayNode
 from moe_cluster.ray_share import Share
 
 NODE_LABEL = "ray.io/node-id"
+WORKERS_SETTINGS = {"RAY_worker_niceness": "0"}
+"""Ray gives its workers a niceness of 15, which the trainers would inherit."""
 LONGEST_END_S = 20.0
 """Ray Train may wait for a lost node longer than its next attempt should."""
 
@@ -96,6 +98,7 @@ def _trainer(attempt: Attempt, share: Share, nodes: Sequence[RayNode]) -> Any:
         run_config=RunConfig(
             name="ray",
             storage_path=str(attempt_dir(attempt.run_dir, attempt.number).absolute()),
+            worker_runtime_env={"env_vars": WORKERS_SETTINGS},
             failure_config=FailureConfig(  # type: ignore[call-arg]
                 max_failures=0, controller_failure_limit=0, max_preemption_failures=0
             ),
