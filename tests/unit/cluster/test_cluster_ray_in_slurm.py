@@ -1,0 +1,100 @@
+"""A job's own Ray: what is started, with which secret, and that all of it ends. A program stands in for srun."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from own_processes import OwnProcesses, wait_for
+
+ROOT = Path(__file__).parents[3]
+SRUN = """\
+#!/bin/bash
+echo "$@" >>"${0%/*}/calls"
+echo "$RAY_AUTH_TOKEN" >>"${0%/*}/tokens"
+[ -e "${0%/*}/broken" ] && { echo "slurmstepd: no such luck"; exit 1; }
+echo "Ray runtime started."
+echo "Ray runtime started."
+exec sleep 60
+"""
+
+
+class Job:
+    """A job on two nodes of which this machine is the first."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.processes = folder, OwnProcesses()
+        (folder / "srun").write_text(SRUN)
+        (folder / "scontrol").write_text("#!/bin/bash\necho localhost; echo node2\n")
+        for name in ("srun", "scontrol"):
+            (folder / name).chmod(0o755)
+
+    def start(self, code: str) -> "subprocess.Popen[str]":
+        allocation = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_CPUS_PER_TASK": "3"}
+        paths = {"PATH": f"{self.folder}:/usr/bin:/bin", "PYTHONPATH": str(ROOT / "cluster")}
+        inside = ["-m", "moe_cluster.ray_in_slurm", str(self.folder), sys.executable, "-c", code]
+        return subprocess.Popen(
+            [sys.executable, *inside],
+            env={**os.environ, **allocation, **paths, **self.processes.environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    return Job(tmp_path)
+
+
+def test_the_command_finds_its_ray_and_all_of_it_ends_with_it(job: Job, tmp_path: Path) -> None:
+    process = job.start("import os, sys; print(os.environ['RAY_ADDRESS']); sys.exit(7)")
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 7, errors
+    head, others = (tmp_path / "calls").read_text().splitlines()
+    address = output.strip()
+    assert (
+        f"--nodelist=localhost --cpus-per-task=3 --kill-on-bad-exit=1 {sys.executable} -m ray.scripts" in head
+    )
+    assert f"start --block --head --node-ip-address=127.0.0.1 --port={address.partition(':')[2]}" in head
+    assert f"start --block --address={address} --num-cpus=3" in others
+    assert job.processes.living() == []
+
+
+def test_the_token_is_one_of_this_job_and_in_no_command_line(job: Job, tmp_path: Path) -> None:
+    for _ in range(2):
+        job.start("pass").communicate(timeout=60)
+    tokens = (tmp_path / "tokens").read_text().split()
+    assert [len(token) for token in tokens] == [64] * 4
+    assert tokens[0] == tokens[1] != tokens[2] == tokens[3]
+    assert not any(token in (tmp_path / "calls").read_text() for token in tokens)
+
+
+def test_a_signal_goes_to_the_command_whose_exit_code_counts(job: Job, tmp_path: Path) -> None:
+    code = (
+        "import pathlib, signal, sys, time\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))\n"
+        f"pathlib.Path({str(tmp_path / 'ready')!r}).touch()\n"
+        "time.sleep(60)"
+    )
+    process = job.start(code)
+    wait_for((tmp_path / "ready").exists)
+    process.send_signal(signal.SIGUSR1)
+    process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert job.processes.living() == []
+
+
+def test_a_ray_that_does_not_start_is_one_message_with_its_log(job: Job, tmp_path: Path) -> None:
+    (tmp_path / "broken").touch()
+    began = time.monotonic()
+    process = job.start("pass")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    log = tmp_path / "7-ray-head.log"
+    assert errors == f"moe-train: error: Ray on localhost ended at once; read {log}\n"
+    assert "no such luck" in log.read_text()
+    assert time.monotonic() - began < 30
