@@ -20,6 +20,7 @@ from types import FrameType
 from moe_cluster.contract import FAILED
 from moe_cluster.errors import ClusterError
 from moe_cluster.linux import die_with_parent
+from moe_cluster.ray_share import SETTINGS
 from moe_cluster.slurm_client import host_names
 from moe_cluster.slurm_ports import free_ports
 
@@ -48,7 +49,7 @@ class RayOfJob:
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_USAGE_STATS_ENABLED": "0",
         }
-        self.environment = {**environment, **own, "RAY_ADDRESS": self._address}
+        self.environment = {**SETTINGS, **environment, **own, "RAY_ADDRESS": self._address}
         self._steps: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> "RayOfJob":
