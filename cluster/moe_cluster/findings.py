@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 FINDINGS_FILE = "findings.jsonl"
 
@@ -99,13 +100,16 @@ def record(attempt: Path, finding: Finding) -> None:
         os.close(descriptor)
 
 
+def recorded(attempt: Path) -> list[dict[str, Any]]:
+    """What was found in an attempt, as `record` wrote it, the first one first: the fields of a finding, `kind`, `time`
+    (seconds since 1970) and `text`."""
+    path = attempt / FINDINGS_FILE
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
 def recorded_hang(attempt: Path) -> tuple[Hang, float] | None:
     """The hang that ended an attempt, and when it was found, in seconds since 1970; None if it did not end so."""
-    path = attempt / FINDINGS_FILE
-    if not path.exists():
-        return None
-    for line in path.read_text().splitlines():
-        found = json.loads(line)
+    for found in recorded(attempt):
         if found["kind"] == "hang":
             suspects = tuple(Suspect(**suspect) for suspect in found["suspects"])
             hang = Hang(suspects, tuple(found["waiting"]), found["step"], found["seconds"])

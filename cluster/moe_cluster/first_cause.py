@@ -174,9 +174,9 @@ def _of_ending(attempt: Path, ending: Ending, waited: int | None = None) -> Firs
     log = folder / LOG_FILE if (folder / LOG_FILE).exists() else ending.log or attempt / LAUNCHER_LOG
     error = ending.words or _death(ending.exit_code)
     if waited is not None and ending.exit_code == -signal.SIGKILL and ending.words is None:
-        error = (
-            f"it did not answer: rank {waited} waited for job.timeout_s in vain, and it was killed in the end"
-        )
+        where = f", last seen at {last['where']}" if "where" in last else ""
+        vain = f"rank {waited} waited for job.timeout_s in vain"
+        error = f"it did not answer{where}: {vain}, and it was killed in the end"
     return FirstCause(ending.rank, last["host"], last["step"], error, log, FAILED)
 
 

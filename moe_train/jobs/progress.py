@@ -10,6 +10,7 @@ from moe_cluster import records
 from moe_cluster.contract import OUTCOME_FILE, attempt_dir
 from moe_cluster.errors import ClusterError
 from moe_cluster.executor import JobStatus, executor
+from moe_cluster.findings import recorded
 from moe_cluster.records import JobRecord
 from moe_train.checkpoint.folder import CheckpointFolder
 from moe_train.checkpoint.lineage import newest_attempt
@@ -79,7 +80,9 @@ def read_progress(run_dir: Path, *, ask: bool = True) -> Progress:
         attempts=newest_attempt(run_dir),
         job=job,
         status=status,
-        said=(outcome.get("cause") if state in ("failed", "running") else None) or said,
+        said=(outcome.get("cause") if state in ("failed", "running") else None)
+        or said
+        or _found(run_dir, state),
         since=(run_dir / METRICS_FILE).stat().st_mtime if rows else None,
         left_s=_left(recipe, last) if state == "running" else None,
     )
@@ -116,6 +119,12 @@ def _outcome(run_dir: Path) -> dict[str, Any]:
         return dict(json.loads((attempt_dir(run_dir, newest_attempt(run_dir)) / OUTCOME_FILE).read_text()))
     except (OSError, ValueError):
         return {}
+
+
+def _found(run_dir: Path, state: str) -> str:
+    """What the launcher has found out about the workers of a run, while it runs."""
+    attempt = attempt_dir(run_dir, newest_attempt(run_dir))
+    return "; ".join(found["text"] for found in recorded(attempt)) if state == "running" else ""
 
 
 def _state(run_dir: Path, recipe: Recipe | None, status: JobStatus | None, outcome: dict[str, Any]) -> str:
