@@ -3,9 +3,12 @@
 Zuo et al., 2110.04260, sec. 3, and the authors' code: an update makes two passes over its batch (see
 objectives/consistency.py), each with a draw of its own for every layer, and the two may coincide (the paper speaks of
 a random pair). The draw is shared by the whole global batch, so every layout and accumulation makes the same one.
-Validation: `sequence` gives the i-th sequence expert i modulo E, where the code draws one per sentence; `ensemble`
-weighs all experts equally; `fixed` uses one for all.
-T tokens, D model width, E experts.
+Validation: `sequence` gives the i-th sequence expert i modulo E, where the code draws one per sentence (its level 1);
+`token` draws one for each token (its level 0), `batch` one for all, as in training; `ensemble` weighs all experts
+equally; `fixed` uses one in every layer. Draws there depend on the layer, the sequence's number and the token's
+position, and on nothing else: so validation repeats exactly, and a token keeps its expert while others are written after
+it.
+T tokens, D model width, E experts, B sequences, S tokens of one.
 """
 
 import torch
@@ -15,6 +18,7 @@ from torch import Tensor, nn
 from moe_train.config.kinds.router import ThorRouterConfig
 from moe_train.moe.routers.edges import table_routing
 from moe_train.moe.routing import RouteContext, Routing
+from moe_train.random import RandomStream
 
 
 class ThorRouter(nn.Module):
@@ -31,18 +35,24 @@ class ThorRouter(nn.Module):
             every = torch.arange(self.num_experts, device=x.device).expand(tokens, -1)
             weights = torch.full(every.shape, 1 / self.num_experts, device=x.device)
             return table_routing(every, weights, self.num_experts)
-        expert_ids = self._drawn(context) if context.training else self._chosen(context)
-        per_token = expert_ids.repeat_interleave(context.sequence_length).unsqueeze(1)
+        expert_ids = self._of_batch(context.random) if context.training else self._chosen(context)
+        per_token = expert_ids.expand(context.token_values.shape).reshape(-1, 1)
         return table_routing(per_token, torch.ones(tokens, 1, device=x.device), self.num_experts)
 
-    def _drawn(self, context: RouteContext) -> Int[Tensor, " B"]:
+    def _of_batch(self, stream: RandomStream) -> Int[Tensor, "B 1"]:
         """The same draw for every sequence of the step."""
-        draw = context.random.uniform_of_batch(f"{self.site}.expert")
-        return (draw * self.num_experts).long().expand(len(context.random.sequence_ids))
+        draw = stream.uniform_of_batch(f"{self.site}.expert")
+        return (draw * self.num_experts).long().expand(len(stream.sequence_ids), 1)
 
-    def _chosen(self, context: RouteContext) -> Int[Tensor, " B"]:
-        """Each sequence's expert in validation."""
-        numbers = context.random.sequence_ids
-        if self.config.inference == "fixed":
-            return torch.full_like(numbers, self.config.fixed_expert)
-        return numbers % self.num_experts
+    def _chosen(self, context: RouteContext) -> Int[Tensor, "B _"]:
+        """Each sequence's expert in validation, or each token's."""
+        numbers, inference = context.random.sequence_ids, self.config.inference
+        always = RandomStream(0, 0, numbers)
+        if inference == "token":
+            draws = always.uniform(f"{self.site}.expert", context.sequence_length)
+            return (draws * self.num_experts).long()
+        if inference == "batch":
+            return self._of_batch(always)
+        if inference == "fixed":
+            return torch.full_like(numbers, self.config.fixed_expert).unsqueeze(1)
+        return (numbers % self.num_experts).unsqueeze(1)

@@ -47,7 +47,7 @@ def context_of(batch: Batch) -> RouteContext:
     return RouteContext(False, 0.0, RandomStream(0, 0, batch.sequence_ids), batch.tokens)
 
 
-@pytest.fixture(scope="module", params=["sequence", "ensemble"])
+@pytest.fixture(scope="module", params=["sequence", "token", "batch", "ensemble"])
 def model(request):
     made = tiny_transformer(tiny_recipe(*THOR, f"moe.router.inference={request.param}"))
     with torch.no_grad():

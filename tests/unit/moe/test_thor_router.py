@@ -74,10 +74,47 @@ def test_in_validation_sequences_take_turns_or_all_have_one_or_every_expert():
     assert set(ensemble.weights.tolist()) == {0.25}
 
 
+def in_validation(way: str, at: RouteContext, site: str = "layers.0.router") -> torch.Tensor:
+    """The expert of every token, a row a sequence."""
+    made = router(site, inference=way)
+    return made(torch.zeros(at.token_values.numel(), 3), at).expert_ids.view(at.token_values.shape)
+
+
+def test_in_validation_tokens_can_have_an_expert_each():
+    many = in_validation("token", context(200, 20))
+    assert (
+        torch.bincount(many.flatten(), minlength=EXPERTS) - 1000
+    ).abs().max() < 110  # 4 standard deviations
+    same_as_neighbour = (many[:, 1:] == many[:, :-1]).float().mean()
+    assert 0.21 < float(same_as_neighbour) < 0.29
+    assert (
+        0.21
+        < float((many == in_validation("token", context(200, 20), "layers.2.router")).float().mean())
+        < 0.29
+    )
+
+
+def test_a_token_keeps_its_expert_wherever_its_sequence_is_and_however_long_it_has_become():
+    many = in_validation("token", context(6, 20, step=3, seed=5))
+    for length in (1, 7, 20):
+        assert torch.equal(in_validation("token", context(1, length, first=4))[0], many[4, :length])
+
+
+def test_in_validation_all_can_have_one_expert_of_each_layer_as_in_training():
+    drawn = [in_validation("batch", context(3, 4), f"layers.{layer}.router") for layer in range(400)]
+    assert all((of_layer == of_layer[0, 0]).all() for of_layer in drawn)
+    counts = torch.bincount(torch.stack([of_layer[0, 0] for of_layer in drawn]), minlength=EXPERTS)
+    assert (counts - 100).abs().max() < 35  # 4 standard deviations
+    assert torch.equal(
+        in_validation("batch", context(1, 9, step=7, first=2))[0, :1],
+        in_validation("batch", context(3, 4))[0, :1],
+    )
+
+
 def test_identical_experts_make_all_ways_of_inference_equal():
-    outputs = [with_inference(way)[1] for way in ("sequence", "ensemble", "fixed")]
-    torch.testing.assert_close(outputs[0], outputs[1])
-    torch.testing.assert_close(outputs[0], outputs[2])
+    outputs = [with_inference(way)[1] for way in ("sequence", "token", "batch", "ensemble", "fixed")]
+    for output in outputs[1:]:
+        torch.testing.assert_close(output, outputs[0])
 
 
 def with_inference(way: str, same: bool = True):

@@ -16,7 +16,7 @@ class ThorRouterConfig(RouterConfig):
     """THOR (2110.04260): one random expert per layer and forward pass, for the whole batch."""
 
     kind: str = "thor"
-    inference: Literal["sequence", "ensemble", "fixed"] = "sequence"  # one each in turn; mean of all; one
+    inference: Literal["sequence", "token", "batch", "ensemble", "fixed"] = "sequence"  # see routers/thor.py
     fixed_expert: int = 0  # which one, for inference=fixed
 
     def num_parameters(self, d_model: int, num_experts: int) -> int:
