@@ -76,8 +76,9 @@ class Client:
         try:
             yield
         except AuthenticationError as error:
+            said = _words(error).partition(". ")[0].rstrip(".")  # more follows, for who sets a cluster up
             raise ClusterError(
-                f"--address {self.address}: the Ray cluster refused the token ({_words(error)}); set "
+                f"--address {self.address}: the Ray cluster refused the token ({said}); set "
                 "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's own"
             ) from None
         except (requests.RequestException, ConnectionError) as error:

@@ -36,7 +36,7 @@ class RayNode:
 
 def alive_nodes() -> list[RayNode]:
     """The nodes that Ray believes in and that answer."""
-    free = ray._private.state.available_resources_per_node()
+    free = ray._private.state.available_resources_per_node()  # Ray has no public way to ask this
     believed = [
         RayNode(
             id=node["NodeID"],
