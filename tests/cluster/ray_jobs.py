@@ -47,14 +47,14 @@ class RayRun(SlurmRun):
         """How the launcher saw an attempt end."""
         return dict(json.loads((self.folder / f"attempts/{attempt}/outcome.json").read_text()))
 
-    def wait_until(self, state: str, timeout_s: float = 150.0) -> None:
+    def wait_until(self, state: str, timeout_s: float = 300.0) -> None:
         """Wait until `moe-train status` says so and the launcher has ended; fail as soon as it says another end."""
         deadline = time.monotonic() + timeout_s
         while (now := self.state) != state:
             assert now in ("queued", "running"), self.output
             assert time.monotonic() < deadline, f"{state} did not come in {timeout_s:.0f} s\n{self.output}"
             time.sleep(2.0)
-        wait_for((self.folder / f"attempts/{self.attempts}/outcome.json").exists, every_s=0.1)
+        wait_for((self.folder / f"attempts/{self.attempts}/outcome.json").exists, every_s=0.1, timeout_s=240)
 
     def workers_of(self, attempt: int) -> int:
         """How many workers an attempt has had."""
@@ -64,14 +64,14 @@ class RayRun(SlurmRun):
         """Seconds from this call until attempt `attempt` has ended, and until the next one computes."""
         began = time.monotonic()
         end = self.folder / f"attempts/{attempt}/outcome.json"
-        wait_for(end.exists, every_s=0.05, timeout_s=120)
+        wait_for(end.exists, every_s=0.05, timeout_s=240)
         ended = time.monotonic() - began
-        self.wait_for_attempt(attempt + 1, timeout_s=120)
+        self.wait_for_attempt(attempt + 1, timeout_s=240)
         return ended, time.monotonic() - began
 
     def wait_for_attempt_folder(self, number: int) -> None:
         """Wait until an attempt is about to begin."""
-        wait_for((self.folder / f"attempts/{number}").exists, every_s=0.05, timeout_s=60)
+        wait_for((self.folder / f"attempts/{number}").exists, every_s=0.05, timeout_s=240)
 
     def resume(self) -> None:
         """Hand the run over again."""
@@ -80,7 +80,7 @@ class RayRun(SlurmRun):
 
     def cancel_after(self, more_steps: int) -> None:
         """Cancel the run, which has no end of its own, once it has made so many more steps."""
-        self.wait_for_step(self.step + more_steps, timeout_s=120)
+        self.wait_for_step(self.step + more_steps, timeout_s=240)
         self.terminal("cancel", str(self.folder))
         self.wait_until("stopped")
 

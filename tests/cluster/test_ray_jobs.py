@@ -79,7 +79,7 @@ def test_representative_a_killed_worker_is_named_and_the_run_goes_on(
     terminal: RayTerminal, undisturbed: RayRun, table: Scenarios
 ) -> None:
     run = terminal.hand_over("worker-killed", *TWO_NODES)
-    run.wait_for_step(20)
+    run.wait_for_step(20, timeout_s=240)
     host, pid = run.worker(rank=1)
     os.kill(pid, signal.SIGKILL)
     seen_s, recovery_s = run.recovery(attempt=1)
@@ -100,7 +100,7 @@ def test_a_worker_that_hangs_is_named_killed_and_the_run_goes_on(
     terminal: RayTerminal, undisturbed: RayRun, table: Scenarios
 ) -> None:
     run = terminal.hand_over("hangs", *TWO_NODES, "job.hang_s=10")
-    run.wait_for_step(20, timeout_s=150)
+    run.wait_for_step(20, timeout_s=240)
     host, pid = run.worker(rank=1)
     os.kill(pid, signal.SIGSTOP)
     seen_s, recovery_s = run.recovery(attempt=1)
@@ -126,11 +126,11 @@ def test_a_run_that_needs_all_its_nodes_waits_for_the_lost_one_and_says_so(
     cluster: RayCluster, terminal: RayTerminal, undisturbed: RayRun, table: Scenarios
 ) -> None:
     run = terminal.hand_over("waits", *TWO_NODES)
-    run.wait_for_step(20, timeout_s=150)
+    run.wait_for_step(20, timeout_s=240)
     host, _ = run.worker(rank=1)
     lost = next(node for node in cluster.workers if node.name == host)
     _kill_raylet(lost)
-    wait_for(lambda: WAITING in run.output, every_s=2.0)
+    wait_for(lambda: WAITING in run.output, every_s=2.0, timeout_s=240)
     cluster.repair_worker(lost)
     run.wait_until("finished")
     assert run.attempts == 2
@@ -158,7 +158,7 @@ def test_a_lost_node_is_named_the_run_shrinks_and_grows_again_when_it_is_back(
     table: Scenarios,
 ) -> None:
     run = terminal.hand_over(f"lost-{fault.__name__.strip('_')}", "--nodes", "1:2", *ENDLESS)
-    run.wait_for_step(40, timeout_s=150)
+    run.wait_for_step(40, timeout_s=240)
     host, _ = run.worker(rank=1)
     lost = next(node for node in cluster.workers if node.name == host)
     fault(lost)
@@ -185,14 +185,14 @@ def test_a_lost_head_loses_the_job_and_a_resume_goes_on_from_the_last_checkpoint
     cluster: RayCluster, terminal: RayTerminal, table: Scenarios
 ) -> None:
     run = terminal.hand_over("head-lost", "--nodes", "2", *ENDLESS)
-    run.wait_for_step(40, timeout_s=150)
+    run.wait_for_step(40, timeout_s=240)
     cluster.head.crash()
     began = time.monotonic()
     assert "there is no answer" in run.status()["said"]
     assert time.monotonic() - began < 15
     cluster.repair()
     run.resume()
-    run.wait_for_attempt(2)
+    run.wait_for_attempt(2, timeout_s=240)
     run.cancel_after(more_steps=20)
     assert run.attempts == 2
     run.assert_like_one_worker(*ENDLESS)
@@ -207,7 +207,7 @@ def test_a_cancelled_job_saves_and_a_resume_goes_on_where_it_was(
     terminal: RayTerminal, undisturbed: RayRun, table: Scenarios
 ) -> None:
     run = terminal.hand_over("cancelled", *TWO_NODES)
-    run.wait_for_step(20, timeout_s=150)
+    run.wait_for_step(20, timeout_s=240)
     terminal("cancel", str(run.folder))
     run.wait_until("stopped")
     assert run.outcome(1)["exit_code"] == 75
@@ -244,7 +244,7 @@ def test_a_second_job_for_the_same_folder_is_refused(terminal: RayTerminal, tabl
     assert f"its job ray:{run.job_id} is" in said
     table.add("two submissions for one folder", "the second is refused", "`submit` refuses")
     terminal("cancel", str(run.folder))
-    wait_for(lambda: run.state not in ("queued", "running"), every_s=2.0)
+    wait_for(lambda: run.state not in ("queued", "running"), every_s=2.0, timeout_s=240)
 
 
 def test_a_wrong_token_is_refused_in_one_sentence(terminal: RayTerminal, table: Scenarios) -> None:
