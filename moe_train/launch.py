@@ -152,6 +152,11 @@ def _attempts(
             workers = chosen.choose_workers(allowed, stop, _say)
             if workers is None:
                 return PREEMPTED
+            if folder.is_taken_over():  # not PREEMPTED: nothing may queue the job again, which runs elsewhere
+                _say(
+                    "the cluster has started this job again, and that one goes on with the run; this one ends"
+                )
+                return FAILED
             attempt = _next_attempt(asked, recipe, workers, folder, environment, resume)
             outcome = _told(attempt, chosen.run(attempt, stop, _say), environment)
             # What was asked for holds until an attempt began as asked; from then on its own checkpoints count.

@@ -7,6 +7,8 @@ model and the data of the run; everything else may change.
 import fcntl
 import json
 import os
+import secrets
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -58,6 +60,7 @@ class RunFolder:
         self.path, self.job = run_dir, job
         self.is_of_same_job = False
         """Whether the launcher that was here last belonged to the same job: the cluster has started it again."""
+        self._name = secrets.token_hex(8)
         self._lock: int | None = None
 
     def __enter__(self) -> "RunFolder":
@@ -69,13 +72,15 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.path / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
-            self.is_of_same_job = bool(self.job) and self._owner() == self.job
+            self.is_of_same_job = bool(self.job) and self._owner()[0] == self.job
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            replace_text(self.path / OWNER_FILE, self.job)
+            self._claim()
         except BlockingIOError:
-            self._release()
             if self.is_of_same_job:
+                self._claim()
+                self._lock_when_free()
                 return self
+            self._release()
             raise RunError(
                 f"run_dir={self.path}: another moe-train is running in it; wait for its end, stop it, "
                 "or choose another --run-dir"
@@ -108,10 +113,30 @@ class RunFolder:
             os.close(descriptor)
         return False
 
-    def _owner(self) -> str:
-        """The job whose launcher locked the folder last."""
+    def is_taken_over(self) -> bool:
+        """Whether a launcher of the same job has come after this one: its cluster has given this one up."""
+        return self._owner()[1] not in ("", self._name)
+
+    def _owner(self) -> tuple[str, str]:
+        """The job whose launcher came last, and that launcher's own name; empty if there was none."""
         path = self.path / OWNER_FILE
-        return path.read_text() if path.exists() else ""
+        lines = path.read_text().splitlines() if path.exists() else []
+        job, name, *_ = [*lines, "", ""]
+        return job, name
+
+    def _claim(self) -> None:
+        replace_text(self.path / OWNER_FILE, f"{self.job}\n{self._name}\n")
+
+    def _lock_when_free(self) -> None:
+        """Have the lock as soon as the launcher that was given up has ended, wherever it still lives."""
+        assert self._lock is not None
+        copy = os.dup(self._lock)  # of one opened file: what one has locked both hold, until both are closed
+
+        def wait() -> None:
+            fcntl.flock(copy, fcntl.LOCK_EX)
+            os.close(copy)
+
+        threading.Thread(target=wait, daemon=True).start()
 
     @property
     def holds_run(self) -> bool:

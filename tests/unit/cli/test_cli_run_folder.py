@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from own_processes import wait_for
 from small_run import Command
 
 from moe_train.config.load import load_recipe
@@ -51,6 +52,20 @@ def test_a_job_that_its_cluster_started_again_takes_its_folder_over(tmp_path: Pa
             assert again.is_of_same_job
         with pytest.raises(RunError, match="another moe-train"):
             RunFolder(tmp_path / "run", "slurm:8").__enter__()
+
+
+def test_a_launcher_that_was_given_up_knows_it_and_its_lock_passes_on(tmp_path: Path) -> None:
+    lost = RunFolder(tmp_path / "run", "slurm:7").__enter__()
+    assert not lost.is_taken_over()
+    with RunFolder(tmp_path / "run", "slurm:7") as again:
+        assert lost.is_taken_over()
+        assert not again.is_taken_over()
+        lost.__exit__(None, None, None)
+        wait_for(again.is_held)
+        with pytest.raises(RunError, match="another moe-train"):
+            RunFolder(tmp_path / "run", "slurm:8").__enter__()
+    with RunFolder(tmp_path / "run", "slurm:8") as other:
+        assert not other.is_of_same_job
 
 
 def test_a_run_that_was_to_start_afresh_does_so_once_in_a_job_that_is_started_again(
