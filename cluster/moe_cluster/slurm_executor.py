@@ -5,6 +5,7 @@ The job's output is RUN/jobs/ID.log, the script that was submitted RUN/jobs/ID.s
 """
 
 import math
+import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,7 +33,7 @@ class SlurmExecutor:
         return sbatch.script(job, self.python)
 
     def submit(self, job: JobSpec) -> str:
-        return self._hand_over(self.render(job), job)
+        return _submitted(self.render(job), jobs_dir(job))
 
     def submit_many(self, jobs: Sequence[JobSpec], at_once: int | None) -> list[str]:
         if len(jobs) == 1:
@@ -42,9 +43,8 @@ class SlurmExecutor:
         for job in jobs:
             jobs_dir(job)
         common.mkdir(exist_ok=True)
-        array = _submitted(text)
+        array = _submitted(text, common)
         ids = [f"{array}_{number}" for number in range(len(jobs))]
-        (common / f"{array}.sh").write_text(text)
         for job, job_id in zip(jobs, ids, strict=True):
             # An array's output has one folder; each run's own shows it where that of a single job would be.
             link = jobs_dir(job) / f"{job_id}.log"
@@ -76,16 +76,25 @@ class SlurmExecutor:
 
         return answer
 
-    def _hand_over(self, text: str, job: JobSpec) -> str:
-        folder = jobs_dir(job)
-        job_id = _submitted(text)
-        (folder / f"{job_id}.sh").write_text(text)
-        return job_id
 
+def _submitted(text: str, folder: Path) -> str:
+    """The id of a script that Slurm has taken, which stays in `folder` under that id.
 
-def _submitted(text: str) -> str:
-    """The id that Slurm gives; on a federation it says the cluster's name behind it."""
-    return slurm_client.call("sbatch", "--parsable", text=text).strip().partition(";")[0]
+    It is written before it is handed over: a full disk must not cost the id of a job that is queued.
+    """
+    draft = folder / f"{secrets.token_hex(4)}.draft"
+    try:
+        draft.write_text(text)
+    except OSError as error:
+        raise ClusterError(f"{folder}: cannot be written ({error.strerror}); nothing was submitted") from None
+    try:
+        # On a federation the cluster's name stands behind the id.
+        job_id = slurm_client.call("sbatch", "--parsable", text=text).strip().partition(";")[0]
+    except ClusterError:
+        draft.unlink()
+        raise
+    draft.rename(folder / f"{job_id}.sh")
+    return job_id
 
 
 def _checked(job_id: str) -> str:
