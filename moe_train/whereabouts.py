@@ -20,6 +20,8 @@ WAITING = (
     "moe_train.moe.dispatch.all_to_all",
     "moe_train.parallel.world",
 )
+# Calls the kernels for all others: who called it is where the thread is.
+CALLS_KERNELS = "moe_kernels.launch"
 # A CPU tensor's backward pass runs in the thread that asked for it, a CUDA tensor's in one of torch's own.
 BACKWARD = "torch.autograd.graph"
 
@@ -54,7 +56,7 @@ def place_of(frame: FrameType | None) -> Place:
     while frame is not None:
         module = _module(frame)
         is_waiting = is_waiting or (_below(module, WAITING) and frame.f_code.co_name != "<module>")
-        if _below(module, OWN):
+        if _below(module, OWN) and module != CALLS_KERNELS:
             return Place(_shown(frame, module), is_waiting)
         frame = frame.f_back
     return NOWHERE
