@@ -6,8 +6,7 @@ a random pair). The draw is shared by the whole global batch, so every layout an
 Validation: `sequence` gives the i-th sequence expert i modulo E, where the code draws one per sentence (its level 1);
 `token` draws one for each token (its level 0), `batch` one for all, as in training; `ensemble` weighs all experts
 equally; `fixed` uses one in every layer. Draws there depend on the layer, the sequence's number and the token's
-position, and on nothing else: so validation repeats exactly, and a token keeps its expert while others are written after
-it.
+position alone: so validation repeats exactly, and a token keeps its expert while others are written after it.
 T tokens, D model width, E experts, B sequences, S tokens of one.
 """
 

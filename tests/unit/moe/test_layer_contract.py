@@ -15,7 +15,7 @@ from moe_train.random import generator_for
 SEQUENCES, LENGTH, WIDTH, EXPERTS = 3, 8, 32, 8
 KINDS = sorted(REGISTRY["moe.router"])
 LEAKS = {"expert_choice", "batch_priority", "soft", "smear"}
-IN_TRAINING_ONLY = {"base", "sinkhorn"}
+IN_TRAINING_ONLY = ["base", "sinkhorn"]
 
 
 def layer_of(kind: str, *overrides: str, experts: int = EXPERTS) -> MoELayer:
@@ -94,6 +94,114 @@ def test_a_layer_without_tokens_gives_none(kind):
     y, stats = layer_of(kind)(tokens(0), here)
     assert y.shape == (0, WIDTH)
     assert int(stats.load.sum()) == 0
+
+
+NO_COLUMNS = {"dselect_k", "random", "thor"}
+"""Kinds in which an expert's number means something: a code, or what a draw comes to."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "training"),
+    # In training noise is drawn for an expert's number.
+    [(kind, False) for kind in sorted(set(KINDS) - NO_COLUMNS)] + [(kind, True) for kind in IN_TRAINING_ONLY],
+)
+def test_the_order_of_experts_does_not_matter(kind, training):
+    """Neighbours change places, which leaves every group of hierarchical_top_k and every prototype as it is."""
+    layer, x = layer_of(kind), tokens()
+    expected, before = layer(x, context(SEQUENCES, LENGTH, training))
+    swapped = torch.arange(EXPERTS).view(-1, 2).flip(1).flatten()
+    with torch.no_grad():
+        for weight in layer.router.parameters():
+            if weight.ndim == 2 and weight.shape[1] == EXPERTS:
+                weight.copy_(weight[:, swapped])
+        for weight in layer.experts.parameters():
+            weight.copy_(weight[swapped])
+    if isinstance(layer.router, TableRouter):
+        layer.router.table = swapped[layer.router.table]
+    y, after = layer(x, context(SEQUENCES, LENGTH, training))
+    torch.testing.assert_close(y, expected)
+    assert torch.equal(after.load, before.load[swapped])
+    for name, loss in before.losses.items():
+        torch.testing.assert_close(after.losses[name], loss)
+
+
+ONE_CHOICE = {
+    "top_k": ("moe.router.k=1", "moe.router.normalize=false"),
+    "deepseek": ("moe.router.k=1", "moe.router.normalize=false"),
+    "prototypes": ("moe.router.prototypes=1",),
+    "batch_priority": ("moe.router.k=1",),
+    "expert_choice": ("moe.router.tokens_per_expert=1",),
+    "dselect_k": ("moe.router.k=1",),
+}
+TWO_AT_LEAST = {"gshard", "noisy_top_k", "hierarchical_top_k"}
+SIGMOID = {"base", "sinkhorn", "deepseek"}
+
+
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - TWO_AT_LEAST - {"soft"}))
+@pytest.mark.parametrize("training", [True, False])
+def test_one_expert_is_a_plain_block_with_weight_one_or_the_sigmoid_of_its_score(kind, training):
+    jitter = ("moe.router.jitter=0",) if kind == "switch" else ()
+    layer, x = layer_of(kind, *ONE_CHOICE.get(kind, ()), *jitter, experts=1), tokens()
+    y, stats = layer(x, context(SEQUENCES, LENGTH, training))
+    hidden = x @ layer.experts.w_in[0]
+    active = torch.relu(hidden) if layer.experts.activation == "relu" else torch.nn.functional.gelu(hidden)
+    expected = active @ layer.experts.w_out[0]
+    if kind in SIGMOID:
+        expected = torch.sigmoid(x @ layer.router.weight) * expected
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+    assert stats.load.tolist() == [len(x)]
+    assert int(stats.dropped) == 0
+
+
+BY_PLACE = {"hash", "random", "thor", "expert_choice"}
+"""Kinds that give equal tokens different experts: by id, by chance, or by who comes first."""
+
+
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - BY_PLACE))
+def test_tokens_that_are_all_alike_get_the_same_and_crowd_at_the_same_experts(kind):
+    layer = layer_of(kind)
+    x = tokens(1)[:1].expand(SEQUENCES * LENGTH, -1)
+    y, stats = layer(x, context(SEQUENCES, LENGTH))
+    torch.testing.assert_close(y, y[:1].expand_as(y))
+    if kind not in ("soft", "dselect_k"):  # every slot is filled; every code has some weight at first
+        assert int((stats.load > 0).sum()) == layer.config.router.num_choices
+        assert int(stats.load.max()) == len(x)
+
+
+@pytest.mark.parametrize("kind", ["base", "sinkhorn", "expert_choice"])
+def test_what_balances_by_construction_does_so_for_tokens_that_are_all_alike(kind):
+    layer = layer_of(kind)
+    x = tokens(1)[:1].expand(SEQUENCES * LENGTH, -1)
+    _, stats = layer(x, context(SEQUENCES, LENGTH, training=True))
+    if kind == "sinkhorn":  # whose plan gives equal tokens equal rows, so all go one way
+        assert int(stats.load.max()) == len(x)
+    else:
+        assert len(stats.load.unique()) == 1
+
+
+ALL_CHOICES = [
+    ("top_k", f"moe.router.k={EXPERTS}", EXPERTS, "softmax"),
+    ("batch_priority", f"moe.router.k={EXPERTS}", EXPERTS, "softmax"),
+    ("noisy_top_k", f"moe.router.k={EXPERTS}", EXPERTS, "softmax"),
+    ("gshard", "moe.router.jitter=0", 2, "softmax"),
+    ("deepseek", f"moe.router.k={EXPERTS}", EXPERTS, "sigmoid"),
+    ("expert_choice", f"moe.router.tokens_per_expert={EXPERTS}", EXPERTS, "softmax"),
+]
+
+
+@pytest.mark.parametrize(("kind", "override", "experts", "scores"), ALL_CHOICES)
+def test_as_many_choices_as_experts_are_a_dense_mixture(kind, override, experts, scores):
+    layer, x = layer_of(kind, override, experts=experts), tokens()
+    y, stats = layer(x, context(SEQUENCES, LENGTH))
+    logits = x @ layer.router.weight
+    weights = (
+        logits.softmax(1) if scores == "softmax" else logits.sigmoid() / logits.sigmoid().sum(1, keepdim=True)
+    )
+    hidden = torch.einsum("td,edf->tef", x, layer.experts.w_in)
+    active = torch.relu(hidden) if layer.experts.activation == "relu" else torch.nn.functional.gelu(hidden)
+    expected = torch.einsum("te,tef,efd->td", weights, active, layer.experts.w_out)
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+    assert stats.load.tolist() == [len(x)] * experts
 
 
 @pytest.mark.parametrize("kind", ["soft", "smear"])
