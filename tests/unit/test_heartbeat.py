@@ -104,8 +104,13 @@ def test_a_worker_of_an_attempt_that_the_launcher_ends_ends_at_once(worker: Work
 def test_the_stacks_of_a_worker_that_is_stuck_are_written_in_time(
     worker: Worker, tmp_path: Path, body: str
 ) -> None:
-    worker(f"process.progress.expect(4.0, 4.0); process.beat(1); time.sleep(1.2); {body}")
     stacks = tmp_path / "attempts/1/rank-0/stacks.txt"
+    is_armed = f"Path({str(stacks)!r}).exists()"
+    worker(
+        "process.progress.expect(3.0, 3.0); process.beat(1)\n"
+        f"    while not {is_armed}: time.sleep(0.05)\n"
+        f"    time.sleep(0.1); {body}"
+    )
     wait_for(lambda: stacks.exists() and "most recent call first" in stacks.read_text(), timeout_s=20)
     assert 'File "<string>"' in stacks.read_text()
 
