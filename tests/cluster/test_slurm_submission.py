@@ -154,6 +154,34 @@ def test_a_job_waits_for_another_and_is_cancelled_where_that_one_failed(
             assert wait_until_over(executor, executor.submit(second), second.run_dir) == expected
 
 
+def test_a_run_that_can_go_on_is_queued_again_alone_or_in_an_array(
+    cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    spy = tmp_path / "spy"
+    spy.write_text('#!/bin/bash\n[ -e "$4" ] && exit 0\ntouch "$4"; exit 75\n')  # $4 is the recipe
+    spy.chmod(0o755)
+    executor = SlurmExecutor({"python": str(spy)})
+    jobs = [
+        JobSpec(name, tmp_path / name, ("run", str(tmp_path / f"{name}.began"))) for name in ("a", "b", "c")
+    ]
+    with in_environment(cluster.environment):
+        ids = [executor.submit(jobs[0]), *executor.submit_many(jobs[1:], at_once=None)]
+        for job, job_id in zip(jobs, ids, strict=True):
+            assert wait_until_over(executor, job_id, job.run_dir) == JobState.DONE
+            assert "queued again" in (job.run_dir / f"jobs/{job_id}.log").read_text()
+
+
+def test_a_failed_run_is_a_failed_job(cluster: SlurmCluster, tmp_path: Path) -> None:
+    spy = tmp_path / "spy"
+    spy.write_text("#!/bin/bash\nexit 2\n")
+    spy.chmod(0o755)
+    executor, job = SlurmExecutor({"python": str(spy)}), JobSpec("small", tmp_path / "run", ("run",))
+    with in_environment(cluster.environment):
+        job_id = executor.submit(job)
+        assert wait_until_over(executor, job_id, job.run_dir) == JobState.FAILED
+        assert "exit code 2" in executor.status(job_id, job.run_dir).reason
+
+
 def test_gpus_that_are_asked_for_are_seen(cluster: SlurmCluster, tmp_path: Path) -> None:
     spy = tmp_path / "spy"
     spy.write_text('#!/bin/bash\necho "sees $CUDA_VISIBLE_DEVICES"\n')
