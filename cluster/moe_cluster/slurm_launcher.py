@@ -33,6 +33,8 @@ from moe_cluster.stop import StopRequest
 from moe_cluster.watch import Watch
 
 POLL_S = 0.1
+LOOK_EVERY_S = 1.0
+"""Between two looks for a newer attempt."""
 END_PATIENCE_S = 20.0
 """How long the agents may take to end an attempt that hangs."""
 ROLL_CALL_TIMEOUT_S = 30.0
@@ -99,7 +101,8 @@ class SlurmLauncher:
             )
             watch = Watch(attempt.run_dir, attempt.number, attempt.workers)
             try:
-                exit_code = _wait(srun, stop, functools.partial(watch.tell, say))
+                newer = attempt_dir(attempt.run_dir, attempt.number + 1)
+                exit_code = _wait(srun, stop, functools.partial(watch.tell, say), newer)
             finally:
                 _end(srun)
         if exit_code == DONE and read_endings(folder):  # agents end with 0 when they were asked to stop
@@ -141,14 +144,22 @@ def _roll_call(srun: Sequence[str]) -> str:
     )
 
 
-def _wait(srun: "subprocess.Popen[bytes]", stop: StopRequest, must_end: Callable[[], bool]) -> int:
-    told, deadline = False, math.inf
+def _wait(
+    srun: "subprocess.Popen[bytes]", stop: StopRequest, must_end: Callable[[], bool], newer: Path
+) -> int:
+    """Wait for the attempt's end. If there is a `newer` one, this launcher was given up while it was cut off: its srun
+    must do nothing more, since the steps of a job that was queued again have the same ids."""
+    told, deadline, next_look = False, math.inf, 0.0
     while time.monotonic() < deadline:
         if stop.is_urgent:
             raise KeyboardInterrupt
         if stop.is_requested and not told:
             srun.send_signal(signal.SIGUSR1)  # passed on; at SIGTERM srun has the step killed after KillWait
             told = True
+        if time.monotonic() >= next_look:
+            next_look = time.monotonic() + LOOK_EVERY_S
+            if newer.exists():
+                return FAILED
         if deadline == math.inf and must_end():
             srun.send_signal(END_AT_ONCE)
             deadline = time.monotonic() + END_PATIENCE_S
