@@ -72,6 +72,7 @@ VARIANTS = [
     ),
     ("moe.router.kind=hash",),
     ("moe.router.kind=hash", "moe.router.table=bigram"),
+    ("moe.router.kind=hash", "moe.router.table=dispersed"),
     ("moe.router.kind=random",),
 ]
 

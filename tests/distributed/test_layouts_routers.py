@@ -47,6 +47,7 @@ FAST = [
 ]
 EVERY = [
     (THOR, 2, ("parallel.expert=1", "data.micro_batch=2", "engine.reshard_after_forward=true")),
+    ((*THOR, "moe.router.inference=token"), 2, ("parallel.expert=2", "data.micro_batch=2")),
     (DENSE_TO_SPARSE, 2, ("parallel.expert=2",)),
     *(
         (router, 4, (f"parallel.expert={expert}", *exchange))
