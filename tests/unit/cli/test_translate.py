@@ -91,6 +91,25 @@ def test_a_run_resumed_in_the_middle_ends_bitwise_the_same(finished, moe_train: 
     assert weights(run_dir) == weights(finished)
 
 
+@pytest.mark.parametrize(
+    "router",
+    [
+        ("base",),
+        ("sinkhorn",),
+        ("noisy_top_k", "moe.router.k=2", "moe.num_experts=4"),
+        ("expert_choice", "moe.stacks=encoder"),
+    ],
+    ids=lambda router: router[0],
+)
+def test_sentences_are_learned_with_other_routers_too(folder, moe_train: Command, tmp_path, router):
+    kind, *overrides = router
+    changed = ("objective.kind=translation", f"moe.router.kind={kind}", *overrides)
+    ended = moe_train("run", "pairs.yaml", "--run-dir", str(tmp_path / "run"), *changed)
+    assert ended.code == 0, ended.errors
+    validation = rows(tmp_path / "run", "validation_loss")
+    assert validation[4]["validation_loss"] < validation[0]["validation_loss"]
+
+
 def test_translate_shows_validation_pairs_and_their_scores(finished, moe_train: Command):
     ended = moe_train("translate", str(finished), "decoding.beam_size=1")
     assert ended.code == 0, ended.errors
