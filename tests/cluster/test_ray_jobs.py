@@ -4,12 +4,15 @@ Each fault is a real one, done to real processes; a run that met one ends with t
 if it went on with another number of workers, with the same ones up to rounding.
 """
 
+import contextlib
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+import safetensors
 from network_nodes import Network, Node, require_namespaces
 from own_processes import wait_for
 from ray_cluster import RayCluster
@@ -226,16 +229,37 @@ def test_a_job_cancelled_while_its_workers_start_ends_without_a_failure(terminal
     run.wait_until("stopped")
 
 
-def test_a_worker_that_cannot_start_says_why_and_is_tried_as_often_as_allowed(
-    terminal: RayTerminal, table: Scenarios
+def test_a_worker_that_cannot_start_is_named_and_tried_as_often_as_allowed(
+    cluster: RayCluster, terminal: RayTerminal, table: Scenarios
 ) -> None:
-    run = terminal.hand_over(
-        "cannot-start", *TWO_NODES, "--max-restarts", "1", "data.corpus.path=/dev/null/none"
-    )
-    run.wait_until("failed")
+    broken = cluster.workers[1]
+    with _emptied(broken, Path(safetensors.__file__)):
+        run = terminal.hand_over("cannot-start", *TWO_NODES, "--max-restarts", "1")
+        run.wait_until("failed")
     assert run.attempts == 2
-    assert "/dev/null/none" in str(run.outcome(2)["cause"])
-    table.add("workers cannot start (no such text)", "told why, tried again `--max-restarts` times", "so")
+    for attempt in (1, 2):
+        assert run.outcome(attempt)["host"] == broken.name
+        assert "ImportError" in str(run.outcome(attempt)["cause"])
+    table.add(
+        "a worker cannot start (a package is broken on its node)",
+        "named with its host and error, tried again `--max-restarts` times",
+        "so",
+    )
+
+
+@contextlib.contextmanager
+def _emptied(node: Node, file: Path) -> Iterator[None]:
+    """A file that is empty on one node."""
+    assert node.run(["mount", "--bind", "/dev/null", str(file)], os.environ).returncode == 0
+    yield
+    assert node.run(["umount", str(file)], os.environ).returncode == 0
+
+
+def test_a_recipe_that_cannot_be_used_is_told_and_not_tried_again(terminal: RayTerminal) -> None:
+    run = terminal.hand_over("no-text", *TWO_NODES, "data.corpus.path=/dev/null/none")
+    run.wait_until("failed")
+    assert run.attempts == 1
+    assert "/dev/null/none" in str(run.outcome(1)["cause"])
 
 
 def test_a_second_job_for_the_same_folder_is_refused(terminal: RayTerminal, table: Scenarios) -> None:
