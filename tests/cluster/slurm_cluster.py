@@ -11,60 +11,21 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from own_processes import wait_for
 from slurm_accounting import Accounting
+from slurm_configuration import Configuration
+from slurm_network import SlurmNetwork, run
 
 from moe_cluster.linux import die_with_parent, is_alive
 
 # Not below /tmp: munged refuses a key or a socket in a folder that everyone may write to.
 FOLDERS = Path("/run")
 PREFIX = "moe-train-slurm-"
-CPUS, MEMORY_MB, GPUS = 4, 4000, 2
 SCRATCH_MB = 16
-CONFIGURATION = """\
-ClusterName=test
-SlurmctldHost=controller({address})
-SlurmUser=root
-SlurmdUser=root
-AuthType=auth/munge
-AuthInfo=socket={folder}/munge/socket,cred_expire=5
-CredType=cred/munge
-SlurmctldPort={port}
-SlurmdPort=16818
-StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool/%n
-SlurmctldPidFile={folder}/run/slurmctld.pid
-SlurmdPidFile={folder}/run/slurmd-%n.pid
-SlurmctldLogFile={folder}/log/slurmctld.log
-SlurmdLogFile={folder}/log/slurmd-%n.log
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-JobAcctGatherType=jobacct_gather/linux
-MpiDefault=none
-ReturnToService=2
-SlurmdParameters=config_overrides
-SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1,sched_min_interval=0
-SelectType=select/cons_tres
-SelectTypeParameters=CR_Core_Memory
-SlurmdTimeout=6
-SlurmctldTimeout=6
-InactiveLimit=0
-KillWait=15
-MinJobAge={remembered_s}
-JobRequeue=1
-MessageTimeout=5
-AccountingStorageType=accounting_storage/{accounting}
-GresTypes=gpu
-DefMemPerCPU=200
-PreemptType=preempt/partition_prio
-PreemptMode=REQUEUE
-"""
 
 
 class SlurmCluster:
@@ -78,7 +39,7 @@ class SlurmCluster:
         self.environment = {"SLURM_CONF": str(self.folder / "slurm.conf")}
         # Other sessions on this machine have clusters of their own. The controller is outside of all namespaces.
         self._port = 16000 + 3 * (os.getpid() % 1000)
-        self._network, self._tag = f"10.77.{os.getpid() % 250 + 1}", f"mts{os.getpid() % 100000}"
+        self._network = SlurmNetwork(os.getpid(), self.names)
         self._daemons: list[subprocess.Popen[bytes]] = []
         self._nodes: dict[str, subprocess.Popen[bytes]] = {}
         self._accounting = Accounting(self.folder, self._munge_socket, self._port + 1) if accounting else None
@@ -88,7 +49,7 @@ class SlurmCluster:
         with contextlib.ExitStack() as stack:
             stack.callback(self._tear_down)
             self._make_folders()
-            self._make_network()
+            self._network.make()
             self._start_munge()
             self._configure()
             if self._accounting:
@@ -133,7 +94,7 @@ class SlurmCluster:
             shell,
         ]
         # Not `ip netns exec`: it mounts /sys anew, and slurmd dies without /sys/fs/cgroup.
-        self._nodes[name] = self._daemon(["nsenter", f"--net=/run/netns/{self._tag}{name}", *inside], name)
+        self._nodes[name] = self._daemon(["nsenter", f"--net={self._network.namespace(name)}", *inside], name)
 
     def stop_daemon(self, name: str) -> None:
         """Kill a node's slurmd alone; its jobs' processes live on."""
@@ -141,11 +102,11 @@ class SlurmCluster:
 
     def cut_off(self, name: str) -> None:
         """Take a node off the network."""
-        _run("ip", "link", "set", self._link(name), "down")
+        self._network.cut_off(name)
 
     def heal(self, name: str) -> None:
         """Give a node its network back."""
-        _run("ip", "link", "set", self._link(name), "up")
+        self._network.heal(name)
 
     def repair(self) -> None:
         """Bring every node back as new and idle, without jobs."""
@@ -168,7 +129,7 @@ class SlurmCluster:
     def inside(self, name: str, *command: str) -> str:
         """What a command says that runs on a node."""
         pid = self._slurmd(name)
-        return _run("nsenter", f"--target={pid}", "--mount", "--pid", "--net", "--uts", *command)
+        return run("nsenter", f"--target={pid}", "--mount", "--pid", "--net", "--uts", *command)
 
     def processes(self, name: str) -> dict[int, str]:
         """Command lines of a node's processes by the ids that this machine knows them by."""
@@ -194,7 +155,7 @@ class SlurmCluster:
 
     def call(self, *command: str) -> str:
         """The output of a Slurm client, which must succeed."""
-        return _run(*command, environment=self.environment)
+        return run(*command, environment=self.environment)
 
     def wait_until_idle(self) -> None:
         """Return once every node has run something: the controller is late to notice a node that is gone."""
@@ -223,28 +184,9 @@ class SlurmCluster:
     def _make_folders(self) -> None:
         for part in ("run", "state", "log", "munge", "scratch", *(f"spool/{name}" for name in self.names)):
             (self.folder / part).mkdir(parents=True)
-        addresses = {"localhost": "127.0.0.1", "controller": f"{self._network}.1"}
-        addresses |= {name: self._address(name) for name in self.names}
-        lines = [f"{address} {name}\n" for name, address in addresses.items()]
-        (self.folder / "hosts").write_text("".join(lines))
-        (self.folder / "resolv.conf").write_text(
-            ""
-        )  # one name server that is not there costs 10 s a question
-
-    def _make_network(self) -> None:
-        bridge = self._tag
-        _run("ip", "link", "add", bridge, "type", "bridge")
-        _run("ip", "addr", "add", f"{self._network}.1/24", "dev", bridge)
-        _run("ip", "link", "set", bridge, "up")
-        for name in self.names:
-            space, link = f"{self._tag}{name}", self._link(name)
-            _run("ip", "netns", "add", space)
-            _run("ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", space)
-            _run("ip", "link", "set", link, "master", bridge, "up")
-            _run("ip", "-n", space, "addr", "add", f"{self._address(name)}/24", "dev", "eth0")
-            _run("ip", "-n", space, "link", "set", "eth0", "up")
-            _run("ip", "-n", space, "link", "set", "lo", "up")
-            _run("ip", "-n", space, "route", "add", "default", "via", f"{self._network}.1")
+        known = {"localhost": "127.0.0.1", "controller": self._network.controller, **self._network.addresses}
+        (self.folder / "hosts").write_text("".join(f"{address} {name}\n" for name, address in known.items()))
+        (self.folder / "resolv.conf").touch()  # one name server that is not there costs 10 s a question
 
     def _start_munge(self) -> None:
         folder = self.folder / "munge"
@@ -260,32 +202,14 @@ class SlurmCluster:
         return self.folder / "munge/socket"
 
     def _configure(self) -> None:
-        kind = "slurmdbd" if self._accounting else "none"
-        address = f"{self._network}.1"
-        values = {
-            "folder": self.folder,
-            "address": address,
-            "accounting": kind,
-            "port": self._port,
-            "remembered_s": self._remembered_s,
-        }
-        lines = [CONFIGURATION.format(**values)]
-        lines += self._accounting.configuration if self._accounting else []
-        gres = ["AutoDetect=off\n"]
-        for name in self.names:
-            shape = f"CPUs={CPUS} Boards=1 SocketsPerBoard=1 CoresPerSocket={CPUS} ThreadsPerCore=1"
-            place = f"NodeAddr={self._address(name)} NodeHostname={name} Port=16818"
-            lines.append(
-                f"NodeName={name} {place} {shape} RealMemory={MEMORY_MB} Gres=gpu:{GPUS} State=UNKNOWN\n"
-            )
-            for number in range(GPUS):  # Slurm takes a device only; /dev/null is 1, 3
-                os.mknod(self.folder / f"spool/gpu-{name}-{number}", 0o600 | 0o020000, os.makedev(1, 3))
-            gres.append(f"NodeName={name} Name=gpu File={self.folder}/spool/gpu-{name}-[0-{GPUS - 1}]\n")
-        everyone = f"Nodes={','.join(self.names)} MaxTime=INFINITE State=UP"
-        lines.append(f"PartitionName=main {everyone} Default=YES PriorityTier=10 GraceTime=10\n")
-        lines.append(f"PartitionName=urgent {everyone} PriorityTier=100 PreemptMode=off\n")
-        (self.folder / "slurm.conf").write_text("".join(lines))
-        (self.folder / "gres.conf").write_text("".join(gres))
+        Configuration(
+            folder=self.folder,
+            address=self._network.controller,
+            port=self._port,
+            nodes=self._network.addresses,
+            remembered_s=self._remembered_s,
+            accounting=self._accounting.configuration if self._accounting else (),
+        ).write()
 
     def _start_controller(self) -> None:
         shell = f"hostname controller; exec slurmctld -D -c -f {self.folder}/slurm.conf"
@@ -308,19 +232,14 @@ class SlurmCluster:
         inner = _children(_children(self._nodes[name].pid)[:1] and _children(self._nodes[name].pid)[0])
         return next((pid for pid in inner if _command(pid).startswith("slurmd")), 0)
 
-    def _address(self, name: str) -> str:
-        return f"{self._network}.{11 + self.names.index(name)}"
-
-    def _link(self, name: str) -> str:
-        return f"{self._tag}v{1 + self.names.index(name)}"
-
     def _tear_down(self) -> None:
         for process in (*self._nodes.values(), *reversed(self._daemons)):
             process.kill()
             process.wait()
         if self._accounting:
             self._accounting.stop()
-        _remove(self.folder, self._tag)
+        self._network.remove()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -349,19 +268,6 @@ def missing() -> str:
     return "" if able.returncode == 0 else f"there can be no namespaces here: {able.stderr.decode().strip()}"
 
 
-def _run(*command: str, environment: dict[str, str] | None = None) -> str:
-    done = subprocess.run(
-        command,
-        env={**os.environ, **(environment or {})},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
-    return done.stdout
-
-
 def _children(pid: int) -> list[int]:
     path = Path(f"/proc/{pid}/task/{pid}/children")
     return [int(word) for word in path.read_text().split()] if pid and path.exists() else []
@@ -376,13 +282,5 @@ def _remove_leftovers() -> None:
     for folder in FOLDERS.glob(f"{PREFIX}*"):
         pid = int(folder.name.removeprefix(PREFIX))
         if not is_alive(pid):
-            _remove(folder, f"mts{pid % 100000}")
-
-
-def _remove(folder: Path, tag: str) -> None:
-    for space in Path("/run/netns").glob(f"{tag}node*"):
-        subprocess.run(["ip", "netns", "del", space.name], check=False)
-    if tag in [name for _, name in socket.if_nameindex()]:
-        subprocess.run(["ip", "link", "del", tag], check=False)
-    time.sleep(0.1)
-    shutil.rmtree(folder, ignore_errors=True)
+            SlurmNetwork(pid, []).remove()
+            shutil.rmtree(folder, ignore_errors=True)
