@@ -79,7 +79,7 @@ class SlurmCluster:
             f"mount --bind {self.folder}/resolv.conf /etc/resolv.conf; "
             f"mount -t tmpfs -o size={SCRATCH_MB}m tmpfs {self.scratch}; mount -t tmpfs -o size=256m tmpfs /dev/shm; "
             f"mount -t tmpfs tmpfs /tmp/ray; "
-            f"slurmd -D -N {name} -f {self.folder}/slurm.conf & wait"
+            f"slurmd -D -N {name} -f {self.folder}/slurm.conf & wait; sleep infinity"
         )
         inside = [
             "unshare",
@@ -99,6 +99,7 @@ class SlurmCluster:
     def stop_daemon(self, name: str) -> None:
         """Kill a node's slurmd alone; its jobs' processes live on."""
         os.kill(self._slurmd(name), signal.SIGKILL)
+        wait_for(lambda: not self._slurmd(name), timeout_s=5)
 
     def cut_off(self, name: str) -> None:
         """Take a node off the network."""
@@ -127,7 +128,7 @@ class SlurmCluster:
         return self.folder / "scratch"
 
     def inside(self, name: str, *command: str) -> str:
-        """What a command says that runs on a node."""
+        """What a command says that runs on a node with a slurmd."""
         pid = self._slurmd(name)
         return run("nsenter", f"--target={pid}", "--mount", "--pid", "--net", "--uts", *command)
 
@@ -230,7 +231,7 @@ class SlurmCluster:
     def _slurmd(self, name: str) -> int:
         """Process id of a node's slurmd; 0 if it has none."""
         inner = _children(_children(self._nodes[name].pid)[:1] and _children(self._nodes[name].pid)[0])
-        return next((pid for pid in inner if _command(pid).startswith("slurmd")), 0)
+        return next((pid for pid in inner if _command(pid) == "slurmd" and is_alive(pid)), 0)
 
     def _tear_down(self) -> None:
         for process in (*self._nodes.values(), *reversed(self._daemons)):
@@ -274,7 +275,7 @@ def _children(pid: int) -> list[int]:
 
 
 def _command(pid: int) -> str:
-    return Path(f"/proc/{pid}/comm").read_text()
+    return Path(f"/proc/{pid}/comm").read_text().strip()
 
 
 def _remove_leftovers() -> None:

@@ -85,7 +85,9 @@ def test_representative_a_killed_worker_is_named_and_its_run_goes_on_where_it_is
     os.kill(pid, signal.SIGKILL)
     recovery_s = back_at_work(run, time.monotonic())
     assert "Restarts=0 " in run.wait_for_job("COMPLETED")
-    assert f"rank 1 on {host} failed after step" in run.output
+    assert (
+        f"rank 1 on {host} failed " in run.output
+    )  # a heartbeat comes once a second, and may know of no step
     assert "killed by SIGKILL" in run.output
     assert run.attempts == 2
     assert run.numbers() == undisturbed.numbers()
@@ -110,7 +112,9 @@ def test_a_ray_inside_of_a_job_trains_the_same_and_leaves_no_process_and_no_toke
     os.kill(pid, signal.SIGKILL)
     recovery_s = back_at_work(run, time.monotonic())
     run.wait_for_job("COMPLETED")
-    assert f"rank 1 on {host} failed after step" in run.output
+    assert (
+        f"rank 1 on {host} failed " in run.output
+    )  # a heartbeat comes once a second, and may know of no step
     assert run.attempts == 2
     assert run.numbers() == undisturbed.numbers()
     for name in terminal.cluster.names:
