@@ -51,9 +51,11 @@ def fly(
 def hosts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each thread is on a host of its own."""
     names: dict[int, str] = {}
+    lock = threading.Lock()
 
     def name() -> str:
-        return names.setdefault(threading.get_ident(), f"node{len(names) + 1}")
+        with lock:
+            return names.setdefault(threading.get_ident(), f"node{len(names) + 1}")
 
     monkeypatch.setattr(module.socket, "gethostname", name)
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
@@ -63,7 +65,8 @@ def hosts(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ranks_that_reach_each_other_are_told_how_fast(tmp_path: Path) -> None:
     told = fly(tmp_path, 3)
     assert told.errors == {}
-    (sentence,) = told.said
+    # Beside it stands what a busy machine's health may give reason to say.
+    (sentence,) = [said for said in told.said if said.startswith("preflight: ")]
     assert sentence.startswith("preflight: all 3 ranks reach each other; between 3 nodes, in a ring: ")
 
 
