@@ -95,7 +95,7 @@ def launch(asked: Launch, environment: MutableMapping[str, str]) -> int:
             )
         exit_code = _attempts(asked, recipe, allowed, folder, environment)
     if exit_code == PREEMPTED:
-        _say(f"stopped and saved; go on with: {_resume_line(asked, run_dir)}")
+        _say(f"stopped and saved; go on with: {_resume_line(asked, run_dir, environment)}")
     return exit_code
 
 
@@ -277,7 +277,9 @@ def _report(cause: FirstCause, environment: Mapping[str, str]) -> None:
         print(cause.traceback, file=sys.stderr)
 
 
-def _resume_line(asked: Launch, run_dir: Path) -> str:
+def _resume_line(asked: Launch, run_dir: Path, environment: Mapping[str, str]) -> str:
+    if JOB_VARIABLE in environment:
+        return shlex.join(["moe-train", "resume", str(run_dir)])
     line = ["moe-train", "run", asked.recipe, *asked.overrides, "--run-dir", str(run_dir)]
     line += ["--workers", str(asked.workers)] if asked.workers else []
     return shlex.join(line)

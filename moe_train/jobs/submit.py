@@ -15,6 +15,7 @@ from pathlib import Path
 
 from moe_cluster import records
 from moe_cluster.contract import DONE
+from moe_cluster.errors import ClusterError
 from moe_cluster.executor import JobStatus, executor
 from moe_cluster.records import JOBS_DIR, JobRecord
 from moe_cluster.sites import read_sites, sites_file
@@ -89,7 +90,12 @@ def _hand_over(
         RunFolder(run_dir).require_same_run(recipe)
         _require_unfinished(run_dir, recipe)
     write_recipe(recipe_file, anchored(recipe))
-    record_job(run_dir, asked, job_id := backend.submit(spec))
+    try:
+        job_id = backend.submit(spec)
+    except ClusterError:
+        recipe_file.unlink()
+        raise
+    record_job(run_dir, asked, job_id)
     print(f"submitted {asked.cluster}:{job_id}; {run_dir}")
     print(f"  how it stands:  moe-train status {run_dir}")
     print(f"  what it says:   moe-train logs -f {run_dir}")

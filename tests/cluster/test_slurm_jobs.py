@@ -7,6 +7,7 @@ Each fault is a real one, done to real processes; a run that met one ends with t
 import os
 import re
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,6 +103,39 @@ def test_representative_a_killed_worker_is_named_and_its_run_goes_on_where_it_is
     assert run.numbers() == undisturbed.numbers()
     seen = "rank, node, step and signal named; second attempt in the same allocation"
     scenarios.add("a worker is killed", f"named; {GOES_ON}", seen, recovery_s)
+
+
+def test_a_slow_worker_is_named_once_and_its_run_goes_on(
+    terminal: Terminal, undisturbed: SlurmRun, scenarios: Scenarios
+) -> None:
+    run = terminal.submit("slow-worker", *TWO_NODES, *ENDLESS, "job.hang_s=10")
+    run.wait_for_step(20)
+    host, pid = run.worker(rank=1)
+    began, ended = time.monotonic(), threading.Event()
+
+    def hinder() -> None:
+        while not ended.wait(0.05):
+            os.kill(pid, signal.SIGSTOP)
+            ended.wait(0.45)
+            os.kill(pid, signal.SIGCONT)
+
+    thread = threading.Thread(target=hinder)
+    thread.start()
+    try:
+        wait_for(lambda: "is slow" in run.output, every_s=0.2, timeout_s=180)
+        told_s = time.monotonic() - began
+    finally:
+        ended.set()
+        thread.join()
+    assert f"rank 1 on {host} is slow" in run.output
+    assert f"rank 1 on {host} is slow" in run.status()["said"]
+    terminal("cancel", str(run.folder))
+    run.wait_for_job("CANCELLED")
+    assert run.output.count("is slow") == 1
+    assert run.attempts == 1
+    assert_rows_are_those_of(undisturbed, run)
+    seen = f"named after {told_s:.0f} s with job.hang_s=10, in the job's output and in `status`; ends nothing"
+    scenarios.add("a worker is slow", "named once; nothing else", seen)
 
 
 def test_a_ray_inside_of_a_job_trains_the_same_and_leaves_no_process_and_no_token(
