@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moe_cluster.errors import ClusterError
+from moe_train.arguments import count, count_or_range
 from moe_train.errors import MoETrainError, UsageError
 
 DEBUG_VARIABLE = "MOE_TRAIN_DEBUG"
@@ -165,7 +166,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument(
         "--max-restarts",
-        type=_count,
+        type=count,
         default=0,
         metavar="N",
         help="start again from the last checkpoint after a failure, at most N times in a row without a new "
@@ -206,7 +207,7 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--workers",
-        type=_workers,
+        type=count_or_range,
         metavar="N",
         help="processes (default: parallel.data of the recipe, or 1); MIN:MAX: fewer while there is no room for MAX",
     )
@@ -216,25 +217,6 @@ def _folder(text: str) -> Path:
     if not text:  # what "$DIR" becomes where DIR is not set; Path would take it for the working directory
         raise argparse.ArgumentTypeError("it is empty; name a folder, or leave the option out for runs/NAME")
     return Path(text)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 0")
-    return int(text)
-
-
-def _workers(text: str) -> tuple[int, ...]:
-    """(N,) or (MIN, MAX)."""
-    parts = text.split(":")
-    if len(parts) > 2 or not all(part.isdecimal() and int(part) >= 1 for part in parts):
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1, nor MIN:MAX of such")
-    numbers = tuple(map(int, parts))
-    if numbers[0] > numbers[-1]:
-        raise argparse.ArgumentTypeError(
-            f"{text}: the smaller number goes first; use {numbers[1]}:{numbers[0]}"
-        )
-    return numbers
 
 
 def _resume(text: str) -> str:

@@ -10,6 +10,7 @@ from moe_cluster.executor import EXECUTORS, Executor, executor
 from moe_cluster.job import JobSpec, Resources
 from moe_cluster.records import JobRecord
 from moe_cluster.sites import Sites
+from moe_train.arguments import count, count_or_range
 from moe_train.config.schema import Recipe
 from moe_train.errors import UsageError
 from moe_train.launch import allowed_workers
@@ -68,15 +69,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--nodes", type=_nodes, metavar="N", help="nodes; MIN:MAX: go on with fewer when some are lost"
     )
-    group.add_argument("--workers-per-node", type=_count, metavar="N", help="(default: 1)")
-    group.add_argument("--gpus-per-worker", type=_count, metavar="N", help="(default: 0)")
-    group.add_argument("--cpus-per-worker", type=_count, metavar="N", help="(default: the cluster's)")
+    group.add_argument("--workers-per-node", type=count, metavar="N", help="(default: 1)")
+    group.add_argument("--gpus-per-worker", type=count, metavar="N", help="(default: 0)")
+    group.add_argument("--cpus-per-worker", type=count, metavar="N", help="(default: the cluster's)")
     group.add_argument("--memory", type=float, metavar="GIB", help="of a node (default: the cluster's)")
     group.add_argument(
         "--time-limit", type=_minutes, metavar="TIME", help="90 (minutes), 12h, 2d (default: the cluster's)"
     )
     group.add_argument(
-        "--max-restarts", type=_count, metavar="N", help=f"as for run (default: {DEFAULT_RESTARTS})"
+        "--max-restarts", type=count, metavar="N", help=f"as for run (default: {DEFAULT_RESTARTS})"
     )
     group.add_argument(
         "--option",
@@ -97,6 +98,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--dry-run", action="store_true", help="print what would be submitted; write and start nothing"
     )
+
+
+def parsed(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """Options, and the overrides that may stand anywhere among them. Raises UsageError for an unknown option."""
+    options, extra = parser.parse_known_args(arguments)
+    if unknown := [word for word in extra if word.startswith("-")]:
+        raise UsageError(f"{unknown[0]}: there is no such option; see {parser.prog} --help")
+    options.overrides = extra
+    return options
 
 
 def request(options: argparse.Namespace, sites: Sites, last: JobRecord | None = None) -> Request:
@@ -132,23 +142,10 @@ def _first(asked: Value | None, otherwise: Value) -> Value:
     return otherwise if asked is None else asked
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 0")
-    return int(text)
-
-
 def _nodes(text: str) -> tuple[int | None, int]:
     """(MIN, MAX), or (None, N)."""
-    parts = text.split(":")
-    if len(parts) > 2 or not all(part.isdecimal() and int(part) >= 1 for part in parts):
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1, nor MIN:MAX of such")
-    numbers = [int(part) for part in parts]
-    if numbers[0] > numbers[-1]:
-        raise argparse.ArgumentTypeError(
-            f"{text}: the smaller number goes first; use {numbers[1]}:{numbers[0]}"
-        )
-    return (numbers[0] if len(numbers) == 2 else None), numbers[-1]
+    *least, most = count_or_range(text)
+    return (least[0] if least else None), most
 
 
 def _minutes(text: str) -> int:

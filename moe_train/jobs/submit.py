@@ -25,7 +25,7 @@ from moe_train.config.kinds.parallel_corpus import ParallelFilesCorpusConfig
 from moe_train.config.load import load_recipe, to_yaml
 from moe_train.config.schema import Recipe
 from moe_train.errors import RunError, UsageError
-from moe_train.jobs.request import Request, add_options, request
+from moe_train.jobs.request import Request, add_options, parsed, request
 from moe_train.launch import has_begun
 from moe_train.monitor.run import find_run
 from moe_train.run_folder import RECIPE_FILE, RunFolder
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     parser.add_argument(
         "--resume", default="auto", metavar="auto|never|STEP", help="as for run (default: auto)"
     )
-    options = _parsed(parser, arguments)
+    options = parsed(parser, arguments)
     recipe = load_recipe(options.recipe, options.overrides)
     run_dir = (options.run_dir or Path("runs") / recipe.name).absolute()
     return _hand_over(options, recipe, run_dir, options.resume, environment)
@@ -66,7 +66,7 @@ def resume(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
         "resume", "hand a run to a cluster again, to go on from its last checkpoint", RESUME_EPILOG
     )
     parser.add_argument("run", metavar="RUN", help="a run folder, or its name below runs/")
-    options = _parsed(parser, arguments)
+    options = parsed(parser, arguments)
     run_dir = find_run(options.run).absolute()
     recipe = load_recipe(run_dir / RECIPE_FILE, options.overrides)
     return _hand_over(options, recipe, run_dir, "auto", environment)
@@ -193,12 +193,3 @@ def _parser(command: str, what: str, epilog: str) -> argparse.ArgumentParser:
         help="start once the job of that run has ended well",
     )
     return parser
-
-
-def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
-    """Options, and the overrides that may stand anywhere among them."""
-    options, extra = parser.parse_known_args(arguments)
-    if unknown := [word for word in extra if word.startswith("-")]:
-        raise UsageError(f"{unknown[0]}: there is no such option; see {parser.prog} --help")
-    options.overrides = extra
-    return options

@@ -14,7 +14,7 @@ from moe_train.config.load import load_recipe
 from moe_train.errors import UsageError
 from moe_train.jobs.commands import print_runs
 from moe_train.jobs.progress import Progress, read_progress
-from moe_train.jobs.request import add_options, request
+from moe_train.jobs.request import add_options, parsed, request
 from moe_train.jobs.submit import anchored, record_job, require_free, write_recipe
 
 EPILOG = """\
@@ -152,8 +152,4 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--results", action="store_true", help="print the table; submit nothing")
     parser.add_argument("--json", action="store_true", help="with --wait or --results: a JSON list")
     add_options(parser)
-    options, extra = parser.parse_known_args(arguments)
-    if unknown := [word for word in extra if word.startswith("-")]:
-        raise UsageError(f"{unknown[0]}: there is no such option; see moe-train sweep --help")
-    options.overrides = extra
-    return options
+    return parsed(parser, arguments)
