@@ -1,7 +1,7 @@
 """`moe-train run`: a run folder, an attempt in it, and another one if a worker dies and restarts are left.
 
-One worker without restarts runs in this process; everything else goes through `moe_cluster.local`. What is
-told to the person at the terminal is told here.
+One worker without restarts runs in this process; everything else goes through a launcher (`moe_cluster.launcher`).
+What is told to the person at the terminal is told here.
 """
 
 import json

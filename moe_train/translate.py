@@ -24,9 +24,10 @@ from moe_train.decoding.translations import TranslationTest
 from moe_train.engines.engine import Engine
 from moe_train.errors import CheckpointError, DataError, UsageError
 from moe_train.moe.routing import Vocabulary
-from moe_train.monitor.run import RECIPE_FILE, find_run
+from moe_train.monitor.run import find_run
 from moe_train.parallel.plan import Mesh, ParallelPlan
 from moe_train.parallel.world import World
+from moe_train.run_folder import RECIPE_FILE
 
 SENTENCES_AT_ONCE = 32
 ONE_WORKER = ("parallel.data=null", "parallel.expert=1", "moe.dispatch.kind=auto")

@@ -4,11 +4,9 @@
 The job's output is RUN/jobs/ID.log, the script that was submitted RUN/jobs/ID.sh.
 """
 
-import math
 import secrets
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from moe_cluster import sbatch, slurm_client
@@ -16,10 +14,7 @@ from moe_cluster.errors import ClusterError, JobError
 from moe_cluster.executor import JobState, JobStatus
 from moe_cluster.job import JobSpec
 from moe_cluster.records import JOBS_DIR, jobs_dir
-from moe_cluster.tail import lines_of
-
-ASK_EVERY_S = 3.0
-"""Between two questions to the controller while a log is followed: it answers those of all users."""
+from moe_cluster.tail import SCHEDULER_S, lines_of
 
 
 class SlurmExecutor:
@@ -58,23 +53,10 @@ class SlurmExecutor:
         path = run_dir / JOBS_DIR / f"{_checked(job_id)}.log"
         if not path.exists() and self.status(job_id, run_dir).state is JobState.UNKNOWN:
             raise ClusterError(f"slurm:{job_id}: has left no output in {path}, and Slurm does not know it")
-        return lines_of(path, self._is_over(job_id, run_dir) if follow else lambda: True)
+        return lines_of(path, lambda: not follow or self.status(job_id, run_dir).state.is_over, SCHEDULER_S)
 
     def cancel(self, job_id: str, run_dir: Path) -> None:
         slurm_client.call("scancel", _checked(job_id))
-
-    def _is_over(self, job_id: str, run_dir: Path) -> Callable[[], bool]:
-        """Whether a job is over, to be called often: the controller is asked every ASK_EVERY_S seconds."""
-        asked, is_over = -math.inf, False
-
-        def answer() -> bool:
-            nonlocal asked, is_over
-            if time.monotonic() - asked >= ASK_EVERY_S:
-                is_over = self.status(job_id, run_dir).state.is_over
-                asked = time.monotonic()
-            return is_over
-
-        return answer
 
 
 def _submitted(text: str, folder: Path) -> str:

@@ -1,20 +1,26 @@
 """Follows a text file that another process, perhaps on another machine, appends to."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 POLL_S = 0.5
+SCHEDULER_S = 3.0
+"""Between two questions to a scheduler while a log is followed: it answers those of all users."""
 
 
-def lines_of(path: Path, is_over: Callable[[], bool]) -> Iterator[str]:
+def lines_of(path: Path, is_over: Callable[[], bool], ask_every_s: float = POLL_S) -> Iterator[str]:
     """Lines of `path` without their newline, also those to come, until `is_over()` and nothing more has come.
 
-    The file may not be there yet.
+    The file may not be there yet. `ask_every_s`: seconds between two calls of `is_over`, for one that asks a scheduler.
     """
     position, rest = 0, b""
+    asked, last = -math.inf, False
     while True:
-        last = is_over()  # asked before the file is read: what was written until then is not missed
+        if time.monotonic() - asked >= ask_every_s:
+            last = is_over()  # asked before the file is read: what was written until then is not missed
+            asked = time.monotonic()
         if path.exists():
             with path.open("rb") as file:
                 file.seek(position)

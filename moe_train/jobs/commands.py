@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,11 +14,15 @@ from moe_cluster import records
 from moe_cluster.contract import DONE, LOG_FILE, rank_dir
 from moe_cluster.executor import executor
 from moe_cluster.records import JobRecord
-from moe_cluster.tail import lines_of
+from moe_cluster.tail import SCHEDULER_S, lines_of
 from moe_train.checkpoint.lineage import newest_attempt
 from moe_train.errors import MoETrainError, UsageError
-from moe_train.jobs.progress import Progress, age, is_held, read_progress
-from moe_train.run_folder import RECIPE_FILE
+from moe_train.jobs.progress import Progress, age, read_progress
+from moe_train.monitor.run import find_run
+from moe_train.run_folder import RECIPE_FILE, RunFolder
+
+MARKS = (RECIPE_FILE, records.FILE_NAME)
+"""A folder with one of these is that of a run that was started or submitted."""
 
 
 def status(arguments: Sequence[str]) -> int:
@@ -85,13 +90,7 @@ def cancel(arguments: Sequence[str]) -> int:
 
 def run_folder(name: str) -> Path:
     """The folder of a run that was started or submitted. Raises UsageError if there is none."""
-    for folder in (Path(name), Path("runs", name)):
-        if _is_run(folder):
-            return folder.absolute()
-    raise UsageError(
-        f"RUN={name}: there is no run folder (one with a {RECIPE_FILE} or {records.FILE_NAME}) there or below runs/; "
-        "`moe-train list` shows those that there are"
-    )
+    return find_run(name, MARKS).absolute()
 
 
 def print_runs(found: Sequence[Progress], folder: Path, *, as_json: bool) -> None:
@@ -112,22 +111,22 @@ def print_runs(found: Sequence[Progress], folder: Path, *, as_json: bool) -> Non
 
 
 def _progress_below(folder: Path) -> list[Progress]:
-    runs = sorted(
-        {path.parent for name in (RECIPE_FILE, records.FILE_NAME) for path in folder.glob(f"**/{name}")}
-    )
     found = []
-    for run_dir in runs:
-        if not _is_run(run_dir) or run_dir.parent.name == "attempts":
-            continue
+    for run_dir in _runs_below(folder.absolute()):
         try:
-            found.append(read_progress(run_dir.absolute()))
+            found.append(read_progress(run_dir))
         except MoETrainError as error:
             print(f"{run_dir}: {error}", file=sys.stderr)
     return found
 
 
-def _is_run(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in (RECIPE_FILE, records.FILE_NAME))
+def _runs_below(folder: Path) -> Iterator[Path]:
+    """Run folders, in order of their names. What lies inside of one, which may be much, is not looked at."""
+    for path, folders, files in os.walk(folder):
+        folders.sort()
+        if any(mark in files for mark in MARKS):
+            folders.clear()
+            yield Path(path)
 
 
 def _last_job(run_dir: Path) -> JobRecord:
@@ -135,7 +134,7 @@ def _last_job(run_dir: Path) -> JobRecord:
     if not found:
         hint = (
             "stop it where it runs (Ctrl-C)"
-            if is_held(run_dir)
+            if RunFolder(run_dir).is_held()
             else "`moe-train submit` makes a job of a run"
         )
         raise UsageError(
@@ -151,7 +150,9 @@ def _rank_log(run_dir: Path, attempt: int, rank: int, follow: bool) -> Iterator[
         raise UsageError(
             f"--rank {rank}: {path} is not there; attempts 1 to {newest_attempt(run_dir)} have been made"
         )
-    return lines_of(path, lambda: not follow or read_progress(run_dir).state not in ("queued", "running"))
+    return lines_of(
+        path, lambda: not follow or read_progress(run_dir).state not in ("queued", "running"), SCHEDULER_S
+    )
 
 
 def _sentences(progress: Progress) -> list[str]:

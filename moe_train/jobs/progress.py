@@ -88,11 +88,6 @@ def read_progress(run_dir: Path, *, ask: bool = True) -> Progress:
     )
 
 
-def is_held(run_dir: Path) -> bool:
-    """Whether a launcher on this host holds the run's folder."""
-    return RunFolder(run_dir).is_held()
-
-
 def _asked(run_dir: Path, job: JobRecord | None) -> tuple[JobStatus | None, str]:
     if job is None:
         return None, ""
@@ -136,7 +131,7 @@ def _state(run_dir: Path, recipe: Recipe | None, status: JobStatus | None, outco
         return "finished"
     if status is not None and not status.state.is_over:
         return "queued" if status.state == "pending" else "running"
-    if is_held(run_dir):
+    if RunFolder(run_dir).is_held():
         return "running"
     if outcome:
         return {0: "finished", 75: "stopped"}.get(outcome["exit_code"], "failed")

@@ -13,8 +13,8 @@ from moe_train.config.load import load_recipe
 from moe_train.config.schema import Recipe, moe_layers
 from moe_train.errors import UsageError
 from moe_train.monitor.rows import METRICS_FILE, Row, current_rows, read_rows
+from moe_train.run_folder import RECIPE_FILE
 
-RECIPE_FILE = "recipe.yaml"
 ENDS = {"finished": "finished", "stopped": "stopped, can be resumed", "not_finite": "failed"}
 """Event that ends an attempt -> what the run is then; after any other row it is running, or was killed."""
 
@@ -44,14 +44,17 @@ class RunRecord:
         return sum(row["event"] == "resume" for row in self.events)
 
 
-def find_run(name: str) -> Path:
-    """The folder of a run: a path, or a name below `runs`. Raises UsageError if no run is there."""
+def find_run(name: str, marks: Sequence[str] = (RECIPE_FILE,)) -> Path:
+    """The folder of a run: a path, or a name below `runs`, with a file of one of these names.
+
+    Raises UsageError if no run is there.
+    """
     for folder in (Path(name), Path("runs", name)):
-        if (folder / RECIPE_FILE).is_file():
+        if any((folder / mark).is_file() for mark in marks):
             return folder
-    known = sorted(path.parent.name for path in Path("runs").glob(f"*/{RECIPE_FILE}"))
+    known = sorted({path.parent.name for mark in marks for path in Path("runs").glob(f"*/{mark}")})
     hint = f"known runs: {', '.join(known)}" if known else "`moe-train run RECIPE` makes one"
-    raise UsageError(f"RUN={name}: there is no run folder (one with a {RECIPE_FILE}); {hint}")
+    raise UsageError(f"RUN={name}: there is no run folder (one with a {' or '.join(marks)}); {hint}")
 
 
 def read_run(run_dir: Path) -> RunRecord:
