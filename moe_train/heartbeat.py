@@ -106,10 +106,13 @@ class Heartbeat:
         }
 
     def _beat(self) -> None:
-        number = 0
+        number, has_told_first = 0, False
         while not self._ended.wait(BEAT_EVERY_S / SAMPLES_A_BEAT):
             self._sampler.sample(time.monotonic())
             number += 1
+            if not has_told_first and self._progress.step is not None:
+                has_told_first = True  # at once: a worker killed now was not killed before its first step
+                self._write()
             if number % SAMPLES_A_BEAT == 0:
                 self._write()
                 self._watch_stacks()

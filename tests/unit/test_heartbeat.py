@@ -63,6 +63,15 @@ def test_a_worker_whose_main_thread_sleeps_goes_on_beating(worker: Worker, tmp_p
     assert (later["waiting"], later["where"], later["patience_s"]) == (0.0, "outside of moe-train", None)
 
 
+def test_the_first_step_is_told_at_once_and_not_with_the_next_beat(worker: Worker, tmp_path: Path) -> None:
+    worker(
+        "from moe_train import heartbeat\n"
+        "    heartbeat.SAMPLES_A_BEAT, heartbeat.BEAT_EVERY_S = 1_000_000, 100_000.0\n"  # the next beat: tomorrow
+        "    process.beat(1); time.sleep(600)"
+    )
+    wait_for(lambda: heartbeat(tmp_path).get("step") == 1)
+
+
 def test_a_stop_file_of_the_attempt_is_a_request_with_a_reason(worker: Worker, tmp_path: Path) -> None:
     process = worker("while not process.stop_requested: time.sleep(0.01)\n    print('stops')")
     wait_for(lambda: bool(heartbeat(tmp_path)))
