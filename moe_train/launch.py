@@ -27,7 +27,7 @@ from moe_cluster.contract import (
 from moe_cluster.first_cause import FirstCause, find_first_cause
 from moe_cluster.job import Attempt
 from moe_cluster.launcher import Outcome, launcher
-from moe_cluster.restarts import Restarts
+from moe_cluster.restarts import MOST_STOPS, Restarts, stops_in_vain
 from moe_cluster.stop import StopRequest, stop_on_signals
 from moe_train.atomic import replace_text
 from moe_train.checkpoint.folder import CheckpointFolder
@@ -94,9 +94,7 @@ def launch(asked: Launch, environment: MutableMapping[str, str]) -> int:
                 f"--resume {asked.resume}: {run_dir} holds no run; use --resume auto or its --run-dir"
             )
         exit_code = _attempts(asked, recipe, allowed, folder, environment)
-    if exit_code == PREEMPTED:
-        _say(f"stopped and saved; go on with: {_resume_line(asked, run_dir, environment)}")
-    return exit_code
+    return exit_code if exit_code != PREEMPTED else _stopped(asked, run_dir, environment)
 
 
 def allowed_workers(recipe: Recipe, workers: int | None, min_workers: int | None) -> tuple[int, ...]:
@@ -149,7 +147,7 @@ def _attempts(
     restarts, resume = Restarts(asked.max_restarts), asked.resume
     with stop_on_signals(_say) as stop:
         while True:
-            workers = chosen.choose_workers(allowed, stop, _say)
+            workers = chosen.choose_workers(folder.path, allowed, stop, _say)
             if workers is None:
                 return PREEMPTED
             if folder.is_taken_over():  # not PREEMPTED: nothing may queue the job again, which runs elsewhere
@@ -165,6 +163,19 @@ def _attempts(
                 return outcome.exit_code
             if not outcome.resizes and not _waited(restarts, attempt, stop):
                 return outcome.exit_code
+
+
+def _stopped(asked: Launch, run_dir: Path, environment: Mapping[str, str]) -> int:
+    """Tell how a stopped run goes on; returns PREEMPTED, at which a job is queued again, or FAILED if that is in
+    vain."""
+    if JOB_VARIABLE in environment and stops_in_vain(run_dir) >= MOST_STOPS:
+        _say(
+            f"the last {MOST_STOPS} attempts were each stopped before they saved anything new, so the job is not "
+            "queued again; give it more time (--time-limit), or see why it is stopped so early"
+        )
+        return FAILED
+    _say(f"stopped and saved; go on with: {_resume_line(asked, run_dir, environment)}")
+    return PREEMPTED
 
 
 def _next_attempt(
@@ -223,6 +234,7 @@ def _told(attempt: Attempt, outcome: Outcome, environment: Mapping[str, str]) ->
         "rank": None if cause is None else cause.rank,
         "host": None if cause is None else cause.host,
         "step": None if cause is None else cause.step,
+        "saved": max(CheckpointFolder(attempt.run_dir).steps(), default=None),
         "time": time.time(),
     }
     try:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from moe_cluster.contract import attempt_dir
-from moe_cluster.errors import ClusterError
+from moe_cluster.errors import ClusterError, JobError
 from moe_cluster.preflight import preflight
 from moe_train.callbacks.callback import Callback, RunInfo
 from moe_train.callbacks.console import Console
@@ -36,7 +36,7 @@ from moe_train.data.prepare import PreparedData, prepare
 from moe_train.data.tokenizer import Tokenizer
 from moe_train.decoding.translations import TranslationTest
 from moe_train.engines.engine import Engine
-from moe_train.errors import DataError, RunError
+from moe_train.errors import DataError, RunError, UsageError
 from moe_train.model.count import count
 from moe_train.moe.routing import Vocabulary
 from moe_train.moe.token_vectors import token_vectors
@@ -58,7 +58,9 @@ def run(recipe: Recipe, run_dir: Path, resume: str, process: Process) -> int:
     """Train `recipe` in `run_dir` as one rank among those the environment describes."""
     process.progress.expect(recipe.job.hang_s, recipe.job.timeout_s)
     job = recipe.job
-    world = World.from_env(job.device, job.timeout_s, preflight=partial(_preflight, job, run_dir))
+    world = World.from_env(
+        job.device, job.timeout_s, preflight=partial(_preflight, job, run_dir, process.attempt)
+    )
     keep_freed_memory()
     if recipe.job.threads:
         torch.set_num_threads(recipe.job.threads)
@@ -106,14 +108,26 @@ def run(recipe: Recipe, run_dir: Path, resume: str, process: Process) -> int:
     return exit_code
 
 
-def _preflight(job: JobConfig, run_dir: Path, workers: Meeting) -> None:
-    """What the recipe says about trying the network and the nodes first. Raises RunError for a fault of theirs."""
+def _preflight(job: JobConfig, run_dir: Path, attempt: int, workers: Meeting) -> None:
+    """What the recipe says about trying the network and the nodes first.
+
+    Raises RunError for a fault of theirs, and UsageError for one that another attempt would find again.
+    """
     if job.preflight == "never" or (job.preflight == "auto" and workers.is_one_host):
         return
     try:
         preflight(
-            workers.store, workers.rank, workers.size, workers.local_rank, run_dir, job.timeout_s, log.info
+            workers.store,
+            workers.rank,
+            workers.size,
+            workers.local_rank,
+            run_dir,
+            attempt,
+            job.timeout_s,
+            log.info,
         )
+    except JobError as error:
+        raise UsageError(str(error)) from None
     except ClusterError as error:
         raise RunError(str(error)) from None
 

@@ -24,7 +24,9 @@ Folders     DIR/attempts/K/rank-R/{log.txt,error.json,heartbeat.json,layout.json
             step is null before the first step; times are in seconds since 1970.
             ending.json, beside error.json, is {exit_code, host, time}: how whoever started a worker on another node saw
             it end.
-            outcome.json is {exit_code, cause, rank, host, step, time}: how the launcher saw the attempt end.
+            outcome.json is {exit_code, cause, rank, host, step, saved, time}: how the launcher saw the attempt end.
+            saved: the step of the newest checkpoint by then, or null.
+            bad-nodes.json is {time, nodes: {host: why}}: what the attempt's preflight found unfit (`bad_nodes.py`).
             findings.jsonl has a line for each hang and straggler that the launcher saw (`findings.py`).
             DIR/attempts/K/stop.json is {reason}: whoever writes it (`request_stop`) asks all workers of the attempt to
             stop, where no signal reaches them. An end.json (`request_end`) has them end at once, with FAILED; so
@@ -65,6 +67,7 @@ STACKS_FILE = "stacks.txt"
 COLLECTIVES_FILE = "collectives.json"
 STOP_FILE = "stop.json"
 END_FILE = "end.json"
+BAD_NODES_FILE = "bad-nodes.json"
 ENDING_FILE = "ending.json"
 LAUNCHER_LOG = "launcher.log"
 OUTCOME_FILE = "outcome.json"

@@ -3,7 +3,7 @@
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from moe_cluster.health import Report
 from moe_cluster.nvml import Gpu
@@ -24,6 +24,8 @@ class Problem:
     text: str
     is_fatal: bool = False
     """No run should start so."""
+    host: str = ""
+    """Whose problem it is; empty: of several nodes together."""
 
     def __str__(self) -> str:
         return self.text
@@ -31,7 +33,11 @@ class Problem:
 
 def problems(reports: Sequence[Report]) -> list[Problem]:
     """All that is wrong; empty if nothing is."""
-    alone = [problem for report in reports for problem in _of_node(report, len(reports) > 1)]
+    alone = [
+        replace(problem, host=report.host)
+        for report in reports
+        for problem in _of_node(report, len(reports) > 1)
+    ]
     return [*alone, *_differing_versions(reports), *_differing_gpus(reports)]
 
 

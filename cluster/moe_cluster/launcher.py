@@ -48,9 +48,10 @@ class Launcher(Protocol):
     """Runs attempts. Built as `Launcher(environment)`; raises JobError if it stands in the wrong place."""
 
     def choose_workers(
-        self, allowed: Sequence[int], stop: StopRequest, say: Callable[[str], None]
+        self, run_dir: Path, allowed: Sequence[int], stop: StopRequest, say: Callable[[str], None]
     ) -> int | None:
-        """How many workers the next attempt gets: one of `allowed`, ascending, as many as there is room for now.
+        """How many workers the next attempt at the run in `run_dir` gets: one of `allowed`, ascending, as many as there
+        is room for now on nodes that earlier attempts have not found unfit (`bad_nodes.py`).
 
         Waits where there is no room yet; None if it was asked to stop meanwhile. Raises ClusterError if there will be
         no room.

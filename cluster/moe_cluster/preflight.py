@@ -11,14 +11,17 @@ import socket
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
 from moe_cluster import health
-from moe_cluster.errors import ClusterError
-from moe_cluster.health_rules import problems
+from moe_cluster.bad_nodes import record
+from moe_cluster.contract import attempt_dir
+from moe_cluster.errors import ClusterError, JobError
+from moe_cluster.health_rules import Problem, problems
 from moe_cluster.links import Listener, answer_at, mib_per_s
 from moe_cluster.linux import address_of
 
@@ -72,6 +75,7 @@ def preflight(
     size: int,
     local_rank: int,
     run_dir: Path,
+    attempt: int,
     timeout_s: float,
     say: Callable[[str], None],
     address: str | None = None,
@@ -79,7 +83,9 @@ def preflight(
     """Test the ways between all ranks; every rank calls it. Rank 0's `say` is told what is worth knowing.
 
     `timeout_s`: how long a rank that does not come is waited for. `address`: where this rank listens; None: where gloo
-    will. Raises ClusterError, on every rank, with all pairs that cannot talk and all that is wrong with nodes.
+    will. Raises ClusterError, on every rank, with all pairs that cannot talk and all that is wrong with nodes; those
+    that another attempt should do without are written down first. Raises JobError if another attempt would be no
+    better: only the versions differ.
     """
     address = address or listening_address()
     with Listener(address, rank) as listener:
@@ -91,9 +97,15 @@ def preflight(
             Seen(**_as_seen(content))
             for content in _exchange(store, "seen", asdict(seen), size, rank, patience_s)
         ]
-    faults = [*_unreached(cards, everything), *_of_nodes(everything, say if rank == 0 else _nobody)]
-    if faults:
-        raise ClusterError("\n".join(faults))
+    unreached = _unreached(cards, everything)
+    fatal = _of_nodes(everything, say if rank == 0 else _nobody)
+    bad = {problem.host: problem.text.removeprefix(f"{problem.host}: ") for problem in fatal if problem.host}
+    if host := _cut_off(cards, everything):
+        bad.setdefault(host, "no other node can talk to it, and all others can talk to each other")
+    if bad and rank == 0:
+        _write_down(attempt_dir(run_dir, attempt), bad)
+    if faults := [*unreached, *map(str, fatal)]:
+        raise (ClusterError if unreached or bad else JobError)("\n".join(faults))
     if rank == 0:
         for sentence in _speeds(cards, everything):
             say(sentence)
@@ -203,13 +215,29 @@ def _unreached(cards: Sequence[Card], everything: Sequence[Seen]) -> list[str]:
     return [*pairs[:SHOWN], *more, way_out] if pairs else []
 
 
-def _of_nodes(everything: Sequence[Seen], warn: Callable[[str], None]) -> list[str]:
+def _cut_off(cards: Sequence[Card], everything: Sequence[Seen]) -> str | None:
+    """The one host that has a part in each of several pairs of hosts that cannot talk; None if none stands out."""
+    pairs = {
+        frozenset((card.host, cards[other].host))
+        for card, seen in zip(cards, everything, strict=True)
+        for other in seen.unreachable
+    }
+    common = frozenset.intersection(*pairs) if len(pairs) > 1 else frozenset()
+    return next(iter(common)) if len(common) == 1 else None
+
+
+def _write_down(attempt: Path, bad: Mapping[str, str]) -> None:
+    with suppress(OSError):  # the folder itself may be what is wrong; the error says so
+        record(attempt, bad)
+
+
+def _of_nodes(everything: Sequence[Seen], warn: Callable[[str], None]) -> list[Problem]:
     """What keeps the run from starting; the rest is a warning."""
     found = problems([health.read(seen.health) for seen in everything if seen.health is not None])
     for problem in found:
         if not problem.is_fatal:
             warn(str(problem))
-    return [str(problem) for problem in found if problem.is_fatal]
+    return [problem for problem in found if problem.is_fatal]
 
 
 def _speeds(cards: Sequence[Card], everything: Sequence[Seen]) -> list[str]:

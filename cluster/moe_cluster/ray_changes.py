@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 
+from moe_cluster.bad_nodes import BadNodes
 from moe_cluster.ray_nodes import RayNode, alive_nodes, room
 from moe_cluster.ray_share import Share
 
@@ -15,7 +16,11 @@ SETTLE_S = 6.0
 class Changes:
     """Since an attempt began on `nodes` with so many of the `allowed` numbers of workers."""
 
-    def __init__(self, nodes: Sequence[RayNode], workers: int, allowed: Sequence[int], share: Share) -> None:
+    def __init__(
+        self, nodes: Sequence[RayNode], workers: int, allowed: Sequence[int], share: Share, bad: BadNodes
+    ) -> None:
+        """On `bad` nodes there is no room."""
+        self._bad = bad
         self._nodes, self._workers, self._share = nodes, workers, share
         self._larger = [number for number in allowed if number > workers]
         self._looked = time.monotonic()
@@ -35,7 +40,8 @@ class Changes:
         there = alive_nodes()
         self._answered |= {node.id: now for node in there}
         self.lost = [node for node in self._nodes if now - self._answered[node.id] >= SETTLE_S]
-        fitting = [number for number in self._larger if number <= self._workers + room(there, self._share)]
+        fit = [node for node in there if not self._bad.has(node.host)]
+        fitting = [number for number in self._larger if number <= self._workers + room(fit, self._share)]
         if not fitting:
             self._roomy_since = None
             return

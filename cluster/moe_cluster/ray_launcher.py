@@ -11,16 +11,18 @@ import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import ray
 
+from moe_cluster.bad_nodes import BadNodes, left_out
 from moe_cluster.contract import PREEMPTED, attempt_dir, request_end, request_stop
 from moe_cluster.errors import JobError
 from moe_cluster.job import Attempt
 from moe_cluster.launcher import Outcome
 from moe_cluster.ray_changes import SETTLE_S, Changes
 from moe_cluster.ray_code import JOB_CONFIG_VARIABLE, code_packages
-from moe_cluster.ray_nodes import RayNode, alive_nodes, room
+from moe_cluster.ray_nodes import RayNode, alive_nodes, fit_nodes, room
 from moe_cluster.ray_outcome import outcome_of_ray
 from moe_cluster.ray_share import SETTINGS, SHARE_VARIABLE, Share
 from moe_cluster.ray_trainer import TrainRun, chosen_nodes
@@ -37,16 +39,19 @@ class RayLauncher:
         self.share = Share(**json.loads(environment.get(SHARE_VARIABLE, '{"resources": {"CPU": 1}}')))
         self.is_job = JOB_CONFIG_VARIABLE in environment
         self.allowed: Sequence[int] = ()
+        self.bad = BadNodes()
 
     def choose_workers(
-        self, allowed: Sequence[int], stop: StopRequest, say: Callable[[str], None]
+        self, run_dir: Path, allowed: Sequence[int], stop: StopRequest, say: Callable[[str], None]
     ) -> int | None:
         """See launcher.py. Waits without end for the smallest number, and says what it waits for."""
         self._join()
         self.allowed = allowed
+        left_out(run_dir).tell(say)
         began, told = time.monotonic(), -1
         while not stop.is_requested:
-            there = room(alive_nodes(), self.share)
+            self.bad = left_out(run_dir)
+            there = room(fit_nodes(self.bad), self.share)
             fitting = [number for number in allowed if number <= there]
             settled = time.monotonic() - began >= SETTLE_S
             if fitting and (settled or fitting[-1] == allowed[-1]):
@@ -66,11 +71,11 @@ class RayLauncher:
     def run(self, attempt: Attempt, stop: StopRequest, say: Callable[[str], None]) -> Outcome:
         """See launcher.py."""
         folder = attempt_dir(attempt.run_dir, attempt.number)
-        nodes = chosen_nodes(alive_nodes(), attempt.workers, self.share)
+        nodes = chosen_nodes(fit_nodes(self.bad), attempt.workers, self.share)
         if len(nodes) < attempt.workers:
             return Outcome(PREEMPTED, resizes=True)  # the room has gone since it was chosen
         running = TrainRun(attempt, self.share, nodes)
-        changes = Changes(nodes, attempt.workers, self.allowed, self.share)
+        changes = Changes(nodes, attempt.workers, self.allowed, self.share, self.bad)
         watch, reason = Watch(attempt.run_dir, attempt.number, attempt.workers), ""
         while not running.wait(POLL_S):
             if stop.is_urgent:

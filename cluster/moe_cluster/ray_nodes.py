@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import ray
 
+from moe_cluster.bad_nodes import BadNodes
 from moe_cluster.ray_share import Share
 
 ANSWER_S = 2.0
@@ -53,6 +54,11 @@ def alive_nodes() -> list[RayNode]:
     with ThreadPoolExecutor(min(32, len(believed))) as pool:
         answers = list(pool.map(_answers, believed))
     return [node for node, there in zip(believed, answers, strict=True) if there]
+
+
+def fit_nodes(bad: BadNodes) -> list[RayNode]:
+    """Those of the nodes that answer which no preflight has found unfit."""
+    return [node for node in alive_nodes() if not bad.has(node.host)]
 
 
 def room(nodes: Sequence[RayNode], share: Share) -> int:

@@ -1,7 +1,14 @@
-"""When a run that failed is started again: patience is counted in failures without a new checkpoint."""
+"""When a run that failed or was stopped is started again: patience is counted in attempts without a new checkpoint."""
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+from moe_cluster.contract import OUTCOME_FILE, PREEMPTED
+
+MOST_STOPS = 4
+"""Attempts in a row that are stopped before they save anything new."""
 FIRST_WAIT_S = 1.0
 LONGEST_WAIT_S = 60.0
 
@@ -28,3 +35,21 @@ class Restarts:
         if self.in_a_row > self.limit:
             return None
         return 0.0 if self.in_a_row == 1 else min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (self.in_a_row - 2))
+
+
+def stops_in_vain(run_dir: Path) -> int:
+    """How many of the last attempts in a row were stopped and left no newer checkpoint than the one before them did."""
+    ends = _outcomes(run_dir)
+    saved = [None, *(end.get("saved") for end in ends)]
+    stops = 0
+    for before, end in reversed(list(zip(saved, ends, strict=False))):
+        if end["exit_code"] != PREEMPTED or end.get("saved") != before:
+            break
+        stops += 1
+    return stops
+
+
+def _outcomes(run_dir: Path) -> list[dict[str, Any]]:
+    """Of the attempts whose end a launcher saw, in their order."""
+    paths = run_dir.glob(f"attempts/*/{OUTCOME_FILE}")
+    return [json.loads(path.read_text()) for path in sorted(paths, key=lambda path: int(path.parent.name))]

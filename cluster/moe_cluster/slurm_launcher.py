@@ -2,7 +2,8 @@
 nodes.
 
 Slurm ends the other agents when one fails, and forwards what the batch script is told. A node that is lost is
-Slurm's to replace: it queues the job again, and the batch script begins anew; until then no attempt is made.
+Slurm's to replace: it queues the job again, and the batch script begins anew; until then no attempt is made. Of a node
+that a preflight found unfit Slurm knows nothing: the run goes on without it, or is queued again for others.
 """
 
 import contextlib
@@ -19,6 +20,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from moe_cluster import slurm_client
+from moe_cluster.bad_nodes import BadNodes, left_out
 from moe_cluster.contract import DONE, FAILED, LAUNCHER_LOG, attempt_dir, node_log
 from moe_cluster.errors import ClusterError, JobError
 from moe_cluster.first_cause import FirstCause, read_endings
@@ -41,6 +44,8 @@ ROLL_CALL_TIMEOUT_S = 30.0
 ROLL_CALL_EVERY_S = 5.0
 NODES_PATIENCE_S = 900.0
 """How long a node may be silent; by then Slurm has long given it up and queued the job again (SlurmdTimeout)."""
+TERM_COMES_S = 60.0
+"""How long Slurm may take to tell a job that it is queued again."""
 # What srun says of a task, such as "srun: error: node2: task 1: Exited with exit code 1".
 FAILED_TASK = re.compile(r"srun: error: (\S+): tasks? [\d,-]+: (.+)")
 
@@ -55,34 +60,49 @@ class SlurmLauncher:
                 "--launcher local"
             )
         self.environment = environment
+        self.bad = BadNodes()
 
     @functools.cached_property
     def nodes(self) -> tuple[str, ...]:
         """Of the allocation, in Slurm's order; the first is where the batch script runs."""
         return host_names(self.environment.get("SLURM_JOB_NODELIST", ""))
 
+    @property
+    def fit_nodes(self) -> tuple[str, ...]:
+        """Those that no preflight has found unfit."""
+        return tuple(node for node in self.nodes if not self.bad.has(node))
+
     def choose_workers(
-        self, allowed: Sequence[int], stop: StopRequest, say: Callable[[str], None]
+        self, run_dir: Path, allowed: Sequence[int], stop: StopRequest, say: Callable[[str], None]
     ) -> int | None:
-        """As many as the allocation has room for, once all of its nodes answer: see launcher.py."""
-        room = self._room(allowed[-1])
-        fitting = [number for number in allowed if number <= room * len(self.nodes)]
+        """As many as there is room for on the nodes of the allocation, once all fit ones answer: see launcher.py."""
+        self.bad = BadNodes({node: why for node, why in left_out(run_dir).items() if node in self.nodes})
+        self.bad.tell(say)
+        room = self._room(allowed[-1]) * len(self.fit_nodes)
+        fitting = [number for number in allowed if number <= room]
+        if not fitting and self.bad:
+            queue_again_without(self.job_id, self.bad, say)
+            _sleep(TERM_COMES_S, stop)  # so that the batch script, too, knows that this is not its doing
+            return None
         if not fitting:
             raise ClusterError(
-                f"slurm:{self.environment['SLURM_JOB_ID']}: has room for {room * len(self.nodes)} workers, and the run "
-                f"needs {allowed[0]}; ask for more nodes, or more workers on each"
+                f"slurm:{self.job_id}: has room for {room} workers, and the run needs {allowed[0]}; ask for more "
+                "nodes, or more workers on each"
             )
         deadline, told = time.monotonic() + NODES_PATIENCE_S, ""
-        while not stop.is_requested and (silent := _roll_call(self._srun(len(self.nodes)))):
+        while not stop.is_requested and (silent := _roll_call(self._srun(self.fit_nodes))):
             if time.monotonic() > deadline:
-                raise ClusterError(
-                    f"slurm:{self.environment['SLURM_JOB_ID']}: not all nodes answer: {silent}"
-                )
+                raise ClusterError(f"slurm:{self.job_id}: not all nodes answer: {silent}")
             if silent != told:
                 say(f"waiting for nodes, until Slurm replaces them: {silent}")
             told = silent
             _sleep(ROLL_CALL_EVERY_S, stop)
         return None if stop.is_requested else fitting[-1]
+
+    @property
+    def job_id(self) -> str:
+        """Of Slurm."""
+        return self.environment["SLURM_JOB_ID"]
 
     def command(self, attempt: Attempt) -> str:
         return shlex.join(self._command(attempt))
@@ -113,22 +133,52 @@ class SlurmLauncher:
         room = self._room(attempt.workers)
         full, rest = divmod(attempt.workers, room)
         workers = (*[room] * full, *[rest] * bool(rest))
-        port = free_ports(int(self.environment["SLURM_JOB_ID"]) + attempt.number, 1)[0]
-        share = Share(self.nodes[: len(workers)], port, workers)
-        own = ["--nodelist", ",".join(share.nodes), "--kill-on-bad-exit=1", "--wait=0"]
-        return [*self._srun(len(share.nodes)), *own, sys.executable, *share.words(attempt)]
+        port = free_ports(int(self.job_id) + attempt.number, 1)[0]
+        share = Share(self.fit_nodes[: len(workers)], port, workers)
+        own = ["--kill-on-bad-exit=1", "--wait=0"]
+        return [*self._srun(share.nodes), *own, sys.executable, *share.words(attempt)]
 
-    def _srun(self, num_nodes: int) -> list[str]:
-        """One task on each node, with all that the job has there: srun takes over neither from the script's
+    def _srun(self, nodes: Sequence[str]) -> list[str]:
+        """One task on each of `nodes`, with all that the job has there: srun takes over neither from the script's
         directives."""
         cpus = self.environment.get("SLURM_CPUS_PER_TASK")
-        command = ["srun", f"--nodes={num_nodes}", f"--ntasks={num_nodes}", "--ntasks-per-node=1"]
-        return [*command, *([f"--cpus-per-task={cpus}"] if cpus else [])]
+        command = ["srun", f"--nodes={len(nodes)}", f"--ntasks={len(nodes)}", "--ntasks-per-node=1"]
+        return [*command, *([f"--cpus-per-task={cpus}"] if cpus else []), "--nodelist", ",".join(nodes)]
 
     def _room(self, most: int) -> int:
         """Workers on one node."""
         given = self.environment.get(WORKERS_VARIABLE, "")
         return int(given) if given.isdecimal() and int(given) else -(-most // len(self.nodes))
+
+
+def queue_again_without(job_id: str, bad: Mapping[str, str], say: Callable[[str], None]) -> None:
+    """Have Slurm queue the job again, for nodes other than these.
+
+    Raises ClusterError if the job was to be spared them already, or if Slurm refuses: then it stays held, since it
+    would get the same nodes again and again.
+    """
+    before = slurm_client.call("squeue", "--noheader", "--jobs", job_id, "--format=%x").strip()
+    excluded = slurm_client.host_names(before)
+    if again := [node for node in bad if node in excluded]:
+        raise ClusterError(
+            f"slurm:{job_id}: got {again[0]} again, which it excludes; mend it: {bad[again[0]]}"
+        )
+    names = ",".join([*excluded, *bad])
+    _scontrol("requeuehold", job_id)
+    try:
+        _scontrol("update", f"JobId={job_id}", f"ExcNodeList={names}")
+    except ClusterError as error:
+        raise ClusterError(
+            f"slurm:{job_id}: is held, since it cannot exclude {names} ({error}); mend these nodes, then "
+            f"`scontrol release {job_id}`"
+        ) from None
+    _scontrol("release", job_id)
+    say(f"the job is queued again, for other nodes than {names}")
+
+
+def _scontrol(*words: str) -> None:
+    """Deaf to SIGTERM, which Slurm sends to all processes of a job that is queued again."""
+    slurm_client.call("sh", "-c", 'trap "" TERM; exec "$@"', "sh", "scontrol", *words)
 
 
 def _roll_call(srun: Sequence[str]) -> str:

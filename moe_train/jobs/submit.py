@@ -67,8 +67,8 @@ def resume(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     )
     parser.add_argument("run", metavar="RUN", help="a run folder, or its name below runs/")
     options = parsed(parser, arguments)
-    run_dir = find_run(options.run).absolute()
-    recipe = load_recipe(run_dir / RECIPE_FILE, options.overrides)
+    run_dir = find_run(options.run, (RECIPE_FILE, records.FILE_NAME)).absolute()
+    recipe = load_recipe(_last_recipe(run_dir), options.overrides)
     return _hand_over(options, recipe, run_dir, "auto", environment)
 
 
@@ -78,7 +78,7 @@ def _hand_over(
     found = records.read(run_dir)
     asked = request(options, read_sites(sites_file(environment)), found[-1] if found else None)
     after = [_job_of(name, asked.cluster) for name in options.after]
-    recipe_file = run_dir / JOBS_DIR / f"recipe-{len(found) + 1}.yaml"
+    recipe_file = submitted_recipe(run_dir, len(found) + 1)
     spec = asked.spec(anchored(recipe), recipe_file, run_dir, resume, after)
     backend = asked.executor
     script = backend.render(spec)  # refuses what the backend cannot do, before anything is written
@@ -101,6 +101,17 @@ def _hand_over(
     print(f"  what it says:   moe-train logs -f {run_dir}")
     print(f"  end it:         moe-train cancel {run_dir}")
     return DONE
+
+
+def _last_recipe(run_dir: Path) -> Path:
+    """What the run was last trained with; of one that never began, what it was submitted with."""
+    trained = run_dir / RECIPE_FILE
+    return trained if trained.exists() else submitted_recipe(run_dir, len(records.read(run_dir)))
+
+
+def submitted_recipe(run_dir: Path, number: int) -> Path:
+    """Of the job with this number, from 1."""
+    return run_dir / JOBS_DIR / f"recipe-{number}.yaml"
 
 
 def require_free(run_dir: Path, found: Sequence[JobRecord]) -> None:

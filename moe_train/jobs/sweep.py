@@ -15,7 +15,7 @@ from moe_train.errors import UsageError
 from moe_train.jobs.commands import print_runs
 from moe_train.jobs.progress import Progress, read_progress
 from moe_train.jobs.request import add_options, parsed, request
-from moe_train.jobs.submit import anchored, record_job, require_free, write_recipe
+from moe_train.jobs.submit import anchored, record_job, require_free, submitted_recipe, write_recipe
 
 EPILOG = """\
 examples:
@@ -44,10 +44,7 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     site = read_sites(sites_file(environment))
     waiting = {run_dir: recipe for run_dir, recipe in runs.items() if not _is_done(run_dir)}
     asked = request(options, site)
-    files = {
-        run_dir: run_dir / records.JOBS_DIR / f"recipe-{len(records.read(run_dir)) + 1}.yaml"
-        for run_dir in waiting
-    }
+    files = {run_dir: submitted_recipe(run_dir, len(records.read(run_dir)) + 1) for run_dir in waiting}
     specs = [asked.spec(recipe, files[run_dir], run_dir, "auto", ()) for run_dir, recipe in waiting.items()]
     backend = asked.executor
     scripts = [backend.render(spec) for spec in specs]

@@ -4,14 +4,15 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import pytest
 import torch.distributed as dist
 
 from moe_cluster import preflight as module
-from moe_cluster.errors import ClusterError
+from moe_cluster.bad_nodes import left_out
+from moe_cluster.errors import ClusterError, JobError
 from moe_cluster.health import report
 from moe_cluster.links import Listener, answer_at, mib_per_s
 from moe_cluster.preflight import Card, listening_address, peers, preflight
@@ -23,6 +24,9 @@ class Told:
 
     said: list[str] = field(default_factory=list)
     errors: dict[int, str] = field(default_factory=dict)
+    kinds: set[type[ClusterError]] = field(default_factory=set)
+    bad: dict[str, str] = field(default_factory=dict)
+    """Nodes that the next attempt is to leave out."""
 
 
 def fly(
@@ -34,16 +38,19 @@ def fly(
 ) -> Told:
     """A preflight of so many ranks."""
     store, told = dist.HashStore(), Told()
+    (folder / "attempts/3").mkdir(parents=True, exist_ok=True)
 
     def rank_of(rank: int) -> None:
         address = addresses[rank] if addresses else f"127.0.0.{rank + 1}"
         try:
-            preflight(store, rank, size, 0, folder, timeout_s, told.said.append, address)
+            preflight(store, rank, size, 0, folder, 3, timeout_s, told.said.append, address)
         except ClusterError as error:
             told.errors[rank] = str(error)
+            told.kinds.add(type(error))
 
     with ThreadPoolExecutor(size) as pool:
         list(pool.map(rank_of, [rank for rank in range(size) if rank not in absent]))
+    told.bad = dict(left_out(folder))
     return told
 
 
@@ -174,6 +181,38 @@ def test_what_is_wrong_with_a_node_is_told_and_versions_that_differ_end_the_run(
     assert [sentence for sentence in told.said if "its clock is 34 s behind" in sentence]
     assert told.errors[0] == told.errors[1]
     assert told.errors[0].startswith("torch differs: ")
+    assert told.kinds == {JobError}  # another attempt would find the same
+    assert told.bad == {}
+
+
+@pytest.mark.usefixtures("hosts")
+def test_an_unfit_node_is_left_out_by_the_next_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of_node(run_dir: Path) -> object:
+        found = report(run_dir)
+        full = found.host == "node2"
+        return replace(found, tmp_free_gib=0.0 if full else 50.0, versions={}, address="10.0.0.1")
+
+    monkeypatch.setattr(module.health, "report", of_node)
+    told = fly(tmp_path, 3)
+    assert told.kinds == {ClusterError}
+    assert told.errors[1] == f"node2: {told.bad['node2']}"
+    assert told.bad["node2"].startswith("the disk of temporary files has 0.00 GiB left")
+
+
+@pytest.mark.usefixtures("hosts")
+def test_the_one_node_that_no_other_can_talk_to_is_left_out_by_the_next_attempt(
+    tmp_path: Path, misled: dict[int, Stranger], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CONNECT_S", 0.5)
+    misled[1] = Stranger("127.0.0.2", 0, b"")
+    told = fly(tmp_path, 2)
+    assert told.kinds == {ClusterError}
+    assert told.bad == {}  # of two nodes, which one is it?
+    told = fly(tmp_path, 3)
+    (host,) = told.bad
+    assert f"cannot reach rank 1 on {host} at 127.0.0.2" in told.errors[0]
 
 
 def test_of_many_ranks_each_connects_to_those_of_its_own_place_on_other_nodes() -> None:

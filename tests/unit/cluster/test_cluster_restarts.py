@@ -1,6 +1,12 @@
 """How often, and how soon, a run that failed is started again."""
 
-from moe_cluster.restarts import LONGEST_WAIT_S, Restarts
+import json
+from pathlib import Path
+
+import pytest
+
+from moe_cluster.contract import FAILED, PREEMPTED
+from moe_cluster.restarts import LONGEST_WAIT_S, Restarts, stops_in_vain
 
 
 def test_without_restarts_the_first_failure_is_the_last() -> None:
@@ -32,3 +38,26 @@ def test_a_new_checkpoint_starts_the_count_afresh() -> None:
 def test_an_older_checkpoint_is_no_progress() -> None:
     restarts = Restarts(1)
     assert [restarts.after_failure(step) for step in (20, 10)] == [0.0, None]
+
+
+@pytest.mark.parametrize(
+    ("ends", "expected"),
+    [
+        ([], 0),
+        ([(PREEMPTED, None), (PREEMPTED, None)], 2),
+        ([(PREEMPTED, 10)], 0),
+        ([(PREEMPTED, 10), (PREEMPTED, 10), (PREEMPTED, 10)], 2),
+        ([(PREEMPTED, 10), (PREEMPTED, 10), (PREEMPTED, 20)], 0),
+        ([(PREEMPTED, 10), (FAILED, 10), (PREEMPTED, 10)], 1),
+        ([(PREEMPTED, 10), (PREEMPTED, 10), (FAILED, 10)], 0),
+    ],
+)
+def test_stops_without_a_newer_checkpoint_are_counted(
+    tmp_path: Path, ends: list[tuple[int, int | None]], expected: int
+) -> None:
+    for number, (exit_code, saved) in enumerate(ends, start=9):
+        folder = tmp_path / f"attempts/{number}"
+        folder.mkdir(parents=True)
+        (folder / "outcome.json").write_text(json.dumps({"exit_code": exit_code, "saved": saved}))
+    (tmp_path / f"attempts/{9 + len(ends)}").mkdir(parents=True)  # one whose end nobody saw
+    assert stops_in_vain(tmp_path) == expected

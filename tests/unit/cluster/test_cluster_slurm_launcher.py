@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from moe_cluster import bad_nodes
 from moe_cluster.errors import ClusterError, JobError
 from moe_cluster.first_cause import find_first_cause
 from moe_cluster.job import Attempt
 from moe_cluster.launcher import Outcome
-from moe_cluster.slurm_launcher import SlurmLauncher, name_node
+from moe_cluster.slurm_launcher import SlurmLauncher, name_node, queue_again_without
 from moe_cluster.stop import StopRequest
 
 ALLOCATION = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node[1-3]", "SLURM_CPUS_PER_TASK": "4"}
@@ -51,10 +52,10 @@ def test_the_largest_number_that_there_is_room_for_is_chosen(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, say: Callable[[str], None]
 ) -> None:
     here = launcher(monkeypatch, tmp_path)
-    assert here.choose_workers((2, 4, 6, 8), StopRequest(), say) == 6
-    assert here.choose_workers((2, 4), StopRequest(), say) == 4
+    assert here.choose_workers(tmp_path, (2, 4, 6, 8), StopRequest(), say) == 6
+    assert here.choose_workers(tmp_path, (2, 4), StopRequest(), say) == 4
     with pytest.raises(ClusterError, match="has room for 6 workers, and the run needs 8"):
-        here.choose_workers((8, 16), StopRequest(), say)
+        here.choose_workers(tmp_path, (8, 16), StopRequest(), say)
 
 
 def test_while_a_node_does_not_answer_no_attempt_is_made(
@@ -67,8 +68,80 @@ def test_while_a_node_does_not_answer_no_attempt_is_made(
         told.append(sentence)
         stop.is_requested = True
 
-    assert here.choose_workers((6,), stop, say) is None
+    assert here.choose_workers(tmp_path, (6,), stop, say) is None
     assert told == ["waiting for nodes, until Slurm replaces them: srun: error: node2: gone"]
+
+
+def leave_out(run_dir: Path, *nodes: str) -> None:
+    folder = run_dir / "attempts/1"
+    folder.mkdir(parents=True)
+    bad_nodes.record(folder, dict.fromkeys(nodes, "its disk is full"))
+
+
+def test_a_node_that_was_found_unfit_is_left_out_where_the_run_can_do_without(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    here, told = launcher(monkeypatch, tmp_path), []
+    leave_out(tmp_path, "node2", "another")
+    assert here.choose_workers(tmp_path, (2, 4, 6), StopRequest(), told.append) == 4
+    assert told == ["node2 is left out: its disk is full"]
+    command = here.command(Attempt((), 4, tmp_path, 2))
+    assert "--nodelist node1,node3" in command
+    assert "--nodes node1,node3 --workers 2,2" in command
+
+
+SCONTROL = """\
+#!/bin/bash
+if [ "$1" = show ]; then tr , '\\n' <<<"$3"; exit; fi
+echo "$*" >>{calls}
+[ "$1" != {refused} ] || {{ echo "scontrol: error: no" >&2; exit 1; }}
+"""
+
+
+@pytest.fixture
+def slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Path]:
+    """Puts commands like Slurm's on PATH, for a job that excludes some nodes; returns where calls are noted."""
+
+    def install(excluded: str, refused: str = "nothing") -> Path:
+        calls = tmp_path / "calls"
+        for name, text in (
+            ("scontrol", SCONTROL.format(calls=calls, refused=refused)),
+            ("squeue", f"#!/bin/bash\necho '{excluded}'\n"),
+        ):
+            (tmp_path / name).write_text(text)
+            (tmp_path / name).chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+        return calls
+
+    return install
+
+
+@pytest.mark.parametrize(("excluded", "names"), [("(null)", "node2"), ("node7", "node7,node2")])
+def test_where_the_run_needs_it_the_job_is_queued_again_for_other_nodes(
+    slurm: Callable[..., Path], excluded: str, names: str
+) -> None:
+    calls, told = slurm(excluded), []
+    queue_again_without("7", {"node2": "its disk is full"}, told.append)
+    assert calls.read_text().splitlines() == [
+        "requeuehold 7",
+        f"update JobId=7 ExcNodeList={names}",
+        "release 7",
+    ]
+    assert told == [f"the job is queued again, for other nodes than {names}"]
+
+
+def test_a_job_that_got_an_excluded_node_again_is_not_queued_for_ever(slurm: Callable[..., Path]) -> None:
+    calls = slurm("node2")
+    with pytest.raises(ClusterError, match="got node2 again, which it excludes; mend it: its disk is full"):
+        queue_again_without("7", {"node2": "its disk is full"}, print)
+    assert not calls.exists()
+
+
+def test_a_job_that_may_not_exclude_a_node_stays_held_and_says_so(slurm: Callable[..., Path]) -> None:
+    calls = slurm("(null)", refused="update")
+    with pytest.raises(ClusterError, match=r"is held, since it cannot exclude node2 .*`scontrol release 7`"):
+        queue_again_without("7", {"node2": "its disk is full"}, print)
+    assert "release 7" not in calls.read_text()
 
 
 def test_outside_of_a_job_the_way_in_is_named() -> None:

@@ -1,11 +1,15 @@
 """What `submit` leaves behind when the cluster takes nothing, and how a run inside a job says that it goes on."""
 
+import json
 from pathlib import Path
 
+import pytest
 from small_run import Command
 
-from moe_cluster.contract import JOB_VARIABLE
-from moe_train.launch import Launch, _resume_line
+from moe_cluster.contract import FAILED, JOB_VARIABLE, PREEMPTED
+from moe_train.config.load import load_recipe
+from moe_train.jobs.submit import _last_recipe, write_recipe
+from moe_train.launch import Launch, _resume_line, _stopped
 
 NOBODY = "http://127.0.0.1:9"  # the discard port, where nothing listens
 
@@ -25,3 +29,34 @@ def test_inside_a_job_a_stopped_run_says_how_the_job_is_made_again() -> None:
     assert _resume_line(asked, run_dir, {}).startswith(
         "moe-train run '/r/my run/jobs/recipe-1.yaml' --run-dir"
     )
+
+
+def test_a_job_that_is_stopped_too_early_again_and_again_is_not_queued_for_ever(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    in_job, asked = {JOB_VARIABLE: "slurm:12"}, Launch("recipe.yaml")
+    for number in range(1, 5):
+        assert _stopped(asked, tmp_path, in_job) == PREEMPTED
+        folder = tmp_path / f"attempts/{number}"
+        folder.mkdir(parents=True)
+        (folder / "outcome.json").write_text(json.dumps({"exit_code": PREEMPTED, "saved": None}))
+    assert _stopped(asked, tmp_path, {}) == PREEMPTED
+    capsys.readouterr()
+    assert _stopped(asked, tmp_path, in_job) == FAILED
+    assert "the last 4 attempts were each stopped before they saved anything new" in capsys.readouterr().err
+
+
+def test_a_run_that_was_queued_and_never_began_is_resumed_as_it_was_submitted(
+    moe_train: Command, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    (run_dir / "jobs").mkdir(parents=True)
+    write_recipe(run_dir / "jobs/recipe-1.yaml", load_recipe(Path("small.yaml")))
+    record = {"cluster": "local", "id": "1", "time": 1.0, "user": "u", "host": "h", "resources": {"nodes": 1}}
+    (run_dir / "jobs.jsonl").write_text(json.dumps({**record, "directives": [], "max_restarts": 2}) + "\n")
+    script = moe_train("resume", str(run_dir), "--dry-run").output
+    assert "recipe-2.yaml" in script
+    assert "--max-restarts 2" in script
+    assert _last_recipe(run_dir) == run_dir / "jobs/recipe-1.yaml"
+    (run_dir / "recipe.yaml").touch()
+    assert _last_recipe(run_dir) == run_dir / "recipe.yaml"

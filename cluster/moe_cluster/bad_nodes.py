@@ -1,0 +1,50 @@
+"""Nodes that a preflight found unfit, and that the next attempts of the run leave out.
+
+Rank 0 writes them down where its attempt fails for them; launchers of any kind read it before they choose nodes. After
+LEFT_OUT_S a node is tried again: somebody may have mended it.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from moe_cluster.contract import BAD_NODES_FILE
+
+LEFT_OUT_S = 3600.0
+
+
+class BadNodes(dict[str, str]):
+    """Host -> what is wrong with it. Names with and without a domain are the same host."""
+
+    def has(self, host: str) -> bool:
+        """Whether `host` is one of them."""
+        return _plain(host) in self
+
+    def tell(self, say: Callable[[str], None]) -> None:
+        """A sentence for each of them."""
+        for host, why in self.items():
+            say(f"{host} is left out: {why}")
+
+
+def record(attempt: Path, nodes: Mapping[str, str]) -> None:
+    """Write down, in the folder of an attempt, what is wrong with which host. Raises OSError."""
+    temporary = attempt / f".{BAD_NODES_FILE}.{os.getpid()}.tmp"
+    temporary.write_text(json.dumps({"time": time.time(), "nodes": dict(nodes)}) + "\n")
+    temporary.replace(attempt / BAD_NODES_FILE)
+
+
+def left_out(run_dir: Path, now: float | None = None) -> BadNodes:
+    """What the attempts of this run have found in the last LEFT_OUT_S. `now`: seconds since 1970."""
+    now = time.time() if now is None else now
+    found = BadNodes()
+    for path in sorted(run_dir.glob(f"attempts/*/{BAD_NODES_FILE}"), key=lambda path: int(path.parent.name)):
+        content = json.loads(path.read_text())
+        if now - content["time"] < LEFT_OUT_S:
+            found |= {_plain(host): why for host, why in content["nodes"].items()}
+    return found
+
+
+def _plain(host: str) -> str:
+    return host.partition(".")[0]
