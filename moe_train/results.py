@@ -37,6 +37,8 @@ class MoEStats(NamedTuple):
     """Assignments beyond the capacity limit."""
     router_entropy: Float[Tensor, ""]
     """Sum over tokens of the entropy of the router's distribution, in nats; 0 for routers without one."""
+    router_top_probability: Float[Tensor, ""]
+    """Sum over tokens of the largest probability of that distribution; 0 for routers without one."""
     losses: dict[str, Float[Tensor, ""]]
     """Auxiliary losses by name, unscaled, a mean over this rank's routing groups or tokens; with gradient."""
     coefficients: dict[str, float]

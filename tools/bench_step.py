@@ -263,7 +263,7 @@ class DeepSpeedLayer(MoELayer):
         y, balance, load = self.moe(x.unsqueeze(0))
         zero = x.new_zeros(())
         losses, coefficients = {"balance": balance}, {"balance": BALANCE_COEFFICIENT}
-        return y.squeeze(0), MoEStats(load, zero.long(), zero, losses, coefficients)
+        return y.squeeze(0), MoEStats(load, zero.long(), zero, zero, losses, coefficients)
 
 
 def _deepspeed_step(recipe: Recipe, world: World, *, drop_tokens: bool) -> Callable[[], Stats]:

@@ -5,6 +5,7 @@ that fails ends the sending; either is said once, and training goes on. metrics.
 """
 
 import logging
+import math
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,7 +26,9 @@ TRANSMIT_INTERVAL_S = 2.0
 MAX_LAYERS = 32
 """MoE layers with keys of their own; of a deeper model, this many, evenly spaced, and the worst of all."""
 WORST = {"cv": max, "max_violation": max, "entropy": min, "dead_fraction": max, "drop_rate": max}
-"""The figures sent for every layer, and which value is the worst of them."""
+"""Figures sent for every layer, and which value is the worst of them."""
+OTHERS = ("router_entropy", "router_top_probability", "experts_per_token")
+"""Figures sent for every layer that are not better or worse."""
 AXIS = "train/step"
 """W&B's own `_step` neither survives an offline resume nor goes back; this one is the step of the row."""
 
@@ -172,7 +175,13 @@ def _experts(moe: Mapping[str, Any], layers: Mapping[int, str]) -> dict[str, flo
     for figure, worst in WORST.items():
         if moe[figure]:
             values[f"moe/worst/{figure}"] = worst(moe[figure])
-        values |= {f"moe/{name}/{figure}": moe[figure][position] for position, name in layers.items()}
+    for figure in (*WORST, *OTHERS):
+        # A router without a distribution has no point, rather than a chart of NaN.
+        values |= {
+            f"moe/{name}/{figure}": moe[figure][position]
+            for position, name in layers.items()
+            if not math.isnan(moe[figure][position])
+        }
     return values
 
 

@@ -82,10 +82,12 @@ class MoELayer(nn.Module):
         dropout = self._expert_dropout(kept, dispatched, context)
         rows = self.experts(dispatched.rows, dispatched.counts, dispatched.empty_like, dropout)
         y = self.dispatcher.combine(rows, dispatched)
+        nothing = x.new_zeros(())
         return y.to(x.dtype), MoEStats(
             load=torch.bincount(routing.expert_ids, minlength=routing.num_experts),
             dropped=routing.expert_ids.new_tensor(routing.expert_ids.numel() - kept.expert_ids.numel()),
-            router_entropy=routing.entropy if routing.entropy is not None else x.new_zeros(()),
+            router_entropy=nothing if routing.entropy is None else routing.entropy,
+            router_top_probability=nothing if routing.top_probability is None else routing.top_probability,
             losses=dict(routing.losses),
             coefficients=dict(routing.coefficients),
             policy=routing.policy,

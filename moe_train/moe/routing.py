@@ -65,6 +65,8 @@ class Routing:
     """Upper bound of `choices`."""
     entropy: Float[Tensor, ""] | None = None
     """Sum over tokens of the entropy of the router's distribution, in nats; None without a distribution."""
+    top_probability: Float[Tensor, ""] | None = None
+    """Sum over tokens of the largest probability of that distribution."""
     losses: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
     """Auxiliary losses by name, unscaled."""
     coefficients: Mapping[str, float] = field(default_factory=dict)

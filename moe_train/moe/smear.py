@@ -52,14 +52,16 @@ class SmearLayer(MoELayer):
         cut = rows.reshape(sequences * segments, size, x.shape[1])
         y = _feed_forward(self.experts.activation, cut, merged).view_as(rows)[:, :length]
         real = slice(None) if context.real_rows is None else context.real_rows
-        largest, entropy = (
+        top = parts.detach().max(1)
+        largest, entropy, top_probability = (
             of_segment.view(sequences, segments).repeat_interleave(size, dim=1)[:, :length].flatten()[real]
-            for of_segment in (parts.detach().argmax(1), torch.special.entr(parts.detach()).sum(1))
+            for of_segment in (top.indices, torch.special.entr(parts.detach()).sum(1), top.values)
         )
         return y.reshape_as(x).to(x.dtype), MoEStats(
             load=torch.bincount(largest, minlength=self.config.num_experts),
             dropped=largest.new_zeros(()),
             router_entropy=entropy.sum(),
+            router_top_probability=top_probability.sum(),
             losses={},
             coefficients={},
         )

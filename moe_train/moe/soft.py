@@ -41,6 +41,7 @@ class SoftLayer(MoELayer):
             load=torch.bincount(of_slots, minlength=self.config.num_experts),
             dropped=of_slots.new_zeros(()),
             router_entropy=torch.special.entr(combine.detach()).sum(),
+            router_top_probability=combine.detach().amax(2).sum(),
             losses={},
             coefficients={},
         )

@@ -64,10 +64,27 @@ def _print_summary(run: RunRecord, console: Console) -> None:
 
 
 def _expert_table(run: RunRecord) -> Table:
-    table = Table("layer", title=f"experts in the window that ends at step {run.training[-1]['step']:,}")
-    for title in ("CV", "max violation", "entropy", "effective", "drop rate", "dead"):
+    # Without lines between them nine columns fit on 80 characters.
+    table = Table(
+        "layer",
+        box=None,
+        padding=(0, 2, 0, 0),
+        title=f"experts in the window that ends at step {run.training[-1]['step']:,}",
+    )
+    titles = (
+        "CV",
+        "MaxVio",
+        "entropy",
+        "effective",
+        "drop\nrate",
+        "dead",
+        "top\nprob.",
+        "experts\nper token",
+    )
+    for title in titles:
         table.add_column(title, justify="right")
     moe = run.training[-1]["moe"]
+    nothing = [None] * len(run.layers)  # of a row that an older moe-train wrote
     for position, (name, load) in enumerate(zip(run.layers, moe["load"], strict=True)):
         table.add_row(
             name,
@@ -77,6 +94,8 @@ def _expert_table(run: RunRecord) -> Table:
             f"{balance.effective_experts(load):.1f} of {len(load)}",
             _number(moe["drop_rate"][position], ".1%"),
             str(len(balance.dead_experts(load))),
+            _number(moe.get("router_top_probability", nothing)[position], ".2f"),
+            _number(moe.get("experts_per_token", nothing)[position], ".2f"),
         )
     return table
 

@@ -7,7 +7,8 @@ the counts into figures; docs/metrics.md lists them.
 L MoE layers, E experts.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +21,10 @@ from moe_train.monitor import balance
 from moe_train.parallel.world import World
 from moe_train.results import MoEStats
 
-ENTROPY_UNITS = 2**20
-"""Router entropy is counted in units of 2^-20 nat: sums of integers do not depend on order or resumes."""
+UNITS = 2**20
+"""Router entropy and probability are counted in units of 2^-20: sums of integers do not depend on order or resumes."""
+NUM_FIGURES = 4
+"""Columns of the buffer after the loads: dropped assignments, router entropy and top probability in UNITS, tokens."""
 EXACT_LIMIT = 2**53
 """Integers below this are exact in float64, and so is every sum of them that stays below."""
 
@@ -36,6 +39,10 @@ class LoadSummary:
     """[L]: assignments beyond the capacity limit."""
     router_entropy: list[float]
     """[L]: mean over tokens of the entropy of the router's distribution, in nats."""
+    router_top_probability: list[float]
+    """[L]: mean over tokens of the largest probability of that distribution; NaN without one."""
+    experts_per_token: list[float]
+    """[L]: assignments within the capacity limit, a mean over tokens."""
     scalars: dict[str, float]
     """What `reduce` was given by name, a mean over ranks."""
 
@@ -50,6 +57,8 @@ class LoadSummary:
             "dead_fraction": [balance.dead_fraction(load) for load in self.load],
             "drop_rate": [balance.drop_rate(*layer) for layer in zip(self.load, self.dropped, strict=True)],
             "router_entropy": self.router_entropy,
+            "router_top_probability": self.router_top_probability,
+            "experts_per_token": self.experts_per_token,
         }
 
 
@@ -58,9 +67,9 @@ class LoadWindow:
 
     def __init__(self, num_layers: int, num_experts: int, device: torch.device) -> None:
         self._num_layers, self._num_experts = num_layers, num_experts
-        # Columns: the load of each expert, dropped assignments, router entropy in ENTROPY_UNITS, tokens.
-        self._counts: Int[Tensor, "L E_plus_3"] = torch.zeros(
-            num_layers, num_experts + 3, dtype=torch.int64, device=device
+        # Columns: the load of each expert, then NUM_FIGURES figures.
+        self._counts: Int[Tensor, "L E_plus_4"] = torch.zeros(
+            num_layers, num_experts + NUM_FIGURES, dtype=torch.int64, device=device
         )
 
     def add(self, stats: tuple[tuple[MoEStats, ...], ...]) -> None:
@@ -72,12 +81,13 @@ class LoadWindow:
             return
         for layers in stats:
             assert len(layers) == self._num_layers, (len(layers), self._num_layers)
-            entropy = torch.stack([layer.router_entropy.detach() for layer in layers]).double()
+            sums = [(layer.router_entropy.detach(), layer.router_top_probability) for layer in layers]
+            figures = torch.stack([torch.stack(of_layer) for of_layer in sums]).double()
             # A router that is not finite makes the loss so too, which ends the run; here the cast must hold.
-            units = (entropy * ENTROPY_UNITS).round().nan_to_num(0.0, 0.0, 0.0).long()
-            self._counts[:, :-3] += torch.stack([layer.load for layer in layers])
-            self._counts[:, -3] += torch.stack([layer.dropped for layer in layers])
-            self._counts[:, -2] += units
+            units = (figures * UNITS).round().nan_to_num(0.0, 0.0, 0.0).long()
+            self._counts[:, :-NUM_FIGURES] += torch.stack([layer.load for layer in layers])
+            self._counts[:, -4] += torch.stack([layer.dropped for layer in layers])
+            self._counts[:, -3:-1] += units
             for place, layer in enumerate(layers):
                 self._counts[place, -1] += layer.tokens
 
@@ -88,10 +98,18 @@ class LoadWindow:
         """
         totals, means = self._totals(world, scalars)
         self._counts.zero_()
+        loads = [row[:-NUM_FIGURES] for row in totals]
+        dropped, entropies, tops, tokens = (
+            [row[column] for row in totals] for column in range(-NUM_FIGURES, 0)
+        )
+        kept = [sum(load) - beyond for load, beyond in zip(loads, dropped, strict=True)]
         return LoadSummary(
-            load=[row[:-3] for row in totals],
-            dropped=[row[-3] for row in totals],
-            router_entropy=[row[-2] / ENTROPY_UNITS / row[-1] if row[-1] else float("nan") for row in totals],
+            load=loads,
+            dropped=dropped,
+            router_entropy=_means(entropies, tokens, UNITS),
+            # The largest probability is never 0: where the sum is, there is no distribution.
+            router_top_probability=[mean or math.nan for mean in _means(tops, tokens, UNITS)],
+            experts_per_token=_means(kept, tokens),
             scalars=means,
         )
 
@@ -119,16 +137,22 @@ class LoadWindow:
     def _totals(
         self, world: World, scalars: Mapping[str, Tensor]
     ) -> tuple[list[list[int]], dict[str, float]]:
-        """Global counts [L][E + 3] and the means of `scalars`.
+        """Global counts [L][E + NUM_FIGURES] and the means of `scalars`.
 
         Counts and losses travel in one float64 buffer, for one all-reduce: it holds the integers exactly.
         """
         parts = [self._counts.flatten().double()]
         parts += [scalar.detach().double().reshape(1) for scalar in scalars.values()]
         host = world.sum(torch.cat(parts)).tolist()
-        num_counts, width = self._counts.numel(), self._num_experts + 3
+        num_counts, width = self._counts.numel(), self._num_experts + NUM_FIGURES
         counts = [round(count) for count in host[:num_counts]]
         assert all(count < EXACT_LIMIT for count in counts), "a logging window must count less than 2^53"
         rows = [counts[start : start + width] for start in range(0, num_counts, width)]
         means = [total / world.size for total in host[num_counts:]]
         return rows, dict(zip(scalars, means, strict=True))
+
+
+def _means(totals: Sequence[int], tokens: Sequence[int], units: int = 1) -> list[float]:
+    """Each layer's total, counted in 1 / `units`, over its tokens; NaN where it had none."""
+    pairs = zip(totals, tokens, strict=True)
+    return [total / units / seen if seen else math.nan for total, seen in pairs]

@@ -38,6 +38,7 @@ class LayoutRun:
     loads: list[Tensor]
     dropped: list[Tensor]
     entropies: list[Tensor]
+    top_probabilities: list[Tensor]
     validation: float
     gradients: dict[str, Box]
     """Of the first step, after clipping, as the optimizer got them."""
@@ -98,7 +99,7 @@ def train(world: World, *overrides: str) -> LayoutRun:
             gradients.update(boxes(engine, {name: local.grad for name, local in engine.locals.items()}))
 
     engine.optimizer.register_step_pre_hook(take)
-    run = LayoutRun([], [], [], [], [], [], 0.0, gradients, {}, {})
+    run = LayoutRun([], [], [], [], [], [], [], 0.0, gradients, {}, {})
     for step in range(STEPS):
         batches = share_of(global_batch(recipe, step), world.rank, world.size, recipe.data.micro_batch)
         result = engine.step(batches, step, False)
@@ -108,6 +109,7 @@ def train(world: World, *overrides: str) -> LayoutRun:
         run.loads.append(world.sum(over_microbatches(result.stats, "load")))
         run.dropped.append(world.sum(over_microbatches(result.stats, "dropped")))
         run.entropies.append(world.sum(over_microbatches(result.stats, "router_entropy")))
+        run.top_probabilities.append(world.sum(over_microbatches(result.stats, "router_top_probability")))
     validation = global_batch(recipe, 99)
     share = share_of(validation, world.rank, world.size, recipe.data.micro_batch)
     run.validation = engine.evaluate(share, STEPS)

@@ -98,8 +98,9 @@ def assert_same_run(expected: LayoutRun, runs: list[LayoutRun], digits: float) -
         assert mine == pytest.approx(theirs, rel=10 * digits)
     for mine, theirs in zip(first.loads, expected.loads, strict=True):
         assert torch.equal(mine, theirs)
-    for mine, theirs in zip(first.entropies, expected.entropies, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=10 * digits, atol=0)
+    for name in ("entropies", "top_probabilities"):
+        for mine, theirs in zip(getattr(first, name), getattr(expected, name), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=10 * digits, atol=0)
 
 
 def assert_same_gradients(expected: LayoutRun, runs: list[LayoutRun], digits: float) -> None:

@@ -66,11 +66,14 @@ def assert_same_rows(rows: list[dict], expected: list[dict]) -> None:
     assert [row["step"] for row in mine] == [row["step"] for row in theirs] == list(range(1, 21))
     assert mine[0]["moe"]["load"] == theirs[0]["moe"]["load"]
     assert mine[0]["moe"]["dropped"] == theirs[0]["moe"]["dropped"]
+    assert mine[0]["moe"]["experts_per_token"] == theirs[0]["moe"]["experts_per_token"]
     for row, other in zip(mine, theirs, strict=True):
         within = 1e-5 if row["step"] <= 10 else 1e-3
         assert row["loss"] == pytest.approx(other["loss"], rel=within), row["step"]
         assert row["losses"] == pytest.approx(other["losses"], rel=100 * within), row["step"]
         assert row["grad_norm"] == pytest.approx(other["grad_norm"], rel=100 * within), row["step"]
+        for figure in ("router_entropy", "router_top_probability"):
+            assert row["moe"][figure] == pytest.approx(other["moe"][figure], rel=100 * within), row["step"]
         assert row["tokens_seen"] == other["tokens_seen"] == row["step"] * 8 * 16
     assert validation(rows).keys() == validation(expected).keys() == {0, 10, 20}
     assert validation(rows) == pytest.approx(validation(expected), rel=1e-3)

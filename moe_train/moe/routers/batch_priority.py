@@ -17,7 +17,7 @@ from moe_train.config.kinds.router import BatchPriorityRouterConfig
 from moe_train.moe.losses import cv_squared, group_totals
 from moe_train.moe.routers.edges import table_routing
 from moe_train.moe.routers.noise import normal
-from moe_train.moe.routers.scores import gate_logits, largest, sum_of_entropies
+from moe_train.moe.routers.scores import gate_logits, largest, sum_of_entropies, sum_of_largest
 from moe_train.moe.routing import RouteContext, Routing
 
 
@@ -52,6 +52,7 @@ class BatchPriorityRouter(nn.Module):
             self.num_experts,
             priority=weights.detach()[:, 0],
             entropy=sum_of_entropies(probabilities, context.real_rows),
+            top_probability=sum_of_largest(weights[:, :1], context.real_rows),
             losses=losses,
             coefficients={
                 "importance": self.config.importance_coefficient,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from moe_train.config.kinds.router import DeepSeekRouterConfig
 from moe_train.moe.losses import balance_loss
 from moe_train.moe.routers.edges import table_routing
-from moe_train.moe.routers.scores import gate_logits, largest, sum_of_entropies
+from moe_train.moe.routers.scores import gate_logits, largest, sum_of_entropies, sum_of_largest
 from moe_train.moe.routing import RouteContext, Routing
 
 
@@ -58,6 +58,7 @@ class DeepSeekRouter(nn.Module):
             weights * config.weight_scale,
             len(scores),
             entropy=sum_of_entropies(shares.t(), real),
+            top_probability=sum_of_largest(shares.t(), real),
             losses=losses,
             coefficients=dict.fromkeys(losses, config.balance_coefficient),
         )

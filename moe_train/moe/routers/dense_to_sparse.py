@@ -21,7 +21,7 @@ from moe_train.config.kinds.router import DenseToSparseRouterConfig
 from moe_train.moe.losses import active_balance_loss, z_loss
 from moe_train.moe.routers.edges import masked_routing, table_routing
 from moe_train.moe.routers.noise import gumbel
-from moe_train.moe.routers.scores import gate_logits, total_entropy
+from moe_train.moe.routers.scores import gate_logits, sum_of_largest, total_entropy
 from moe_train.moe.routing import RouteContext, Routing
 
 
@@ -62,6 +62,7 @@ class DenseToSparseRouter(nn.Module):
             entropy=total_entropy(
                 probabilities, log_probabilities, None if real is None else real.unsqueeze(1)
             ),
+            top_probability=sum_of_largest(probabilities, real),
             losses=losses,
             coefficients=self.coefficients,
         )

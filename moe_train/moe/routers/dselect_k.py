@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from moe_train.config.kinds.router import DSelectKRouterConfig
 from moe_train.moe.losses import token_mean
 from moe_train.moe.routers.edges import masked_routing
-from moe_train.moe.routers.scores import gate_logits, sum_of_entropies
+from moe_train.moe.routers.scores import gate_logits, sum_of_entropies, sum_of_largest
 from moe_train.moe.routing import RouteContext, Routing
 
 
@@ -49,6 +49,7 @@ class DSelectKRouter(nn.Module):
             weights,
             weights > 0,
             entropy=sum_of_entropies(weights, real),
+            top_probability=sum_of_largest(weights, real),
             losses={"entropy": entropy},
             coefficients={"entropy": self.config.entropy_coefficient},
         )

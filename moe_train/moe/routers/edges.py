@@ -17,6 +17,7 @@ def table_routing(
     *,
     priority: Float[Tensor, " T"] | None = None,
     entropy: Float[Tensor, ""] | None = None,
+    top_probability: Float[Tensor, ""] | None = None,
     losses: Mapping[str, Float[Tensor, ""]] | None = None,
     coefficients: Mapping[str, float] | None = None,
     normalize_kept: bool = False,
@@ -35,6 +36,7 @@ def table_routing(
         num_choices=choices,
         priority=priority,
         entropy=entropy,
+        top_probability=top_probability,
         losses=losses or {},
         coefficients=coefficients or {},
         normalize_kept=normalize_kept,
@@ -48,6 +50,7 @@ def masked_routing(
     *,
     num_choices: int | None = None,
     entropy: Float[Tensor, ""] | None = None,
+    top_probability: Float[Tensor, ""] | None = None,
     losses: Mapping[str, Float[Tensor, ""]] | None = None,
     coefficients: Mapping[str, float] | None = None,
 ) -> Routing:
@@ -70,6 +73,7 @@ def masked_routing(
         num_experts=experts,
         num_choices=num_choices or experts,
         entropy=entropy,
+        top_probability=top_probability,
         losses=losses or {},
         coefficients=coefficients or {},
     )

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from moe_train.config.kinds.router import ExpertChoiceRouterConfig
 from moe_train.moe.losses import z_loss
 from moe_train.moe.routers.edges import masked_routing
-from moe_train.moe.routers.scores import gate_logits, total_entropy
+from moe_train.moe.routers.scores import gate_logits, sum_of_largest, total_entropy
 from moe_train.moe.routing import RouteContext, Routing
 
 
@@ -48,6 +48,7 @@ class ExpertChoiceRouter(nn.Module):
             entropy=total_entropy(
                 probabilities, log_probabilities, None if real is None else real.unsqueeze(1)
             ),
+            top_probability=sum_of_largest(probabilities, real),
             losses={"z": z_loss(logits, group_tokens, real)},
             coefficients={"z": self.config.z_coefficient},
         )

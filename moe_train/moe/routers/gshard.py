@@ -55,6 +55,7 @@ class GShardRouter(nn.Module):
             weights,
             logits.shape[1],
             entropy=choice.entropy,
+            top_probability=choice.top_probability,
             losses=losses,
             coefficients={"balance": self.config.balance_coefficient, "z": self.config.z_coefficient},
             normalize_kept=self.config.normalize_after_limit,

@@ -22,7 +22,7 @@ from moe_train.moe.losses import cv_squared, group_totals
 from moe_train.moe.routers.edges import table_routing
 from moe_train.moe.routers.noise import normal
 from moe_train.moe.routers.noisy_top_k import NOISE_FLOOR, chance_of_choice
-from moe_train.moe.routers.scores import gate_logits, largest, sum_of_entropies
+from moe_train.moe.routers.scores import gate_logits, largest, sum_of_entropies, sum_of_largest
 from moe_train.moe.routing import RouteContext, Routing
 
 
@@ -80,6 +80,7 @@ class HierarchicalTopKRouter(nn.Module):
             weights,
             num_experts,
             entropy=sum_of_entropies(weights, context.real_rows),
+            top_probability=sum_of_largest(weights, context.real_rows),
             losses=losses,
             coefficients={
                 "importance": config.importance_coefficient,

@@ -19,7 +19,7 @@ from moe_train.config.kinds.router import NoisyTopKRouterConfig
 from moe_train.moe.losses import cv_squared, group_totals
 from moe_train.moe.routers.edges import table_routing
 from moe_train.moe.routers.noise import normal
-from moe_train.moe.routers.scores import gate_logits, largest, sum_of_entropies
+from moe_train.moe.routers.scores import gate_logits, largest, sum_of_entropies, sum_of_largest
 from moe_train.moe.routing import RouteContext, Routing
 
 NOISE_FLOOR = 0.01
@@ -64,6 +64,7 @@ class NoisyTopKRouter(nn.Module):
             weights,
             num_experts,
             entropy=sum_of_entropies(weights, real),
+            top_probability=sum_of_largest(weights[:, :1], real),
             losses=losses,
             coefficients={
                 "importance": self.config.importance_coefficient,

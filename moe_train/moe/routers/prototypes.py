@@ -3,7 +3,7 @@
 p^(j) = softmax over the experts of prototype j, y = sum_j p^(j)_e E_e(x) with e the largest of each: the FLOPs of
 top-k without a sequence of k argmaxes. Weights are not renormalised. The balance loss is a sum over prototypes of
 (E/k) sum_e f_e P_e, as in Hetu's KTop1Gate; so with k = 1 this is Switch, and with k = E all weights are 1.
-The z-loss is a sum over prototypes too, and the entropy a mean.
+The z-loss is a sum over prototypes too; entropy and largest probability are means.
 T tokens, D model width, E experts, K prototypes of M experts.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from moe_train.config.kinds.router import PrototypesRouterConfig
 from moe_train.moe.losses import balance_loss, z_loss
 from moe_train.moe.routers.edges import table_routing
-from moe_train.moe.routers.scores import gate_logits, jittered, total_entropy
+from moe_train.moe.routers.scores import gate_logits, jittered, sum_of_largest, total_entropy
 from moe_train.moe.routing import RouteContext, Routing
 
 
@@ -44,6 +44,7 @@ class PrototypesRouter(nn.Module):
             weights.t(),
             num_experts,
             entropy=total_entropy(probabilities, log_probabilities, context.real_rows) / prototypes,
+            top_probability=sum_of_largest(weights.mean(0).unsqueeze(1), context.real_rows),
             losses=losses,
             coefficients={"balance": self.config.balance_coefficient, "z": self.config.z_coefficient},
         )

@@ -19,7 +19,7 @@ from moe_train.config.kinds.router import ReinforceRouterConfig
 from moe_train.moe.losses import balance_loss, token_mean
 from moe_train.moe.routers.edges import table_routing
 from moe_train.moe.routers.noise import gumbel
-from moe_train.moe.routers.scores import gate_logits, sum_of_entropies
+from moe_train.moe.routers.scores import gate_logits, sum_of_entropies, sum_of_largest
 from moe_train.moe.routing import RouteContext, Routing
 from moe_train.results import Policy
 
@@ -65,6 +65,7 @@ class ReinforceRouter(nn.Module):
             torch.ones(len(x), 1, device=x.device),
             self.num_experts,
             entropy=sum_of_entropies(probabilities, real),
+            top_probability=sum_of_largest(probabilities, real),
             losses=losses,
             coefficients={
                 "balance": self.config.balance_coefficient,

@@ -56,6 +56,8 @@ class Choice:
     """The z-loss."""
     entropy: Float[Tensor, ""]
     """Sum over tokens, in nats, without gradient."""
+    top_probability: Float[Tensor, ""]
+    """Sum over tokens of the largest probability, without gradient."""
 
 
 def softmax_choice(
@@ -75,7 +77,8 @@ def softmax_choice(
     # Of logits that are no numbers the kernel chooses none; a loss that is no number will say so.
     expert_ids = found.expert_ids.long().clamp(min=0)
     entropy = -torch.dot(probabilities.flatten(), probabilities.clamp(min=SMALLEST).log_().flatten())
-    return Choice(found.scores, expert_ids, found.weights, found.z / tokens, entropy)
+    top = sum_of_largest(found.weights[:, :1])
+    return Choice(found.scores, expert_ids, found.weights, found.z / tokens, entropy, top)
 
 
 def by_operations(
@@ -89,7 +92,8 @@ def by_operations(
     weights = probabilities.t().gather(1, expert_ids)
     entropy = total_entropy(probabilities, log_probabilities, is_real)
     z = z_loss(logits, group_tokens, is_real)
-    return Choice(probabilities.t(), expert_ids, weights, z, entropy)
+    top = sum_of_largest(weights[:, :1], is_real)
+    return Choice(probabilities.t(), expert_ids, weights, z, entropy, top)
 
 
 def largest(scores: Float[Tensor, "E T"], k: int) -> tuple[Float[Tensor, "T K"], Int[Tensor, "T K"]]:
@@ -110,6 +114,14 @@ def sum_of_entropies(shares: Float[Tensor, "T K"], is_real: Bool[Tensor, " T"] |
     """Sum of -p ln p over (real) tokens, without gradient: for routers that have no logarithms at hand."""
     entropies = torch.special.entr(shares.detach())
     return (entropies if is_real is None else entropies * is_real.unsqueeze(1)).sum()
+
+
+def sum_of_largest(
+    shares: Float[Tensor, "T K"], is_real: Bool[Tensor, " T"] | None = None
+) -> Float[Tensor, ""]:
+    """Sum of the largest p over (real) tokens, without gradient."""
+    tops = shares.detach().amax(1)
+    return (tops if is_real is None else tops * is_real).sum()
 
 
 def total_entropy(

@@ -63,6 +63,7 @@ class TopKRouter(nn.Module):
             weights,
             logits.shape[1],
             entropy=choice.entropy,
+            top_probability=choice.top_probability,
             losses=losses,
             coefficients={"balance": self.config.balance_coefficient, "z": self.config.z_coefficient},
         )

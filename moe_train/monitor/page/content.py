@@ -25,8 +25,10 @@ FIGURES = (
     ("drop_rate", "Drop rate", "Share of assignments that found no room in their expert.", "%"),
     ("entropy", "Load entropy", "Entropy of the loads / ln E. 1 is even, 0 is one expert.", ""),
     ("dead_fraction", "Dead experts", "Share of experts below a tenth of the fair share.", "%"),
+    ("router_top_probability", "Top probability", "The router's largest, a mean over tokens.", "%"),
+    ("experts_per_token", "Experts per token", "Those that worked on one: without what was dropped.", ""),
 )
-"""Key of the rows, title, caption and unit of each line chart over layers."""
+"""Key of the rows, title, caption and unit of each line chart over layers; one without a value is not drawn."""
 
 
 def page_content(run: RunRecord) -> dict[str, Any]:
@@ -50,7 +52,7 @@ def page_content(run: RunRecord) -> dict[str, Any]:
             "steps": [row["step"] for row in run.validation],
             "loss": [row["validation_loss"] for row in run.validation],
         },
-        "figures": [_figure(points, *figure) for figure in FIGURES] if has_experts and points else [],
+        "figures": _figures(points) if has_experts else [],
         "windows": {
             "steps": [rows[-1]["step"] for rows in windows] if has_experts else [],
             "loads": [_loads(rows) for rows in windows] if has_experts else [],
@@ -75,11 +77,19 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return float(f"{sum(known) / len(known):.6g}") if known else None
 
 
-def _figure(points: list[Sequence[Row]], key: str, title: str, caption: str, unit: str) -> dict[str, Any]:
-    values = [
-        [_mean(layer) for layer in zip(*(row["moe"][key] for row in rows), strict=True)] for rows in points
-    ]
-    return {"key": key, "title": title, "caption": caption, "unit": unit, "values": values}
+def _figures(points: list[Sequence[Row]]) -> list[dict[str, Any]]:
+    figures = []
+    for key, title, caption, unit in FIGURES:
+        values = [_layer_means(rows, key) for rows in points]
+        if any(value is not None for layers in values for value in layers):
+            figures.append({"key": key, "title": title, "caption": caption, "unit": unit, "values": values})
+    return figures
+
+
+def _layer_means(rows: Sequence[Row], key: str) -> list[float | None]:
+    """[L]: means over `rows`, of which those of an older moe-train may lack the key."""
+    of_rows = (row["moe"].get(key, [None] * len(row["moe"]["load"])) for row in rows)
+    return [_mean(layer) for layer in zip(*of_rows, strict=True)]
 
 
 def _loads(rows: Sequence[Row]) -> list[list[int | None]]:

@@ -4,6 +4,7 @@ Each run is a process of its own, as W&B's client keeps state in its process.
 """
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -25,8 +26,20 @@ WAIT_S = 30.0
 DEAD = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": API_KEY}
 
 
+FIGURES = (
+    "cv",
+    "max_violation",
+    "entropy",
+    "dead_fraction",
+    "drop_rate",
+    "router_entropy",
+    "router_top_probability",
+    "experts_per_token",
+)
+
+
 def row(step: int, attempt: int = 1) -> dict[str, Any]:
-    figures = {name: [0.5, 0.25] for name in ("cv", "max_violation", "entropy", "dead_fraction", "drop_rate")}
+    figures = {name: [0.5, 0.25] for name in FIGURES}
     moe = {"load": [[1, 2], [3, 4]], "dropped": [0, 0], **figures}
     return {
         "step": step,
@@ -229,7 +242,19 @@ def test_a_row_becomes_grouped_keys_and_none_per_expert() -> None:
     assert values["moe/worst/cv"] == 0.5
     assert values["moe/worst/entropy"] == 0.25
     assert "moe/layer_01/cv" not in values
+    assert values["moe/layer_03/router_top_probability"] == 0.25
+    assert "moe/worst/router_top_probability" not in values
     assert not any("load" in key for key in values)
+
+
+def test_a_figure_that_is_no_number_has_no_key() -> None:
+    """A router without a distribution has no probability in any row."""
+    without = row(7)
+    without["moe"]["router_top_probability"] = [math.nan, 0.5]
+    values = flatten(without, {0: "layer_01", 1: "layer_03"})
+    assert "moe/layer_01/router_top_probability" not in values
+    assert values["moe/layer_03/router_top_probability"] == 0.5
+    assert values["moe/layer_01/experts_per_token"] == 0.5
 
 
 def test_a_dense_row_has_no_expert_keys() -> None:

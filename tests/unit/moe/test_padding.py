@@ -59,6 +59,7 @@ def test_what_stands_in_padding_changes_nothing(kind, training):
     assert torch.equal(others.load, stats.load)
     assert int(others.dropped) == int(stats.dropped)
     torch.testing.assert_close(others.router_entropy, stats.router_entropy)
+    torch.testing.assert_close(others.router_top_probability, stats.router_top_probability)
     for name, loss in stats.losses.items():
         torch.testing.assert_close(others.losses[name], loss)
 
@@ -85,6 +86,7 @@ def test_without_a_limit_a_padded_sequence_is_routed_like_one_that_ends_there(ki
     _, of_padded = layer(x[:LENGTH], one)
     assert torch.equal(of_padded.load, stats.load)
     torch.testing.assert_close(of_padded.router_entropy, stats.router_entropy)
+    torch.testing.assert_close(of_padded.router_top_probability, stats.router_top_probability)
     for name, loss in stats.losses.items():
         torch.testing.assert_close(of_padded.losses[name], loss)
 

@@ -67,6 +67,10 @@ def test_weights_and_losses_are_fp32_whatever_comes_in(kind):
     assert all(loss.ndim == 0 for loss in routing.losses.values())
     if routing.entropy is not None:
         assert 0 <= float(routing.entropy) <= routing.num_tokens * math.log(EXPERTS) * 1.001
+    assert (routing.top_probability is None) == (routing.entropy is None)
+    if routing.top_probability is not None:
+        assert not routing.top_probability.requires_grad
+        assert 1 <= float(routing.top_probability) * EXPERTS / routing.num_tokens <= EXPERTS
 
 
 @pytest.mark.parametrize("kind", ROUTERS)

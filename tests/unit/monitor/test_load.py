@@ -19,10 +19,13 @@ CPU = torch.device("cpu")
 ALONE = World(rank=0, size=1, local_rank=0, attempt=1, device=CPU)
 
 
-def stats(load: list[int], dropped: int = 0, entropy: float = 0.0, tokens: int | None = None) -> MoEStats:
+def stats(
+    load: list[int], dropped: int = 0, entropy: float = 0.0, tokens: int | None = None, top: float = 0.0
+) -> MoEStats:
     """Of `tokens` tokens; None: one for each assignment."""
     seen = sum(load) if tokens is None else tokens
-    return MoEStats(torch.tensor(load), torch.tensor(dropped), torch.tensor(entropy), {}, {}, tokens=seen)
+    sums = (torch.tensor(entropy), torch.tensor(top))
+    return MoEStats(torch.tensor(load), torch.tensor(dropped), *sums, {}, {}, tokens=seen)
 
 
 def test_microbatches_steps_and_layers_add_up() -> None:
@@ -43,7 +46,7 @@ def test_microbatches_steps_and_layers_add_up() -> None:
 
 def test_a_row_has_every_figure_of_every_layer() -> None:
     window = LoadWindow(1, 4, CPU)
-    window.add(((stats([8, 4, 4, 0], 4, 16.0),),))
+    window.add(((stats([8, 4, 4, 0], 4, 16.0, top=10.0),),))
     row = window.reduce(ALONE, {}).as_row()
     assert row["load"] == [[8, 4, 4, 0]]
     assert row["dropped"] == [4]
@@ -53,6 +56,8 @@ def test_a_row_has_every_figure_of_every_layer() -> None:
     assert row["dead_fraction"] == [0.25]
     assert row["drop_rate"] == [0.25]
     assert row["router_entropy"] == [1.0]
+    assert row["router_top_probability"] == [0.625]
+    assert row["experts_per_token"] == [0.75]
 
 
 def test_the_entropy_of_a_layer_is_a_mean_over_the_tokens_that_came_to_it() -> None:
@@ -60,6 +65,15 @@ def test_the_entropy_of_a_layer_is_a_mean_over_the_tokens_that_came_to_it() -> N
     window = LoadWindow(2, 2, CPU)
     window.add(((stats([8, 0], 0, 4.0), stats([2, 2], 0, 4.0, tokens=2)),))
     assert window.reduce(ALONE, {}).router_entropy == [0.5, 2.0]
+
+
+def test_tokens_of_two_experts_that_lose_one_of_four_have_one_and_a_half() -> None:
+    """Layer 0: 4 tokens of 8 assignments, of which 2 are beyond the limit; layer 1: 2 tokens, one expert each."""
+    window = LoadWindow(2, 4, CPU)
+    window.add(((stats([4, 2, 1, 1], 2, tokens=4, top=3.0), stats([2, 0, 0, 0], tokens=2)),))
+    summary = window.reduce(ALONE, {})
+    assert summary.experts_per_token == [1.5, 1.0]
+    assert summary.router_top_probability == [0.75, pytest.approx(math.nan, nan_ok=True)]
 
 
 def test_reducing_begins_a_new_window() -> None:
@@ -70,6 +84,8 @@ def test_reducing_begins_a_new_window() -> None:
     assert row["load"] == [[0, 0]]
     assert math.isnan(row["cv"][0])
     assert math.isnan(row["router_entropy"][0])
+    assert math.isnan(row["router_top_probability"][0])
+    assert math.isnan(row["experts_per_token"][0])
 
 
 def test_a_dense_model_has_empty_lists_and_still_its_losses() -> None:
@@ -107,8 +123,8 @@ def test_an_open_window_goes_on_after_a_resume() -> None:
 
 
 def test_the_window_of_another_version_is_refused_with_the_way_out() -> None:
-    state = {"counts": [[1, 2, 3, 4]]}  # of two experts, one figure less than is counted
-    with pytest.raises(CheckpointError, match=r"\(1, 4\).*counts \(1, 5\).*--resume never"):
+    state = {"counts": [[1, 2, 3, 4, 5]]}  # of two experts, one figure less than is counted
+    with pytest.raises(CheckpointError, match=r"\(1, 5\).*counts \(1, 6\).*--resume never"):
         LoadWindow(1, 2, CPU).load_state(state, ALONE)
 
 
@@ -118,7 +134,7 @@ def _rank(rank: int, store: str, state: dict[str, Any], out: str) -> None:
     world = World(rank, 2, rank, 1, CPU)
     window = LoadWindow(1, 2, CPU)
     window.load_state(state, world)
-    window.add(((stats([1 + rank, 10 * rank], rank, 1.5, tokens=6),),))
+    window.add(((stats([1 + rank, 10 * rank], rank, 1.5, tokens=6, top=3.0 + rank),),))
     before = window.state(world)
     summary = window.reduce(world, {"loss": torch.tensor(1.0 + rank), "balance": torch.tensor(4.0)})
     Path(out, str(rank)).write_text(json.dumps([before, summary.as_row(), summary.scalars]))
@@ -127,13 +143,15 @@ def _rank(rank: int, store: str, state: dict[str, Any], out: str) -> None:
 
 def test_two_ranks_agree_on_the_sum_of_what_both_saw_and_what_was_saved(tmp_path: Path) -> None:
     saved = LoadWindow(1, 2, CPU)
-    saved.add(((stats([100, 200], 5, 21.0, tokens=12),),))
+    saved.add(((stats([100, 200], 5, 21.0, tokens=12, top=5.0),),))
     mp.spawn(_rank, (str(tmp_path / "store"), saved.state(ALONE), str(tmp_path)), nprocs=2)
     seen = [json.loads((tmp_path / str(rank)).read_text()) for rank in range(2)]
     assert seen[0] == seen[1]
     state, row, scalars = seen[0]
-    assert state == {"counts": [[103, 210, 6, 24 * 2**20, 24]]}
+    assert state == {"counts": [[103, 210, 6, 24 * 2**20, 12 * 2**20, 24]]}
     assert row["load"] == [[103, 210]]
     assert row["dropped"] == [6]
     assert row["router_entropy"] == [1.0]
+    assert row["router_top_probability"] == [0.5]
+    assert row["experts_per_token"] == [307 / 24]
     assert scalars == {"loss": 1.5, "balance": 4.0}

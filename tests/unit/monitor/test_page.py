@@ -2,6 +2,7 @@
 
 import html
 import json
+import math
 import os
 import re
 import subprocess
@@ -53,6 +54,8 @@ def train(step: int, *loads: list[int], attempt: int = 1) -> dict[str, Any]:
             "entropy": [balance.load_entropy(load) for load in loads],
             "dead_fraction": [balance.dead_fraction(load) for load in loads],
             "drop_rate": [balance.drop_rate(load, 0) for load in loads],
+            "router_top_probability": [0.625 if sum(load) else math.nan for load in loads],
+            "experts_per_token": [2.0 if sum(load) else math.nan for load in loads],
         },
     }
 
@@ -110,8 +113,8 @@ def test_chromium_draws_every_figure_of_a_run_that_resumed(
     assert html.escape(HOSTILE, quote=False) in document
     assert f"<title>{html.escape(HOSTILE, quote=False)}</title>" in document
     assert "<img" not in document
-    assert document.count('class="resume"') == 5  # one in each line chart
-    assert document.count('class="checkpoint"') == 5
+    assert document.count('class="resume"') == 7  # one in each line chart
+    assert document.count('class="checkpoint"') == 7
     cells = re.findall(r'<rect [^>]*data-layer="(\d)" data-expert="(\d)" fill="([^"]+)"', document)
     assert [(layer, expert) for layer, expert, _ in cells] == [
         (str(i), str(e)) for i in range(2) for e in range(4)
@@ -123,7 +126,7 @@ def test_chromium_draws_every_figure_of_a_run_that_resumed(
     assert '<output id="window-step">30</output>' in document
     assert '<td class="alarm">1</td><td>3</td>' in document
     names = re.findall(r'class="series" d="M[^"]+" stroke="[^"]+" data-name="([^"]+)"', document)
-    assert names == ["training", "validation"] + ["layer 1", "layer 3"] * 4
+    assert names == ["training", "validation"] + ["layer 1", "layer 3"] * 6
     assert "of 100: stopped, can be resumed" in document
     assert "1 resumed" in document
 
@@ -176,6 +179,19 @@ def test_the_page_tells_of_workers_attempts_and_what_counts(make_run: Callable[.
     assert content["figures"][0]["values"][1] == [None, 0.0]
 
 
+def test_a_figure_that_no_row_has_a_value_for_is_not_drawn(make_run: Callable[..., Path]) -> None:
+    """A router without a distribution has no probability, and rows of an older moe-train lack the key."""
+    with_none, older = train(10, EVEN, EVEN), train(20, EVEN, EVEN)
+    with_none["moe"]["router_top_probability"] = [math.nan, math.nan]
+    del older["moe"]["router_top_probability"], older["moe"]["experts_per_token"]
+    figures = {
+        figure["key"]: figure["values"]
+        for figure in page_content(read_run(make_run([with_none, older])))["figures"]
+    }
+    assert "router_top_probability" not in figures
+    assert figures["experts_per_token"] == [[2.0, 2.0], [None, None]]
+
+
 def test_many_rows_are_put_together_and_the_page_says_so(make_run: Callable[..., Path]) -> None:
     rows = [train(step, EVEN, [step % 2, 2, 2, 2]) for step in range(1, 4002)]
     content = page_content(read_run(make_run(rows)))
@@ -201,7 +217,17 @@ def test_the_summary_shows_the_last_window(
     assert (
         "step 30 of 100, loss 7.7000, validation loss 7.7500, 12,345 tokens/s, attempts: 2, resumes: 1" in out
     )
-    assert re.search(r"layer 3 +│ +0\.577 +│ +0\.33 +│ +0\.792 +│ +3\.0 of 4 +│ +0\.0% +│ +1", out)
+    figures = ("0.577", "0.33", "0.792", "3.0 of 4", "0.0%", "1", "0.62", "2.00")
+    assert re.search(" +".join(map(re.escape, ("layer 3", *figures))), out)
+
+
+def test_the_summary_of_a_row_without_a_figure_has_a_dash(
+    make_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    older = train(10, EVEN, EVEN)
+    del older["moe"]["router_top_probability"], older["moe"]["experts_per_token"]
+    assert main([str(make_run([older]))]) == 0
+    assert re.search(r"layer 3 .* 0 +- +- *\n", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(("rows", "said"), [([], "no training row"), ([train(10)], "this model is dense")])
