@@ -10,9 +10,10 @@ from typing import Any
 import aiohttp
 import requests
 from ray.exceptions import AuthenticationError
-from ray.job_submission import JobDetails, JobSubmissionClient
+from ray.job_submission import JobSubmissionClient
 
 from moe_cluster.errors import ClusterError
+from moe_cluster.ray_rest import no_answer, refused_token
 
 CONNECT_S, ANSWER_S = 5.0, 30.0
 AGAIN_S = 1.0
@@ -41,16 +42,6 @@ class Client:
         with self._explained(f"take job {request['submission_id']}"):
             return str(self._client.submit_job(**request))
 
-    def info(self, job_id: str) -> JobDetails | None:
-        """What the cluster knows of a job; None if nothing."""
-        with self._explained(f"tell of job {job_id}"):
-            try:
-                return self._client.get_job_info(job_id)
-            except RuntimeError as error:
-                if "404" in str(error):
-                    return None
-                raise
-
     def logs(self, job_id: str) -> str:
         """All that a job has printed."""
         with self._explained(f"give the output of job {job_id}"):
@@ -77,15 +68,9 @@ class Client:
             yield
         except AuthenticationError as error:
             said = _words(error).partition(". ")[0].rstrip(".")  # more follows, for who sets a cluster up
-            raise ClusterError(
-                f"--address {self.address}: the Ray cluster refused the token ({said}); set "
-                "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's own"
-            ) from None
+            raise refused_token(self.address, said) from None
         except (requests.RequestException, ConnectionError) as error:
-            raise ClusterError(
-                f"--address {self.address}: there is no answer ({_words(error)}); is this the address of a Ray "
-                "cluster's dashboard, and can this host reach it?"
-            ) from None
+            raise no_answer(self.address, _words(error)) from None
         except (RuntimeError, ValueError) as error:
             raise ClusterError(
                 f"--address {self.address}: the Ray cluster would not {what}: {_words(error)}"

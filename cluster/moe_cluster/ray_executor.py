@@ -17,9 +17,10 @@ from moe_cluster.errors import JobError
 from moe_cluster.executor import JobState, JobStatus
 from moe_cluster.job import JobSpec, Resources
 from moe_cluster.ray_code import EXCLUDED, code_packages
+from moe_cluster.ray_rest import job_details
 from moe_cluster.ray_share import SETTINGS, SHARE_VARIABLE
 
-if TYPE_CHECKING:  # Ray takes a second to import, and `render` does without
+if TYPE_CHECKING:  # Ray takes a second to import, and `render` and `status` do without
     from moe_cluster.ray_client import Client
 
 STOP_WAIT_S = 600
@@ -68,7 +69,7 @@ class RayExecutor:
 
     def status(self, job_id: str, run_dir: Path) -> JobStatus:
         """See executor.py."""
-        return _status(self._connect(), job_id)
+        return _status(self.address, job_id)
 
     def logs(self, job_id: str, run_dir: Path, follow: bool) -> Iterator[str]:
         """See executor.py."""
@@ -77,7 +78,7 @@ class RayExecutor:
             return iter(client.logs(job_id).splitlines())
         from moe_cluster.ray_client import followed
 
-        return followed(client, job_id, lambda: _status(client, job_id).state.is_over)
+        return followed(client, job_id, lambda: self.status(job_id, run_dir).state.is_over)
 
     def cancel(self, job_id: str, run_dir: Path) -> None:
         """See executor.py. Ray sends SIGTERM and returns; the job then has STOP_WAIT_S to save."""
@@ -133,15 +134,15 @@ def _plain(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]", "_", name)[:60]
 
 
-def _status(client: "Client", job_id: str) -> JobStatus:
-    found = client.info(job_id)
+def _status(address: str, job_id: str) -> JobStatus:
+    found = job_details(address, job_id)
     if found is None:
-        return JobStatus(JobState.UNKNOWN, f"the cluster at {client.address} knows no job {job_id}")
+        return JobStatus(JobState.UNKNOWN, f"the cluster at {address} knows no job {job_id}")
     state, node = (
-        STATES[str(found.status)],
-        re.sub(r"^https?://|:\d+$", "", found.driver_agent_http_address or ""),
+        STATES[found["status"]],
+        re.sub(r"^https?://|:\d+$", "", found.get("driver_agent_http_address") or ""),
     )
-    reason = (found.message or "").partition(", last available logs")[0].strip()
-    if state is JobState.FAILED and found.driver_exit_code == PREEMPTED:
+    reason = (found.get("message") or "").partition(", last available logs")[0].strip()
+    if state is JobState.FAILED and found.get("driver_exit_code") == PREEMPTED:
         state = JobState.CANCELLED
     return JobStatus(state, reason, (node,) if node else ())
