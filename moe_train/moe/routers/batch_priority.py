@@ -3,9 +3,10 @@
 Riquelme et al., 2106.05974, sec. 2-4, and google-research/vmoe. p = softmax(x W + noise) with noise of standard
 deviation 1 / E (as in the code) in training; the k largest of the noisy p, not renormalised. Losses: CV^2 of the
 importance (sum of the clean softmax) and of the load (chance to be among the k: Phi((clean - k-th noisy logit) / std);
-in validation the plain count), each in a routing group. An expert takes tokens by their largest p, all first choices
-before any second; so a token's place depends on later tokens, and causal objectives refuse it.
-Conventions: the paper's other priority, the sum of the k gates, is not built; the load's formula is from memory.
+in validation the plain count), each in a routing group. An expert takes tokens by their largest p, as in the code, or
+by the sum of their k p, the paper's other score (sec. 4), all first choices before any second. So a token's place
+depends on later tokens, and causal objectives refuse it.
+Conventions: the load's formula is from memory.
 T tokens, D model width, E experts, K choices.
 """
 
@@ -22,7 +23,7 @@ from moe_train.moe.routing import RouteContext, Routing
 
 
 class BatchPriorityRouter(nn.Module):
-    """The k largest of a noisy softmax, in order of the tokens' largest gate."""
+    """The k largest of a noisy softmax, in order of the tokens' largest gate or of their sum."""
 
     def __init__(
         self, config: BatchPriorityRouterConfig, *, d_model: int, num_experts: int, group: int, site: str
@@ -42,6 +43,7 @@ class BatchPriorityRouter(nn.Module):
             probabilities = torch.softmax(noisy, dim=1)
             weights, expert_ids = largest(probabilities.t().contiguous(), self.config.num_choices)
             chances = self._chances(clean, noisy, expert_ids, is_noisy)
+            by_sum = self.config.priority == "sum"
             losses = {
                 "importance": self._balance(torch.softmax(clean, dim=1), context),
                 "load": self._balance(chances, context),
@@ -50,7 +52,7 @@ class BatchPriorityRouter(nn.Module):
             expert_ids,
             weights,
             self.num_experts,
-            priority=weights.detach()[:, 0],
+            priority=weights.detach().sum(1) if by_sum else weights.detach()[:, 0],
             entropy=sum_of_entropies(probabilities, context.real_rows),
             top_probability=sum_of_largest(weights[:, :1], context.real_rows),
             losses=losses,

@@ -126,6 +126,20 @@ def test_first_choices_come_before_all_second_ones():
             assert not (mine & kept & (routing.choices == 1)).any()
 
 
+@pytest.mark.parametrize(("priority", "first"), [("largest", 1), ("sum", 0)])
+def test_the_largest_gate_or_the_sum_of_both_says_who_is_served_first(priority, first):
+    """Both tokens want expert 0, which takes one: with gates .5 and .4, or with .6 and .25."""
+    router = batch_priority(2, 3, priority=priority, noise=0.0)
+    router.weight.data.copy_(torch.tensor([[0.5, 0.1, 0.4], [0.6, 0.25, 0.15]]).log())
+    routing = router(torch.eye(2), context(1, 2))
+    kept = routing.keep(within_capacity(routing, 2, 1))
+    assert set(zip(kept.token_ids.tolist(), kept.expert_ids.tolist(), strict=True)) == {
+        (first, 0),
+        (0, 2),
+        (1, 1),
+    }
+
+
 def test_the_layer_drops_the_least_sure():
     recipe = tiny_recipe("moe.router.kind=batch_priority", "moe.router.k=1", "moe.capacity_factor=0.5")
     layer = moe_layer(recipe)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from moe_train.config.kinds.router.router import RouterConfig, k_must_fit
 from moe_train.config.problem import Problem
@@ -17,6 +17,7 @@ class BatchPriorityRouterConfig(RouterConfig):
 
     kind: str = "batch_priority"
     k: int = 2  # experts per token
+    priority: Literal["largest", "sum"] = "largest"  # whom full experts serve first: by which of the k gates
     noise: float = 1.0  # standard deviation of the logits' noise in training, times moe.num_experts
     importance_coefficient: float = 0.005
     load_coefficient: float = 0.005
