@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 import safetensors
+from cluster_jobs import STEPS, TWO_NODES
 from network_nodes import Network, Node, require_namespaces
 from own_processes import wait_for
 from ray_cluster import RayCluster
-from ray_jobs import TWO_NODES, RayRun, RayTerminal
+from ray_jobs import RayRun, RayTerminal
 from scenarios import Scenarios
-from slurm_jobs import STEPS
 
 from moe_cluster.linux import is_alive
 
@@ -60,7 +60,7 @@ def terminal(cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory) -> R
 @pytest.fixture(scope="module")
 def undisturbed(terminal: RayTerminal) -> RayRun:
     """A run on two nodes, two of four experts on each, that nothing happens to."""
-    run = terminal.hand_over("undisturbed", *TWO_NODES)
+    run = terminal.submit("undisturbed", *TWO_NODES)
     run.wait_until("finished")
     return run
 
@@ -81,8 +81,8 @@ def test_representative_a_run_on_two_nodes_ends_well(undisturbed: RayRun, table:
 def test_representative_a_killed_worker_is_named_and_the_run_goes_on(
     terminal: RayTerminal, undisturbed: RayRun, table: Scenarios
 ) -> None:
-    run = terminal.hand_over("worker-killed", *TWO_NODES)
-    run.wait_for_step(20, timeout_s=240)
+    run = terminal.submit("worker-killed", *TWO_NODES)
+    run.wait_for_step(20)
     host, pid = run.worker(rank=1)
     os.kill(pid, signal.SIGKILL)
     seen_s, recovery_s = run.recovery(attempt=1)
@@ -102,8 +102,8 @@ def test_representative_a_killed_worker_is_named_and_the_run_goes_on(
 def test_a_worker_that_hangs_is_named_killed_and_the_run_goes_on(
     terminal: RayTerminal, undisturbed: RayRun, table: Scenarios
 ) -> None:
-    run = terminal.hand_over("hangs", *TWO_NODES, "job.hang_s=10")
-    run.wait_for_step(20, timeout_s=240)
+    run = terminal.submit("hangs", *TWO_NODES, "job.hang_s=10")
+    run.wait_for_step(20)
     host, pid = run.worker(rank=1)
     os.kill(pid, signal.SIGSTOP)
     seen_s, recovery_s = run.recovery(attempt=1)
@@ -128,8 +128,8 @@ def _kill_raylet(node: Node) -> None:
 def test_a_run_that_needs_all_its_nodes_waits_for_the_lost_one_and_says_so(
     cluster: RayCluster, terminal: RayTerminal, undisturbed: RayRun, table: Scenarios
 ) -> None:
-    run = terminal.hand_over("waits", *TWO_NODES)
-    run.wait_for_step(20, timeout_s=240)
+    run = terminal.submit("waits", *TWO_NODES)
+    run.wait_for_step(20)
     host, _ = run.worker(rank=1)
     lost = next(node for node in cluster.workers if node.name == host)
     _kill_raylet(lost)
@@ -160,8 +160,8 @@ def test_a_lost_node_is_named_the_run_shrinks_and_grows_again_when_it_is_back(
     what: str,
     table: Scenarios,
 ) -> None:
-    run = terminal.hand_over(f"lost-{fault.__name__.strip('_')}", "--nodes", "1:2", *ENDLESS)
-    run.wait_for_step(40, timeout_s=240)
+    run = terminal.submit(f"lost-{fault.__name__.strip('_')}", "--nodes", "1:2", *ENDLESS)
+    run.wait_for_step(40)
     host, _ = run.worker(rank=1)
     lost = next(node for node in cluster.workers if node.name == host)
     fault(lost)
@@ -187,15 +187,15 @@ def test_a_lost_node_is_named_the_run_shrinks_and_grows_again_when_it_is_back(
 def test_a_lost_head_loses_the_job_and_a_resume_goes_on_from_the_last_checkpoint(
     cluster: RayCluster, terminal: RayTerminal, table: Scenarios
 ) -> None:
-    run = terminal.hand_over("head-lost", "--nodes", "2", *ENDLESS)
-    run.wait_for_step(40, timeout_s=240)
+    run = terminal.submit("head-lost", "--nodes", "2", *ENDLESS)
+    run.wait_for_step(40)
     cluster.head.crash()
     began = time.monotonic()
     assert "there is no answer" in run.status()["said"]
     assert time.monotonic() - began < 15
     cluster.repair()
     run.resume()
-    run.wait_for_attempt(2, timeout_s=240)
+    run.wait_for_attempt(2)
     run.cancel_after(more_steps=20)
     assert run.attempts == 2
     run.assert_like_one_worker(*ENDLESS)
@@ -209,8 +209,8 @@ def test_a_lost_head_loses_the_job_and_a_resume_goes_on_from_the_last_checkpoint
 def test_a_cancelled_job_saves_and_a_resume_goes_on_where_it_was(
     terminal: RayTerminal, undisturbed: RayRun, table: Scenarios
 ) -> None:
-    run = terminal.hand_over("cancelled", *TWO_NODES)
-    run.wait_for_step(20, timeout_s=240)
+    run = terminal.submit("cancelled", *TWO_NODES)
+    run.wait_for_step(20)
     terminal("cancel", str(run.folder))
     run.wait_until("stopped")
     assert run.outcome(1)["exit_code"] == 75
@@ -223,7 +223,7 @@ def test_a_cancelled_job_saves_and_a_resume_goes_on_where_it_was(
 
 
 def test_a_job_cancelled_while_its_workers_start_ends_without_a_failure(terminal: RayTerminal) -> None:
-    run = terminal.hand_over("cancelled-early", *TWO_NODES)
+    run = terminal.submit("cancelled-early", *TWO_NODES)
     run.wait_for_attempt_folder(1)
     terminal("cancel", str(run.folder))
     run.wait_until("stopped")
@@ -234,7 +234,7 @@ def test_a_worker_that_cannot_start_is_named_and_tried_as_often_as_allowed(
 ) -> None:
     broken = cluster.workers[1]
     with _emptied(broken, Path(safetensors.__file__)):
-        run = terminal.hand_over("cannot-start", *TWO_NODES, "--max-restarts", "1")
+        run = terminal.submit("cannot-start", *TWO_NODES, "--max-restarts", "1")
         run.wait_until("failed")
     assert run.attempts == 2
     for attempt in (1, 2):
@@ -256,15 +256,15 @@ def _emptied(node: Node, file: Path) -> Iterator[None]:
 
 
 def test_a_recipe_that_cannot_be_used_is_told_and_not_tried_again(terminal: RayTerminal) -> None:
-    run = terminal.hand_over("no-text", *TWO_NODES, "data.corpus.path=/dev/null/none")
+    run = terminal.submit("no-text", *TWO_NODES, "data.corpus.path=/dev/null/none")
     run.wait_until("failed")
     assert run.attempts == 1
     assert "/dev/null/none" in str(run.outcome(1)["cause"])
 
 
 def test_a_second_job_for_the_same_folder_is_refused(terminal: RayTerminal, table: Scenarios) -> None:
-    run = terminal.hand_over("twice", *TWO_NODES)
-    said = terminal("submit", "small.yaml", "name=twice", *run.where, *TWO_NODES, code=1)
+    run = terminal.submit("twice", *TWO_NODES)
+    said = terminal("submit", "small.yaml", "name=twice", *terminal.where, *TWO_NODES, code=1)
     assert f"its job ray:{run.job_id} is" in said
     table.add("two submissions for one folder", "the second is refused", "`submit` refuses")
     terminal("cancel", str(run.folder))
@@ -272,8 +272,8 @@ def test_a_second_job_for_the_same_folder_is_refused(terminal: RayTerminal, tabl
 
 
 def test_a_wrong_token_is_refused_in_one_sentence(terminal: RayTerminal, table: Scenarios) -> None:
-    where = ("--cluster", "ray", "--address", terminal.cluster.address)
-    said = terminal("submit", "small.yaml", "name=no-token", *where, code=1, RAY_AUTH_TOKEN="0" * 64)
+    words = ("submit", "small.yaml", "name=no-token", *terminal.where)
+    said = terminal(*words, code=1, RAY_AUTH_TOKEN="0" * 64)
     assert "refused the token" in said
     assert "0" * 64 not in said
     table.add("a wrong token", "`submit` refuses in one sentence, which has no token", "so")

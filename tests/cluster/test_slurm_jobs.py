@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 import slurm_cluster
+from cluster_jobs import STEPS, TWO_NODES
 from conftest import skip_or_fail
 from own_processes import wait_for
 from scenarios import Scenarios
 from slurm_cluster import SlurmCluster
-from slurm_jobs import STEPS, TWO_NODES, SlurmRun, Terminal
+from slurm_jobs import SlurmRun, SlurmTerminal
 
 pytestmark = pytest.mark.cluster
 INTRODUCTION = """\
@@ -43,12 +44,12 @@ def cluster() -> Iterator[SlurmCluster]:
 
 
 @pytest.fixture(scope="module")
-def terminal(cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Terminal:
-    return Terminal(cluster, tmp_path_factory.mktemp("slurm"))
+def terminal(cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> SlurmTerminal:
+    return SlurmTerminal(cluster, tmp_path_factory.mktemp("slurm"))
 
 
 @pytest.fixture(scope="module")
-def undisturbed(terminal: Terminal) -> SlurmRun:
+def undisturbed(terminal: SlurmTerminal) -> SlurmRun:
     """A run on two nodes, one expert in two on each, that nothing happens to."""
     run = terminal.submit("undisturbed", *TWO_NODES)
     run.wait_for_job("COMPLETED")
@@ -87,7 +88,7 @@ def test_representative_a_run_on_two_nodes_ends_well(undisturbed: SlurmRun, scen
 
 
 def test_representative_a_killed_worker_is_named_and_its_run_goes_on_where_it_is(
-    terminal: Terminal, undisturbed: SlurmRun, scenarios: Scenarios
+    terminal: SlurmTerminal, undisturbed: SlurmRun, scenarios: Scenarios
 ) -> None:
     run = terminal.submit("worker-killed", *TWO_NODES)
     run.wait_for_step(20)
@@ -106,7 +107,7 @@ def test_representative_a_killed_worker_is_named_and_its_run_goes_on_where_it_is
 
 
 def test_a_slow_worker_is_named_once_and_its_run_goes_on(
-    terminal: Terminal, undisturbed: SlurmRun, scenarios: Scenarios
+    terminal: SlurmTerminal, undisturbed: SlurmRun, scenarios: Scenarios
 ) -> None:
     run = terminal.submit("slow-worker", *TWO_NODES, *ENDLESS, "job.hang_s=10")
     run.wait_for_step(20)
@@ -139,7 +140,7 @@ def test_a_slow_worker_is_named_once_and_its_run_goes_on(
 
 
 def test_a_ray_inside_of_a_job_trains_the_same_and_leaves_no_process_and_no_token(
-    terminal: Terminal, undisturbed: SlurmRun, scenarios: Scenarios
+    terminal: SlurmTerminal, undisturbed: SlurmRun, scenarios: Scenarios
 ) -> None:
     run = terminal.submit("ray-inside", *TWO_NODES, "--option", "launcher=ray", "--option", "gres=gpu:0")
     run.wait_for_step(20)
@@ -169,7 +170,7 @@ def test_a_ray_inside_of_a_job_trains_the_same_and_leaves_no_process_and_no_toke
 
 
 def test_a_worker_that_hangs_is_named_and_its_run_goes_on(
-    terminal: Terminal, undisturbed: SlurmRun, scenarios: Scenarios
+    terminal: SlurmTerminal, undisturbed: SlurmRun, scenarios: Scenarios
 ) -> None:
     run = terminal.submit("hang", *TWO_NODES, "job.hang_s=10")
     run.wait_for_step(20)
@@ -188,7 +189,7 @@ def test_a_worker_that_hangs_is_named_and_its_run_goes_on(
 
 @pytest.mark.parametrize("rank", [1, 0])
 def test_a_run_outlives_any_of_its_nodes(
-    terminal: Terminal, undisturbed: SlurmRun, scenarios: Scenarios, rank: int
+    terminal: SlurmTerminal, undisturbed: SlurmRun, scenarios: Scenarios, rank: int
 ) -> None:
     run = terminal.submit(f"node-of-{rank}-killed", *TWO_NODES)
     run.wait_for_step(20)
@@ -207,7 +208,7 @@ def test_a_run_outlives_any_of_its_nodes(
 
 
 def test_a_run_goes_on_with_fewer_nodes_where_there_are_no_more(
-    terminal: Terminal, undisturbed: SlurmRun, scenarios: Scenarios
+    terminal: SlurmTerminal, undisturbed: SlurmRun, scenarios: Scenarios
 ) -> None:
     run = terminal.submit("fewer-nodes", "--nodes", "1:2")
     run.wait_for_step(20)
@@ -225,7 +226,7 @@ def test_a_run_goes_on_with_fewer_nodes_where_there_are_no_more(
 
 
 def test_a_run_outlives_the_daemon_of_its_node(
-    terminal: Terminal, undisturbed: SlurmRun, scenarios: Scenarios
+    terminal: SlurmTerminal, undisturbed: SlurmRun, scenarios: Scenarios
 ) -> None:
     run = terminal.submit("daemon-killed", *TWO_NODES, *ENDLESS)
     run.wait_for_step(20)
@@ -242,7 +243,7 @@ def test_a_run_outlives_the_daemon_of_its_node(
 
 
 def test_a_requeue_by_hand_goes_on_with_nothing_made_twice(
-    terminal: Terminal, undisturbed: SlurmRun, scenarios: Scenarios
+    terminal: SlurmTerminal, undisturbed: SlurmRun, scenarios: Scenarios
 ) -> None:
     run = terminal.submit("requeued", *TWO_NODES)
     run.wait_for_step(20)
@@ -256,7 +257,7 @@ def test_a_requeue_by_hand_goes_on_with_nothing_made_twice(
 
 
 def test_a_preempted_run_saves_and_goes_on_when_there_is_room(
-    terminal: Terminal, undisturbed: SlurmRun, scenarios: Scenarios
+    terminal: SlurmTerminal, undisturbed: SlurmRun, scenarios: Scenarios
 ) -> None:
     run = terminal.submit("preempted", *TWO_NODES)
     run.wait_for_step(20)
@@ -279,7 +280,7 @@ def test_a_preempted_run_saves_and_goes_on_when_there_is_room(
 
 
 def test_a_run_that_is_longer_than_its_time_saves_in_time_and_is_queued_again(
-    terminal: Terminal, undisturbed: SlurmRun, scenarios: Scenarios
+    terminal: SlurmTerminal, undisturbed: SlurmRun, scenarios: Scenarios
 ) -> None:
     limits = ("--time-limit", "1", "--option", "lead_s=45")
     run = terminal.submit("time-limit", *TWO_NODES, *ENDLESS, *limits)
@@ -295,7 +296,7 @@ def test_a_run_that_is_longer_than_its_time_saves_in_time_and_is_queued_again(
 
 
 def test_a_cancelled_run_has_saved_and_can_be_resumed(
-    terminal: Terminal, undisturbed: SlurmRun, scenarios: Scenarios
+    terminal: SlurmTerminal, undisturbed: SlurmRun, scenarios: Scenarios
 ) -> None:
     run = terminal.submit("cancelled", *TWO_NODES)
     run.wait_for_step(20)
@@ -311,7 +312,7 @@ def test_a_cancelled_run_has_saved_and_can_be_resumed(
 
 
 def test_a_short_cut_of_the_network_is_waited_out(
-    terminal: Terminal, undisturbed: SlurmRun, scenarios: Scenarios
+    terminal: SlurmTerminal, undisturbed: SlurmRun, scenarios: Scenarios
 ) -> None:
     run = terminal.submit("cut-and-healed", *TWO_NODES)
     run.wait_for_step(20)
@@ -327,7 +328,7 @@ def test_a_short_cut_of_the_network_is_waited_out(
 
 @pytest.mark.parametrize("rank", [1, 0])
 def test_a_run_leaves_a_node_that_is_cut_off_and_what_lives_there_spoils_nothing(
-    terminal: Terminal, undisturbed: SlurmRun, scenarios: Scenarios, rank: int
+    terminal: SlurmTerminal, undisturbed: SlurmRun, scenarios: Scenarios, rank: int
 ) -> None:
     run = terminal.submit(f"cut-off-{rank}", *TWO_NODES)
     run.wait_for_step(20)
@@ -344,7 +345,7 @@ def test_a_run_leaves_a_node_that_is_cut_off_and_what_lives_there_spoils_nothing
 
 
 def test_a_full_disk_of_a_node_is_named_with_the_node(
-    terminal: Terminal, undisturbed: SlurmRun, scenarios: Scenarios
+    terminal: SlurmTerminal, undisturbed: SlurmRun, scenarios: Scenarios
 ) -> None:
     scratch = str(terminal.cluster.scratch)
     terminal.cluster.inside(
@@ -364,7 +365,7 @@ def test_a_full_disk_of_a_node_is_named_with_the_node(
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over(
-    terminal: Terminal, undisturbed: SlurmRun, scenarios: Scenarios
+    terminal: SlurmTerminal, undisturbed: SlurmRun, scenarios: Scenarios
 ) -> None:
     run = terminal.submit("damaged", *TWO_NODES)
     run.wait_for_step(42)
@@ -389,7 +390,9 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
     )
 
 
-def test_a_worker_that_cannot_start_is_named_with_its_node(terminal: Terminal, scenarios: Scenarios) -> None:
+def test_a_worker_that_cannot_start_is_named_with_its_node(
+    terminal: SlurmTerminal, scenarios: Scenarios
+) -> None:
     scratch = terminal.cluster.scratch
     broken = 'raise ImportError("libcudart.so.13: cannot open shared object file")'
     terminal.cluster.inside("node2", "bash", "-c", f"echo '{broken}' >{scratch}/torch.py")
@@ -403,7 +406,7 @@ def test_a_worker_that_cannot_start_is_named_with_its_node(terminal: Terminal, s
 
 
 def test_two_jobs_never_train_in_one_folder(
-    terminal: Terminal, undisturbed: SlurmRun, scenarios: Scenarios
+    terminal: SlurmTerminal, undisturbed: SlurmRun, scenarios: Scenarios
 ) -> None:
     run = terminal.submit("twice", *TWO_NODES)
     words = ("small.yaml", "--cluster", "slurm", "name=twice", *TWO_NODES)

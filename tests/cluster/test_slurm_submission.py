@@ -10,7 +10,7 @@ import slurm_cluster
 from conftest import skip_or_fail
 from own_processes import wait_for
 from slurm_cluster import SlurmCluster, in_environment
-from slurm_jobs import Terminal
+from slurm_jobs import SlurmTerminal
 
 from moe_cluster.executor import JobState
 from moe_cluster.job import JobSpec, Resources
@@ -38,8 +38,8 @@ def cluster() -> Iterator[SlurmCluster]:
 
 
 @pytest.fixture(scope="module")
-def terminal(cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Terminal:
-    return Terminal(cluster, tmp_path_factory.mktemp("slurm"))
+def terminal(cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> SlurmTerminal:
+    return SlurmTerminal(cluster, tmp_path_factory.mktemp("slurm"))
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def wait_until_over(executor: SlurmExecutor, job_id: str, folder: Path) -> JobSt
     ],
 )
 def test_a_refusal_is_one_message_in_slurms_words(
-    terminal: Terminal, words: tuple[str, ...], told: str
+    terminal: SlurmTerminal, words: tuple[str, ...], told: str
 ) -> None:
     error = terminal("submit", "small.yaml", *SLURM, "name=refused", *words, code=1)
     assert error.startswith("moe-train: error: Slurm refuses: ")
@@ -74,7 +74,9 @@ def test_a_refusal_is_one_message_in_slurms_words(
     assert error.count("\n") == 1
 
 
-def test_a_controller_that_is_silent_costs_a_limited_time(cluster: SlurmCluster, terminal: Terminal) -> None:
+def test_a_controller_that_is_silent_costs_a_limited_time(
+    cluster: SlurmCluster, terminal: SlurmTerminal
+) -> None:
     with cluster.without_answers():
         began = time.monotonic()
         error = terminal("submit", "small.yaml", *SLURM, "name=silent", code=1)
