@@ -26,6 +26,7 @@ from moe_cluster.contract import (
     USAGE,
 )
 from moe_cluster.findings import Hang, recorded_hang
+from moe_cluster.linux import has_no_room
 
 # What gloo, NCCL, torch's store and moe_kernels say when the process at the other end is gone or does not answer.
 CONSEQUENCE = re.compile(
@@ -173,6 +174,8 @@ def _of_ending(attempt: Path, ending: Ending, waited: int | None = None) -> Firs
     # A worker that never got as far as its own log wrote to what it inherited, the launcher's.
     log = folder / LOG_FILE if (folder / LOG_FILE).exists() else ending.log or attempt / LAUNCHER_LOG
     error = ending.words or _death(ending.exit_code)
+    if ending.words is None and ending.exit_code > 0 and has_no_room(attempt):
+        error += ", and its error.json cannot be written: the disk of the run's folder is full; free space, and resume"
     if waited is not None and ending.exit_code == -signal.SIGKILL and ending.words is None:
         where = f", last seen at {last['where']}" if "where" in last else ""
         vain = f"rank {waited} waited for job.timeout_s in vain"

@@ -4,6 +4,7 @@ A worker's actor writes ending.json once the worker has ended. A rank without on
 or was still running when the attempt was ended; the launcher's and Ray's own words then say which.
 """
 
+import contextlib
 import json
 import signal
 import socket
@@ -35,7 +36,8 @@ def outcome_of_ray(
     sentence.
     """
     if error is not None:
-        (folder / LAUNCHER_LOG).write_text("".join(traceback.format_exception(error)))
+        with contextlib.suppress(OSError):  # the disk may be full, and the first cause has Ray's words as well
+            (folder / LAUNCHER_LOG).write_text("".join(traceback.format_exception(error)))
     endings = _endings(folder, workers, complete=error is None)
     ended = {ending.rank for ending in endings}
     if len(ended) == workers and {ending.exit_code for ending in endings} == {DONE}:

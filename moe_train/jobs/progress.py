@@ -11,6 +11,7 @@ from moe_cluster.contract import OUTCOME_FILE, attempt_dir
 from moe_cluster.errors import ClusterError
 from moe_cluster.executor import JobStatus, executor
 from moe_cluster.findings import recorded
+from moe_cluster.linux import has_no_room
 from moe_cluster.records import JobRecord
 from moe_train.checkpoint.folder import CheckpointFolder
 from moe_train.checkpoint.lineage import newest_attempt
@@ -81,8 +82,9 @@ def read_progress(run_dir: Path, *, ask: bool = True) -> Progress:
         job=job,
         status=status,
         said=(outcome.get("cause") if state in ("failed", "running") else None)
-        or said
-        or _found(run_dir, state),
+        or _no_room(run_dir, state)
+        or _found(run_dir, state)  # a scheduler may have words for a job that runs well, too
+        or said,
         since=(run_dir / METRICS_FILE).stat().st_mtime if rows else None,
         left_s=_left(recipe, last) if state == "running" else None,
     )
@@ -120,6 +122,15 @@ def _found(run_dir: Path, state: str) -> str:
     """What the launcher has found out about the workers of a run, while it runs."""
     attempt = attempt_dir(run_dir, newest_attempt(run_dir))
     return "; ".join(found["text"] for found in recorded(attempt)) if state == "running" else ""
+
+
+def _no_room(run_dir: Path, state: str) -> str:
+    """What there is to say of a run that failed and could not write why."""
+    if state != "failed" or not has_no_room(run_dir):
+        return ""
+    return (
+        f"the disk of {run_dir} is full; what it has saved is intact: free space, and `moe-train resume` it"
+    )
 
 
 def _state(run_dir: Path, recipe: Recipe | None, status: JobStatus | None, outcome: dict[str, Any]) -> str:

@@ -3,12 +3,15 @@
 slurm_jobs.py and ray_jobs.py add what only their schedulers know.
 """
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +21,7 @@ from small_run import RECIPE, write_corpus
 ROOT = Path(__file__).parents[2]
 STEPS = 120
 PATIENCE_S = 300.0
+ENDLESS = ("steps=100000", "checkpoint.every=100")
 TWO_NODES = ("--nodes", "2", "parallel.expert=2")
 COMPUTED = ("loss", "losses", "grad_norm", "lr", "moe", "tokens_seen", "validation_loss")
 
@@ -57,7 +61,7 @@ class Terminal:
             env={**os.environ, **self._surroundings(first_on_path), **extra},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=PATIENCE_S,
         )
         assert done.returncode == code, done.stderr
         assert "Traceback" not in done.stderr
@@ -73,9 +77,12 @@ class Terminal:
             **self.cluster.environment,
         }
 
-    def _submit(self, name: str, *words: str, **extra: str) -> tuple[Path, str]:
-        """Hand the recipe to the cluster under a name of its own; returns the run's folder and the job's id."""
-        folder = self.folder / "runs" / name
+    def _submit(self, name: str, *words: str, runs: Path | None = None, **extra: str) -> tuple[Path, str]:
+        """Hand the recipe to the cluster under a name of its own; returns the run's folder and the job's id.
+
+        `runs`: what the run's folder lies in, if not the terminal's own.
+        """
+        folder = (runs or self.folder / "runs") / name
         named = (f"name={name}", "--run-dir", str(folder))
         return folder, _job_id(self("submit", "small.yaml", *self.where, *named, *words, **extra))
 
@@ -144,6 +151,18 @@ class Run:
                 return beat["host"], pid
         raise AssertionError(f"rank {rank} has no process on {beat['host']}")
 
+    def damage_newest_checkpoint(self) -> Path:
+        """Flip a bit in each file of its tensors, and have rank 1 killed before there is a newer one."""
+        _, pid = self.worker(rank=1)
+        os.kill(pid, signal.SIGSTOP)
+        newest = max(self.folder.glob("checkpoints/step_*"), key=lambda path: path.name)
+        for file in newest.glob("*.safetensors"):
+            content = bytearray(file.read_bytes())
+            content[-5] ^= 1
+            file.write_bytes(content)
+        os.kill(pid, signal.SIGKILL)
+        return newest
+
     def repeated_steps(self) -> list[int]:
         """Steps that have more than one row."""
         rows = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
@@ -157,6 +176,48 @@ class Run:
             row = json.loads(line)
             found |= {(row["step"], key): row[key] for key in COMPUTED if key in row}
         return found
+
+    def assert_goes_on_as(self, undisturbed: "Run") -> None:
+        """No row of this longer run is missing, and as far as the undisturbed one went, the numbers are the same."""
+        losses = {step: loss for (step, key), loss in self.numbers().items() if key == "loss"}
+        assert sorted(losses) == list(range(2, max(losses) + 1, 2))
+        expected = undisturbed.numbers()
+        assert all(losses[step] == expected[step, "loss"] for step in losses if step < STEPS)
+
+
+def assert_sweeps(terminal: Terminal, undisturbed: Run) -> None:
+    """Two seeds are trained to their end, the recipe's own as in the undisturbed run, and come in a table."""
+    words = ("sweep", "small.yaml", "seed=0,1", *terminal.where, *TWO_NODES)
+    submitted, heading, *rows = terminal(*words, "--wait").splitlines()
+    assert "submitted 2 of 2 runs" in submitted
+    assert heading.split()[:5] == ["run", "state", "step", "loss", "validation"]
+    names, states, steps, _, validation, *_ = zip(*map(str.split, rows), strict=True)
+    assert sorted(names) == ["seed=0", "seed=1"]
+    assert set(states) == {"finished"}
+    assert {step.partition("/")[0] for step in steps} == {str(STEPS)}
+    assert list(map(float, validation)) == sorted(map(float, validation))
+    assert Run(terminal, terminal.folder / "runs/small-sweep/seed=0").numbers() == undisturbed.numbers()
+    assert "submitted 0 of 2 runs" in terminal(*words)
+
+
+@contextlib.contextmanager
+def slowed(pid: int) -> Iterator[None]:
+    """A process that runs for a tenth of the time alone, as long as the block lasts."""
+    ended = threading.Event()
+
+    def hinder() -> None:
+        while not ended.wait(0.05):
+            os.kill(pid, signal.SIGSTOP)
+            ended.wait(0.45)
+            os.kill(pid, signal.SIGCONT)
+
+    thread = threading.Thread(target=hinder)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _job_id(said: str) -> str:

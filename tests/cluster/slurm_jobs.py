@@ -1,5 +1,7 @@
 """Runs of a tiny recipe on the Slurm of slurm_cluster.py: what cluster_jobs.py has, and what Slurm says."""
 
+from pathlib import Path
+
 from cluster_jobs import PATIENCE_S, Run, Terminal
 from own_processes import wait_for
 from slurm_cluster import SlurmCluster
@@ -11,9 +13,9 @@ class SlurmTerminal(Terminal):
     cluster: SlurmCluster
     where = ("--cluster", "slurm")
 
-    def submit(self, name: str, *words: str, **extra: str) -> "SlurmRun":
+    def submit(self, name: str, *words: str, runs: Path | None = None, **extra: str) -> "SlurmRun":
         """Hand the recipe to Slurm under a name of its own."""
-        return SlurmRun(self, *self._submit(name, *words, **extra))
+        return SlurmRun(self, *self._submit(name, *words, runs=runs, **extra))
 
 
 class SlurmRun(Run):

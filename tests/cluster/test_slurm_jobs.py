@@ -7,15 +7,15 @@ Each fault is a real one, done to real processes; a run that met one ends with t
 import os
 import re
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import slurm_cluster
-from cluster_jobs import STEPS, TWO_NODES
+from cluster_jobs import ENDLESS, STEPS, TWO_NODES, assert_sweeps, slowed
 from conftest import skip_or_fail
+from full_disks import SharedDisk, shared_disk
 from own_processes import wait_for
 from scenarios import Scenarios
 from slurm_cluster import SlurmCluster
@@ -31,14 +31,19 @@ two busy cores, a run of two workers on two nodes with an expert group over both
 SlurmdTimeout is 6 s here, where clusters have 300 s. All numbers of these runs are
 bitwise those of an undisturbed one, unless it says otherwise.
 """
-ENDLESS = ("steps=100000", "checkpoint.every=100")
 GOES_ON = "the run goes on by itself from its last checkpoint"
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[SlurmCluster]:
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedDisk]:
     if reason := slurm_cluster.missing():
         skip_or_fail(reason)
+    with shared_disk(tmp_path_factory.mktemp("disk"), mebibytes=16) as disk:
+        yield disk
+
+
+@pytest.fixture(scope="module")
+def cluster(disk: SharedDisk) -> Iterator[SlurmCluster]:
     with SlurmCluster() as cluster:
         yield cluster
 
@@ -73,14 +78,6 @@ def back_at_work(run: SlurmRun, began: float, attempt: int = 2) -> float:
     return time.monotonic() - began
 
 
-def assert_rows_are_those_of(undisturbed: SlurmRun, run: SlurmRun) -> None:
-    """No row of a longer run is missing, and as far as the undisturbed one went, the numbers are the same."""
-    losses = {step: loss for (step, key), loss in run.numbers().items() if key == "loss"}
-    assert sorted(losses) == list(range(2, max(losses) + 1, 2))
-    expected = undisturbed.numbers()
-    assert all(losses[step] == expected[step, "loss"] for step in losses if step < STEPS)
-
-
 def test_representative_a_run_on_two_nodes_ends_well(undisturbed: SlurmRun, scenarios: Scenarios) -> None:
     assert undisturbed.attempts == 1
     assert {undisturbed.status()["step"], undisturbed.step} == {STEPS}
@@ -112,29 +109,17 @@ def test_a_slow_worker_is_named_once_and_its_run_goes_on(
     run = terminal.submit("slow-worker", *TWO_NODES, *ENDLESS, "job.hang_s=10")
     run.wait_for_step(20)
     host, pid = run.worker(rank=1)
-    began, ended = time.monotonic(), threading.Event()
-
-    def hinder() -> None:
-        while not ended.wait(0.05):
-            os.kill(pid, signal.SIGSTOP)
-            ended.wait(0.45)
-            os.kill(pid, signal.SIGCONT)
-
-    thread = threading.Thread(target=hinder)
-    thread.start()
-    try:
+    began = time.monotonic()
+    with slowed(pid):
         wait_for(lambda: "is slow" in run.output, every_s=0.2, timeout_s=180)
-        told_s = time.monotonic() - began
-    finally:
-        ended.set()
-        thread.join()
+    told_s = time.monotonic() - began
     assert f"rank 1 on {host} is slow" in run.output
     assert f"rank 1 on {host} is slow" in run.status()["said"]
     terminal("cancel", str(run.folder))
     run.wait_for_job("CANCELLED")
     assert run.output.count("is slow") == 1
     assert run.attempts == 1
-    assert_rows_are_those_of(undisturbed, run)
+    run.assert_goes_on_as(undisturbed)
     seen = f"named after {told_s:.0f} s with job.hang_s=10, in the job's output and in `status`; ends nothing"
     scenarios.add("a worker is slow", "named once; nothing else", seen)
 
@@ -167,6 +152,24 @@ def test_a_ray_inside_of_a_job_trains_the_same_and_leaves_no_process_and_no_toke
         assert path.is_dir() or token.encode() not in path.read_bytes()
     seen = "rank and node named, second attempt in the same Ray; nothing of it left on the nodes afterwards"
     scenarios.add("a worker of a Ray inside of a job is killed", f"named; {GOES_ON}", seen, recovery_s)
+
+
+def test_a_ray_inside_of_a_job_that_loses_a_node_is_made_anew_on_others(
+    terminal: SlurmTerminal, undisturbed: SlurmRun, scenarios: Scenarios
+) -> None:
+    run = terminal.submit("ray-inside-lost", *TWO_NODES, "--option", "launcher=ray", "--option", "gres=gpu:0")
+    run.wait_for_step(20)
+    batch = re.search(r"BatchHost=(\S+)", run.job())
+    assert batch
+    lost = next(name for name in run.status()["nodes"] if name != batch[1])
+    terminal.cluster.crash(lost)
+    recovery_s = back_at_work(run, time.monotonic())
+    assert "Restarts=1 " in run.wait_for_job("COMPLETED")
+    assert lost not in run.status()["nodes"]
+    assert run.attempts == 2
+    assert run.numbers() == undisturbed.numbers()
+    seen = "queued again by Slurm, done in a new Ray on the others"
+    scenarios.add("a node of a Ray inside of a job dies", f"{GOES_ON}, on other nodes", seen, recovery_s)
 
 
 def test_a_worker_that_hangs_is_named_and_its_run_goes_on(
@@ -237,7 +240,7 @@ def test_a_run_outlives_the_daemon_of_its_node(
     terminal("cancel", str(run.folder))
     run.wait_for_job("CANCELLED")
     assert run.attempts == 2
-    assert_rows_are_those_of(undisturbed, run)
+    run.assert_goes_on_as(undisturbed)
     seen = "trained on until Slurm noticed, and queued again then; the same numbers until it was cancelled"
     scenarios.add("slurmd is killed", GOES_ON, seen, recovery_s)
 
@@ -290,7 +293,7 @@ def test_a_run_that_is_longer_than_its_time_saves_in_time_and_is_queued_again(
     run.wait_for_job("CANCELLED")
     assert "the time limit is near" in run.output
     assert run.repeated_steps() == []
-    assert_rows_are_those_of(undisturbed, run)
+    run.assert_goes_on_as(undisturbed)
     seen = "saved before it, queued again, no step made twice; cancelled then"
     scenarios.add("the time limit comes", "saves before it, and goes on", seen, recovery_s)
 
@@ -364,19 +367,45 @@ def test_a_full_disk_of_a_node_is_named_with_the_node(
     scenarios.add("the disk of one node is full", "a clear end that names the node", seen)
 
 
+def test_a_full_disk_under_the_run_ends_it_and_loses_nothing(
+    disk: SharedDisk, terminal: SlurmTerminal, undisturbed: SlurmRun, scenarios: Scenarios
+) -> None:
+    run = terminal.submit("no-room", *TWO_NODES, runs=disk.folder)
+    run.wait_for_step(22)
+    disk.fill()
+    run.wait_for_job("FAILED")
+    status = run.status()
+    assert f"the disk of {run.folder} is full" in status["said"]
+    assert "No space left on device" in run.output
+    assert status["saved_step"] >= 20
+    refusal = terminal("resume", str(run.folder), code=1)
+    assert "No space left on device" in refusal
+    disk.free()
+    run.resume()
+    run.wait_for_job("COMPLETED")
+    assert f"attempt {run.attempts}, from step {status['saved_step']}" in run.output
+    assert run.numbers() == undisturbed.numbers()
+    scenarios.add(
+        "the disk of the run's folder is full",
+        "a clear end; what was complete stays",
+        "so; `resume` refuses until there is room, and then goes on from the last checkpoint",
+    )
+
+
+def test_a_sweep_runs_to_its_end_and_prints_its_table(
+    terminal: SlurmTerminal, undisturbed: SlurmRun, scenarios: Scenarios
+) -> None:
+    assert_sweeps(terminal, undisturbed)
+    seen = "an array job; one of the two runs is the undisturbed one's twin"
+    scenarios.add("`sweep` of two seeds, `--wait`", "both end, and a table has their results", seen)
+
+
 def test_a_damaged_newest_checkpoint_is_passed_over(
     terminal: SlurmTerminal, undisturbed: SlurmRun, scenarios: Scenarios
 ) -> None:
     run = terminal.submit("damaged", *TWO_NODES)
     run.wait_for_step(42)
-    _, pid = run.worker(rank=1)
-    os.kill(pid, signal.SIGSTOP)  # no newer checkpoint while the newest is damaged
-    newest = max(run.folder.glob("checkpoints/step_*"), key=lambda path: path.name)
-    for file in newest.glob("*.safetensors"):
-        content = bytearray(file.read_bytes())
-        content[-5] ^= 1
-        file.write_bytes(content)
-    os.kill(pid, signal.SIGKILL)
+    newest = run.damage_newest_checkpoint()
     recovery_s = back_at_work(run, time.monotonic())
     run.wait_for_job("COMPLETED")
     assert run.attempts == 2
