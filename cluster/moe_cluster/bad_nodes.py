@@ -7,7 +7,7 @@ LEFT_OUT_S a node is tried again: somebody may have mended it.
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from moe_cluster.contract import BAD_NODES_FILE
@@ -22,10 +22,10 @@ class BadNodes(dict[str, str]):
         """Whether `host` is one of them."""
         return _plain(host) in self
 
-    def tell(self, say: Callable[[str], None]) -> None:
-        """A sentence for each of them."""
-        for host, why in self.items():
-            say(f"{host} is left out: {why}")
+    @property
+    def sentences(self) -> list[str]:
+        """One for each of them."""
+        return [f"{host} is left out: {why}" for host, why in self.items()]
 
 
 def record(attempt: Path, nodes: Mapping[str, str]) -> None:

@@ -47,7 +47,8 @@ class RayLauncher:
         """See launcher.py. Waits without end for the smallest number, and says what it waits for."""
         self._join()
         self.allowed = allowed
-        left_out(run_dir).tell(say)
+        for sentence in left_out(run_dir).sentences:
+            say(sentence)
         began, told = time.monotonic(), -1
         while not stop.is_requested:
             self.bad = left_out(run_dir)

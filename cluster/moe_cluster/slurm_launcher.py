@@ -77,7 +77,8 @@ class SlurmLauncher:
     ) -> int | None:
         """As many as there is room for on the nodes of the allocation, once all fit ones answer: see launcher.py."""
         self.bad = BadNodes({node: why for node, why in left_out(run_dir).items() if node in self.nodes})
-        self.bad.tell(say)
+        for sentence in self.bad.sentences:
+            say(sentence)
         room = self._room(allowed[-1]) * len(self.fit_nodes)
         fitting = [number for number in allowed if number <= room]
         if not fitting and self.bad:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_cluster import records
+from moe_cluster.bad_nodes import left_out
 from moe_cluster.contract import OUTCOME_FILE, attempt_dir
 from moe_cluster.errors import ClusterError
 from moe_cluster.executor import JobStatus, executor
@@ -119,9 +120,11 @@ def _outcome(run_dir: Path) -> dict[str, Any]:
 
 
 def _found(run_dir: Path, state: str) -> str:
-    """What the launcher has found out about the workers of a run, while it runs."""
-    attempt = attempt_dir(run_dir, newest_attempt(run_dir))
-    return "; ".join(found["text"] for found in recorded(attempt)) if state == "running" else ""
+    """What was found out about the workers of a run and about its nodes, while it runs."""
+    if state != "running":
+        return ""
+    findings = recorded(attempt_dir(run_dir, newest_attempt(run_dir)))
+    return "; ".join([*left_out(run_dir).sentences, *(found["text"] for found in findings)])
 
 
 def _no_room(run_dir: Path, state: str) -> str:

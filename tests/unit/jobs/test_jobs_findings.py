@@ -1,7 +1,8 @@
-"""`moe-train status` of a run whose launcher has found out something about its workers."""
+"""`moe-train status` of a run whose launcher has found out something about its workers or nodes."""
 
 from pathlib import Path
 
+from moe_cluster import bad_nodes
 from moe_cluster.contract import attempt_dir
 from moe_cluster.findings import Straggler, record
 from moe_train.config.schema import Recipe
@@ -16,4 +17,8 @@ def test_a_straggler_is_told_as_long_as_its_attempt_runs(tmp_path: Path) -> None
         record(attempt_dir(folder.path, number), straggler)
         running = read_progress(folder.path, ask=False)
         assert (running.state, running.said) == ("running", str(straggler))
+        bad_nodes.record(attempt_dir(folder.path, number), {"node3": "its disk is full"})
+        assert (
+            read_progress(folder.path, ask=False).said == f"node3 is left out: its disk is full; {straggler}"
+        )
     assert read_progress(folder.path, ask=False).said == ""
