@@ -36,7 +36,9 @@ def outcome_of_ray(
     sentence.
     """
     if error is not None:
-        with contextlib.suppress(OSError):  # the disk may be full, and the first cause has Ray's words as well
+        with contextlib.suppress(
+            OSError
+        ):  # the disk may be full, and the first cause has Ray's words as well
             (folder / LAUNCHER_LOG).write_text("".join(traceback.format_exception(error)))
     endings = _endings(folder, workers, complete=error is None)
     ended = {ending.rank for ending in endings}

@@ -347,6 +347,46 @@ def test_a_run_leaves_a_node_that_is_cut_off_and_what_lives_there_spoils_nothing
     scenarios.add(which, f"{GOES_ON}, on other nodes", seen, recovery_s)
 
 
+@pytest.fixture
+def unfit(cluster: SlurmCluster) -> Iterator[str]:
+    """A node whose shared memory is full, of which Slurm knows nothing."""
+    cluster.inside("node2", "bash", "-c", "cat /dev/zero >/dev/shm/fill || true")
+    yield "node2"
+    cluster.inside("node2", "rm", "/dev/shm/fill")
+
+
+def test_a_run_that_needs_another_node_than_an_unfit_one_is_queued_again_without_it(
+    terminal: SlurmTerminal, undisturbed: SlurmRun, scenarios: Scenarios, unfit: str
+) -> None:
+    run = terminal.submit("unfit", *TWO_NODES)
+    began = time.monotonic()
+    recovery_s = back_at_work(run, began)
+    record = run.wait_for_job("COMPLETED")
+    assert f"ExcNodeList={unfit}" in record
+    assert "Restarts=1 " in record
+    assert f"{unfit} is left out: /dev/shm" in run.output
+    assert run.attempts == 2
+    assert run.numbers() == undisturbed.numbers()
+    seen = "named by the preflight; queued again with it excluded, done on the others"
+    scenarios.add("a node is unfit: its /dev/shm is full", f"{GOES_ON}, on other nodes", seen, recovery_s)
+
+
+def test_a_run_that_can_do_without_an_unfit_node_goes_on_at_once(
+    terminal: SlurmTerminal, undisturbed: SlurmRun, scenarios: Scenarios, unfit: str
+) -> None:
+    run = terminal.submit("unfit-fewer", "--nodes", "1:2")
+    began = time.monotonic()
+    recovery_s = back_at_work(run, began)
+    record = run.wait_for_job("COMPLETED")
+    assert "Restarts=0 " in record
+    assert f"{unfit} is left out: /dev/shm" in run.output
+    assert [run.workers_of(attempt) for attempt in (1, 2)] == [2, 1]
+    last = (STEPS, "validation_loss")
+    assert run.numbers()[last] == pytest.approx(undisturbed.numbers()[last], rel=1e-3)
+    seen = "left out in the next attempt, done by one worker instead of two"
+    scenarios.add("the same (`--nodes 1:2`)", f"{GOES_ON}, without it", seen, recovery_s)
+
+
 def test_a_full_disk_of_a_node_is_named_with_the_node(
     terminal: SlurmTerminal, undisturbed: SlurmRun, scenarios: Scenarios
 ) -> None:
