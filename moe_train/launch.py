@@ -201,10 +201,7 @@ def _waited(restarts: Restarts, failed: Attempt, stop: StopRequest) -> bool:
     _say(
         f"attempt {failed.number} failed; restart {restarts.in_a_row} of {restarts.limit}{soon}, from its last save"
     )
-    end = time.monotonic() + wait_s
-    while time.monotonic() < end and not stop.is_requested:
-        time.sleep(0.1)
-    return not stop.is_requested
+    return not stop.wait(wait_s)
 
 
 def _run_here(

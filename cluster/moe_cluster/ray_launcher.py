@@ -16,7 +16,7 @@ from pathlib import Path
 import ray
 
 from moe_cluster.bad_nodes import BadNodes, left_out
-from moe_cluster.contract import PREEMPTED, attempt_dir, request_end, request_stop
+from moe_cluster.contract import JOB_VARIABLE, PREEMPTED, attempt_dir, request_end, request_stop
 from moe_cluster.errors import JobError
 from moe_cluster.job import Attempt
 from moe_cluster.launcher import Outcome
@@ -26,6 +26,7 @@ from moe_cluster.ray_nodes import RayNode, alive_nodes, fit_nodes, room
 from moe_cluster.ray_outcome import outcome_of_ray
 from moe_cluster.ray_share import SETTINGS, SHARE_VARIABLE, Share
 from moe_cluster.ray_trainer import TrainRun, chosen_nodes
+from moe_cluster.slurm_requeue import queue_again_without
 from moe_cluster.stop import StopRequest
 from moe_cluster.watch import Watch
 
@@ -38,6 +39,8 @@ class RayLauncher:
     def __init__(self, environment: Mapping[str, str]) -> None:
         self.share = Share(**json.loads(environment.get(SHARE_VARIABLE, '{"resources": {"CPU": 1}}')))
         self.is_job = JOB_CONFIG_VARIABLE in environment
+        self.slurm_job = environment.get(JOB_VARIABLE, "").partition("slurm:")[2]
+        """Of which this Ray is a part: others' nodes are not to be had by waiting. Empty: of none."""
         self.allowed: Sequence[int] = ()
         self.bad = BadNodes()
 
@@ -57,11 +60,19 @@ class RayLauncher:
             settled = time.monotonic() - began >= SETTLE_S
             if fitting and (settled or fitting[-1] == allowed[-1]):
                 return fitting[-1]
+            if settled and self.slurm_job and (unfit := self._unfit()):
+                queue_again_without(unfit, self.slurm_job, stop, say)
+                return None
             if settled and there != told:
                 say(f"waiting for room: {allowed[0]} workers are needed, and there is room for {there}")
                 told = there
-            time.sleep(1.0)
+            stop.wait(1.0)
         return None
+
+    def _unfit(self) -> dict[str, str]:
+        """The nodes that are there and were found unfit, with what is wrong with them."""
+        there = {node.host for node in alive_nodes()}
+        return {host: why for host, why in self.bad.items() if host in there}
 
     def command(self, attempt: Attempt) -> str:
         """See launcher.py."""

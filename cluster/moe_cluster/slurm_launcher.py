@@ -20,7 +20,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from moe_cluster import slurm_client
 from moe_cluster.bad_nodes import BadNodes, left_out
 from moe_cluster.contract import DONE, FAILED, LAUNCHER_LOG, attempt_dir, node_log
 from moe_cluster.errors import ClusterError, JobError
@@ -32,6 +31,7 @@ from moe_cluster.node import END_AT_ONCE, Share
 from moe_cluster.sbatch import WORKERS_VARIABLE
 from moe_cluster.slurm_client import host_names
 from moe_cluster.slurm_ports import free_ports
+from moe_cluster.slurm_requeue import queue_again_without
 from moe_cluster.stop import StopRequest
 from moe_cluster.watch import Watch
 
@@ -44,8 +44,6 @@ ROLL_CALL_TIMEOUT_S = 30.0
 ROLL_CALL_EVERY_S = 5.0
 NODES_PATIENCE_S = 900.0
 """How long a node may be silent; by then Slurm has long given it up and queued the job again (SlurmdTimeout)."""
-TERM_COMES_S = 60.0
-"""How long Slurm may take to tell a job that it is queued again."""
 # What srun says of a task, such as "srun: error: node2: task 1: Exited with exit code 1".
 FAILED_TASK = re.compile(r"srun: error: (\S+): tasks? [\d,-]+: (.+)")
 
@@ -82,8 +80,7 @@ class SlurmLauncher:
         room = self._room(allowed[-1]) * len(self.fit_nodes)
         fitting = [number for number in allowed if number <= room]
         if not fitting and self.bad:
-            queue_again_without(self.job_id, self.bad, say)
-            _sleep(TERM_COMES_S, stop)  # so that the batch script, too, knows that this is not its doing
+            queue_again_without(self.bad, self.job_id, stop, say)
             return None
         if not fitting:
             raise ClusterError(
@@ -97,7 +94,7 @@ class SlurmLauncher:
             if silent != told:
                 say(f"waiting for nodes, until Slurm replaces them: {silent}")
             told = silent
-            _sleep(ROLL_CALL_EVERY_S, stop)
+            stop.wait(ROLL_CALL_EVERY_S)
         return None if stop.is_requested else fitting[-1]
 
     @property
@@ -150,36 +147,6 @@ class SlurmLauncher:
         """Workers on one node."""
         given = self.environment.get(WORKERS_VARIABLE, "")
         return int(given) if given.isdecimal() and int(given) else -(-most // len(self.nodes))
-
-
-def queue_again_without(job_id: str, bad: Mapping[str, str], say: Callable[[str], None]) -> None:
-    """Have Slurm queue the job again, for nodes other than these.
-
-    Raises ClusterError if the job was to be spared them already, or if Slurm refuses: then it stays held, since it
-    would get the same nodes again and again.
-    """
-    before = slurm_client.call("squeue", "--noheader", "--jobs", job_id, "--format=%x").strip()
-    excluded = slurm_client.host_names(before)
-    if again := [node for node in bad if node in excluded]:
-        raise ClusterError(
-            f"slurm:{job_id}: got {again[0]} again, which it excludes; mend it: {bad[again[0]]}"
-        )
-    names = ",".join([*excluded, *bad])
-    _scontrol("requeuehold", job_id)
-    try:
-        _scontrol("update", f"JobId={job_id}", f"ExcNodeList={names}")
-    except ClusterError as error:
-        raise ClusterError(
-            f"slurm:{job_id}: is held, since it cannot exclude {names} ({error}); mend these nodes, then "
-            f"`scontrol release {job_id}`"
-        ) from None
-    _scontrol("release", job_id)
-    say(f"the job is queued again, for other nodes than {names}")
-
-
-def _scontrol(*words: str) -> None:
-    """Deaf to SIGTERM, which Slurm sends to all processes of a job that is queued again."""
-    slurm_client.call("sh", "-c", 'trap "" TERM; exec "$@"', "sh", "scontrol", *words)
 
 
 def _roll_call(srun: Sequence[str]) -> str:
@@ -244,9 +211,3 @@ def name_node(outcome: Outcome, folder: Path) -> Outcome:
 def _last_line(log: Path) -> str:
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     return lines[-1] if lines else ""
-
-
-def _sleep(seconds: float, stop: StopRequest) -> None:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and not stop.is_requested:
-        time.sleep(POLL_S)

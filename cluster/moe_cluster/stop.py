@@ -2,11 +2,14 @@
 
 import contextlib
 import signal
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 
 from moe_cluster.linux import stop_signals
+
+POLL_S = 0.1
 
 
 @dataclass
@@ -18,6 +21,13 @@ class StopRequest:
     """A second Ctrl-C: end now, save nothing."""
     is_time_limit: bool = False
     """SIGUSR1: the scheduler is about to end the job, which may be queued again."""
+
+    def wait(self, seconds: float) -> bool:
+        """Let so much time pass, or less if someone asks meanwhile; returns `is_requested`."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not self.is_requested:
+            time.sleep(POLL_S)
+        return self.is_requested
 
 
 @contextlib.contextmanager

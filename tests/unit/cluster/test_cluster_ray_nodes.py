@@ -1,14 +1,17 @@
 """Room on the nodes of a Ray cluster, and what changes there, with nodes that a preflight found unfit."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from moe_cluster import ray_changes, ray_nodes
-from moe_cluster.bad_nodes import BadNodes
+from moe_cluster import ray_changes, ray_launcher, ray_nodes
+from moe_cluster.bad_nodes import BadNodes, record
 from moe_cluster.ray_changes import SETTLE_S, Changes
+from moe_cluster.ray_launcher import RayLauncher
 from moe_cluster.ray_nodes import RayNode, fit_nodes, room
 from moe_cluster.ray_share import Share
+from moe_cluster.stop import StopRequest
 
 SHARE = Share({"CPU": 2}, per_node=4)
 NODES = [RayNode(f"id{number}", f"10.0.0.{number}", 1, f"node{number}", {"CPU": 6}) for number in (1, 2, 3)]
@@ -60,3 +63,22 @@ def test_an_unfit_node_can_be_lost_like_any_other(
         clock(seconds)
         changes.look()
     assert changes.lost == [NODES[0]]
+
+
+@pytest.mark.usefixtures("alive")
+def test_a_ray_of_a_slurm_job_has_slurm_replace_an_unfit_node(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[tuple[dict[str, str], str]] = []
+    monkeypatch.setattr(RayLauncher, "_join", lambda self: None)
+    monkeypatch.setattr(ray_launcher, "alive_nodes", lambda: NODES)
+    monkeypatch.setattr(ray_launcher, "SETTLE_S", 0.0)
+    monkeypatch.setattr(ray_launcher, "queue_again_without", lambda bad, job, *rest: asked.append((bad, job)))
+    folder = tmp_path / "attempts/1"
+    folder.mkdir(parents=True)
+    record(folder, {"node2": "its disk is full", "of-an-earlier-job": "cut off"})
+    here = RayLauncher({"MOE_TRAIN_JOB": "slurm:12"})
+    assert here.choose_workers(tmp_path, (4,), StopRequest(), lambda sentence: None) == 4
+    assert asked == []
+    assert here.choose_workers(tmp_path, (18,), StopRequest(), lambda sentence: None) is None
+    assert asked == [({"node2": "its disk is full"}, "12")]

@@ -10,7 +10,7 @@ from moe_cluster.errors import ClusterError, JobError
 from moe_cluster.first_cause import find_first_cause
 from moe_cluster.job import Attempt
 from moe_cluster.launcher import Outcome
-from moe_cluster.slurm_launcher import SlurmLauncher, name_node, queue_again_without
+from moe_cluster.slurm_launcher import SlurmLauncher, name_node
 from moe_cluster.stop import StopRequest
 
 ALLOCATION = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node[1-3]", "SLURM_CPUS_PER_TASK": "4"}
@@ -88,60 +88,6 @@ def test_a_node_that_was_found_unfit_is_left_out_where_the_run_can_do_without(
     command = here.command(Attempt((), 4, tmp_path, 2))
     assert "--nodelist node1,node3" in command
     assert "--nodes node1,node3 --workers 2,2" in command
-
-
-SCONTROL = """\
-#!/bin/bash
-if [ "$1" = show ]; then tr , '\\n' <<<"$3"; exit; fi
-echo "$*" >>{calls}
-[ "$1" != {refused} ] || {{ echo "scontrol: error: no" >&2; exit 1; }}
-"""
-
-
-@pytest.fixture
-def slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Path]:
-    """Puts commands like Slurm's on PATH, for a job that excludes some nodes; returns where calls are noted."""
-
-    def install(excluded: str, refused: str = "nothing") -> Path:
-        calls = tmp_path / "calls"
-        for name, text in (
-            ("scontrol", SCONTROL.format(calls=calls, refused=refused)),
-            ("squeue", f"#!/bin/bash\necho '{excluded}'\n"),
-        ):
-            (tmp_path / name).write_text(text)
-            (tmp_path / name).chmod(0o755)
-        monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-        return calls
-
-    return install
-
-
-@pytest.mark.parametrize(("excluded", "names"), [("(null)", "node2"), ("node7", "node7,node2")])
-def test_where_the_run_needs_it_the_job_is_queued_again_for_other_nodes(
-    slurm: Callable[..., Path], excluded: str, names: str
-) -> None:
-    calls, told = slurm(excluded), []
-    queue_again_without("7", {"node2": "its disk is full"}, told.append)
-    assert calls.read_text().splitlines() == [
-        "requeuehold 7",
-        f"update JobId=7 ExcNodeList={names}",
-        "release 7",
-    ]
-    assert told == [f"the job is queued again, for other nodes than {names}"]
-
-
-def test_a_job_that_got_an_excluded_node_again_is_not_queued_for_ever(slurm: Callable[..., Path]) -> None:
-    calls = slurm("node2")
-    with pytest.raises(ClusterError, match="got node2 again, which it excludes; mend it: its disk is full"):
-        queue_again_without("7", {"node2": "its disk is full"}, print)
-    assert not calls.exists()
-
-
-def test_a_job_that_may_not_exclude_a_node_stays_held_and_says_so(slurm: Callable[..., Path]) -> None:
-    calls = slurm("(null)", refused="update")
-    with pytest.raises(ClusterError, match=r"is held, since it cannot exclude node2 .*`scontrol release 7`"):
-        queue_again_without("7", {"node2": "its disk is full"}, print)
-    assert "release 7" not in calls.read_text()
 
 
 def test_outside_of_a_job_the_way_in_is_named() -> None:
