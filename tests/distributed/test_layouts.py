@@ -68,6 +68,8 @@ VARIANTS = [
         "moe.router.kind=deepseek",
         "moe.router.num_groups=4",
         "moe.router.top_groups=2",
+        "moe.router.balance_coefficient=0.01",
+        "moe.router.group_balance_coefficient=0.01",
         "moe.shared_experts=1",
     ),
     ("moe.router.kind=hash",),

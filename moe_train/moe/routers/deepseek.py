@@ -8,6 +8,8 @@ Loss-free balancing (Wang et al., 2408.15664, alg. 1): b_i += rate * sign(mean l
 the loads of the global batch; b has no gradient and stands still in validation. Only differences of b matter.
 The balance loss is sequence-wise where a routing group is a sequence (V3 eq. 17-20): f counts the k largest s, not
 s + b, and P is s divided by its sum. It is left out where its coefficient is 0, for b takes its place.
+The device-level loss of V1 (eq. 15-17) and V2 is sum_d f'_d P'_d, f' the mean of f over the experts of device d, P' the
+sum of P: the balance loss with groups in the place of experts. Groups are the recipe's, the same on every layout.
 Shared experts are the layer's business: `moe.shared_experts`. T tokens, D model width, E experts, G groups.
 """
 
@@ -32,6 +34,10 @@ class DeepSeekRouter(nn.Module):
     ):
         super().__init__()
         self.config, self.group = config, group
+        self.coefficients = {
+            "balance": config.balance_coefficient,
+            "group_balance": config.group_balance_coefficient,
+        }
         self.weight = nn.Parameter(torch.empty(d_model, num_experts))
         self.register_buffer("bias", torch.zeros(num_experts))
 
@@ -48,11 +54,8 @@ class DeepSeekRouter(nn.Module):
             if config.normalize:
                 weights = weights / (weights.sum(1, keepdim=True) + 1e-20)
             shares = scores / (scores.sum(0) + 1e-20)
-            losses, real = {}, context.real_rows
-            if config.balance_coefficient:
-                plain = largest(scores.detach(), config.num_choices)[1]
-                group_tokens = self.group * context.sequence_length
-                losses["balance"] = balance_loss(shares.t(), plain, group_tokens, real)
+            real = context.real_rows
+            losses = self._losses(scores.detach(), shares, context)
         return table_routing(
             expert_ids,
             weights * config.weight_scale,
@@ -60,13 +63,30 @@ class DeepSeekRouter(nn.Module):
             entropy=sum_of_entropies(shares.t(), real),
             top_probability=sum_of_largest(shares.t(), real),
             losses=losses,
-            coefficients=dict.fromkeys(losses, config.balance_coefficient),
+            coefficients={name: self.coefficients[name] for name in losses},
         )
+
+    def _losses(
+        self, scores: Float[Tensor, "E T"], shares: Float[Tensor, "E T"], context: RouteContext
+    ) -> dict[str, Float[Tensor, ""]]:
+        """The balance losses that have a coefficient."""
+        if not any(self.coefficients.values()):
+            return {}
+        plain, losses = largest(scores, self.config.num_choices)[1], {}
+        for name, sets in (("balance", len(shares)), ("group_balance", self.config.num_groups)):
+            if self.coefficients[name]:
+                losses[name] = balance_loss(
+                    shares.unflatten(0, (sets, -1)).sum(1).t(),
+                    plain // (len(shares) // sets),
+                    self.group * context.sequence_length,
+                    context.real_rows,
+                )
+        return losses
 
     def _allowed(self, biased: Float[Tensor, "E T"]) -> Float[Tensor, "E T"]:
         """The scores, -inf outside of the best groups of each token."""
         config = self.config
-        if config.num_groups == 1:
+        if config.top_groups == config.num_groups:
             return biased
         grouped = biased.unflatten(0, (config.num_groups, -1))
         totals = grouped.topk(config.num_choices // config.top_groups, dim=1).values.sum(1)

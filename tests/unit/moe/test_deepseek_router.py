@@ -76,6 +76,39 @@ def test_the_balance_loss_agrees_with_megatron_whatever_the_bias(megatron):
     assert routing.coefficients == {"balance": 1e-4}
 
 
+def test_the_balance_of_groups_is_that_of_the_paper_by_hand():
+    """f = 4/3 * (1, 2, 0, 0), P = (.3, .4, .1, .2): groups of two have f' = (2, 0) and P' = (.7, .3), so 1.4."""
+    logits = torch.tensor([[0.3, 0.4, 0.1, 0.2]]).log().expand(3, 4).clone()
+    logits[0] = torch.tensor([0.4, 0.3, 0.1, 0.2]).log()
+    logits[1:] = torch.tensor([0.25, 0.45, 0.1, 0.2]).log()
+    config = DeepSeekRouterConfig(
+        k=1, scores="softmax", normalize=False, num_groups=2, top_groups=2, group_balance_coefficient=0.05
+    )
+    routing = routed(config, logits)
+    assert routing.expert_ids.tolist() == [0, 1, 1]
+    assert routing.losses["group_balance"].item() == pytest.approx(1.4)
+    assert routing.coefficients == {"group_balance": 0.05}
+
+
+def test_the_balance_of_groups_of_one_expert_is_that_of_experts_and_collapse_is_the_number_of_groups():
+    logits = normal(T, E)
+    both = {"balance_coefficient": 1e-3, "group_balance_coefficient": 1e-2, "num_groups": 8, "top_groups": 8}
+    losses = routed(DeepSeekRouterConfig(k=3, **both), logits).losses
+    torch.testing.assert_close(losses["group_balance"], losses["balance"])
+    first_group = torch.tensor([50.0, 50.0] + [-50.0] * 6).expand(T, E)
+    config = DeepSeekRouterConfig(k=2, **both | {"num_groups": 4, "top_groups": 4})
+    assert routed(config, first_group).losses["group_balance"].item() == pytest.approx(4)
+
+
+def test_as_many_groups_as_there_are_is_no_limit():
+    logits, bias = normal(T, E), 0.3 * normal(E, seed=1)
+    free, grouped = (
+        routed(DeepSeekRouterConfig(k=3, num_groups=groups, top_groups=groups), logits, bias)
+        for groups in (1, 4)
+    )
+    assert torch.equal(dense(free), dense(grouped))
+
+
 def test_the_bias_chooses_but_does_not_weigh():
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
     plain = routed(DeepSeekRouterConfig(), logits)
@@ -142,6 +175,7 @@ def test_the_bias_follows_training_is_saved_and_stands_still_in_validation():
         (DeepSeekRouterConfig(num_groups=4, top_groups=5, k=5), "moe.router.top_groups"),
         (DeepSeekRouterConfig(num_groups=4, top_groups=2, k=3), "moe.router.top_groups"),
         (DeepSeekRouterConfig(num_groups=4, top_groups=1, k=4), "moe.router.top_groups"),
+        (DeepSeekRouterConfig(group_balance_coefficient=0.1), "moe.router.group_balance_coefficient"),
         (DeepSeekRouterConfig(bias_rate=-1.0), "moe.router.bias_rate"),
     ],
 )

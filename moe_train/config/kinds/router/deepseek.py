@@ -19,11 +19,12 @@ class DeepSeekRouterConfig(RouterConfig):
     k: int = 2  # routed experts per token
     scores: Literal["sigmoid", "softmax"] = "sigmoid"  # softmax: V1 and V2
     num_groups: int = 1  # sets of neighbouring experts, such as those of one host; 1: no such limit
-    top_groups: int = 1  # groups that a token's experts may come from
+    top_groups: int = 1  # groups that a token's experts may come from; as many as there are: no such limit
     normalize: bool = True  # the k weights of a token sum to 1; V1: false
     weight_scale: float = 1.0  # factor of all weights after that
     bias_rate: float = 0.001  # loss-free balancing: change of an expert's bias per update; 0: none
     balance_coefficient: float = 0.0  # of the balance loss; above 0 it is computed
+    group_balance_coefficient: float = 0.0  # of the same over groups, V1's and V2's device-level balance loss
 
     @property
     def num_choices(self) -> int:
@@ -50,17 +51,25 @@ class DeepSeekRouterConfig(RouterConfig):
             yield Problem(
                 "moe.router.top_groups",
                 self.top_groups,
-                f"must divide moe.router.k={self.k}, be at most moe.router.num_groups={self.num_groups} and leave room "
-                f"for {self.k} experts in groups of {experts // self.num_groups}",
-                "lower moe.router.k, or set both to 1 for no limit",
+                f"must be moe.router.num_groups={self.num_groups}, or below that, divide moe.router.k={self.k} and "
+                f"leave room for {self.k} experts in groups of {experts // self.num_groups}",
+                "lower moe.router.k, or set it to moe.router.num_groups for no limit",
+            )
+        if self.group_balance_coefficient and self.num_groups == 1:
+            yield Problem(
+                "moe.router.group_balance_coefficient",
+                self.group_balance_coefficient,
+                "with moe.router.num_groups=1 balances nothing: one group has all tokens",
+                "set moe.router.num_groups, and moe.router.top_groups to the same for no limit, or leave it at 0",
             )
         if self.bias_rate < 0:
             yield Problem("moe.router.bias_rate", self.bias_rate, "must be at least 0", "the paper has 0.001")
 
     def _groups_fit(self, group: int) -> bool:
-        most = self.num_groups
+        if self.top_groups == self.num_groups:
+            return True
         return (
-            1 <= self.top_groups <= most
+            1 <= self.top_groups < self.num_groups
             and self.k % self.top_groups == 0
             and self.k <= group * self.top_groups
         )
