@@ -4,6 +4,7 @@ A thread that looks at the stack of another costs that one nothing: the work of 
 here: a worker knows its whereabouts before it has imported it. Read `heartbeat.py` next.
 """
 
+import gc
 import sys
 import threading
 from collections import deque
@@ -39,7 +40,22 @@ NOWHERE = Place("outside of moe-train", is_waiting=False)
 
 
 def main_thread_place() -> Place:
-    """Where the main thread is. For another thread to call."""
+    """Where the main thread is. For another thread to call.
+
+    No garbage is collected meanwhile. A collection that begins while Python makes the frame object of a running thread
+    can let that thread run on (a tensor's destructor gives the lock away): what is then handed out as its frame is some
+    other object, or both threads wait for each other for ever (seen with Python 3.11).
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return _main_thread_place()
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _main_thread_place() -> Place:
     frames = sys._current_frames()
     main = threading.main_thread().ident
     frame = frames.get(main) if main is not None else None

@@ -1,12 +1,13 @@
 """Where a thread is, told by frames of functions that stand in modules of given names."""
 
+import gc
 import sys
 import threading
 from types import FrameType
 
 import pytest
 
-from moe_train.whereabouts import NOWHERE, Place, Sampler, place_of
+from moe_train.whereabouts import NOWHERE, Place, Sampler, main_thread_place, place_of
 
 
 def stack(*modules: str) -> FrameType:
@@ -48,6 +49,35 @@ def test_a_thread_that_runs_nothing_of_ours_is_nowhere() -> None:
     thread.join()
     assert seen == [NOWHERE]
     assert place_of(None) == NOWHERE
+
+
+def test_nothing_is_collected_while_frames_are_read() -> None:
+    """What a collection runs may let the main thread go on, whose frame is then another object, or hang both."""
+    collected_in: list[str] = []
+
+    def note(_phase: str, _info: object) -> None:
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            collected_in.append(frame.f_code.co_name)
+            frame = frame.f_back
+
+    def look() -> None:
+        for _ in range(100):
+            assert main_thread_place() == NOWHERE
+
+    threshold = gc.get_threshold()
+    gc.callbacks.append(note)
+    gc.set_threshold(1)
+    try:
+        thread = threading.Thread(target=look)
+        thread.start()
+        thread.join()
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(note)
+    assert "look" in collected_in, "between two looks there is much to collect"
+    assert "place_of" not in collected_in
+    assert gc.isenabled()
 
 
 def test_importing_torch_distributed_is_no_wait() -> None:
