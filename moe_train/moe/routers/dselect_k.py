@@ -6,7 +6,8 @@ and 1 - S(z) where it is 0; selectors are mixed by a softmax of further outputs.
 (-gamma/2, gamma/2), so an expert's weight becomes exactly 0, and its gradient too: leaving it out here changes
 nothing, where the code evaluates all experts. Loss `entropy` (of the selectors, summed; a mean over tokens) settles
 the digits; it is summed up digit by digit, which is the same. Built per token ("per-example"), without biases. E must
-be a power of two: the code's penalty for codes without an expert is not built. No noise, no capacity limit.
+be a power of two: the code's penalty on codes without an expert, 1 / (what a selector gives to experts), is infinite
+as soon as one token's selector has settled on such a code, and has no gradient there. No noise, no capacity limit.
 T tokens, D model width, E experts, K selectors, M digits.
 """
 
