@@ -73,11 +73,22 @@ def train(config: Mapping[str, Any]) -> None:
     }
     folder = rank_dir(Path(config["run_dir"]), config["attempt"], rank)
     exit_code = _run([config["module"], *config["arguments"]], environment, folder)
-    if not (folder.parent / END_FILE).exists():  # the end of one that was given up is no news
-        ending = {"exit_code": exit_code, "host": socket.gethostname(), "time": time.time()}
-        (folder / ENDING_FILE).write_text(json.dumps(ending) + "\n")
-    if exit_code not in (DONE, PREEMPTED):
-        raise WorkerEndedError(f"rank {rank} on {socket.gethostname()} ended with {exit_code}")
+    # The end of one that was given up is no news.
+    untold = "" if (folder.parent / END_FILE).exists() else tell_ending(folder, exit_code)
+    if untold or exit_code not in (DONE, PREEMPTED):
+        raise WorkerEndedError(f"rank {rank} on {socket.gethostname()} ended with {exit_code}{untold}")
+
+
+def tell_ending(folder: Path, exit_code: int) -> str:
+    """Write ending.json; returns why that is not possible, as the end of a sentence, and else nothing."""
+    ending = {"exit_code": exit_code, "host": socket.gethostname(), "time": time.time()}
+    temporary = folder / f".{ENDING_FILE}.tmp"
+    try:
+        temporary.write_text(json.dumps(ending) + "\n")
+        temporary.replace(folder / ENDING_FILE)  # a full disk would leave it empty
+    except OSError as error:
+        return f", and {ENDING_FILE} could not be written ({error.strerror})"
+    return ""
 
 
 def interface_of(address: str) -> str:

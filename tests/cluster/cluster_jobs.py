@@ -117,9 +117,9 @@ class Run:
         """How the launcher saw an attempt end."""
         return dict(json.loads((self.folder / f"attempts/{attempt}/outcome.json").read_text()))
 
-    def resume(self) -> None:
+    def resume(self, **extra: str) -> None:
         """Hand the run over again."""
-        self.job_id = _job_id(self.terminal("resume", str(self.folder)))
+        self.job_id = _job_id(self.terminal("resume", str(self.folder), **extra))
 
     def status(self) -> dict[str, Any]:
         return dict(json.loads(self.terminal("status", str(self.folder), "--json")))

@@ -3,8 +3,10 @@
 The head has no CPUs for workers; each worker node has one. Nothing here is simulated: `ray start` runs on every node.
 """
 
+import contextlib
 import os
 import secrets
+import signal
 import sys
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from network_nodes import Network, Node
 
 OBJECT_STORE_BYTES = 80_000_000
 GCS_PORT, DASHBOARD_PORT = 6379, 8265
+STARTS = 3
+"""Of a node: Ray gives each 30 s, which on a busy machine may not do."""
 
 
 class RayCluster:
@@ -37,6 +41,7 @@ class RayCluster:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self.token,
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_worker_register_timeout_seconds": "240",  # 60 s: too few on a busy machine
             "OMP_NUM_THREADS": "1",
         }
 
@@ -50,7 +55,11 @@ class RayCluster:
         return [self.head, *self.workers]
 
     def repair(self) -> None:
-        """Boot what has crashed, plug in what is unplugged, and start Ray wherever it does not run."""
+        """End what still runs of jobs, boot what has crashed, plug in what is unplugged, and start Ray wherever it
+        does not run."""
+        for pid in (pid for node in self.nodes if node.is_up for pid in node.processes("moe_train")):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         whole = self.head.is_up and self.head.processes("gcs_server")
         if not whole:
             for node in self.nodes:
@@ -93,5 +102,11 @@ class RayCluster:
     def _ray_start(self, node: Node, *options: str) -> None:
         ray = Path(sys.executable).parent / "ray"
         words = [str(ray), "start", f"--node-ip-address={node.address}", *options]
-        done = node.run([*words, f"--object-store-memory={OBJECT_STORE_BYTES}"], self.environment, 180)
-        assert done.returncode == 0, done.stdout + done.stderr
+        words.append(f"--object-store-memory={OBJECT_STORE_BYTES}")
+        for _ in range(STARTS):
+            done = node.run(words, self.environment, 180)
+            if done.returncode == 0:
+                return
+            node.crash()
+            node.boot()
+        raise AssertionError(done.stdout + done.stderr)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import slurm_cluster
-from cluster_jobs import ENDLESS, STEPS, TWO_NODES, assert_sweeps, slowed
+from cluster_jobs import ENDLESS, PATIENCE_S, STEPS, TWO_NODES, assert_sweeps, slowed
 from conftest import skip_or_fail
 from full_disks import SharedDisk, shared_disk
 from own_processes import wait_for
@@ -111,7 +111,7 @@ def test_a_slow_worker_is_named_once_and_its_run_goes_on(
     host, pid = run.worker(rank=1)
     began = time.monotonic()
     with slowed(pid):
-        wait_for(lambda: "is slow" in run.output, every_s=0.2, timeout_s=180)
+        wait_for(lambda: "is slow" in run.output, every_s=0.2, timeout_s=PATIENCE_S)
     told_s = time.monotonic() - began
     assert f"rank 1 on {host} is slow" in run.output
     assert f"rank 1 on {host} is slow" in run.status()["said"]

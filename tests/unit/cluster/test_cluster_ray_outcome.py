@@ -1,6 +1,7 @@
 """How an attempt on Ray is judged by what its workers left, and by what is known of those that left nothing."""
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from moe_cluster.ray_nodes import RayNode, room
 from moe_cluster.ray_outcome import outcome_of_ray
 from moe_cluster.ray_share import Share
 from moe_cluster.ray_trainer import chosen_nodes
+from moe_cluster.ray_workers import tell_ending
 
 
 class RayError(Exception):
@@ -104,3 +106,16 @@ def test_a_node_has_room_for_what_fits_and_is_allowed(share: Share, each: list[i
 def test_the_node_with_the_most_room_is_filled_first() -> None:
     nodes = [node("a", 1), node("b", 4)]
     assert [one.id for one in chosen_nodes(nodes, 5, Share({"CPU": 1}))] == ["b", "b", "b", "b", "a"]
+
+
+def test_an_ending_that_finds_no_room_is_not_half_there(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        untold = tell_ending(tmp_path, FAILED)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert untold == f", and {ENDING_FILE} could not be written (File too large)"
+    assert not (tmp_path / ENDING_FILE).exists()
+    assert tell_ending(tmp_path, FAILED) == ""
+    assert json.loads((tmp_path / ENDING_FILE).read_text())["exit_code"] == FAILED
