@@ -1,6 +1,7 @@
 """Runs of a tiny recipe on the Ray of ray_cluster.py: what cluster_jobs.py has, and how Ray's runs end."""
 
 import time
+from pathlib import Path
 
 import pytest
 from cluster_jobs import PATIENCE_S, Run, Terminal
@@ -18,9 +19,9 @@ class RayTerminal(Terminal):
         """Options that name the cluster."""
         return ("--cluster", "ray", "--address", self.cluster.address)
 
-    def submit(self, name: str, *words: str, **extra: str) -> "RayRun":
+    def submit(self, name: str, *words: str, runs: Path | None = None, **extra: str) -> "RayRun":
         """Hand the recipe to Ray under a name of its own."""
-        return RayRun(self, *self._submit(name, *words, **extra))
+        return RayRun(self, *self._submit(name, *words, runs=runs, **extra))
 
 
 class RayRun(Run):

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 import safetensors
-from cluster_jobs import STEPS, TWO_NODES
+from cluster_jobs import ENDLESS, PATIENCE_S, STEPS, TWO_NODES, assert_sweeps, slowed
+from full_disks import SharedDisk, shared_disk
 from network_nodes import Network, Node, require_namespaces
 from own_processes import wait_for
 from ray_cluster import RayCluster
@@ -24,7 +25,7 @@ from moe_cluster.linux import is_alive
 
 pytestmark = pytest.mark.cluster
 
-ENDLESS = ("steps=100000", "optim.lr=1e-4")
+ROUNDED = ("steps=100000", "optim.lr=1e-4")
 """As long as a scenario takes on any machine, at a rate at which rounding stays rounding."""
 INTRODUCTION = """\
 # On Ray: what was promised and what was seen
@@ -39,8 +40,14 @@ WAITING = "waiting for room: 2 workers are needed, and there is room for 1"
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedDisk]:
     require_namespaces()
+    with shared_disk(tmp_path_factory.mktemp("disk"), mebibytes=16) as disk:
+        yield disk
+
+
+@pytest.fixture(scope="module")
+def cluster(disk: SharedDisk, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
     with Network("mtray", "10.78.0") as network:
         cluster = RayCluster(network, tmp_path_factory.mktemp("ray"))
         cluster.start()
@@ -120,6 +127,51 @@ def test_a_worker_that_hangs_is_named_killed_and_the_run_goes_on(
     )
 
 
+def test_a_slow_worker_is_named_once_and_the_run_goes_on(
+    terminal: RayTerminal, undisturbed: RayRun, table: Scenarios
+) -> None:
+    run = terminal.submit("slow-worker", *TWO_NODES, *ENDLESS, "job.hang_s=10")
+    run.wait_for_step(20)
+    host, pid = run.worker(rank=1)
+    began = time.monotonic()
+    with slowed(pid):
+        wait_for(lambda: "is slow" in run.output, every_s=2.0, timeout_s=PATIENCE_S)
+    told_s = time.monotonic() - began
+    assert f"rank 1 on {host} is slow" in run.status()["said"]
+    run.cancel_after(more_steps=2)
+    assert f"rank 1 on {host} is slow" in run.output
+    assert run.output.count("is slow") == 1
+    assert run.attempts == 1
+    run.assert_goes_on_as(undisturbed)
+    table.add(
+        "a worker is slow, `job.hang_s=10`",
+        "named once; nothing else",
+        f"named after {told_s:.0f} s, in the job's output and in `status`; ends nothing",
+    )
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(
+    terminal: RayTerminal, undisturbed: RayRun, table: Scenarios
+) -> None:
+    run = terminal.submit("damaged", *TWO_NODES)
+    run.wait_for_step(42)
+    newest = run.damage_newest_checkpoint()
+    _, recovery_s = run.recovery(attempt=1)
+    run.wait_until("finished")
+    assert run.attempts == 2
+    assert run.numbers() == undisturbed.numbers()
+    assert (
+        f"{newest.name} is bad and is passed over" in (run.folder / "attempts/2/rank-0/log.txt").read_text()
+    )
+    assert f"attempt 2, from step {int(newest.name.removeprefix('step_')) - 10}" in run.output
+    table.add(
+        "the newest checkpoint is damaged",
+        "the one before it is taken, and that is said",
+        "the damaged file named, the one before taken",
+        recovery_s,
+    )
+
+
 def _kill_raylet(node: Node) -> None:
     for pid in node.processes("raylet/raylet"):
         os.kill(pid, signal.SIGKILL)
@@ -160,7 +212,7 @@ def test_a_lost_node_is_named_the_run_shrinks_and_grows_again_when_it_is_back(
     what: str,
     table: Scenarios,
 ) -> None:
-    run = terminal.submit(f"lost-{fault.__name__.strip('_')}", "--nodes", "1:2", *ENDLESS)
+    run = terminal.submit(f"lost-{fault.__name__.strip('_')}", "--nodes", "1:2", *ROUNDED)
     run.wait_for_step(40)
     host, _ = run.worker(rank=1)
     lost = next(node for node in cluster.workers if node.name == host)
@@ -174,7 +226,7 @@ def test_a_lost_node_is_named_the_run_shrinks_and_grows_again_when_it_is_back(
     assert [run.outcome(attempt)["exit_code"] for attempt in (1, 2, 3)] == [1, 75, 75]
     assert [run.workers_of(attempt) for attempt in (1, 2, 3)] == [2, 1, 2]
     assert run.attempts == 3
-    run.assert_like_one_worker(*ENDLESS)
+    run.assert_like_one_worker(*ROUNDED)
     table.add(
         f"{what}, `--nodes 1:2`",
         "the node is named; the run goes on with one worker, and with two when the node is back",
@@ -184,10 +236,123 @@ def test_a_lost_node_is_named_the_run_shrinks_and_grows_again_when_it_is_back(
     )
 
 
+def test_a_short_cut_of_the_network_is_waited_out(
+    cluster: RayCluster, terminal: RayTerminal, undisturbed: RayRun, table: Scenarios
+) -> None:
+    run = terminal.submit("cut-and-healed", *TWO_NODES)
+    run.wait_for_step(20)
+    host, _ = run.worker(rank=1)
+    node = next(node for node in cluster.workers if node.name == host)
+    node.partition()
+    time.sleep(2)
+    node.heal()
+    run.wait_until("finished")
+    assert run.attempts == 1
+    assert run.numbers() == undisturbed.numbers()
+    table.add("a node is off the network for 2 s", "the run waits", "one attempt")
+
+
+def test_a_cut_that_is_healed_after_the_attempt_ended_brings_the_run_back(
+    cluster: RayCluster, terminal: RayTerminal, undisturbed: RayRun, table: Scenarios
+) -> None:
+    run = terminal.submit("cut-for-a-while", *TWO_NODES)
+    run.wait_for_step(20)
+    host, _ = run.worker(rank=1)
+    node = next(node for node in cluster.workers if node.name == host)
+    node.partition()
+    wait_for((run.folder / "attempts/1/outcome.json").exists, every_s=0.1)
+    node.heal()
+    recovery_s = run.wait_for_attempt(2)
+    run.wait_until("finished")
+    assert f"its node {host} " in str(run.outcome(1)["cause"])
+    assert run.attempts == 2
+    assert run.workers_of(2) == 2
+    assert run.numbers() == undisturbed.numbers()
+    table.add(
+        "a node is off the network until its attempt has ended, all nodes are needed (`--nodes 2`)",
+        "the node is named; the run goes on when it is back",
+        "so, on the Ray that had run there before; timed from the healing",
+        recovery_s,
+    )
+
+
+def test_a_full_disk_of_a_node_is_named_with_the_node(
+    cluster: RayCluster, terminal: RayTerminal, undisturbed: RayRun, table: Scenarios, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    (tmp_path / "moe-train").mkdir()
+    (tmp_path / "moe-train/cluster.yaml").write_text(f"ray: {{environment: {{MOE_TRAIN_CACHE: {cache}}}}}\n")
+    full, site = cluster.workers[1], {"XDG_CONFIG_HOME": str(tmp_path)}
+    with _full_disk(full, cache):
+        run = terminal.submit("full-disk", *TWO_NODES, "--max-restarts", "0", **site)
+        run.wait_until("failed")
+    assert run.outcome(1)["host"] == full.name
+    assert "No space left on device" in str(run.outcome(1)["cause"])
+    assert str(cache) in str(run.outcome(1)["cause"])
+    run.resume(**site)
+    run.wait_until("finished")
+    assert run.numbers() == undisturbed.numbers()
+    table.add(
+        "the disk of one node is full",
+        "a clear end that names the node",
+        "the node, the file and `No space left on device`; done by `resume` once there was space",
+    )
+
+
+def test_a_full_disk_under_the_run_ends_it_and_loses_nothing(
+    disk: SharedDisk, terminal: RayTerminal, undisturbed: RayRun, table: Scenarios
+) -> None:
+    run = terminal.submit("no-room", *TWO_NODES, runs=disk.folder)
+    run.wait_for_step(22)
+    disk.fill()
+    wait_for(lambda: run.state not in ("queued", "running"), every_s=2.0, timeout_s=240)
+    status = run.status()
+    assert status["state"] == "failed"
+    assert f"the disk of {run.folder} is full" in status["said"]
+    assert "No space left on device" in run.output
+    assert status["saved_step"] >= 20
+    refusal = terminal("resume", str(run.folder), code=1)
+    assert "No space left on device" in refusal
+    disk.free()
+    run.resume()
+    run.wait_until("finished")
+    assert f"attempt {run.attempts}, from step {status['saved_step']}" in run.output
+    assert run.numbers() == undisturbed.numbers()
+    table.add(
+        "the disk of the run's folder is full",
+        "a clear end; what was complete stays",
+        "so; `resume` refuses until there is room, and then goes on from the last checkpoint",
+    )
+
+
+def test_a_sweep_runs_to_its_end_and_prints_its_table(
+    terminal: RayTerminal, undisturbed: RayRun, table: Scenarios
+) -> None:
+    assert_sweeps(terminal, undisturbed)
+    table.add(
+        "`sweep` of two seeds, `--wait`",
+        "both end, one after the other where there is room for one; a table has their results",
+        "so; one of the two runs is the undisturbed one's twin",
+    )
+
+
+@contextlib.contextmanager
+def _full_disk(node: Node, folder: Path) -> Iterator[None]:
+    """A folder that on one node is a disk without room."""
+    for words in (
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)],
+        ["sh", "-c", f"cat /dev/zero >{folder}/filler || true"],
+    ):
+        assert node.run(words, os.environ).returncode == 0
+    yield
+    assert node.run(["umount", "--lazy", str(folder)], os.environ).returncode == 0
+
+
 def test_a_lost_head_loses_the_job_and_a_resume_goes_on_from_the_last_checkpoint(
     cluster: RayCluster, terminal: RayTerminal, table: Scenarios
 ) -> None:
-    run = terminal.submit("head-lost", "--nodes", "2", *ENDLESS)
+    run = terminal.submit("head-lost", "--nodes", "2", *ROUNDED)
     run.wait_for_step(40)
     cluster.head.crash()
     began = time.monotonic()
@@ -198,7 +363,7 @@ def test_a_lost_head_loses_the_job_and_a_resume_goes_on_from_the_last_checkpoint
     run.wait_for_attempt(2)
     run.cancel_after(more_steps=20)
     assert run.attempts == 2
-    run.assert_like_one_worker(*ENDLESS)
+    run.assert_like_one_worker(*ROUNDED)
     table.add(
         "the head crashes",
         "the job is lost with it; on a new head `resume` goes on from the last checkpoint",
@@ -222,11 +387,18 @@ def test_a_cancelled_job_saves_and_a_resume_goes_on_where_it_was(
     table.add("`moe-train cancel`", "saves, and ends; `resume` goes on", "no step made twice")
 
 
-def test_a_job_cancelled_while_its_workers_start_ends_without_a_failure(terminal: RayTerminal) -> None:
+def test_a_job_cancelled_while_its_workers_start_ends_without_a_failure(
+    terminal: RayTerminal, table: Scenarios
+) -> None:
     run = terminal.submit("cancelled-early", *TWO_NODES)
     run.wait_for_attempt_folder(1)
     terminal("cancel", str(run.folder))
     run.wait_until("stopped")
+    assert run.attempts == 1
+    assert (run.outcome(1)["exit_code"], run.outcome(1)["cause"]) == (75, None)
+    assert f"stopped and saved; go on with: moe-train resume {run.folder}" in run.output
+    assert run.step < STEPS
+    table.add("`moe-train cancel` while workers start", "stopped, which is no failure", "so")
 
 
 def test_a_worker_that_cannot_start_is_named_and_tried_as_often_as_allowed(
