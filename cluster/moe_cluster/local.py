@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 from moe_cluster.contract import LAUNCHER_LOG, attempt_dir
 from moe_cluster.elastic import elastic_command, run_elastic
@@ -18,7 +19,9 @@ class LocalLauncher:
     def __init__(self, environment: Mapping[str, str]) -> None:
         self.environment = environment
 
-    def choose_workers(self, allowed: Sequence[int], stop: StopRequest, say: Callable[[str], None]) -> int:
+    def choose_workers(
+        self, run_dir: Path, allowed: Sequence[int], stop: StopRequest, say: Callable[[str], None]
+    ) -> int | None:
         """The largest: this host has room for as many as its user wants."""
         return allowed[-1]
 
