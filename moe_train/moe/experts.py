@@ -17,10 +17,20 @@ from torch.autograd.function import once_differentiable
 
 from moe_train.config.schema import GATED
 
-GATES: dict[str, Callable[..., Tensor]] = {
-    "swiglu": torch.nn.functional.silu,
-    "geglu": torch.nn.functional.gelu,
-}
+
+def _gelu(x: Float[Tensor, "... F"]) -> Float[Tensor, "... F"]:
+    """GELU without oneDNN, which makes and keeps a program for every number of rows that it meets: experts meet new
+    ones in every step, for ever. It takes contiguous tensors only."""
+    return torch.nn.functional.gelu(x.mT).mT
+
+
+def _gelu_gradient_(grad: Float[Tensor, "R F"], x: Float[Tensor, "R F"]) -> Float[Tensor, "R F"]:
+    """The gradient of `_gelu`, in the place of `grad`, and like it without oneDNN."""
+    torch.ops.aten.gelu_backward.grad_input(grad.mT, x.mT, grad_input=grad.mT)
+    return grad
+
+
+GATES: dict[str, Callable[..., Tensor]] = {"swiglu": torch.nn.functional.silu, "geglu": _gelu}
 
 
 class GradientBuffers:
@@ -170,7 +180,7 @@ def _activated(activation: str, hidden: Tensor, gate: Tensor | None) -> Tensor:
     if activation == "relu":
         return hidden
     if activation == "gelu":
-        return torch.nn.functional.gelu(hidden)
+        return _gelu(hidden)
     assert gate is not None
     return GATES[activation](gate).mul_(hidden)
 
@@ -182,9 +192,9 @@ def _activation_gradient(
     if activation == "relu":
         return torch.ops.aten.threshold_backward.grad_input(grad, hidden, 0, grad_input=grad), None
     if activation == "gelu":
-        return torch.ops.aten.gelu_backward.grad_input(grad, hidden, grad_input=grad), None
+        return _gelu_gradient_(grad, hidden), None
     assert gate is not None
-    backward = torch.ops.aten.silu_backward if activation == "swiglu" else torch.ops.aten.gelu_backward
+    backward = torch.ops.aten.silu_backward if activation == "swiglu" else _gelu_gradient_
     return grad * GATES[activation](gate), backward(grad * hidden, gate)
 
 

@@ -19,7 +19,9 @@ def test_one_expert_is_the_plain_feedforward_block(activation):
         hidden = torch.nn.functional.silu(x @ layer.experts.w_gate[0]) * hidden
     else:
         hidden = getattr(torch.nn.functional, activation)(hidden)
-    assert torch.equal(y, hidden @ layer.experts.w_out[0])
+    # There are two kernels for gelu, and the experts' is not the one that torch takes by itself.
+    tolerance = 1e-6 if activation == "gelu" else 0.0
+    torch.testing.assert_close(y, hidden @ layer.experts.w_out[0], rtol=tolerance, atol=tolerance)
 
 
 def test_the_order_of_experts_does_not_matter():
