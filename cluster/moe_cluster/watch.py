@@ -77,12 +77,18 @@ class Watch:
         pause_s = max(shortest_s / LOOKS_A_PATIENCE, SHORTEST_PAUSE_S)
         self._next_look = now + min(pause_s, LONGEST_PAUSE_S)
         for finding in findings:
-            record(self.folder, finding)
-            if isinstance(finding, Hang):
-                request_end(self.run_dir, self.number, str(finding))
-                self._next_look = math.inf
+            is_hang = isinstance(finding, Hang)
+            try:
+                record(self.folder, finding)
+                if is_hang:
+                    request_end(self.run_dir, self.number, str(finding))
+            except OSError as error:  # the disk may be full: workers that cannot be asked are killed
+                say(f"{finding} (this could not be written to {self.folder}: {error.strerror})")
             else:
-                say(str(finding))
+                if not is_hang:
+                    say(str(finding))
+            if is_hang:
+                self._next_look = math.inf
         return self._next_look == math.inf
 
     def look(self, beats: Mapping[int, Heartbeat], now: float) -> list[Finding]:

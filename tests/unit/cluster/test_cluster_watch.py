@@ -210,6 +210,18 @@ def test_a_hang_is_recorded_and_becomes_the_first_cause(tmp_path: Path) -> None:
     assert find_first_cause(folder, []).log == folder / "rank-0/stacks.txt"
 
 
+def test_a_hang_that_cannot_be_recorded_is_said_and_ends_the_attempt_all_the_same(tmp_path: Path) -> None:
+    leave(tmp_path, 0, replace(TRAINS, patience_s=0.4))
+    (attempt_dir(tmp_path, 1) / "findings.jsonl").mkdir()  # what writes there fails, as on a full disk
+    said: list[str] = []
+    watch = Watch(tmp_path, 1, 1)
+    while not watch.tell(said.append):
+        time.sleep(0.05)
+    assert len(said) == 1
+    assert said[0].startswith("the run hangs after step 7: no step for ")
+    assert "could not be written" in said[0]
+
+
 def test_a_straggler_is_said_and_recorded(tmp_path: Path) -> None:
     said: list[str] = []
     watch = Watch(tmp_path, 1, 2)
