@@ -33,8 +33,8 @@ INTRODUCTION = """\
 Written by `make cluster` (tests/cluster/test_ray_jobs.py): a real Ray 2.60 of a head and two workers on one machine of
 two busy cores, a run of two workers on two nodes, faults done to real processes. "Back at work" is from the fault to
 the first step after it, of which a start of Ray Train, Python and torch takes most. Runs that always had two workers
-ended with bitwise the numbers of an undisturbed one; those that shrank and grew, and the one that lost its head, with
-the losses of a run of one worker at every step, within 1e-4.
+ended with bitwise the numbers of an undisturbed one; those that shrank and grew, the one that waited and the one that
+lost its head, with the losses of a run of one worker at every step, within 1e-4.
 """
 WAITING = "waiting for room: 2 workers are needed, and there is room for 1"
 
