@@ -13,9 +13,8 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
 from moe_cluster.errors import ClusterError
-from moe_cluster.ray_rest import no_answer, refused_token
+from moe_cluster.ray_rest import ANSWER_S, CONNECT_S, no_answer, refused_token
 
-CONNECT_S, ANSWER_S = 5.0, 30.0
 AGAIN_S = 1.0
 """Before a log is asked for again whose connection broke."""
 

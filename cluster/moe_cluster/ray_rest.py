@@ -7,15 +7,16 @@ it. What cannot be had of a cluster is said here, for that client (ray_client.py
 import json
 import os
 from collections.abc import Mapping
+from contextlib import closing
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError, URLError
-from urllib.parse import quote
-from urllib.request import Request, urlopen
+from urllib.parse import quote, urlsplit
 
 from moe_cluster.errors import ClusterError
 
-ANSWER_S = 15.0
+CONNECT_S, ANSWER_S = 5.0, 30.0
 TOKEN_FILE = Path("~/.ray/auth_token")
 """Where Ray looks for a token last."""
 
@@ -24,21 +25,29 @@ def job_details(
     address: str, job_id: str, environment: Mapping[str, str] = os.environ
 ) -> dict[str, Any] | None:
     """The fields of Ray's JobDetails; None if the cluster at `address` knows no such job. Raises ClusterError."""
-    url = f"{address.rstrip('/')}/api/jobs/{quote(job_id, safe='')}"
     try:
-        with urlopen(Request(url, headers=authorization(environment)), timeout=ANSWER_S) as answer:
-            return dict(json.load(answer))
-    except HTTPError as error:
-        said = error.read().decode(errors="replace").strip()
-        if error.code == 404:
-            return None
-        if error.code in (401, 403):
-            raise refused_token(address, said) from None
-        raise ClusterError(
-            f"--address {address}: the Ray cluster would not tell of job {job_id}: {said}"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise no_answer(address, error.reason if isinstance(error, URLError) else error) from None
+        code, said = _get(address, f"/api/jobs/{quote(job_id, safe='')}", authorization(environment))
+        if code == HTTPStatus.OK:
+            return dict(json.loads(said))
+    except (OSError, HTTPException, ValueError, TypeError) as error:
+        raise no_answer(address, error) from None
+    if code == HTTPStatus.NOT_FOUND:
+        return None
+    if code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        raise refused_token(address, said)
+    raise ClusterError(f"--address {address}: the Ray cluster would not tell of job {job_id}: {said}")
+
+
+def _get(address: str, path: str, headers: Mapping[str, str]) -> tuple[int, str]:
+    """Status and text of an answer. A host that is gone is given up sooner than one that is slow."""
+    where = urlsplit(address)
+    kind = HTTPSConnection if where.scheme == "https" else HTTPConnection
+    with closing(kind(where.netloc, timeout=CONNECT_S)) as connection:
+        connection.connect()
+        connection.sock.settimeout(ANSWER_S)
+        connection.request("GET", path, headers=dict(headers))
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode(errors="replace").strip()
 
 
 def authorization(environment: Mapping[str, str]) -> dict[str, str]:
