@@ -147,14 +147,16 @@ def _attempts(
     restarts, resume = Restarts(asked.max_restarts), asked.resume
     with stop_on_signals(_say) as stop:
         while True:
-            workers = chosen.choose_workers(folder.path, allowed, stop, _say)
-            if workers is None:
-                return PREEMPTED
+            # Asked before and after a wait for nodes: those are not this launcher's any more.
+            is_mine = not folder.is_taken_over()
+            workers = chosen.choose_workers(folder.path, allowed, stop, _say) if is_mine else None
             if folder.is_taken_over():  # not PREEMPTED: nothing may queue the job again, which runs elsewhere
                 _say(
                     "the cluster has started this job again, and that one goes on with the run; this one ends"
                 )
                 return FAILED
+            if workers is None:
+                return PREEMPTED
             attempt = _next_attempt(asked, recipe, workers, folder, environment, resume)
             outcome = _told(attempt, chosen.run(attempt, stop, _say), environment)
             # What was asked for holds until an attempt began as asked; from then on its own checkpoints count.

@@ -26,7 +26,7 @@ from moe_cluster.errors import ClusterError, JobError
 from moe_cluster.first_cause import FirstCause, read_endings
 from moe_cluster.job import Attempt
 from moe_cluster.launcher import Outcome, outcome_of
-from moe_cluster.linux import die_with_parent
+from moe_cluster.linux import children, die_with_parent
 from moe_cluster.node import END_AT_ONCE, Share
 from moe_cluster.sbatch import WORKERS_VARIABLE
 from moe_cluster.slurm_client import host_names
@@ -177,6 +177,7 @@ def _wait(
         if time.monotonic() >= next_look:
             next_look = time.monotonic() + LOOK_EVERY_S
             if newer.exists():
+                _forsake(srun)
                 return FAILED
         if deadline == math.inf and must_end():
             srun.send_signal(END_AT_ONCE)
@@ -184,6 +185,14 @@ def _wait(
         with contextlib.suppress(subprocess.TimeoutExpired):
             return srun.wait(POLL_S)
     return FAILED  # a node is silent: Slurm will give it up
+
+
+def _forsake(srun: "subprocess.Popen[bytes]") -> None:
+    """Kill what srun has left behind to cancel its step, should it die: once the network is back, that would cancel the
+    step which has the same id by then, the newer attempt's."""
+    for guard in children(srun.pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(guard, signal.SIGKILL)
 
 
 def _end(srun: "subprocess.Popen[bytes]") -> None:
