@@ -150,8 +150,8 @@ class Watch:
     def _straggler(self, beats: Mapping[int, Heartbeat], now: float, for_s: float) -> list[Finding]:
         """A rank that was the slowest in most of the looks of the last `for_s` seconds; told once."""
         self._slowest.append((now, _slowest(beats)))
-        while self._slowest[0][0] < now - for_s:
-            self._slowest.popleft()
+        while len(self._slowest) > 1 and self._slowest[1][0] <= now - for_s:
+            self._slowest.popleft()  # but for the one look before those seconds: looks may be far between
         (rank, times), *_ = Counter(rank for _, rank in self._slowest).most_common()
         is_long_enough = now - self._slowest[0][0] > MOSTLY * for_s
         if rank is None or rank in self._told or not is_long_enough or times < MOSTLY * len(self._slowest):

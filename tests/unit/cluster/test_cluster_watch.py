@@ -143,16 +143,25 @@ def test_nothing_is_said_before_the_patience_is_known_or_once_a_rank_has_ended_o
     assert watched(Watch(tmp_path, 1, 2), 100, waits(TRAINS), TRAINS) == []
 
 
-def stepping(seconds: int, *waiting: float, watch: Watch, start: int = 0) -> list[Hang | Straggler]:
-    """Findings of a run that makes a step a second, in which ranks wait for these shares of their time."""
+def stepping(
+    seconds: int, *waiting: float, watch: Watch, start: int = 0, every_s: float = 1.0
+) -> list[Hang | Straggler]:
+    """Findings of a run that makes a step every second, in which ranks wait for these shares of their time."""
     found: list[Hang | Straggler] = []
-    for now in range(start, start + seconds):
+    for now in (start + every_s * number for number in range(int(seconds / every_s))):
         beats = {
-            rank: replace(TRAINS, time=float(now), step=now, step_time=float(now), waiting=share)
+            rank: replace(TRAINS, time=now, step=int(now), step_time=now, waiting=share)
             for rank, share in enumerate(waiting)
         }
-        found += watch.look(beats, float(now))
+        found += watch.look(beats, now)
     return found
+
+
+@pytest.mark.parametrize("every_s", [0.5, 1.0, 2.49, 2.51, 2.6, 3.4, 5.1])
+def test_a_straggler_is_found_however_far_between_looks_are(tmp_path: Path, every_s: float) -> None:
+    (straggler,) = stepping(60, 0.7, 0.1, 0.9, watch=Watch(tmp_path, 1, 3), every_s=every_s)
+    assert isinstance(straggler, Straggler)
+    assert straggler.rank == 1
 
 
 def test_a_rank_for_which_all_others_wait_is_told_once(tmp_path: Path) -> None:
