@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from moe_cluster.atomic import replace_text
 from moe_cluster.contract import (
     COLLECTIVES_FILE,
     ENDED,
@@ -28,7 +29,6 @@ from moe_cluster.contract import (
     requested_end,
     requested_stop,
 )
-from moe_train.atomic import replace_text
 from moe_train.progress import Progress
 from moe_train.whereabouts import Sampler
 

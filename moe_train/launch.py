@@ -13,6 +13,7 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from moe_cluster.atomic import replace_text
 from moe_cluster.contract import (
     ATTEMPT_VARIABLE,
     DONE,
@@ -29,7 +30,6 @@ from moe_cluster.job import Attempt
 from moe_cluster.launcher import Outcome, launcher
 from moe_cluster.restarts import MOST_STOPS, Restarts, stops_in_vain
 from moe_cluster.stop import StopRequest, stop_on_signals
-from moe_train.atomic import replace_text
 from moe_train.checkpoint.folder import CheckpointFolder
 from moe_train.checkpoint.lineage import has_started, newest_attempt
 from moe_train.config.check import problems, require_sound

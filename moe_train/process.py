@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import IO, Any
 
+from moe_cluster.atomic import replace_text
 from moe_cluster.contract import (
     ATTEMPT_VARIABLE,
     DONE,
@@ -30,7 +31,6 @@ from moe_cluster.contract import (
     rank_dir,
 )
 from moe_cluster.linux import die_with_parent, stop_signals
-from moe_train.atomic import replace_text
 from moe_train.errors import MoETrainError, RunError, TrainingError
 from moe_train.heartbeat import Heartbeat
 from moe_train.progress import Progress

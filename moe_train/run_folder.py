@@ -15,8 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from moe_cluster.atomic import replace_text
 from moe_cluster.contract import attempt_dir
-from moe_train.atomic import replace_text
 from moe_train.config.load import load_recipe, to_dict, to_yaml
 from moe_train.config.schema import Recipe
 from moe_train.errors import MoETrainError, RunError, UsageError

@@ -5,12 +5,12 @@ LEFT_OUT_S a node is tried again: somebody may have mended it.
 """
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from moe_cluster.contract import BAD_NODES_FILE
+from moe_cluster.atomic import replace_text
+from moe_cluster.contract import BAD_NODES_FILE, in_attempts
 
 LEFT_OUT_S = 3600.0
 
@@ -30,16 +30,15 @@ class BadNodes(dict[str, str]):
 
 def record(attempt: Path, nodes: Mapping[str, str]) -> None:
     """Write down, in the folder of an attempt, what is wrong with which host. Raises OSError."""
-    temporary = attempt / f".{BAD_NODES_FILE}.{os.getpid()}.tmp"
-    temporary.write_text(json.dumps({"time": time.time(), "nodes": dict(nodes)}) + "\n")
-    temporary.replace(attempt / BAD_NODES_FILE)
+    content = {"time": time.time(), "nodes": dict(nodes)}
+    replace_text(attempt / BAD_NODES_FILE, json.dumps(content) + "\n")
 
 
 def left_out(run_dir: Path, now: float | None = None) -> BadNodes:
     """What the attempts of this run have found in the last LEFT_OUT_S. `now`: seconds since 1970."""
     now = time.time() if now is None else now
     found = BadNodes()
-    for path in sorted(run_dir.glob(f"attempts/*/{BAD_NODES_FILE}"), key=lambda path: int(path.parent.name)):
+    for path in in_attempts(run_dir, BAD_NODES_FILE):
         content = json.loads(path.read_text())
         if now - content["time"] < LEFT_OUT_S:
             found |= {_plain(host): why for host, why in content["nodes"].items()}

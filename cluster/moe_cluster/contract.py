@@ -37,8 +37,9 @@ Signals     SIGTERM, SIGINT and, for a time limit, SIGUSR1 ask a worker to stop:
 """
 
 import json
-import os
 from pathlib import Path
+
+from moe_cluster.atomic import replace_text
 
 DONE = 0
 """The run reached its last step."""
@@ -91,6 +92,11 @@ def rank_dir(run_dir: Path, attempt: int, rank: int) -> Path:
     return attempt_dir(run_dir, attempt) / f"rank-{rank}"
 
 
+def in_attempts(run_dir: Path, name: str) -> list[Path]:
+    """The files of that name in the folders of the run's attempts, in the attempts' order."""
+    return sorted(run_dir.glob(f"attempts/*/{name}"), key=lambda path: int(path.parent.name))
+
+
 def trainer_arguments(recipe: Path, run_dir: Path, resume: str) -> list[str]:
     """Arguments of the trainer module, after `python -m moe_train.worker`."""
     return [str(recipe), "--run-dir", str(run_dir), "--resume", resume]
@@ -117,9 +123,7 @@ def requested_end(run_dir: Path, attempt: int) -> str | None:
 
 
 def _write_reason(path: Path, reason: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps({"reason": reason}) + "\n")
-    temporary.replace(path)
+    replace_text(path, json.dumps({"reason": reason}) + "\n")
 
 
 def _read_reason(path: Path) -> str | None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from moe_cluster.atomic import has_no_room
 from moe_cluster.contract import (
     DONE,
     ERROR_FILE,
@@ -26,7 +27,6 @@ from moe_cluster.contract import (
     USAGE,
 )
 from moe_cluster.findings import Hang, recorded_hang
-from moe_cluster.linux import has_no_room
 
 # What gloo, NCCL, torch's store and moe_kernels say when the process at the other end is gone or does not answer.
 CONSEQUENCE = re.compile(

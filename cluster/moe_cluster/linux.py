@@ -2,14 +2,13 @@
 
 torch elastic gives every worker a session of its own, so no process group holds them all. A launcher that
 adopts orphans finds every process it caused, however deep, among its own children once the ones between are
-dead. Here, too: whether a disk has room for what a dying process has to say.
+dead.
 """
 
 import contextlib
 import ctypes
 import fcntl
 import os
-import shutil
 import signal
 import socket
 import struct
@@ -20,7 +19,6 @@ PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 SIOCGIFADDR = 0x8915
 POLL_S = 0.05
-NO_ROOM_BYTES = 64 * 1024
 
 
 def _prctl(option: int, value: int) -> None:
@@ -87,11 +85,6 @@ def address_of(interface: str) -> str | None:
         except OSError:
             return None
     return socket.inet_ntoa(answer[20:24])
-
-
-def has_no_room(folder: Path) -> bool:
-    """Whether the disk under `folder` hardly takes a small file any more."""
-    return shutil.disk_usage(folder).free < NO_ROOM_BYTES
 
 
 def children(parent: int) -> set[int]:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from moe_cluster.atomic import replace_text
 from moe_cluster.linux import start_time
 
 POLL_S = 0.2
@@ -51,9 +52,7 @@ def main(argv: Sequence[str]) -> int:
 def update(path: Path, **entries: object) -> None:
     """Put entries into a job's file, whole or not at all."""
     content = json.loads(path.read_text()) | entries
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    temporary.replace(path)
+    replace_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def _started(path: Path) -> "subprocess.Popen[bytes]":

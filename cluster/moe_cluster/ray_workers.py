@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from moe_cluster.atomic import replace_text
 from moe_cluster.contract import (
     ATTEMPT_VARIABLE,
     DONE,
@@ -82,10 +83,8 @@ def train(config: Mapping[str, Any]) -> None:
 def tell_ending(folder: Path, exit_code: int) -> str:
     """Write ending.json; returns why that is not possible, as the end of a sentence, and else nothing."""
     ending = {"exit_code": exit_code, "host": socket.gethostname(), "time": time.time()}
-    temporary = folder / f".{ENDING_FILE}.tmp"
     try:
-        temporary.write_text(json.dumps(ending) + "\n")
-        temporary.replace(folder / ENDING_FILE)  # a full disk would leave it empty
+        replace_text(folder / ENDING_FILE, json.dumps(ending) + "\n")  # a full disk would leave it empty
     except OSError as error:
         return f", and {ENDING_FILE} could not be written ({error.strerror})"
     return ""

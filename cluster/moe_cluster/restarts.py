@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moe_cluster.contract import OUTCOME_FILE, PREEMPTED
+from moe_cluster.contract import OUTCOME_FILE, PREEMPTED, in_attempts
 
 MOST_STOPS = 4
 """Attempts in a row that are stopped before they save anything new."""
@@ -51,5 +51,4 @@ def stops_in_vain(run_dir: Path) -> int:
 
 def _outcomes(run_dir: Path) -> list[dict[str, Any]]:
     """Of the attempts whose end a launcher saw, in their order."""
-    paths = run_dir.glob(f"attempts/*/{OUTCOME_FILE}")
-    return [json.loads(path.read_text()) for path in sorted(paths, key=lambda path: int(path.parent.name))]
+    return [json.loads(path.read_text()) for path in in_attempts(run_dir, OUTCOME_FILE)]

@@ -18,7 +18,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from moe_train.atomic import make_durable
+from moe_cluster.atomic import make_durable
 from moe_train.errors import CheckpointError
 
 COMMITTED = re.compile(r"step_(\d{8,})")

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from moe_train.atomic import make_durable
+from moe_cluster.atomic import make_durable
 from moe_train.checkpoint import lineage
 from moe_train.checkpoint.checksum import expert_checksums
 from moe_train.checkpoint.coverage import coverage_finding

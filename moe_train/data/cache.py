@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from moe_train.atomic import make_durable
+from moe_cluster.atomic import make_durable
 from moe_train.errors import DataError
 
 Facts = Mapping[str, Any]

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from moe_cluster import records
+from moe_cluster.atomic import has_no_room
 from moe_cluster.bad_nodes import left_out
 from moe_cluster.contract import OUTCOME_FILE, attempt_dir
 from moe_cluster.errors import ClusterError
 from moe_cluster.executor import JobStatus, executor
 from moe_cluster.findings import recorded
-from moe_cluster.linux import has_no_room
 from moe_cluster.records import JobRecord
 from moe_train.checkpoint.folder import CheckpointFolder
 from moe_train.checkpoint.lineage import newest_attempt

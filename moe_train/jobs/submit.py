@@ -14,12 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from moe_cluster import records
+from moe_cluster.atomic import replace_text
 from moe_cluster.contract import DONE
 from moe_cluster.errors import ClusterError
 from moe_cluster.executor import JobStatus, executor
 from moe_cluster.records import JOBS_DIR, JobRecord
 from moe_cluster.sites import read_sites, sites_file
-from moe_train.atomic import replace_text
 from moe_train.config.kinds.data import FilesCorpusConfig
 from moe_train.config.kinds.parallel_corpus import ParallelFilesCorpusConfig
 from moe_train.config.load import load_recipe, to_yaml

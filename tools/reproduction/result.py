@@ -12,7 +12,7 @@ from typing import Any
 from reproduction.flops import FlopAccount
 from reproduction.plan import Arm, ReproductionError
 
-from moe_train.atomic import replace_text
+from moe_cluster.atomic import replace_text
 from moe_train.monitor.rows import current_rows, read_rows
 
 SCORES = ("bleu", "chrf")

@@ -1,7 +1,11 @@
-"""Files that are there as a whole or not at all: text replaced in one step, and what survives a power failure."""
+"""Files that are there as a whole or not at all: text replaced in one step, what survives a power failure, and whether
+there is room for one."""
 
 import os
+import shutil
 from pathlib import Path
+
+NO_ROOM_BYTES = 64 * 1024
 
 
 def replace_text(path: Path, text: str, durable: bool = False) -> None:
@@ -27,3 +31,8 @@ def make_durable(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def has_no_room(folder: Path) -> bool:
+    """Whether the disk under `folder` hardly takes a small file any more."""
+    return shutil.disk_usage(folder).free < NO_ROOM_BYTES
