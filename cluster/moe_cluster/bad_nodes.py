@@ -6,7 +6,7 @@ LEFT_OUT_S a node is tried again: somebody may have mended it.
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from moe_cluster.atomic import replace_text
@@ -20,7 +20,12 @@ class BadNodes(dict[str, str]):
 
     def has(self, host: str) -> bool:
         """Whether `host` is one of them."""
-        return _plain(host) in self
+        return _plain(host) in map(_plain, self)
+
+    def among(self, hosts: Iterable[str]) -> "BadNodes":
+        """Those of `hosts`, by the names that they have there."""
+        reasons = {_plain(host): why for host, why in self.items()}
+        return BadNodes({host: reasons[_plain(host)] for host in hosts if _plain(host) in reasons})
 
     @property
     def sentences(self) -> list[str]:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 
 from moe_cluster.bad_nodes import BadNodes
-from moe_cluster.ray_nodes import RayNode, alive_nodes, room
+from moe_cluster.ray_nodes import RayNode, alive_nodes, fit, room
 from moe_cluster.ray_share import Share
 
 LOOK_EVERY_S = 2.0
@@ -40,8 +40,8 @@ class Changes:
         there = alive_nodes()
         self._answered |= {node.id: now for node in there}
         self.lost = [node for node in self._nodes if now - self._answered[node.id] >= SETTLE_S]
-        fit = [node for node in there if not self._bad.has(node.host)]
-        fitting = [number for number in self._larger if number <= self._workers + room(fit, self._share)]
+        most = self._workers + room(fit(there, self._bad), self._share)
+        fitting = [number for number in self._larger if number <= most]
         if not fitting:
             self._roomy_since = None
             return

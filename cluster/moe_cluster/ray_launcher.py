@@ -22,7 +22,7 @@ from moe_cluster.job import Attempt
 from moe_cluster.launcher import Outcome
 from moe_cluster.ray_changes import SETTLE_S, Changes
 from moe_cluster.ray_code import JOB_CONFIG_VARIABLE, code_packages
-from moe_cluster.ray_nodes import RayNode, alive_nodes, fit_nodes, room
+from moe_cluster.ray_nodes import RayNode, alive_nodes, fit, room
 from moe_cluster.ray_outcome import outcome_of_ray
 from moe_cluster.ray_share import SETTINGS, SHARE_VARIABLE, Share
 from moe_cluster.ray_trainer import TrainRun, chosen_nodes
@@ -54,13 +54,14 @@ class RayLauncher:
             say(sentence)
         began, told = time.monotonic(), -1
         while not stop.is_requested:
-            self.bad = left_out(run_dir)
-            there = room(fit_nodes(self.bad), self.share)
+            nodes, self.bad = alive_nodes(), left_out(run_dir)
+            there = room(fit(nodes, self.bad), self.share)
             fitting = [number for number in allowed if number <= there]
             settled = time.monotonic() - began >= SETTLE_S
             if fitting and (settled or fitting[-1] == allowed[-1]):
                 return fitting[-1]
-            if settled and self.slurm_job and (unfit := self._unfit()):
+            unfit = self.bad.among(node.host for node in nodes)
+            if settled and self.slurm_job and unfit:
                 queue_again_without(unfit, self.slurm_job, stop, say)
                 return None
             if settled and there != told:
@@ -68,11 +69,6 @@ class RayLauncher:
                 told = there
             stop.wait(1.0)
         return None
-
-    def _unfit(self) -> dict[str, str]:
-        """The nodes that are there and were found unfit, with what is wrong with them."""
-        there = {node.host for node in alive_nodes()}
-        return {host: why for host, why in self.bad.items() if host in there}
 
     def command(self, attempt: Attempt) -> str:
         """See launcher.py."""
@@ -83,7 +79,7 @@ class RayLauncher:
     def run(self, attempt: Attempt, stop: StopRequest, say: Callable[[str], None]) -> Outcome:
         """See launcher.py."""
         folder = attempt_dir(attempt.run_dir, attempt.number)
-        nodes = chosen_nodes(fit_nodes(self.bad), attempt.workers, self.share)
+        nodes = chosen_nodes(fit(alive_nodes(), self.bad), attempt.workers, self.share)
         if len(nodes) < attempt.workers:
             return Outcome(PREEMPTED, resizes=True)  # the room has gone since it was chosen
         running = TrainRun(attempt, self.share, nodes)

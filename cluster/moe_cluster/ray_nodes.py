@@ -56,9 +56,9 @@ def alive_nodes() -> list[RayNode]:
     return [node for node, there in zip(believed, answers, strict=True) if there]
 
 
-def fit_nodes(bad: BadNodes) -> list[RayNode]:
-    """Those of the nodes that answer which no preflight has found unfit."""
-    return [node for node in alive_nodes() if not bad.has(node.host)]
+def fit(nodes: Sequence[RayNode], bad: BadNodes) -> list[RayNode]:
+    """Those of `nodes` that no preflight has found unfit."""
+    return [node for node in nodes if not bad.has(node.host)]
 
 
 def room(nodes: Sequence[RayNode], share: Share) -> int:

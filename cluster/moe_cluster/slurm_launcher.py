@@ -74,7 +74,7 @@ class SlurmLauncher:
         self, run_dir: Path, allowed: Sequence[int], stop: StopRequest, say: Callable[[str], None]
     ) -> int | None:
         """As many as there is room for on the nodes of the allocation, once all fit ones answer: see launcher.py."""
-        self.bad = BadNodes({node: why for node, why in left_out(run_dir).items() if node in self.nodes})
+        self.bad = left_out(run_dir).among(self.nodes)
         for sentence in self.bad.sentences:
             say(sentence)
         room = self._room(allowed[-1]) * len(self.fit_nodes)

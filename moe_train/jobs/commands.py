@@ -17,12 +17,8 @@ from moe_cluster.records import JobRecord
 from moe_cluster.tail import SCHEDULER_S, lines_of
 from moe_train.checkpoint.lineage import newest_attempt
 from moe_train.errors import MoETrainError, UsageError
-from moe_train.jobs.progress import Progress, age, read_progress
-from moe_train.monitor.run import find_run
-from moe_train.run_folder import RECIPE_FILE, RunFolder
-
-MARKS = (RECIPE_FILE, records.FILE_NAME)
-"""A folder with one of these is that of a run that was started or submitted."""
+from moe_train.jobs.progress import MARKS, Progress, age, read_progress, run_folder
+from moe_train.run_folder import RunFolder
 
 
 def status(arguments: Sequence[str]) -> int:
@@ -86,11 +82,6 @@ def cancel(arguments: Sequence[str]) -> int:
     backend.cancel(job.id, run_dir)
     print(f"{job} was told to end; go on later with `moe-train resume {options.run}`")
     return DONE
-
-
-def run_folder(name: str) -> Path:
-    """The folder of a run that was started or submitted. Raises UsageError if there is none."""
-    return find_run(name, MARKS).absolute()
 
 
 def print_runs(found: Sequence[Progress], folder: Path, *, as_json: bool) -> None:

@@ -20,7 +20,11 @@ from moe_train.config.load import load_recipe
 from moe_train.config.schema import Recipe
 from moe_train.errors import MoETrainError
 from moe_train.monitor.rows import METRICS_FILE, Row, current_rows, read_rows
+from moe_train.monitor.run import find_run
 from moe_train.run_folder import RECIPE_FILE, RunFolder
+
+MARKS = (RECIPE_FILE, records.FILE_NAME)
+"""A folder with one of these is that of a run that was started or submitted."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +61,27 @@ class Progress:
         return {"run_dir": str(self.run_dir), **own, "job": job, "scheduler": seen, "nodes": nodes}
 
 
+def run_folder(name: str) -> Path:
+    """The folder of a run that was started or submitted. Raises UsageError if there is none."""
+    return find_run(name, MARKS).absolute()
+
+
+def last_recipe(run_dir: Path) -> Path | None:
+    """What the run was last trained with; of one that never began, what it was last submitted with."""
+    trained = run_dir / RECIPE_FILE
+    submitted = (run_dir / records.JOBS_DIR).glob("recipe-*.yaml")
+    return (
+        trained if trained.exists() else max(submitted, key=lambda path: path.stat().st_mtime, default=None)
+    )
+
+
 def read_progress(run_dir: Path, *, ask: bool = True) -> Progress:
     """Read a run's folder and, with `ask`, ask the scheduler of its last job. Raises MoETrainError for a bad folder."""
     found = records.read(run_dir)
     job = found[-1] if found else None
     status, said = _asked(run_dir, job) if ask else (None, "")
-    recipe = _recipe(run_dir)
+    found_recipe = last_recipe(run_dir)
+    recipe = load_recipe(found_recipe) if found_recipe else None
     rows = current_rows(read_rows(run_dir / METRICS_FILE))
     training = [row for row in rows if "loss" in row]
     validation = [row["validation_loss"] for row in rows if "validation_loss" in row]
@@ -99,16 +118,6 @@ def _asked(run_dir: Path, job: JobRecord | None) -> tuple[JobStatus | None, str]
     except ClusterError as error:
         return None, str(error)
     return status, status.reason
-
-
-def _recipe(run_dir: Path) -> Recipe | None:
-    path = run_dir / RECIPE_FILE
-    written = sorted(
-        (run_dir / records.JOBS_DIR).glob("recipe-*.yaml"), key=lambda file: file.stat().st_mtime
-    )
-    if not path.exists() and not written:
-        return None
-    return load_recipe(path if path.exists() else written[-1])
 
 
 def _outcome(run_dir: Path) -> dict[str, Any]:

@@ -25,9 +25,9 @@ from moe_train.config.kinds.parallel_corpus import ParallelFilesCorpusConfig
 from moe_train.config.load import load_recipe, to_yaml
 from moe_train.config.schema import Recipe
 from moe_train.errors import RunError, UsageError
+from moe_train.jobs.progress import last_recipe, run_folder
 from moe_train.jobs.request import Request, add_options, parsed, request
 from moe_train.launch import has_begun
-from moe_train.monitor.run import find_run
 from moe_train.run_folder import RECIPE_FILE, RunFolder
 
 SUBMIT_EPILOG = """\
@@ -67,8 +67,8 @@ def resume(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     )
     parser.add_argument("run", metavar="RUN", help="a run folder, or its name below runs/")
     options = parsed(parser, arguments)
-    run_dir = find_run(options.run, (RECIPE_FILE, records.FILE_NAME)).absolute()
-    recipe = load_recipe(_last_recipe(run_dir), options.overrides)
+    run_dir = run_folder(options.run)
+    recipe = load_recipe(last_recipe(run_dir) or run_dir / RECIPE_FILE, options.overrides)
     return _hand_over(options, recipe, run_dir, "auto", environment)
 
 
@@ -101,12 +101,6 @@ def _hand_over(
     print(f"  what it says:   moe-train logs -f {run_dir}")
     print(f"  end it:         moe-train cancel {run_dir}")
     return DONE
-
-
-def _last_recipe(run_dir: Path) -> Path:
-    """What the run was last trained with; of one that never began, what it was submitted with."""
-    trained = run_dir / RECIPE_FILE
-    return trained if trained.exists() else submitted_recipe(run_dir, len(records.read(run_dir)))
 
 
 def submitted_recipe(run_dir: Path, number: int) -> Path:

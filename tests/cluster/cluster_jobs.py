@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,7 +38,7 @@ class Cluster(Protocol):
         """Ids, as this machine sees them, of all processes on the node of that name."""
 
 
-class Terminal:
+class Terminal(ABC):
     """A working directory that all nodes see, with a recipe in it, and commands typed there."""
 
     def __init__(self, cluster: Cluster, folder: Path) -> None:
@@ -49,9 +50,9 @@ class Terminal:
         )
 
     @property
+    @abstractmethod
     def where(self) -> tuple[str, ...]:
         """Options that name the cluster."""
-        raise NotImplementedError
 
     def __call__(self, *words: str, code: int = 0, first_on_path: str = "", **extra: str) -> str:
         """Output of a command that ends with `code`: what it printed, or else its one error."""

@@ -70,6 +70,7 @@ def test_the_first_step_is_told_at_once_and_not_with_the_next_beat(worker: Worke
         "    process.beat(1); time.sleep(600)"
     )
     wait_for(lambda: heartbeat(tmp_path).get("step") == 1)
+    assert heartbeat(tmp_path)["phase"] == "training"
 
 
 def test_a_stop_file_of_the_attempt_is_a_request_with_a_reason(worker: Worker, tmp_path: Path) -> None:

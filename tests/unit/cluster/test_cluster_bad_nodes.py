@@ -34,6 +34,8 @@ def test_a_host_is_the_same_with_its_domain(tmp_path: Path) -> None:
     assert left_out(tmp_path).has("node1")
     assert left_out(tmp_path).has("node1.cluster.org")
     assert not left_out(tmp_path).has("node10")
+    assert left_out(tmp_path).among(["node1.b", "node2"]) == {"node1.b": "full"}
+    assert left_out(tmp_path).among(["node1.b"]).has("node1")
 
 
 def test_each_is_told_with_its_reason(tmp_path: Path) -> None:

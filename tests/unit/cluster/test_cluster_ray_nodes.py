@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from moe_cluster import ray_changes, ray_launcher, ray_nodes
+from moe_cluster import ray_changes, ray_launcher
 from moe_cluster.bad_nodes import BadNodes, record
 from moe_cluster.ray_changes import SETTLE_S, Changes
 from moe_cluster.ray_launcher import RayLauncher
-from moe_cluster.ray_nodes import RayNode, fit_nodes, room
+from moe_cluster.ray_nodes import RayNode, fit, room
 from moe_cluster.ray_share import Share
 from moe_cluster.stop import StopRequest
 
@@ -21,8 +21,7 @@ NODES = [RayNode(f"id{number}", f"10.0.0.{number}", 1, f"node{number}", {"CPU": 
 def alive(monkeypatch: pytest.MonkeyPatch) -> list[RayNode]:
     """The nodes that answer: a list to change."""
     there = list(NODES)
-    for module in (ray_nodes, ray_changes):
-        monkeypatch.setattr(module, "alive_nodes", lambda: there)
+    monkeypatch.setattr(ray_changes, "alive_nodes", lambda: there)
     return there
 
 
@@ -34,11 +33,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     return lambda seconds: now.__setitem__(0, 100.0 + seconds)
 
 
-@pytest.mark.usefixtures("alive")
 def test_there_is_no_room_on_an_unfit_node() -> None:
-    fit = fit_nodes(BadNodes({"node2": "its disk is full"}))
-    assert [node.host for node in fit] == ["node1", "node3"]
-    assert room(fit, SHARE) == 6
+    found = fit(NODES, BadNodes({"node2": "its disk is full"}))
+    assert [node.host for node in found] == ["node1", "node3"]
+    assert room(found, SHARE) == 6
 
 
 @pytest.mark.parametrize(("bad", "expected"), [(BadNodes(), 6), (BadNodes({"node2": "full"}), None)])

@@ -8,7 +8,8 @@ from small_run import Command
 
 from moe_cluster.contract import FAILED, JOB_VARIABLE, PREEMPTED
 from moe_train.config.load import load_recipe
-from moe_train.jobs.submit import _last_recipe, write_recipe
+from moe_train.jobs.progress import last_recipe
+from moe_train.jobs.submit import write_recipe
 from moe_train.launch import Launch, _resume_line, _stopped
 
 NOBODY = "http://127.0.0.1:9"  # the discard port, where nothing listens
@@ -57,6 +58,6 @@ def test_a_run_that_was_queued_and_never_began_is_resumed_as_it_was_submitted(
     script = moe_train("resume", str(run_dir), "--dry-run").output
     assert "recipe-2.yaml" in script
     assert "--max-restarts 2" in script
-    assert _last_recipe(run_dir) == run_dir / "jobs/recipe-1.yaml"
+    assert last_recipe(run_dir) == run_dir / "jobs/recipe-1.yaml"
     (run_dir / "recipe.yaml").touch()
-    assert _last_recipe(run_dir) == run_dir / "recipe.yaml"
+    assert last_recipe(run_dir) == run_dir / "recipe.yaml"
