@@ -12,10 +12,11 @@ import sys
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from full_disks import SharedDisk
 from own_processes import wait_for
 from small_run import RECIPE, write_corpus
 
@@ -199,6 +200,38 @@ def assert_sweeps(terminal: Terminal, undisturbed: Run) -> None:
     assert list(map(float, validation)) == sorted(map(float, validation))
     assert Run(terminal, terminal.folder / "runs/small-sweep/seed=0").numbers() == undisturbed.numbers()
     assert "submitted 0 of 2 runs" in terminal(*words)
+
+
+FULL_DISK = (
+    "the disk of the run's folder is full",
+    "a clear end; what was complete stays",
+    "so; `resume` refuses until there is room, and then goes on from the last checkpoint",
+)
+"""A row of the table of scenarios."""
+
+
+def assert_outlives_full_disk(
+    run: Run, disk: SharedDisk, undisturbed: Run, fails: Callable[[], object], finishes: Callable[[], object]
+) -> None:
+    """A run on a disk that is filled ends with the reason, and once there is room goes on from what was complete.
+
+    `fails` and `finishes` wait for these ends of its job.
+    """
+    run.wait_for_step(22)
+    disk.fill()
+    fails()
+    status = run.status()
+    assert status["state"] == "failed"
+    assert f"the disk of {run.folder} is full" in status["said"]
+    assert "No space left on device" in run.output
+    assert status["saved_step"] >= 20
+    refusal = run.terminal("resume", str(run.folder), code=1)
+    assert "No space left on device" in refusal
+    disk.free()
+    run.resume()
+    finishes()
+    assert f"attempt {run.attempts}, from step {status['saved_step']}" in run.output
+    assert run.numbers() == undisturbed.numbers()
 
 
 @contextlib.contextmanager

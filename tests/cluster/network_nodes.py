@@ -2,8 +2,10 @@
 
 All of them hang on one bridge, see the same files, know each other's names, ask no name server, and have a /dev/shm and
 a /tmp/ray of their own. A node crashes when its first process is killed, and is cut off when its cable is unplugged.
+Nodes end with the process that made them, however it ends; the bridge that it leaves then is removed by the next one.
 """
 
+import fcntl
 import os
 import shlex
 import subprocess
@@ -12,13 +14,14 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import pytest
 from conftest import require_tool, skip_or_fail
 
-TOOLS = {"ip": "iproute2", "nsenter": "util-linux", "unshare": "util-linux"}
+TOOLS = {"ip": "iproute2", "nsenter": "util-linux", "setpriv": "util-linux", "unshare": "util-linux"}
 
 
 class Network:
-    """A bridge that this machine and its nodes are on."""
+    """A bridge that this machine and its nodes are on. Its name is one process's at a time."""
 
     def __init__(self, name: str, prefix: str) -> None:
         """`name`: of the bridge, at most 10 letters; `prefix`: the first three numbers of its addresses."""
@@ -26,6 +29,14 @@ class Network:
         self.nodes: list[Node] = []
 
     def __enter__(self) -> "Network":
+        self._lock = (Path(tempfile.gettempdir()) / f"{self.name}.lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            pytest.fail(f"other tests use the network {self.name} now; run these when they are done")
+        if Path(f"/sys/class/net/{self.name}").exists():
+            _ip("link", "delete", self.name)
         self._folder = tempfile.TemporaryDirectory(prefix=self.name)
         names = [f"{self.prefix}.{10 + number} {self.name}{number}" for number in range(1, 10)]
         self.file("hosts", "127.0.0.1 localhost", *names)
@@ -40,6 +51,7 @@ class Network:
             node.crash()
         _ip("link", "delete", self.name)
         self._folder.cleanup()
+        self._lock.close()
 
     def file(self, name: str, *lines: str) -> Path:
         """A file of all nodes; with lines, written anew."""
@@ -82,7 +94,7 @@ class Node:
         script = " && ".join(begin)
         spaces = ["--net", "--pid", "--mount", "--uts", "--fork", "--kill-child", "--mount-proc"]
         self._holder = subprocess.Popen(
-            ["unshare", *spaces, "sh", "-c", script],
+            ["setpriv", "--pdeathsig=KILL", "unshare", *spaces, "sh", "-c", script],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             start_new_session=True,

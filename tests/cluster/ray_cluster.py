@@ -54,6 +54,10 @@ class RayCluster:
         """The head first."""
         return [self.head, *self.workers]
 
+    def worker(self, host: str) -> Node:
+        """The worker node of that name."""
+        return next(node for node in self.workers if node.name == host)
+
     def repair(self) -> None:
         """End what still runs of jobs, boot what has crashed, plug in what is unplugged, and start Ray wherever it
         does not run."""

@@ -13,7 +13,16 @@ from pathlib import Path
 
 import pytest
 import safetensors
-from cluster_jobs import ENDLESS, PATIENCE_S, STEPS, TWO_NODES, assert_sweeps, slowed
+from cluster_jobs import (
+    ENDLESS,
+    FULL_DISK,
+    PATIENCE_S,
+    STEPS,
+    TWO_NODES,
+    assert_outlives_full_disk,
+    assert_sweeps,
+    slowed,
+)
 from full_disks import SharedDisk, shared_disk
 from network_nodes import Network, Node, require_namespaces
 from own_processes import wait_for
@@ -183,7 +192,7 @@ def test_a_run_that_needs_all_its_nodes_waits_for_the_lost_one_and_says_so(
     run = terminal.submit("waits", *TWO_NODES, *ROUNDED)  # a short run would be over before the loss is seen
     run.wait_for_step(40)
     host, _ = run.worker(rank=1)
-    lost = next(node for node in cluster.workers if node.name == host)
+    lost = cluster.worker(host)
     _kill_raylet(lost)
     wait_for(lambda: WAITING in run.output, every_s=2.0, timeout_s=240)
     cluster.repair_worker(lost)
@@ -217,7 +226,7 @@ def test_a_lost_node_is_named_the_run_shrinks_and_grows_again_when_it_is_back(
     run = terminal.submit(f"lost-{fault.__name__.strip('_')}", "--nodes", "1:2", *ROUNDED)
     run.wait_for_step(40)
     host, _ = run.worker(rank=1)
-    lost = next(node for node in cluster.workers if node.name == host)
+    lost = cluster.worker(host)
     fault(lost)
     seen_s, recovery_s = run.recovery(attempt=1)
     assert run.workers_of(2) == 1
@@ -244,7 +253,7 @@ def test_a_short_cut_of_the_network_is_waited_out(
     run = terminal.submit("cut-and-healed", *TWO_NODES)
     run.wait_for_step(20)
     host, _ = run.worker(rank=1)
-    node = next(node for node in cluster.workers if node.name == host)
+    node = cluster.worker(host)
     node.partition()
     time.sleep(2)
     node.heal()
@@ -260,7 +269,7 @@ def test_a_cut_that_is_healed_after_the_attempt_ended_brings_the_run_back(
     run = terminal.submit("cut-for-a-while", *TWO_NODES)
     run.wait_for_step(20)
     host, _ = run.worker(rank=1)
-    node = next(node for node in cluster.workers if node.name == host)
+    node = cluster.worker(host)
     node.partition()
     wait_for((run.folder / "attempts/1/outcome.json").exists, every_s=0.1)
     node.heal()
@@ -306,26 +315,12 @@ def test_a_full_disk_under_the_run_ends_it_and_loses_nothing(
     disk: SharedDisk, terminal: RayTerminal, undisturbed: RayRun, table: Scenarios
 ) -> None:
     run = terminal.submit("no-room", *TWO_NODES, runs=disk.folder)
-    run.wait_for_step(22)
-    disk.fill()
-    wait_for(lambda: run.state not in ("queued", "running"), every_s=2.0, timeout_s=240)
-    status = run.status()
-    assert status["state"] == "failed"
-    assert f"the disk of {run.folder} is full" in status["said"]
-    assert "No space left on device" in run.output
-    assert status["saved_step"] >= 20
-    refusal = terminal("resume", str(run.folder), code=1)
-    assert "No space left on device" in refusal
-    disk.free()
-    run.resume()
-    run.wait_until("finished")
-    assert f"attempt {run.attempts}, from step {status['saved_step']}" in run.output
-    assert run.numbers() == undisturbed.numbers()
-    table.add(
-        "the disk of the run's folder is full",
-        "a clear end; what was complete stays",
-        "so; `resume` refuses until there is room, and then goes on from the last checkpoint",
-    )
+
+    def fails() -> None:
+        wait_for(lambda: run.state not in ("queued", "running"), every_s=2.0, timeout_s=240)
+
+    assert_outlives_full_disk(run, disk, undisturbed, fails, lambda: run.wait_until("finished"))
+    table.add(*FULL_DISK)
 
 
 def test_a_sweep_runs_to_its_end_and_prints_its_table(

@@ -13,7 +13,16 @@ from pathlib import Path
 
 import pytest
 import slurm_cluster
-from cluster_jobs import ENDLESS, PATIENCE_S, STEPS, TWO_NODES, assert_sweeps, slowed
+from cluster_jobs import (
+    ENDLESS,
+    FULL_DISK,
+    PATIENCE_S,
+    STEPS,
+    TWO_NODES,
+    assert_outlives_full_disk,
+    assert_sweeps,
+    slowed,
+)
 from conftest import skip_or_fail
 from full_disks import SharedDisk, shared_disk
 from own_processes import wait_for
@@ -411,25 +420,9 @@ def test_a_full_disk_under_the_run_ends_it_and_loses_nothing(
     disk: SharedDisk, terminal: SlurmTerminal, undisturbed: SlurmRun, scenarios: Scenarios
 ) -> None:
     run = terminal.submit("no-room", *TWO_NODES, runs=disk.folder)
-    run.wait_for_step(22)
-    disk.fill()
-    run.wait_for_job("FAILED")
-    status = run.status()
-    assert f"the disk of {run.folder} is full" in status["said"]
-    assert "No space left on device" in run.output
-    assert status["saved_step"] >= 20
-    refusal = terminal("resume", str(run.folder), code=1)
-    assert "No space left on device" in refusal
-    disk.free()
-    run.resume()
-    run.wait_for_job("COMPLETED")
-    assert f"attempt {run.attempts}, from step {status['saved_step']}" in run.output
-    assert run.numbers() == undisturbed.numbers()
-    scenarios.add(
-        "the disk of the run's folder is full",
-        "a clear end; what was complete stays",
-        "so; `resume` refuses until there is room, and then goes on from the last checkpoint",
-    )
+    fails, finishes = (lambda: run.wait_for_job("FAILED")), (lambda: run.wait_for_job("COMPLETED"))
+    assert_outlives_full_disk(run, disk, undisturbed, fails, finishes)
+    scenarios.add(*FULL_DISK)
 
 
 def test_a_sweep_runs_to_its_end_and_prints_its_table(
