@@ -6,6 +6,7 @@ Nodes end with the process that made them, however it ends; the bridge that it l
 """
 
 import fcntl
+import functools
 import os
 import shlex
 import subprocess
@@ -17,7 +18,9 @@ from pathlib import Path
 import pytest
 from conftest import require_tool, skip_or_fail
 
-TOOLS = {"ip": "iproute2", "nsenter": "util-linux", "setpriv": "util-linux", "unshare": "util-linux"}
+from moe_cluster.linux import die_with_parent
+
+TOOLS = {"ip": "iproute2", "nsenter": "util-linux", "unshare": "util-linux"}
 
 
 class Network:
@@ -94,10 +97,11 @@ class Node:
         script = " && ".join(begin)
         spaces = ["--net", "--pid", "--mount", "--uts", "--fork", "--kill-child", "--mount-proc"]
         self._holder = subprocess.Popen(
-            ["setpriv", "--pdeathsig=KILL", "unshare", *spaces, "sh", "-c", script],
+            ["unshare", *spaces, "sh", "-c", script],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
+            preexec_fn=functools.partial(die_with_parent, os.getpid()),
         )
         assert self._holder.stdout is not None
         with self._holder.stdout as output:
