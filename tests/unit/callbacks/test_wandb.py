@@ -189,7 +189,7 @@ def test_without_a_key_or_a_network_the_rows_go_offline_and_that_is_said_once(
     start: Callable[..., subprocess.Popen[str]], tmp_path: Path, environment: dict[str, str], reason: str
 ) -> None:
     report, messages = finish(start(environment, mode="online", steps=[0, 10]))
-    assert report["seconds"] < 15
+    assert report["seconds"] < 45  # W&B by itself would go on trying for 90 s
     assert messages.count("monitor.wandb.mode=online is not possible") == 1
     assert any(word in messages for word in reason.split("|"))
     assert len(messages.splitlines()) == 1
