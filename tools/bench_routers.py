@@ -22,7 +22,7 @@ import torch
 from measurement import Row, add_output_options, interleave, median_ratio, peak_memory_gib, report
 from torch import Tensor, nn
 
-from moe_train.config.kinds.objective import ConsistencyConfig
+from moe_train.config.kinds.objective import ConsistencyConfig, LanguageConfig
 from moe_train.config.kinds.router import RouterConfig, SoftRouterConfig
 from moe_train.config.registry import REGISTRY
 from moe_train.config.schema import MoEConfig, Recipe
@@ -38,6 +38,8 @@ LATE_STEP = 10_000
 """After every schedule of the routers' defaults."""
 SETTLED = 1e3
 """Standard deviation of weights that have settled a smooth choice."""
+OBJECTIVES = (ConsistencyConfig, LanguageConfig)
+"""One of them allows a kind, if it can serve so many experts at all."""
 MEASURES = ("routing", "layer", "eval_routing", "eval_layer")
 
 
@@ -94,12 +96,12 @@ class Bench:
             moe = MoEConfig(
                 num_experts=self.num_experts, capacity_factor=None, eval_capacity_factor=None, router=config
             )
-            for problem in config.check(Recipe(moe=moe, objective=ConsistencyConfig())):
-                print(f"{kind} is left out: {problem}", file=sys.stderr)
-                break
-            else:
-                steps = self._steps(self._layer(moe))
-                measures |= {f"{kind}/{name}": _seconds_of(step) for name, step in steps.items()}
+            problems = [[*config.check(Recipe(moe=moe, objective=objective()))] for objective in OBJECTIVES]
+            if all(problems):
+                print(f"{kind} is left out: {problems[0][0]}", file=sys.stderr)
+                continue
+            steps = self._steps(self._layer(moe))
+            measures |= {f"{kind}/{name}": _seconds_of(step) for name, step in steps.items()}
         if not measures:
             return []
         with _Progress(f"{self.num_experts} experts", len(measures) * (rounds + 1)) as progress:
@@ -171,6 +173,11 @@ def _backward(outputs: list[Tensor], grads: list[Tensor], given: Routing | MoESt
     ends = list(zip(outputs, grads, strict=True))
     for name, loss in given.losses.items() if given else ():
         ends.append((loss, torch.tensor(given.coefficients[name])))
+    if (
+        given and given.policy
+    ):  # what a draw was worth the loss of the whole model says: here, the same of each
+        for learned in (given.policy.log_probability, given.policy.baseline):
+            ends.append((learned, torch.full_like(learned, given.policy.coefficient / len(learned))))
     ends = [(tensor, grad) for tensor, grad in ends if tensor.requires_grad]
     if ends:
         torch.autograd.backward(*map(list, zip(*ends, strict=True)))

@@ -43,7 +43,9 @@ def median_ratio(values: Sequence[float], base: Sequence[float]) -> float:
 
 
 def text_table(rows: Sequence[Row], *, markdown: bool) -> str:
-    """Rows of equal keys as a table: aligned columns, or Markdown."""
+    """Rows of equal keys as a table: aligned columns, or Markdown; nothing of none."""
+    if not rows:
+        return ""
     cells = [list(rows[0]), *([_shown(value) for value in row.values()] for row in rows)]
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
     padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in cells]
