@@ -2,7 +2,7 @@
 
 All of them hang on one bridge, see the same files, know each other's names, ask no name server, and have a /dev/shm and
 a /tmp/ray of their own. A node crashes when its first process is killed, and is cut off when its cable is unplugged.
-Nodes end with the process that made them, however it ends; the bridge that it leaves then is removed by the next one.
+Nodes end with the process that made them, however it ends; the links that it leaves then are removed by the next one.
 """
 
 import fcntl
@@ -38,8 +38,8 @@ class Network:
         except BlockingIOError:
             self._lock.close()
             pytest.fail(f"other tests use the network {self.name} now; run these when they are done")
-        if Path(f"/sys/class/net/{self.name}").exists():
-            _ip("link", "delete", self.name)
+        for left in Path("/sys/class/net").glob(f"{self.name}*"):
+            _remove(left.name)
         self._folder = tempfile.TemporaryDirectory(prefix=self.name)
         names = [f"{self.prefix}.{10 + number} {self.name}{number}" for number in range(1, 10)]
         self.file("hosts", "127.0.0.1 localhost", *names)
@@ -139,10 +139,7 @@ class Node:
             os.kill(self._first, 9)
             self._holder.wait()
             self._holder = None
-            # The kernel removes the cable when the last process's namespace is gone.
-            while Path(f"/sys/class/net/{self._cable}").exists():
-                subprocess.run(["ip", "link", "delete", self._cable], capture_output=True)
-                time.sleep(0.05)
+            _remove(self._cable)
 
     def partition(self) -> None:
         """Unplug its cable; its processes live on."""
@@ -185,6 +182,13 @@ def require_namespaces() -> None:
     probe = subprocess.run(words, capture_output=True, text=True)
     if os.geteuid() != 0 or probe.returncode != 0:
         skip_or_fail(f"namespaces need root ({probe.stderr.strip() or 'this user is not'})")
+
+
+def _remove(link: str) -> None:
+    """Remove a link, which the kernel may do meanwhile: a cable goes with the last process at one of its ends."""
+    while Path(f"/sys/class/net/{link}").exists():
+        subprocess.run(["ip", "link", "delete", link], capture_output=True)
+        time.sleep(0.05)
 
 
 def _ip(*words: str) -> None:
