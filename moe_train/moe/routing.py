@@ -14,6 +14,9 @@ from torch import Tensor
 from moe_train.random import RandomStream
 from moe_train.results import Policy
 
+SMALLEST_SUM = 1e-9
+"""Weights of a token that sum to less are divided by this: a kept second choice may have a probability of 0."""
+
 
 @dataclass(frozen=True)
 class RouteContext:
@@ -89,9 +92,9 @@ class Routing:
         )
 
     def normalized(self) -> "Routing":
-        """The same routing with each token's weights divided by their sum."""
+        """The same routing with each token's weights divided by their sum; a sum of next to nothing stays that."""
         totals = self.weights.new_zeros(self.num_tokens).index_add(0, self.token_ids, self.weights)
-        return replace(self, weights=self.weights / totals[self.token_ids])
+        return replace(self, weights=self.weights / totals[self.token_ids].clamp(min=SMALLEST_SUM))
 
 
 class Router(Protocol):

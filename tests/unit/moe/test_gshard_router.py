@@ -55,6 +55,25 @@ def test_normalising_late_draws_from_the_plain_weight_and_leaves_a_sum_of_one():
     torch.testing.assert_close(weights[routing.choices == 1].unique(), torch.tensor([2 / 7]))
 
 
+def test_a_token_left_with_a_second_choice_of_probability_zero_gets_nothing():
+    # Both want expert 0, which serves one; the second choice of the other is exp(-150), in fp32 0.
+    made = gate(
+        GShardRouterConfig(normalize_after_limit=True, second_expert="all", jitter=0.0),
+        torch.tensor([[150.0, 0.0, -1.0], [150.0, -1.0, 0.0]]),
+    )
+    routing = made(torch.eye(2), context(1, 2, training=True))
+    kept = routing.keep(within_capacity(routing, 2, slots=1)).normalized()
+    assert list(
+        zip(kept.token_ids.tolist(), kept.expert_ids.tolist(), kept.weights.tolist(), strict=True)
+    ) == [
+        (0, 0, 1.0),
+        (0, 1, 0.0),
+        (1, 2, 0.0),
+    ]
+    kept.weights.square().sum().backward()
+    assert made.weight.grad.isfinite().all()
+
+
 def test_sampling_draws_the_second_from_the_softmax_without_the_first():
     routing = same_tokens(GShardRouterConfig(second_expert="sampling"), 0.2, 0.5, 0.3)
     assert routing.expert_ids[routing.choices == 0].unique().tolist() == [1]
