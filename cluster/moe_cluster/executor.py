@@ -5,7 +5,7 @@ scheduler, so any machine that sees both can ask. Each is imported only when it 
 """
 
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -65,8 +65,11 @@ class Executor(Protocol):
         """Hand the job over and return its id at once."""
         ...
 
-    def submit_many(self, jobs: Sequence[JobSpec], at_once: int | None) -> list[str]:
-        """The jobs of a sweep, `at_once` of them at a time (None: as many as fit); their ids in order."""
+    def submit_many(self, jobs: Sequence[JobSpec], at_once: int | None) -> Iterable[str]:
+        """The jobs of a sweep, `at_once` of them at a time (None: as many as fit).
+
+        Their ids come in order, each once its job is taken: if a later one is refused, the earlier ones run.
+        """
         ...
 
     def status(self, job_id: str, run_dir: Path) -> JobStatus:

@@ -55,9 +55,10 @@ class RayExecutor:
 
     def submit(self, job: JobSpec) -> str:
         """See executor.py."""
-        return self.submit_many([job], None)[0]
+        (job_id,) = self.submit_many([job], None)
+        return job_id
 
-    def submit_many(self, jobs: Sequence[JobSpec], at_once: int | None) -> list[str]:
+    def submit_many(self, jobs: Sequence[JobSpec], at_once: int | None) -> Iterator[str]:
         """See executor.py."""
         if at_once is not None:
             raise JobError(
@@ -65,7 +66,7 @@ class RayExecutor:
             )
         requests = [_request(job, f"{_plain(job.name)}-{secrets.token_hex(4)}") for job in jobs]
         client = self._connect()
-        return [client.submit(request) for request in requests]
+        return (client.submit(request) for request in requests)
 
     def status(self, job_id: str, run_dir: Path) -> JobStatus:
         """See executor.py."""

@@ -4,7 +4,6 @@ Nothing secret is in a record: tokens and keys stay in the environment of whoeve
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -39,13 +38,20 @@ class JobRecord:
 
 
 def append(run_dir: Path, record: JobRecord) -> None:
-    """Add a line, with one write. Raises OSError."""
-    line = json.dumps(asdict(record)) + "\n"
-    descriptor = os.open(run_dir / FILE_NAME, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-    try:
-        os.write(descriptor, line.encode())
-    finally:
-        os.close(descriptor)
+    """Add a line, or nothing of it. Raises OSError that names the file."""
+    line = (json.dumps(asdict(record)) + "\n").encode()
+    path = run_dir / FILE_NAME
+    with path.open("ab", buffering=0) as file:
+        before = file.tell()
+        try:
+            while (
+                line
+            ):  # a disk with room for a part of it takes that part, and says nothing until asked again
+                line = line[file.write(line) :]
+        except OSError as error:
+            file.truncate(before)
+            error.filename = str(path)
+            raise
 
 
 def read(run_dir: Path) -> list[JobRecord]:
@@ -61,9 +67,19 @@ def read(run_dir: Path) -> list[JobRecord]:
 
 
 def jobs_dir(spec: JobSpec) -> Path:
-    """The folder of what belongs to a run's jobs; made if it is not there. Raises OSError."""
-    folder = spec.run_dir / JOBS_DIR
-    folder.mkdir(parents=True, exist_ok=True)
+    """The folder of what belongs to a run's jobs; made if it is not there. Raises ClusterError."""
+    return made(spec.run_dir / JOBS_DIR)
+
+
+def made(folder: Path) -> Path:
+    """The same folder, which is there on return. Raises ClusterError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ClusterError(
+            f"{folder}: cannot be made ({error.strerror}); correct its permissions, or choose another folder; nothing "
+            "was submitted"
+        ) from None
     return folder
 
 

@@ -7,13 +7,14 @@ The job's output is RUN/jobs/ID.log, the script that was submitted RUN/jobs/ID.s
 import secrets
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from moe_cluster import sbatch, slurm_client
 from moe_cluster.errors import ClusterError, JobError
 from moe_cluster.executor import JobState, JobStatus
 from moe_cluster.job import JobSpec
-from moe_cluster.records import JOBS_DIR, jobs_dir
+from moe_cluster.records import JOBS_DIR, jobs_dir, made
 from moe_cluster.tail import SCHEDULER_S, lines_of
 
 
@@ -34,16 +35,15 @@ class SlurmExecutor:
         if len(jobs) == 1:
             return [self.submit(jobs[0])]
         text = sbatch.array_script(jobs, at_once, self.python)
-        common = sbatch.common_folder(jobs) / JOBS_DIR
-        for job in jobs:
-            jobs_dir(job)
-        common.mkdir(exist_ok=True)
+        common = made(sbatch.common_folder(jobs) / JOBS_DIR)
+        folders = [jobs_dir(job) for job in jobs]
         array = _submitted(text, common)
         ids = [f"{array}_{number}" for number in range(len(jobs))]
-        for job, job_id in zip(jobs, ids, strict=True):
-            # An array's output has one folder; each run's own shows it where that of a single job would be.
-            link = jobs_dir(job) / f"{job_id}.log"
-            link.symlink_to(common / link.name)
+        with _taken_back(array):
+            for folder, job_id in zip(folders, ids, strict=True):
+                # An array's output has one folder; each run's own shows it where that of a single job would be.
+                link = folder / f"{job_id}.log"
+                link.symlink_to(common / link.name)
         return ids
 
     def status(self, job_id: str, run_dir: Path) -> JobStatus:
@@ -68,6 +68,7 @@ def _submitted(text: str, folder: Path) -> str:
     try:
         draft.write_text(text)
     except OSError as error:
+        draft.unlink(missing_ok=True)
         raise ClusterError(f"{folder}: cannot be written ({error.strerror}); nothing was submitted") from None
     try:
         # On a federation the cluster's name stands behind the id.
@@ -75,8 +76,23 @@ def _submitted(text: str, folder: Path) -> str:
     except ClusterError:
         draft.unlink()
         raise
-    draft.rename(folder / f"{job_id}.sh")
+    with _taken_back(job_id):
+        draft.rename(folder / f"{job_id}.sh")
     return job_id
+
+
+@contextmanager
+def _taken_back(job_id: str) -> Iterator[None]:
+    """Cancel a job whose files cannot be written. Raises ClusterError that says what became of it."""
+    try:
+        yield
+    except OSError as error:
+        why = f"{error.filename2 or error.filename}: cannot be written ({error.strerror})"
+        try:
+            slurm_client.call("scancel", job_id)
+        except ClusterError as refused:
+            raise ClusterError(f"{why}; its job slurm:{job_id} may run: scancel it ({refused})") from None
+        raise ClusterError(f"{why}; its job slurm:{job_id} was cancelled") from None
 
 
 def _checked(job_id: str) -> str:

@@ -5,28 +5,22 @@ nothing that is queued. Answers without importing torch.
 """
 
 import argparse
-import getpass
 import os
-import socket
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from moe_cluster import records
-from moe_cluster.atomic import replace_text
 from moe_cluster.contract import DONE
-from moe_cluster.errors import ClusterError
-from moe_cluster.executor import JobStatus, executor
-from moe_cluster.records import JOBS_DIR, JobRecord
 from moe_cluster.sites import read_sites, sites_file
 from moe_train.config.kinds.data import FilesCorpusConfig
 from moe_train.config.kinds.parallel_corpus import ParallelFilesCorpusConfig
-from moe_train.config.load import load_recipe, to_yaml
+from moe_train.config.load import load_recipe
 from moe_train.config.schema import Recipe
-from moe_train.errors import RunError, UsageError
+from moe_train.errors import UsageError
 from moe_train.jobs.progress import last_recipe, run_folder
-from moe_train.jobs.request import Request, add_options, parsed, request
+from moe_train.jobs.request import add_options, parsed, request
+from moe_train.jobs.submission import hand_over, of_run, require_free
 from moe_train.launch import has_begun
 from moe_train.run_folder import RECIPE_FILE, RunFolder
 
@@ -75,49 +69,24 @@ def resume(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
 def _hand_over(
     options: argparse.Namespace, recipe: Recipe, run_dir: Path, resume: str, environment: Mapping[str, str]
 ) -> int:
-    found = records.read(run_dir)
-    asked = request(options, read_sites(sites_file(environment)), found[-1] if found else None)
+    submission = of_run(run_dir, anchored(recipe))
+    asked = request(options, read_sites(sites_file(environment)), submission.last)
     after = [_job_of(name, asked.cluster) for name in options.after]
-    recipe_file = submitted_recipe(run_dir, len(found) + 1)
-    spec = asked.spec(anchored(recipe), recipe_file, run_dir, resume, after)
-    backend = asked.executor
-    script = backend.render(spec)  # refuses what the backend cannot do, before anything is written
+    spec = asked.spec(submission.recipe, submission.recipe_file, run_dir, resume, after)
+    script = asked.executor.render(spec)  # refuses what the backend cannot do, before anything is written
     if options.dry_run:
         print(script, end="")
         return DONE
-    require_free(run_dir, found)
+    require_free(submission)
     if resume != "never" and has_begun(run_dir):
         RunFolder(run_dir).require_same_run(recipe)
         _require_unfinished(run_dir, recipe)
-    write_recipe(recipe_file, anchored(recipe))
-    try:
-        job_id = backend.submit(spec)
-    except ClusterError:
-        recipe_file.unlink()
-        raise
-    record_job(run_dir, asked, job_id)
+    (job_id,) = hand_over(asked, [submission], [spec])
     print(f"submitted {asked.cluster}:{job_id}; {run_dir}")
     print(f"  how it stands:  moe-train status {run_dir}")
     print(f"  what it says:   moe-train logs -f {run_dir}")
     print(f"  end it:         moe-train cancel {run_dir}")
     return DONE
-
-
-def submitted_recipe(run_dir: Path, number: int) -> Path:
-    """Of the job with this number, from 1."""
-    return run_dir / JOBS_DIR / f"recipe-{number}.yaml"
-
-
-def require_free(run_dir: Path, found: Sequence[JobRecord]) -> None:
-    """Raise RunError if a job of this run may still run: two would write to one folder."""
-    if not found:
-        return
-    status = last_status(run_dir, found[-1])
-    if not status.state.is_over:
-        raise RunError(
-            f"run_dir={run_dir}: its job {found[-1]} is {status.state}; wait for its end, end it with "
-            f"`moe-train cancel {run_dir}`, or choose another --run-dir"
-        )
 
 
 def _require_unfinished(run_dir: Path, recipe: Recipe) -> None:
@@ -126,39 +95,6 @@ def _require_unfinished(run_dir: Path, recipe: Recipe) -> None:
         raise UsageError(
             f"steps={recipe.steps}: {run_dir} is finished at step {finished}; raise steps to go on"
         )
-
-
-def last_status(run_dir: Path, record: JobRecord) -> JobStatus:
-    """What the scheduler says of a recorded job. Raises ClusterError if it cannot be asked."""
-    return executor(record.cluster, record.options).status(record.id, run_dir)
-
-
-def write_recipe(path: Path, recipe: Recipe) -> None:
-    """Put the resolved recipe where the job will read it. Raises RunError."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(path, to_yaml(recipe), durable=True)
-    except OSError as error:
-        raise RunError.unwritable(path.parent.parent, error) from None
-
-
-def record_job(run_dir: Path, asked: Request, job_id: str) -> None:
-    """Write down what was submitted. Raises RunError."""
-    record = JobRecord(
-        cluster=asked.cluster,
-        id=job_id,
-        time=time.time(),
-        user=getpass.getuser(),
-        host=socket.gethostname(),
-        resources=asked.resources,
-        options=asked.options,
-        directives=asked.directives,
-        max_restarts=asked.max_restarts,
-    )
-    try:
-        records.append(run_dir, record)
-    except OSError as error:
-        raise RunError.unwritable(run_dir, error) from None
 
 
 def anchored(recipe: Recipe) -> Recipe:

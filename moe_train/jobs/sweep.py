@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from moe_cluster import records
 from moe_cluster.contract import DONE, FAILED
 from moe_cluster.sites import read_sites, sites_file
 from moe_train.config.load import load_recipe
@@ -15,7 +14,8 @@ from moe_train.errors import UsageError
 from moe_train.jobs.commands import print_runs
 from moe_train.jobs.progress import Progress, read_progress
 from moe_train.jobs.request import add_options, parsed, request
-from moe_train.jobs.submit import anchored, record_job, require_free, submitted_recipe, write_recipe
+from moe_train.jobs.submission import hand_over, is_free, of_run
+from moe_train.jobs.submit import anchored
 
 EPILOG = """\
 examples:
@@ -41,24 +41,18 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     }
     if options.results:
         return _results(list(runs), folder, options.json)
-    site = read_sites(sites_file(environment))
-    waiting = {run_dir: recipe for run_dir, recipe in runs.items() if not _is_done(run_dir)}
-    asked = request(options, site)
-    files = {run_dir: submitted_recipe(run_dir, len(records.read(run_dir)) + 1) for run_dir in waiting}
-    specs = [asked.spec(recipe, files[run_dir], run_dir, "auto", ()) for run_dir, recipe in waiting.items()]
-    backend = asked.executor
-    scripts = [backend.render(spec) for spec in specs]
+    asked = request(options, read_sites(sites_file(environment)))
+    found = [of_run(run_dir, recipe) for run_dir, recipe in runs.items()]
+    waiting = [each for each in found if not _is_finished(each.run_dir) and is_free(each)]
+    specs = [asked.spec(each.recipe, each.recipe_file, each.run_dir, "auto", ()) for each in waiting]
+    scripts = [asked.executor.render(spec) for spec in specs]
     if options.dry_run:
         print(
             "".join(f"# {spec.run_dir}\n{script}" for spec, script in zip(specs, scripts, strict=True)),
             end="",
         )
         return DONE
-    for run_dir, recipe in waiting.items():
-        write_recipe(files[run_dir], recipe)
-    ids = backend.submit_many(specs, options.at_once) if specs else []
-    for run_dir, job_id in zip(waiting, ids, strict=True):
-        record_job(run_dir, asked, job_id)
+    ids = hand_over(asked, waiting, specs, options.at_once) if specs else []
     print(f"submitted {len(ids)} of {len(runs)} runs; {folder}")
     if options.wait:
         _wait(list(runs))
@@ -104,15 +98,8 @@ def combinations(overrides: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
     return found
 
 
-def _is_done(run_dir: Path) -> bool:
-    """Finished. Raises RunError if a job of it may still run."""
-    found = records.read(run_dir)
-    if not found:
-        return False
-    if read_progress(run_dir, ask=False).state == "finished":
-        return True
-    require_free(run_dir, found)
-    return False
+def _is_finished(run_dir: Path) -> bool:
+    return run_dir.exists() and read_progress(run_dir, ask=False).state == "finished"
 
 
 def _wait(runs: Sequence[Path]) -> None:

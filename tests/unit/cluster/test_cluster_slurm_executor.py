@@ -62,6 +62,33 @@ def test_what_slurm_refuses_leaves_nothing(tmp_path: Path, sbatch: Callable[[str
     assert list((job.run_dir / "jobs").iterdir()) == []
 
 
+def test_an_array_whose_files_cannot_be_written_is_cancelled_and_named(
+    tmp_path: Path, sbatch: Callable[[str], Path]
+) -> None:
+    sbatch("echo 41")
+    (tmp_path / "scancel").write_text('#!/bin/bash\necho "$@" >"${0%/*}/cancelled"\n')
+    (tmp_path / "scancel").chmod(0o755)
+    sweep = jobs(tmp_path / "sweep", "a", "b")
+    (sweep[1].run_dir / "jobs/41_1.log").mkdir(parents=True)  # where the link would be
+    with pytest.raises(
+        ClusterError, match=r"41_1\.log: cannot be written .*; its job slurm:41 was cancelled"
+    ):
+        SlurmExecutor({}).submit_many(sweep, at_once=None)
+    assert (tmp_path / "cancelled").read_text() == "41\n"
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence_and_asks_slurm_nothing(
+    tmp_path: Path, sbatch: Callable[[str], Path]
+) -> None:
+    given = sbatch("echo 41")
+    sweep = jobs(tmp_path / "sweep", "a", "b")
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep/jobs").touch()
+    with pytest.raises(ClusterError, match=r"sweep/jobs: cannot be made .*nothing was submitted"):
+        SlurmExecutor({}).submit_many(sweep, at_once=None)
+    assert not given.exists()
+
+
 def test_an_id_that_is_none_asks_slurm_nothing(tmp_path: Path) -> None:
     with pytest.raises(JobError, match="is no id of a Slurm job"):
         SlurmExecutor({}).cancel("--user=root", tmp_path)

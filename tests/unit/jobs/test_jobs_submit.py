@@ -9,7 +9,7 @@ from small_run import Command
 from moe_cluster.contract import FAILED, JOB_VARIABLE, PREEMPTED
 from moe_train.config.load import load_recipe
 from moe_train.jobs.progress import last_recipe
-from moe_train.jobs.submit import write_recipe
+from moe_train.jobs.submission import LOCK_FILE, write_recipe
 from moe_train.launch import Launch, _resume_line, _stopped
 
 NOBODY = "http://127.0.0.1:9"  # the discard port, where nothing listens
@@ -21,7 +21,7 @@ def test_a_submission_that_nobody_takes_leaves_neither_a_record_nor_a_recipe(
     run_dir = tmp_path / "run"
     words = ("submit", "small.yaml", "--cluster", "ray", "--address", NOBODY, "--run-dir", str(run_dir))
     moe_train(*words).refuses(f"--address {NOBODY}: there is no answer", code=1)
-    assert [path for path in run_dir.rglob("*") if path.is_file()] == []
+    assert [path.name for path in run_dir.rglob("*") if path.is_file()] == [LOCK_FILE]
 
 
 def test_inside_a_job_a_stopped_run_says_how_the_job_is_made_again() -> None:
