@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from moe_cluster import records
 from moe_cluster.atomic import replace_text
 from moe_cluster.contract import attempt_dir
 from moe_train.config.load import load_recipe, to_dict, to_yaml
@@ -144,16 +145,22 @@ class RunFolder:
         return (self.path / RECIPE_FILE).exists()
 
     def move_aside(self) -> Path:
-        """Give the folder's content another name and go on with an empty folder; returns the other name."""
+        """Give the folder's content another name and go on with an empty folder; returns the other name.
+
+        What a cluster and its commands know a job by stays where they look for it.
+        """
         number = 1
         while (old := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
             number += 1
         try:
             self.path.rename(old)
+            self._release()
+            self.__enter__()
+            for name in (records.FILE_NAME, records.JOBS_DIR) if self.job else ():
+                if (old / name).exists():
+                    (old / name).rename(self.path / name)
         except OSError as error:
             raise RunError.unwritable(self.path, error) from None
-        self._release()
-        self.__enter__()
         return old
 
     def finished_step(self) -> int | None:

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from moe_cluster import local_queue
 from moe_cluster.contract import DONE, JOB_VARIABLE, PREEMPTED
 from moe_cluster.errors import ClusterError, JobError
 from moe_cluster.executor import JobState, JobStatus
@@ -61,14 +62,13 @@ class LocalExecutor:
         node = (state["host"],)
         if (code := state.get("exit_code")) is not None:
             return JobStatus(_ended(code), f"exit code {code}", node)
-        if state["host"] != socket.gethostname():
-            return JobStatus(JobState.UNKNOWN, f"it was given to {state['host']}; ask there", node)
+        _require_here(job_id, state)
         if "pid" in state:
             running = _lives(state["pid"], state["start_time"])
             return JobStatus(
                 JobState.RUNNING if running else JobState.FAILED, "" if running else "killed", node
             )
-        waiting = _lives(*_queue(run_dir, job_id))
+        waiting = _lives(*_queue(run_dir, job_id)) and not local_queue.is_cancelled(_file(run_dir, job_id))
         return JobStatus(
             JobState.PENDING if waiting else JobState.CANCELLED, "" if waiting else "never began", node
         )
@@ -79,11 +79,15 @@ class LocalExecutor:
 
     def cancel(self, job_id: str, run_dir: Path) -> None:
         state = _state(run_dir, job_id)
-        if state["host"] != socket.gethostname():
-            raise ClusterError(f"local:{job_id} runs on {state['host']}; cancel it there")
-        pid, began = (state["pid"], state["start_time"]) if "pid" in state else _queue(run_dir, job_id)
-        if _lives(pid, began):
-            os.kill(pid, signal.SIGTERM)
+        _require_here(job_id, state)
+        if "pid" in state:
+            if _lives(state["pid"], state["start_time"]):
+                os.kill(state["pid"], signal.SIGTERM)
+            return
+        try:  # the queue may be about to begin it
+            local_queue.cancel(_file(run_dir, job_id))
+        except OSError as error:
+            raise ClusterError(f"local:{job_id} cannot be cancelled ({error})") from None
 
     def _require_simple(self, job: JobSpec) -> None:
         if job.resources.nodes > 1:
@@ -117,12 +121,21 @@ def _prepared(job: JobSpec, job_id: str) -> Path:
     return path
 
 
+def _file(run_dir: Path, job_id: str) -> Path:
+    return run_dir / JOBS_DIR / f"{job_id}.json"
+
+
 def _state(run_dir: Path, job_id: str) -> dict[str, Any]:
-    path = run_dir / JOBS_DIR / f"{job_id}.json"
+    path = _file(run_dir, job_id)
     try:
         return dict(json.loads(path.read_text()))
     except (OSError, ValueError) as error:
         raise ClusterError(f"local:{job_id}: {path} cannot be read ({error})") from None
+
+
+def _require_here(job_id: str, state: Mapping[str, Any]) -> None:
+    if state["host"] != socket.gethostname():
+        raise ClusterError(f"local:{job_id} was given to {state['host']}, which alone knows of it; ask there")
 
 
 def _queue(run_dir: Path, job_id: str) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """Runs the jobs of the local executor, detached from who submitted them: `python -m moe_cluster.local_queue N FILE...`
 
 Each FILE is the state of one job (local_executor.py): its command, and then who runs it and how it ended. N jobs run
-at a time. A SIGTERM goes on to the jobs that run, which save and end; the others are not begun.
+at a time. One that is cancelled gets a SIGTERM, saves and ends, or is not begun; a SIGTERM to the queue cancels all.
 """
 
 import json
@@ -24,35 +24,50 @@ def main(argv: Sequence[str]) -> int:
     """Run all jobs; returns 0 whatever became of them: their files say it."""
     at_once, waiting = int(argv[0]), [Path(word) for word in argv[1:]]
     running: dict[Path, subprocess.Popen[bytes]] = {}
+    told: set[Path] = set()
     stopped = False
 
     def stop(number: int, frame: FrameType | None) -> None:
         nonlocal stopped
         stopped = True
-        for process in running.values():
-            process.send_signal(signal.SIGTERM)
 
     signal.signal(signal.SIGTERM, stop)
     while running or waiting:
-        if stopped:
-            for path in waiting:
-                update(path, exit_code=-int(signal.SIGTERM))
-            waiting = []
-        while waiting and len(running) < at_once:
+        for path in [path for path in waiting if stopped or is_cancelled(path)]:
+            update(path, exit_code=-int(signal.SIGTERM))
+            waiting.remove(path)
+        while waiting and len(running) < at_once and not stopped:
             path = waiting.pop(0)
             running[path] = _started(path)
         for path, process in list(running.items()):
             if process.poll() is not None:
                 update(path, exit_code=process.returncode)
                 del running[path]
+            elif path not in told and (stopped or is_cancelled(path)):
+                process.send_signal(signal.SIGTERM)
+                told.add(path)
         time.sleep(POLL_S)
     return 0
+
+
+def cancel(path: Path) -> None:
+    """Ask the queue to end the job of that file, or never to begin it. Raises OSError."""
+    _cancelled(path).touch()
+
+
+def is_cancelled(path: Path) -> bool:
+    """Whether it was asked to."""
+    return _cancelled(path).exists()
 
 
 def update(path: Path, **entries: object) -> None:
     """Put entries into a job's file, whole or not at all."""
     content = json.loads(path.read_text()) | entries
     replace_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def _cancelled(path: Path) -> Path:
+    return path.with_suffix(".cancelled")
 
 
 def _started(path: Path) -> "subprocess.Popen[bytes]":

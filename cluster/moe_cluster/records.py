@@ -31,6 +31,7 @@ class JobRecord:
     resources: Resources
     options: Mapping[str, str] = field(default_factory=dict)
     directives: tuple[str, ...] = ()
+    """Without those of the site."""
     max_restarts: int = 0
 
     def __str__(self) -> str:

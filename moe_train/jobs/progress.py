@@ -21,7 +21,7 @@ from moe_train.config.schema import Recipe
 from moe_train.errors import MoETrainError
 from moe_train.monitor.rows import METRICS_FILE, Row, current_rows, read_rows
 from moe_train.monitor.run import find_run
-from moe_train.run_folder import RECIPE_FILE, RunFolder
+from moe_train.run_folder import FINISHED_FILE, RECIPE_FILE, RunFolder
 
 MARKS = (RECIPE_FILE, records.FILE_NAME)
 """A folder with one of these is that of a run that was started or submitted."""
@@ -67,12 +67,9 @@ def run_folder(name: str) -> Path:
 
 
 def last_recipe(run_dir: Path) -> Path | None:
-    """What the run was last trained with; of one that never began, what it was last submitted with."""
-    trained = run_dir / RECIPE_FILE
-    submitted = (run_dir / records.JOBS_DIR).glob("recipe-*.yaml")
-    return (
-        trained if trained.exists() else max(submitted, key=lambda path: path.stat().st_mtime, default=None)
-    )
+    """What the run was last trained with, or submitted with since; None if neither can be found."""
+    found = [*(run_dir / records.JOBS_DIR).glob("recipe-*.yaml"), *run_dir.glob(RECIPE_FILE)]
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def read_progress(run_dir: Path, *, ask: bool = True) -> Progress:
@@ -87,7 +84,7 @@ def read_progress(run_dir: Path, *, ask: bool = True) -> Progress:
     validation = [row["validation_loss"] for row in rows if "validation_loss" in row]
     last = training[-1] if training else {}
     outcome = _outcome(run_dir)
-    state = _state(run_dir, recipe, status, outcome)
+    state = _state(run_dir, recipe, job, status, outcome)
     step = last.get("step", 0 if rows else None)
     return Progress(
         run_dir=run_dir,
@@ -145,15 +142,23 @@ def _no_room(run_dir: Path, state: str) -> str:
     )
 
 
-def _state(run_dir: Path, recipe: Recipe | None, status: JobStatus | None, outcome: dict[str, Any]) -> str:
+def _state(
+    run_dir: Path,
+    recipe: Recipe | None,
+    job: JobRecord | None,
+    status: JobStatus | None,
+    outcome: dict[str, Any],
+) -> str:
     try:
         finished = RunFolder(run_dir).finished_step()
     except MoETrainError:
         finished = None
-    if recipe is not None and finished is not None and finished >= recipe.steps:
+    active = None if status is None or status.state.is_over else status
+    is_finished = recipe is not None and finished is not None and finished >= recipe.steps
+    if is_finished and not (active and _came_after(run_dir / FINISHED_FILE, job)):
         return "finished"
-    if status is not None and not status.state.is_over:
-        return "queued" if status.state == "pending" else "running"
+    if active:
+        return "queued" if active.state == "pending" else "running"
     if RunFolder(run_dir).is_held():
         return "running"
     if outcome:
@@ -161,6 +166,14 @@ def _state(run_dir: Path, recipe: Recipe | None, status: JobStatus | None, outco
     if status is not None:
         return {"done": "stopped"}.get(str(status.state), str(status.state))
     return "killed" if newest_attempt(run_dir) else "unknown"
+
+
+def _came_after(path: Path, job: JobRecord | None) -> bool:
+    """Whether the job was submitted after that file was written: it is to start the run afresh."""
+    try:
+        return job is not None and job.time > path.stat().st_mtime
+    except OSError:
+        return True  # it has begun to
 
 
 def _left(recipe: Recipe | None, last: Row) -> float | None:

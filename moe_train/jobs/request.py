@@ -9,7 +9,7 @@ from typing import TypeVar
 from moe_cluster.executor import EXECUTORS, Executor, executor
 from moe_cluster.job import JobSpec, Resources
 from moe_cluster.records import JobRecord
-from moe_cluster.sites import Sites
+from moe_cluster.sites import Site, Sites
 from moe_train.arguments import count, count_or_range
 from moe_train.config.schema import Recipe
 from moe_train.errors import UsageError
@@ -27,8 +27,8 @@ class Request:
     resources: Resources
     options: Mapping[str, str]
     directives: tuple[str, ...]
-    environment: Mapping[str, str]
-    setup: tuple[str, ...]
+    """Without those of the site, which `site` has."""
+    site: Site
     max_restarts: int
 
     @property
@@ -52,10 +52,10 @@ class Request:
             run_dir=run_dir,
             command=(*words, "--max-restarts", str(self.max_restarts)),
             resources=size,
-            environment=self.environment,
+            environment=self.site.environment,
             options=self.options,
-            directives=self.directives,
-            setup=self.setup,
+            directives=(*self.site.directives, *self.directives),
+            setup=self.site.setup,
             after=tuple(after),
         )
 
@@ -128,12 +128,8 @@ def request(options: argparse.Namespace, sites: Sites, last: JobRecord | None = 
             time_limit_min=_first(options.time_limit, sizes.time_limit_min),
         ),
         options={**site.options, **(before.options if before else {}), **asked},
-        directives=(
-            *site.directives,
-            *(options.directive or (before.directives[len(site.directives) :] if before else ())),
-        ),
-        environment=site.environment,
-        setup=site.setup,
+        directives=tuple(options.directive) or (before.directives if before else ()),
+        site=site,
         max_restarts=_first(options.max_restarts, before.max_restarts if before else DEFAULT_RESTARTS),
     )
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -51,15 +52,15 @@ class Terminal:
         wait_for(lambda: self.status(run)["state"] == state, every_s=0.3)
         return self.status(run)
 
-    def wait_for_step(self) -> None:
-        wait_for(lambda: (self.status()["step"] or 0) > 0, every_s=0.3)
+    def wait_for_step(self, run: str = "small") -> None:
+        wait_for(lambda: (self.status(run)["step"] or 0) > 0, every_s=0.3)
 
 
 @pytest.fixture
 def terminal(tmp_path: Path):
     terminal = Terminal(tmp_path)
     yield terminal
-    if terminal.processes.living():
+    if terminal.processes.living() and (tmp_path / "runs/small/jobs.jsonl").exists():
         terminal("cancel", "small")
     wait_for(lambda: not terminal.processes.living())
 
@@ -97,6 +98,30 @@ def test_representative_a_job_is_ended_saves_and_goes_on(terminal: Terminal) -> 
     assert "is over already" in terminal("cancel", "small")
 
 
+def test_a_job_that_starts_afresh_keeps_what_it_is_known_by(terminal: Terminal) -> None:
+    terminal("run", "small.yaml", "steps=2")
+    terminal("submit", "small.yaml", ENDLESS, "--resume", "never")
+    terminal.wait_for_step()
+    assert terminal.status()["state"] == "running"
+    assert "its job local:" in terminal("submit", "small.yaml", ENDLESS, code=1)
+    assert "it is now" in terminal("logs", "small")
+    terminal("cancel", "small")
+    assert terminal.wait("stopped")["attempts"] == 1
+    assert (terminal.folder / "runs/small.old-1/finished.json").exists()
+
+
+def test_only_the_machine_that_has_a_job_speaks_of_it(terminal: Terminal) -> None:
+    terminal("submit", "small.yaml", ENDLESS)
+    terminal.wait_for_step()
+    (file,) = (terminal.folder / "runs/small/jobs").glob("*.json")
+    known = file.read_text()
+    file.write_text(known.replace(socket.gethostname(), "elsewhere"))
+    for words in (("cancel", "small"), ("submit", "small.yaml", ENDLESS)):
+        assert "was given to elsewhere, which alone knows of it; ask there" in terminal(*words, code=1)
+    assert terminal.status()["state"] == "running"
+    file.write_text(known)
+
+
 def test_a_job_whose_processes_were_killed_is_not_said_to_run(terminal: Terminal) -> None:
     terminal("submit", "small.yaml", ENDLESS)
     terminal.wait_for_step()
@@ -130,6 +155,20 @@ def test_a_sweep_runs_one_after_the_other_and_ends_with_a_table(terminal: Termin
     assert found[0]["validation_loss"] <= found[1]["validation_loss"]
     assert "submitted 0 of 2 runs" in terminal(*words, "--at-once", "1")
     assert terminal("list", "runs/small-sweep").count("finished") == 2
+
+
+def test_one_waiting_run_of_a_sweep_is_cancelled_alone(terminal: Terminal) -> None:
+    terminal("sweep", "small.yaml", ENDLESS, "seed=1,2", "--at-once", "1")
+    first, second = "runs/small-sweep/seed=1", "runs/small-sweep/seed=2"
+    terminal.wait_for_step(first)
+    assert terminal.status(second)["state"] == "queued"
+    terminal("cancel", second)
+    assert terminal.status(second)["state"] == "cancelled"
+    assert terminal.status(first)["state"] == "running"
+    terminal("cancel", first)
+    terminal.wait("stopped", first)
+    wait_for(lambda: not terminal.processes.living())
+    assert not (terminal.folder / second / "attempts").exists()
 
 
 def test_what_has_no_job_cannot_be_cancelled_and_the_way_out_is_told(terminal: Terminal) -> None:

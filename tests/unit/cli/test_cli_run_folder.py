@@ -74,10 +74,15 @@ def test_a_run_that_was_to_start_afresh_does_so_once_in_a_job_that_is_started_ag
     words = ("run", "small.yaml", "--run-dir", str(tmp_path / "run"), "--resume", "never")
     assert moe_train(*words, "steps=2").code == 0
     monkeypatch.setenv("MOE_TRAIN_JOB", "slurm:7")
+    (tmp_path / "run/jobs.jsonl").write_text("{}\n")
+    (tmp_path / "run/jobs").mkdir()
+    (tmp_path / "run/jobs/recipe-1.yaml").write_text("steps: 2\n")
     assert "it is now" in moe_train(*words, "steps=2").errors
     assert moe_train(*words, "steps=4").code == 0
     assert sorted(os.listdir(tmp_path)) == ["run", "run.old-1"]
     assert sorted(os.listdir(tmp_path / "run/attempts")) == ["1", "2"]
+    assert (tmp_path / "run/jobs.jsonl").exists()
+    assert (tmp_path / "run/jobs/recipe-1.yaml").exists()
 
 
 def test_a_resume_may_change_what_is_neither_model_nor_data(recipe: Recipe, tmp_path: Path) -> None:

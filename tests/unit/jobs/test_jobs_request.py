@@ -74,11 +74,13 @@ def test_the_last_job_is_asked_for_again_with_fewer_nodes() -> None:
     assert (found.cluster, found.resources) == ("slurm", Resources(nodes=2, workers_per_node=2))
 
 
-def test_directives_of_the_site_are_not_repeated_by_the_last_job() -> None:
-    sites = Sites("slurm", {"slurm": Site(directives=("--mail-type=END",))})
-    last = record(directives=("--mail-type=END", "--exclusive"))
-    assert asked(sites=sites, last=last).directives == ("--mail-type=END", "--exclusive")
-    assert asked("--directive=--nice", sites=sites, last=last).directives == ("--mail-type=END", "--nice")
+def test_directives_of_the_last_job_follow_those_that_the_site_has_today() -> None:
+    sites = Sites("slurm", {"slurm": Site(directives=("--mail-type=END", "--requeue"))})
+    last = record(directives=("--exclusive",))
+    again, changed = asked(sites=sites, last=last), asked("--directive=--nice", sites=sites, last=last)
+    assert (again.directives, changed.directives) == (("--exclusive",), ("--nice",))
+    job = again.spec(load_recipe(RECIPE), Path("r.yaml"), Path("/r"), "auto", [])
+    assert job.directives == ("--mail-type=END", "--requeue", "--exclusive")
 
 
 def test_the_job_is_a_command_with_the_workers_of_all_nodes() -> None:
