@@ -77,6 +77,8 @@ VARIANTS = [
     ("moe.router.kind=hash", "moe.router.table=dispersed"),
     ("moe.router.kind=random",),
 ]
+SHARES = [(2, 1), (2, 2), (4, 2), (4, 4)]
+"""Workers, and workers that share the experts out among them."""
 
 
 @cache
@@ -132,7 +134,7 @@ def test_every_layout_trains_like_one_process(workers, layout):
 
 @pytest.mark.distributed_exhaustive
 @pytest.mark.parametrize("variant", VARIANTS, ids=" ".join)
-@pytest.mark.parametrize(("workers", "expert"), [(2, 1), (2, 2), (4, 2), (4, 4)])
+@pytest.mark.parametrize(("workers", "expert"), SHARES)
 def test_every_kind_of_model_trains_the_same_on_every_layout(workers, expert, variant):
     runs = run_workers(workers, train, *DROPOUT, *variant, f"parallel.expert={expert}")
     assert_same_gradients(one_process((*DROPOUT, *variant)), runs, digits=1e-5)

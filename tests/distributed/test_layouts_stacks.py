@@ -23,6 +23,13 @@ VARIANTS = [
     (*MASKED, "moe.router.kind=expert_choice", *UNLIMITED),
     (*MASKED, "moe.router.kind=batch_priority", "model.positions=learned"),
 ]
+EVERY_LAYOUT = [
+    (1, ("data.micro_batch=2",)),
+    (2, ("parallel.expert=1",)),
+    (2, ("parallel.expert=2", "moe.dispatch.kind=all_to_all")),
+    (4, ("parallel.expert=2", "data.micro_batch=1", "engine.reshard_after_forward=true")),
+    (4, ("parallel.expert=4",)),
+]
 
 
 def assert_trains_like_one_process(workers: int, variant: tuple[str, ...], *layout: str) -> None:
@@ -37,15 +44,6 @@ def test_an_encoder_decoder_whose_experts_are_shared_out_trains_like_one_process
 
 @pytest.mark.distributed_exhaustive
 @pytest.mark.parametrize("variant", VARIANTS, ids=" ".join)
-@pytest.mark.parametrize(
-    ("workers", "layout"),
-    [
-        (1, ("data.micro_batch=2",)),
-        (2, ("parallel.expert=1",)),
-        (2, ("parallel.expert=2", "moe.dispatch.kind=all_to_all")),
-        (4, ("parallel.expert=2", "data.micro_batch=1", "engine.reshard_after_forward=true")),
-        (4, ("parallel.expert=4",)),
-    ],
-)
+@pytest.mark.parametrize(("workers", "layout"), EVERY_LAYOUT)
 def test_every_model_of_stacks_trains_like_one_process(workers, layout, variant):
     assert_trains_like_one_process(workers, variant, *layout)
