@@ -1,4 +1,4 @@
-"""No kind of router is left out of the layout matrix: one that is new in the registry has to be added to a list of it."""
+"""No kind of router is left out of the layout matrix: one that is new in the registry must be added to a list of it."""
 
 from collections import defaultdict
 from collections.abc import Iterator
