@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_cluster import local_queue
+from moe_cluster.atomic import replace_text
 from moe_cluster.contract import DONE, JOB_VARIABLE, PREEMPTED
 from moe_cluster.errors import ClusterError, JobError
 from moe_cluster.executor import JobState, JobStatus
@@ -45,16 +46,19 @@ class LocalExecutor:
         for job in jobs:
             self._require_simple(job)
         ids = [secrets.token_hex(4) for _ in jobs]
-        paths = [_prepared(job, job_id) for job, job_id in zip(jobs, ids, strict=True)]
-        queue = subprocess.Popen(
-            [sys.executable, "-m", "moe_cluster.local_queue", str(at_once or len(jobs)), *map(str, paths)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        for path in paths:
-            path.with_suffix(".queue").write_text(f"{queue.pid} {start_time(queue.pid)}")
+        queue = None
+        try:
+            paths = [_prepared(job, job_id) for job, job_id in zip(jobs, ids, strict=True)]
+            queue = _queue_of(paths, at_once or len(jobs))
+            for path in paths:
+                replace_text(path.with_suffix(".queue"), f"{queue.pid} {start_time(queue.pid)}")
+        except OSError as error:
+            if queue is not None:
+                queue.terminate()
+            raise ClusterError(
+                f"{error.filename}: cannot be used ({error.strerror}); free space or correct its permissions; nothing "
+                "was submitted"
+            ) from None
         return ids
 
     def status(self, job_id: str, run_dir: Path) -> JobStatus:
@@ -117,12 +121,23 @@ def _prepared(job: JobSpec, job_id: str) -> Path:
         "environment": {**job.environment, **own},
         "host": socket.gethostname(),
     }
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    replace_text(path, json.dumps(content, indent=1) + "\n")
     return path
 
 
 def _file(run_dir: Path, job_id: str) -> Path:
     return run_dir / JOBS_DIR / f"{job_id}.json"
+
+
+def _queue_of(paths: Sequence[Path], at_once: int) -> "subprocess.Popen[bytes]":
+    """The process that runs these jobs (local_queue.py); it outlives this one."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "moe_cluster.local_queue", str(at_once), *map(str, paths)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
 
 
 def _state(run_dir: Path, job_id: str) -> dict[str, Any]:
