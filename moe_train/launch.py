@@ -5,7 +5,6 @@ What is told to the person at the terminal is told here.
 """
 
 import json
-import os
 import shlex
 import sys
 import time
@@ -25,6 +24,7 @@ from moe_cluster.contract import (
     attempt_dir,
     trainer_arguments,
 )
+from moe_cluster.elastic import with_threads
 from moe_cluster.first_cause import FirstCause, find_first_cause
 from moe_cluster.job import Attempt
 from moe_cluster.launcher import Outcome, launcher
@@ -190,7 +190,7 @@ def _next_attempt(
 ) -> Attempt:
     number = folder.new_attempt(recipe)
     arguments = tuple(trainer_arguments(attempt_recipe(folder.path, number), folder.path, resume))
-    threads = _thread_settings(recipe, workers, environment)
+    threads = _thread_settings(recipe, environment)
     return Attempt(arguments, workers, folder.path, number, threads, asked.module)
 
 
@@ -249,17 +249,13 @@ def _told(attempt: Attempt, outcome: Outcome, environment: Mapping[str, str]) ->
     return outcome
 
 
-def _thread_settings(recipe: Recipe, workers: int, environment: Mapping[str, str]) -> dict[str, str]:
-    """OpenMP's settings for a worker. By default its threads spin at barriers, which on cores that others use too
-    makes a step several times slower (docs/log.md); a short spin costs nothing on free ones."""
-    spin = environment.get("GOMP_SPINCOUNT", "1000")
-    return {"OMP_NUM_THREADS": _threads(recipe, workers, environment), "GOMP_SPINCOUNT": spin}
-
-
-def _threads(recipe: Recipe, workers: int, environment: Mapping[str, str]) -> str:
-    """Threads of a worker, as OpenMP reads them; the recipe goes before what the user has set."""
-    shared_out = max(1, len(os.sched_getaffinity(0)) // workers)
-    return str(recipe.job.threads or environment.get("OMP_NUM_THREADS") or shared_out)
+def _thread_settings(recipe: Recipe, environment: Mapping[str, str]) -> dict[str, str]:
+    """OpenMP's settings for a worker. How many threads, if neither the recipe nor the user says it, is decided where
+    its cores are known: on its node. By default threads spin at barriers, which on cores that others use too makes a
+    step several times slower (docs/log.md); a short spin costs nothing on free ones."""
+    spin = {"GOMP_SPINCOUNT": environment.get("GOMP_SPINCOUNT", "1000")}
+    threads = recipe.job.threads or environment.get("OMP_NUM_THREADS")
+    return spin | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
 
 
 def _show_plan(
@@ -270,8 +266,13 @@ def _show_plan(
     attempt = Attempt(arguments, workers, run_dir, number, module=asked.module)
     counts = str(workers) if len(allowed) == 1 else f"{workers}, or with fewer nodes {_listed(allowed[:-1])}"
     print(f"run folder  {run_dir}")
-    print(f"workers     {counts} with {_threads(recipe, workers, environment)} threads each")
-    here = asked.runs_here(allowed)
+    here, settings = asked.runs_here(allowed), _thread_settings(recipe, environment)
+    if asked.launcher == "local":
+        settings = with_threads(settings, workers)
+    threads = settings.get("OMP_NUM_THREADS")
+    print(
+        f"workers     {counts} with {f'{threads} threads each' if threads else 'the cores of their nodes shared out'}"
+    )
     print(
         f"command     {'in this process' if here else launcher(asked.launcher, environment).command(attempt)}"
     )

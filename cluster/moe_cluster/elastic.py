@@ -35,6 +35,12 @@ def elastic_command(attempt: Attempt, num_workers: int, rendezvous: Sequence[str
     return [*elastic, "-m", attempt.module, *attempt.arguments]
 
 
+def with_threads(environment: Mapping[str, str], num_workers: int) -> dict[str, str]:
+    """The environment of so many workers of this host: without OMP_NUM_THREADS its cores are shared out."""
+    threads = environment.get("OMP_NUM_THREADS") or max(1, len(os.sched_getaffinity(0)) // num_workers)
+    return {**environment, "OMP_NUM_THREADS": str(threads)}
+
+
 def run_elastic(
     command: Sequence[str],
     attempt: Attempt,

@@ -38,7 +38,7 @@ class Resources:
     workers_per_node: int = 1
     gpus_per_worker: int = 0
     cpus_per_worker: int | None = None
-    """None: the cluster's default."""
+    """None: 1."""
     memory_gib: float | None = None
     """Of a node; None: the cluster's default."""
     time_limit_min: int | None = None

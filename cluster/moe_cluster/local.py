@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from moe_cluster.contract import LAUNCHER_LOG, attempt_dir
-from moe_cluster.elastic import elastic_command, run_elastic
+from moe_cluster.elastic import elastic_command, run_elastic, with_threads
 from moe_cluster.job import Attempt
 from moe_cluster.launcher import Outcome, outcome_of
 from moe_cluster.stop import StopRequest
@@ -34,7 +34,12 @@ class LocalLauncher:
         watch = Watch(attempt.run_dir, attempt.number, attempt.workers)
         log = folder / LAUNCHER_LOG
         exit_code = run_elastic(
-            _command(attempt), attempt, self.environment, log, stop, must_end=partial(watch.tell, say)
+            _command(attempt),
+            attempt,
+            with_threads(self.environment, attempt.workers),
+            log,
+            stop,
+            must_end=partial(watch.tell, say),
         )
         return outcome_of(folder, exit_code)
 

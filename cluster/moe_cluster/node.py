@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moe_cluster.contract import DONE, attempt_dir, node_log
-from moe_cluster.elastic import elastic_command, run_elastic
+from moe_cluster.elastic import elastic_command, run_elastic, with_threads
 from moe_cluster.first_cause import read_endings, was_preempted
 from moe_cluster.job import Attempt
 from moe_cluster.linux import die_with_parent
@@ -66,11 +66,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     die_with_parent(os.getppid())
     options = _parser().parse_args(argv)
     share = Share(tuple(options.nodes), options.port, tuple(map(int, options.workers)))
-    environment = dict(os.environ)
     attempt = Attempt(
         tuple(options.arguments), sum(share.workers), options.run_dir, options.attempt, {}, options.module
     )
-    index = share.nodes.index(environment["SLURMD_NODENAME"])
+    index = share.nodes.index(os.environ["SLURMD_NODENAME"])
+    environment = with_threads(os.environ, share.workers[index])
     folder = attempt_dir(attempt.run_dir, attempt.number)
     log = folder / node_log(share.nodes[index])
     told_to_end: list[int] = []

@@ -71,7 +71,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--workers-per-node", type=count, metavar="N", help="(default: 1)")
     group.add_argument("--gpus-per-worker", type=count, metavar="N", help="(default: 0)")
-    group.add_argument("--cpus-per-worker", type=count, metavar="N", help="(default: the cluster's)")
+    group.add_argument("--cpus-per-worker", type=count, metavar="N", help="(default: 1)")
     group.add_argument("--memory", type=float, metavar="GIB", help="of a node (default: the cluster's)")
     group.add_argument(
         "--time-limit", type=_minutes, metavar="TIME", help="90 (minutes), 12h, 2d (default: the cluster's)"
