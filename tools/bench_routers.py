@@ -5,7 +5,7 @@
 CPU time of one thread. `over_layer`: routing alone, forward and backward, with losses and with the gradients of
 `x` and of the router, over forward and backward of the layer that it is part of (the same router, with the gradients
 of its experts in persistent buffers, as in training). `eval_over_layer`: the same two in validation, forward only.
-Every kind has the settings of its defaults: so many experts per token, capacity limits where the kind allows one.
+Every kind has the settings of its defaults, so as many experts per token as these say, and no capacity limit.
 Kinds whose experts become fewer are measured when they are few, for then the layer is at its cheapest: dense_to_sparse
 after its switch, dselect_k with settled selectors. soft has about as many slots as tokens, as in its paper.
 T tokens, D model width, F = 4 D hidden width, E experts.

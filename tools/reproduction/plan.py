@@ -102,6 +102,8 @@ class Claim:
     """The chart's losses stand over FLOPs, not over steps."""
     limits: str
     """What this experiment cannot show, and where it differs from the paper's."""
+    caveat: str = ""
+    """What the verdict must not be read without: it stands beside it, in the table of all claims too."""
 
 
 @dataclass(frozen=True)
@@ -164,4 +166,5 @@ def _claim(path: Path, entry: Mapping[str, Any]) -> Claim:
         show=tuple(entry["show"]),
         over_flops=entry.get("over_flops", False),
         limits=" ".join(entry["limits"].split()),
+        caveat=entry.get("caveat", ""),
     )

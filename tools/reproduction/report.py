@@ -77,7 +77,7 @@ def document(plan: Plan, found: Sequence[Found], charts: Mapping[str, str]) -> s
         [
             f"{item.claim.number}",
             f"[{item.claim.title}](#{item.claim.number}-{_anchor(item.claim.title)})",
-            item.verdict,
+            _with_caveat(item),
             f"{len(item.all_results)} of {len(item.claim.arms) * len(SEEDS)}",
         ]
         for item in found
@@ -87,11 +87,15 @@ def document(plan: Plan, found: Sequence[Found], charts: Mapping[str, str]) -> s
     return "\n\n".join(parts) + "\n"
 
 
+def _with_caveat(found: Found) -> str:
+    return f"{found.verdict} ({found.claim.caveat})" if found.claim.caveat else found.verdict
+
+
 def _section(plan: Plan, found: Found, chart: str | None) -> str:
     claim = found.claim
     parts = [
         f"## {claim.number}. {claim.title}",
-        f"{claim.source} **Verdict: {found.verdict}.**",
+        f"{claim.source} **Verdict: {_with_caveat(found)}.**",
         _table(
             ["expected", "mean difference", "outcome", "2 e"], [_judged(*item) for item in found.judgements]
         ),

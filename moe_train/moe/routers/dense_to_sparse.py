@@ -7,8 +7,10 @@ token goes to the experts with g above a threshold, and the weights of those are
 it goes to the largest g alone, still with noise. Both schedules count the gate's own updates.
 Validation: Switch's top-1 by softmax(z) wherever there is a gate. No capacity limit; the code has one in validation, a
 quarter of the batch for an expert, and keeps the noise there with `use_gumbel_gates`.
-Conventions: the code's `use_gumbel_gates` is `gate: gumbel` (weight g); without it (`gate: softmax`) the weight is
-softmax(z), without noise and temperature. The paper's temperatures are from memory: 2.0 to 0.3, linear.
+Conventions: the code's `use_gumbel_gates` is `gate: gumbel` (weight g); without it (`gate: softmax`), as is its default
+(codecaution/EvoMoE, fairseq/parameter.py), the weight is softmax(z), without noise and temperature. Temperatures of 2.0
+to 0.3, linear, are the paper's from memory. The code's defaults are 1.0 to 0.5; kdd_scripts/wmt14_en_fr_gumbel.sh has
+2.0 to 0.5, linear in 5,000 updates, and one expert from 6,000 on, of 4.
 T tokens, D model width, E experts.
 """
 

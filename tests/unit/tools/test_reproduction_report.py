@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from canned_results import canned
@@ -88,6 +89,14 @@ def test_the_report_says_what_the_results_say(plan, tmp_path):
     assert "Measured at commit cccccccccc, 2026-01-02 to 2026-01-02, 0.1 hours of CPU" in text
     (anchor,) = re.findall(r"\(#(.*?)\)", text)
     assert anchor == "1-a-is-better-than-b"
+
+
+def test_a_caveat_stands_beside_the_verdict_wherever_it_is_given(plan, tmp_path):
+    _measure(plan, tmp_path, {"a": [4.0, 4.1, 4.2], "b": [4.5, 4.55, 4.75]})
+    claim = replace(plan.claim("sooner"), caveat="too few steps")
+    text = document(plan, [collect(plan, claim, tmp_path)], {})
+    assert "| holds in part (too few steps) | 6 of 6 |" in text
+    assert "**Verdict: holds in part (too few steps).**" in text
 
 
 def test_what_was_not_run_is_called_so(plan, tmp_path):
