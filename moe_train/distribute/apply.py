@@ -48,7 +48,8 @@ def distribute(
     shards = parameter_shards(model, mesh)
     with torch.no_grad():
         for name, shard in shards.items():
-            owner = _owner(model, name)
+            owner, own_name = _owner(model, name)
+            scale = getattr(owner, "init_scale", recipe.model.init_scale)
             value = initial_value(
                 name,
                 shard.global_shape,
@@ -56,8 +57,9 @@ def distribute(
                 tuple(shard.data.shape),
                 shard.is_expert,
                 recipe.seed,
-                getattr(owner, "init_scale", recipe.model.init_scale),
+                0.0 if own_name in getattr(owner, "init_zeros", ()) else scale,
                 getattr(owner, "init_vector", 1.0),
+                getattr(owner, "init_gain", None),
             )
             shard.data.copy_(value)
         for buffer in model.buffers():
@@ -71,9 +73,11 @@ def distribute(
     return DistributedModel(model, shards, tuple(kept))
 
 
-def _owner(model: Model, name: str) -> nn.Module:
-    """The module that a parameter belongs to: it may have an `init_scale` and an `init_vector` of its own."""
-    return model.get_submodule(name.rpartition(".")[0])
+def _owner(model: Model, name: str) -> tuple[nn.Module, str]:
+    """The module that a parameter belongs to, and its name there. The module may say how its parameters begin:
+    `init_scale`, `init_vector`, `init_gain`, and `init_zeros`, the names of those that begin at 0."""
+    module, _, own_name = name.rpartition(".")
+    return model.get_submodule(module), own_name
 
 
 def _make_tables(model: Model, recipe: Recipe, mesh: Mesh, vocabulary: Vocabulary | None) -> None:

@@ -22,12 +22,13 @@ def initial_value(
     seed: int,
     scale: float,
     vector: float = 1.0,
+    gain: float | None = None,
 ) -> Float[Tensor, "..."]:
     """The box of parameter `name` that starts at `offsets` and has `shape`, in fp32 on the CPU.
 
     Vectors, such as norm weights, are `vector`. Matrices are drawn from a normal truncated at 2 standard deviations,
     with std = sqrt(scale / fan_in)   # Switch (2101.03961) sec. 2.4; the tied embedding counts as the output head.
-    With a scale of 0 they are 0.
+    With a scale of 0 they are 0. With a `gain` a shared matrix is orthogonal instead, times that.
     """
     if is_expert:
         first, count = offsets[0], shape[0]
@@ -39,6 +40,8 @@ def initial_value(
         return torch.stack(boxes) if boxes else torch.empty(shape)
     if len(global_shape) == 1:
         return torch.full(shape, vector)
+    if gain is not None:
+        return _cut(_orthogonal(name, global_shape, seed, gain), offsets, shape)
     return _cut(_drawn(name, global_shape, _fan_in(name, global_shape), seed, scale), offsets, shape)
 
 
@@ -55,6 +58,12 @@ def _drawn(name: str, shape: tuple[int, ...], fan_in: int, seed: int, scale: flo
     return torch.nn.init.trunc_normal_(
         value, std=std, a=-2 * std, b=2 * std, generator=generator_for(seed, name)
     )
+
+
+def _orthogonal(name: str, shape: tuple[int, ...], seed: int, gain: float) -> Tensor:
+    """Orthonormal rows or columns, whichever are fewer, times `gain`; made in fp64, so that ranks agree in fp32."""
+    value = torch.empty(shape, dtype=torch.float64)
+    return torch.nn.init.orthogonal_(value, gain, generator=generator_for(seed, name)).float()
 
 
 def _cut(value: Tensor, offsets: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:

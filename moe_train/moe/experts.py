@@ -56,6 +56,9 @@ class ExpertWeights(nn.Module):
     What is done with them is the business of subclasses, and so are their gradients.
     """
 
+    init_zeros: tuple[str, ...] = ()
+    """Names of the weights that begin at 0."""
+
     def __init__(self, num_experts: int, d_model: int, d_ff: int, activation: str):
         super().__init__()
         self.activation = activation

@@ -46,6 +46,8 @@ class MoELayer(nn.Module):
             site=f"{site}.router",
         )
         self.experts = self.make_experts(d_model, d_ff, activation)
+        if getattr(self.router, "begins_as_identity", False):
+            self.experts.init_zeros = ("w_out",)
         if config.scale_expert_gradients:
             self.experts.gradient_scale = config.num_experts**-0.5
         self.first_expert = 0

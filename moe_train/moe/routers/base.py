@@ -3,7 +3,8 @@
 Lewis et al., 2103.16716, sec. 2-3, and fairseq's `base_layer.py`: the score of a token and an expert is x . w_e; the
 balanced assignment with the largest total score is found without gradient (moe_kernels); the expert's output
 is weighed by sigmoid(x . w_e), which is the only way for a gradient to reach w_e. In validation each token takes
-its best expert, so loads are unequal there. No balance loss, no capacity limit.
+its best expert, so loads are unequal there. No balance loss, no capacity limit. As in the code the vectors w_e begin
+orthogonal, 0.1 long, and the experts' second matrix at 0: the layer begins as the identity, its residual.
 Where we differ: the code shuffles tokens over all workers and then assigns those of a worker, which depends on
 the layout; here the tokens of a routing group (`moe.group_sequences` whole sequences) are assigned among
 themselves, without padding: an expert has at most its share of the real tokens, rounded up. Its auction stops early;
@@ -24,6 +25,9 @@ from moe_train.moe.routing import RouteContext, Routing
 
 class BaseRouter(nn.Module):
     """One expert per token: assigned in training, the best in validation."""
+
+    init_gain: float | None = 0.1
+    begins_as_identity = True
 
     def __init__(
         self, config: BalancedRouterConfig, *, d_model: int, num_experts: int, group: int, site: str

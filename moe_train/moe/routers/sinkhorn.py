@@ -4,7 +4,7 @@ Clark et al., 2202.01169, sec. 3.1, and megatron-core's `sinkhorn_load_balancing
 until every token has the same mass and every expert too, and a token goes to the expert of its largest entry; the
 weight is sigmoid(score) of the raw score. So loads are nearly equal, not exactly. In validation each token
 takes its best expert. Only one expert per token is built, which the paper found to be enough. Groups are those of
-base.py.
+base.py; initial values are those of any layer.
 G groups, S tokens of a group, E experts.
 """
 
@@ -20,6 +20,8 @@ class SinkhornRouter(BaseRouter):
     """BaseRouter with another assignment."""
 
     config: SinkhornRouterConfig
+    init_gain = None
+    begins_as_identity = False
 
     def assign(
         self, scores: Float[Tensor, "G S E"], is_real: Bool[Tensor, "G S"] | None

@@ -72,3 +72,13 @@ def test_experts_parameters_and_seeds_all_differ():
     others = [second, value("layers.3.feedforward.experts.w_in", shape, is_expert=True)[0]]
     others.append(value(name, shape, is_expert=True, seed=4)[0])
     assert all(not torch.isclose(first, other).any() for other in others)
+
+
+@pytest.mark.parametrize("shape", [(12, 5), (5, 12)])
+def test_with_a_gain_a_matrix_is_orthogonal_and_its_parts_are_cut_from_the_whole(shape):
+    name, box = "layers.1.feedforward.router.weight", (3, shape[1])
+    whole = initial_value(name, shape, (0, 0), shape, False, 3, 0.1, gain=0.1)
+    narrow = whole if shape[0] > shape[1] else whole.t()
+    torch.testing.assert_close(narrow.t() @ narrow, 0.01 * torch.eye(5), atol=1e-7, rtol=0)
+    part = initial_value(name, shape, (2, 0), box, False, 3, 0.1, gain=0.1)
+    assert torch.equal(part, whole[2:5])

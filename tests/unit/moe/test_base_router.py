@@ -2,11 +2,13 @@
 
 import pytest
 import torch
-from tiny_model import context, moe_layer, normal, tiny_recipe
+from tiny_model import context, normal, tiny_recipe, tiny_transformer
 
 from moe_train.config.check import problems
 from moe_train.config.kinds.router import BalancedRouterConfig, SinkhornRouterConfig
 from moe_train.config.notes import notes
+from moe_train.config.schema import Recipe
+from moe_train.distribute.expert import moe_layers_of
 from moe_train.moe.routers.base import BaseRouter
 from moe_train.moe.routers.sinkhorn import SinkhornRouter
 
@@ -79,18 +81,37 @@ def test_with_one_expert_training_and_validation_are_the_same():
     assert torch.equal(training.weights, validation.weights)
 
 
+def unlimited(kind: str) -> Recipe:
+    return tiny_recipe(f"moe.router.kind={kind}", "moe.capacity_factor=null", "moe.eval_capacity_factor=null")
+
+
 @pytest.mark.parametrize("kind", ["base", "sinkhorn"])
-def test_a_layer_whose_experts_put_out_nothing_adds_nothing(kind):
-    recipe = tiny_recipe(
-        f"moe.router.kind={kind}", "moe.capacity_factor=null", "moe.eval_capacity_factor=null"
-    )
-    assert problems(recipe) == []
-    assert "validation is causal" in notes(recipe)[0]
-    layer = moe_layer(recipe)
-    torch.nn.init.zeros_(layer.experts.w_out)
-    y, stats = layer(normal(32, 32), context(2, 16, training=True))
-    assert not y.any()
-    assert int(stats.dropped) == 0
+def test_a_sound_recipe_is_told_when_its_assignment_sees_later_tokens(kind):
+    assert problems(unlimited(kind)) == []
+    assert "validation is causal" in notes(unlimited(kind))[0]
+
+
+def test_base_begins_as_the_identity_and_learns_from_there():
+    layers = [layer for _, layer in moe_layers_of(tiny_transformer(unlimited("base")))]
+    assert layers
+    for layer in layers:
+        y, stats = layer(normal(32, 32), context(2, 16, training=True))
+        assert torch.equal(y, torch.zeros_like(y))
+        assert int(stats.dropped) == 0
+        y.sum().backward()
+        assert layer.experts.w_out.grad.any()
+
+
+def test_base_begins_with_orthogonal_embeddings_of_experts():
+    for _, layer in moe_layers_of(tiny_transformer(unlimited("base"))):
+        weight = layer.router.weight
+        torch.testing.assert_close(weight.t() @ weight, 0.01 * torch.eye(weight.shape[1]), atol=1e-7, rtol=0)
+
+
+def test_sinkhorn_begins_like_any_layer():
+    for _, layer in moe_layers_of(tiny_transformer(unlimited("sinkhorn"))):
+        y, _ = layer(normal(32, 32), context(2, 16, training=True))
+        assert y.any()
 
 
 def test_sinkhorn_makes_loads_nearly_equal():
