@@ -308,6 +308,19 @@ def _batch(recipe: Recipe, workers: int | None) -> Iterator[Problem]:
             f"must divide the {micro or batch // data} sequences of one forward pass",
             f"choose one of {_divisors(micro or batch // data)}",
         )
+    yield from _validation(recipe, data)
+
+
+def _validation(recipe: Recipe, data: int) -> Iterator[Problem]:
+    group = recipe.moe.group_sequences if recipe.moe.every else 1
+    if recipe.data.validation_sequences // group < data:
+        yield Problem(
+            "data.validation_sequences",
+            recipe.data.validation_sequences,
+            f"must be a group of {group} sequence{'s' * (group > 1)} (moe.group_sequences) at least for each of the "
+            f"{data} data-parallel workers",
+            f"use {group * data} or more",
+        )
 
 
 def _divisors(number: int) -> str:

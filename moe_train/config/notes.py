@@ -2,7 +2,11 @@
 
 from collections.abc import Iterator
 
+from moe_train.config.capacity import capacity, effective_factor
 from moe_train.config.schema import Recipe, has_causal_moe, stacks
+
+FAR_FROM_ITS_FACTOR = 1.25
+"""A capacity so many times what its factor says, or so many times less, is a surprise."""
 
 
 def notes(recipe: Recipe) -> list[str]:
@@ -10,6 +14,7 @@ def notes(recipe: Recipe) -> list[str]:
     return (
         [
             *_dropped_at_balance(recipe),
+            *_far_from_its_factor(recipe),
             *_dropped_in_validation_only(recipe),
             *_not_causal(recipe),
             *recipe.moe.router.notes(recipe),
@@ -42,6 +47,30 @@ def _dropped_at_balance(recipe: Recipe) -> Iterator[str]:
                 f"about {1 - factor / choices:.0%} of the assignments are dropped even at perfect balance; "
                 f"use {key}={choices} or more, or moe.capacity_convention=deepspeed"
             )
+
+
+def _far_from_its_factor(recipe: Recipe) -> Iterator[str]:
+    """In a small group with many experts the least number of slots, or rounding, makes another factor of it."""
+    for stack in (stack for stack in stacks(recipe) if stack.moe_layers):
+        tokens = recipe.moe.group_sequences * stack.length
+        if surprises := list(_other_factors(recipe, tokens)):
+            yield (
+                f"{' and '.join(surprises)} in the {stack.name}: of a group of {tokens:,} tokens an expert takes a "
+                f"whole number, and at least moe.min_capacity={recipe.moe.min_capacity}; a larger "
+                "moe.group_sequences or a smaller moe.min_capacity comes nearer"
+            )
+
+
+def _other_factors(recipe: Recipe, tokens: int) -> Iterator[str]:
+    """Each capacity factor that is another in effect in a group of `tokens` tokens, and which."""
+    moe, choices = recipe.moe, recipe.moe.router.num_choices
+    sizes = tokens, moe.num_experts, choices
+    for key, factor in _factors(recipe).items():
+        slots = capacity(moe.capacity_convention, factor, *sizes, moe.min_capacity)
+        effective = effective_factor(moe.capacity_convention, slots, *sizes)
+        meant = min(factor, effective_factor(moe.capacity_convention, tokens, *sizes))
+        if not meant / FAR_FROM_ITS_FACTOR <= effective <= meant * FAR_FROM_ITS_FACTOR:
+            yield f"{key}={factor:g} is {effective:.3g} in effect ({slots} slot{'s' * (slots != 1)} an expert)"
 
 
 def _dropped_in_validation_only(recipe: Recipe) -> Iterator[str]:

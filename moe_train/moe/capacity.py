@@ -1,34 +1,14 @@
-"""The capacity limit: how many tokens of a routing group an expert accepts, and which.
+"""The capacity limit: which tokens of a routing group an expert accepts; how many, `config/capacity.py` says.
 
 A routing group is a whole number of sequences, never "the tokens of a rank": so the same tokens are dropped
 on every layout. S tokens in a group, N edges, E experts.
 """
-
-import math
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from moe_train.moe.routing import Routing
-
-
-def capacity(convention: str, factor: float, tokens: int, experts: int, choices: int, smallest: int) -> int:
-    """Slots of an expert in a group of `tokens` tokens.
-
-    Libraries round differently, which changes results, so the convention has a name:
-    mesh       floor(factor * S / E)                     mesh-tensorflow and flaxformer: choices not counted
-    deepspeed  ceil(factor * choices * S / E)
-    vmoe       the same, rounded up to a multiple of 4
-    Then at most S and at least `smallest`, in this order (so `smallest` wins where S is smaller).
-    """
-    if convention == "mesh":
-        slots = math.floor(factor * tokens / experts)
-    else:
-        slots = math.ceil(factor * choices * tokens / experts)
-    if convention == "vmoe":
-        slots = -(-slots // 4) * 4
-    return max(min(slots, tokens), smallest)
 
 
 def within_capacity(routing: Routing, group_tokens: int, slots: int) -> Bool[Tensor, " N"]:

@@ -12,9 +12,10 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from moe_train.config.capacity import capacity
 from moe_train.config.registry import build, layer_class
 from moe_train.config.schema import MoEConfig
-from moe_train.moe.capacity import capacity, within_capacity
+from moe_train.moe.capacity import within_capacity
 from moe_train.moe.dispatch.dispatcher import Dispatched, Dispatcher
 from moe_train.moe.experts import Experts, ExpertWeights
 from moe_train.moe.routing import RouteContext, Routing

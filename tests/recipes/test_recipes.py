@@ -6,6 +6,7 @@ import pytest
 
 from moe_train.config.check import problems
 from moe_train.config.load import load_recipe
+from moe_train.config.notes import notes
 from moe_train.config.schema import moe_layers
 from moe_train.model.count import count
 from moe_train.show import show
@@ -30,6 +31,12 @@ def test_a_shipped_recipe_has_no_problem(path):
 def test_a_shipped_recipe_can_be_shown(path, capsys):
     assert show(str(path), [], None, as_json=False) == 0
     assert "no problems found" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=name_of)
+def test_a_shipped_recipe_has_the_capacity_that_it_states(path):
+    told = [note for note in notes(load_recipe(path)) if "in effect" in note]
+    assert bool(told) == (name_of(path) == "switch/c.yaml")  # as in its authors' code: its README says why
 
 
 @pytest.mark.parametrize("path", TINY, ids=name_of)

@@ -205,9 +205,9 @@ def _text_hash(run_dir: Path) -> str:
 
 def _sizes(recipe: Recipe) -> dict[str, Any]:
     """What a result says of its model, without a run."""
+    from moe_train.config.capacity import capacity
     from moe_train.config.schema import moe_layers
     from moe_train.model.count import count
-    from moe_train.moe.capacity import capacity
 
     size, moe = count(recipe), recipe.moe
     slots = None

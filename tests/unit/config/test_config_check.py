@@ -96,6 +96,12 @@ BROKEN = [
     ),
     ("data.micro_batch=3", 2, "data.micro_batch=3: must divide a worker's share of the batch, 8 / 2 = 4"),
     ("moe.group_sequences=3", 2, "moe.group_sequences=3: must divide the 4 sequences of one forward pass"),
+    (
+        "data.validation_sequences=1",
+        2,
+        "data.validation_sequences=1: must be a group of 1 sequence (moe.group_sequences) at least for each of the 2 "
+        "data-parallel workers; use 2 or more.",
+    ),
 ]
 
 

@@ -1,10 +1,15 @@
 """Surprises of sound recipes, and none where there is none."""
 
+from pathlib import Path
+
 import pytest
 
 from moe_train.config.kinds.router import TopKRouterConfig
+from moe_train.config.load import load_recipe
 from moe_train.config.notes import notes
 from moe_train.config.schema import Recipe
+
+RECIPES = Path(__file__).parents[3] / "recipes"
 
 
 def top_2() -> Recipe:
@@ -61,3 +66,45 @@ def test_without_a_limit_or_without_experts_there_is_nothing_to_say():
     recipe = top_2()
     recipe.moe.every = 0
     assert notes(recipe) == []
+
+
+def test_slots_that_the_least_number_decides_are_told_with_the_factor_they_make():
+    recipe = Recipe()
+    recipe.moe.num_experts = 64  # 128 tokens in a group: floor(2.5) and floor(4) slots
+    assert notes(recipe) == [
+        "moe.capacity_factor=1.25 is 2 in effect (4 slots an expert) in the decoder: of a group of 128 tokens an "
+        "expert takes a whole number, and at least moe.min_capacity=4; a larger moe.group_sequences or a smaller "
+        "moe.min_capacity comes nearer"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "effective"),
+    [
+        ({"min_capacity": 1}, None),  # 2 slots are a factor of 1.0, which is not far
+        ({"group_sequences": 4}, None),  # 10 slots
+        (
+            {"capacity_convention": "deepspeed", "min_capacity": 1, "num_experts": 256},
+            "2 in effect (1 slot an",
+        ),
+        ({"min_capacity": 0, "num_experts": 256}, "0 in effect (0 slots an"),
+        ({"capacity_factor": 100.0}, None),  # all tokens: there are no more
+    ],
+)
+def test_a_factor_that_is_nearly_kept_is_not_worth_a_note(changes, effective):
+    recipe = Recipe()
+    recipe.moe.num_experts = 64
+    recipe.moe.eval_capacity_factor = None
+    for field, value in changes.items():
+        setattr(recipe.moe, field, value)
+    told = [note for note in notes(recipe) if "in effect" in note]
+    assert bool(told) == (effective is not None)
+    assert all(effective in note for note in told)
+
+
+def test_each_stack_is_told_of_the_slots_in_its_own_groups():
+    recipe = load_recipe(RECIPES / "switch" / "c.yaml")
+    assert [note.partition(" (")[0] for note in notes(recipe)] == [
+        "moe.capacity_factor=1 is 2 in effect",
+        "moe.capacity_factor=1 is 8.98 in effect",
+    ]

@@ -1,0 +1,29 @@
+"""How many tokens of a routing group an expert accepts: plain arithmetic, for the layer and for what `show` says of it.
+
+Which tokens these are, `moe/capacity.py` decides.
+"""
+
+import math
+
+
+def capacity(convention: str, factor: float, tokens: int, experts: int, choices: int, smallest: int) -> int:
+    """Slots of an expert in a group of `tokens` tokens.
+
+    Libraries round differently, which changes results, so the convention has a name:
+    mesh       floor(factor * S / E)                     mesh-tensorflow and flaxformer: choices not counted
+    deepspeed  ceil(factor * choices * S / E)
+    vmoe       the same, rounded up to a multiple of 4
+    Then at most S and at least `smallest`, in this order (so `smallest` wins where S is smaller).
+    """
+    if convention == "mesh":
+        slots = math.floor(factor * tokens / experts)
+    else:
+        slots = math.ceil(factor * choices * tokens / experts)
+    if convention == "vmoe":
+        slots = -(-slots // 4) * 4
+    return max(min(slots, tokens), smallest)
+
+
+def effective_factor(convention: str, slots: int, tokens: int, experts: int, choices: int) -> float:
+    """The capacity factor that `slots` slots are, without any rounding or bound."""
+    return slots * experts / (tokens if convention == "mesh" else choices * tokens)
