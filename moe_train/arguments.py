@@ -1,6 +1,8 @@
-"""Types of arguments that several commands have: a whole number, and a range of them. Imports nothing slow."""
+"""Types of arguments that several commands have: numbers, folders, where to go on. Imports nothing slow."""
 
 import argparse
+import math
+from pathlib import Path
 
 
 def count(text: str) -> int:
@@ -21,3 +23,35 @@ def count_or_range(text: str) -> tuple[int, ...]:
             f"{text}: the smaller number goes first; use {numbers[1]}:{numbers[0]}"
         )
     return numbers
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
+    return int(text)
+
+
+def gibibytes(text: str) -> float:
+    """An amount of memory above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no amount of memory; use gibibytes above 0, e.g. 64")
+    return number
+
+
+def folder(text: str) -> Path:
+    """A folder that is named."""
+    if not text:  # what "$DIR" becomes where DIR is not set; Path would take it for the working directory
+        raise argparse.ArgumentTypeError("it is empty; name a folder, or leave the option out for runs/NAME")
+    return Path(text)
+
+
+def resume_from(text: str) -> str:
+    """What `--resume` takes."""
+    if text not in ("auto", "never") and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} is neither auto, never, nor the number of a step")
+    return text

@@ -10,10 +10,9 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from moe_cluster.errors import ClusterError
-from moe_train.arguments import count, count_or_range
+from moe_train.arguments import count, count_or_range, folder, resume_from
 from moe_train.errors import MoETrainError, UsageError
 
 DEBUG_VARIABLE = "MOE_TRAIN_DEBUG"
@@ -155,10 +154,10 @@ def _parser() -> argparse.ArgumentParser:
         "run", help="train, or go on training", epilog=RUN_EPILOG, formatter_class=plain
     )
     _add_recipe(run)
-    run.add_argument("--run-dir", type=_folder, metavar="DIR", help="folder of the run (default: runs/NAME)")
+    run.add_argument("--run-dir", type=folder, metavar="DIR", help="folder of the run (default: runs/NAME)")
     run.add_argument(
         "--resume",
-        type=_resume,
+        type=resume_from,
         default="auto",
         metavar="auto|never|STEP",
         help="auto: go on from the newest good checkpoint, if any (default); never: start afresh; "
@@ -211,18 +210,6 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="processes (default: parallel.data of the recipe, or 1); MIN:MAX: fewer while there is no room for MAX",
     )
-
-
-def _folder(text: str) -> Path:
-    if not text:  # what "$DIR" becomes where DIR is not set; Path would take it for the working directory
-        raise argparse.ArgumentTypeError("it is empty; name a folder, or leave the option out for runs/NAME")
-    return Path(text)
-
-
-def _resume(text: str) -> str:
-    if text not in ("auto", "never") and not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text} is neither auto, never, nor the number of a step")
-    return text
 
 
 class _Version(argparse.Action):

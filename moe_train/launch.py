@@ -87,7 +87,7 @@ def launch(asked: Launch, environment: MutableMapping[str, str]) -> int:
             if asked.resume == "auto" and finished is not None and finished >= recipe.steps:
                 _say(f"{run_dir} is finished: step {finished} of steps={recipe.steps}; raise steps to go on")
                 return DONE
-            _require_step(asked.resume, run_dir)
+            require_step(asked.resume, run_dir)
             _tell_other_rates(folder.recipe(), recipe)
         elif asked.resume not in ("auto", "never"):
             raise UsageError(
@@ -113,7 +113,8 @@ def has_begun(run_dir: Path) -> bool:
     return any(has_started(run_dir, attempt) for attempt in range(1, newest_attempt(run_dir) + 1))
 
 
-def _require_step(resume: str, run_dir: Path) -> None:
+def require_step(resume: str, run_dir: Path) -> None:
+    """Raise UsageError if `resume` is the number of a step that the run has no checkpoint of."""
     steps = CheckpointFolder(run_dir).steps()
     if resume.isdecimal() and int(resume) not in steps:
         there = f"has those of steps {', '.join(map(str, steps))}" if steps else "has none"

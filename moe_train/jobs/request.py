@@ -10,9 +10,10 @@ from moe_cluster.executor import EXECUTORS, Executor, executor
 from moe_cluster.job import JobSpec, Resources
 from moe_cluster.records import JobRecord
 from moe_cluster.sites import Site, Sites
-from moe_train.arguments import count, count_or_range
+from moe_train.arguments import count, count_or_range, gibibytes, positive
 from moe_train.config.schema import Recipe
 from moe_train.errors import UsageError
+from moe_train.jobs.text import require_text
 from moe_train.launch import allowed_workers
 
 DEFAULT_RESTARTS = 3
@@ -39,10 +40,14 @@ class Request:
     def spec(
         self, recipe: Recipe, recipe_file: Path, run_dir: Path, resume: str, after: Sequence[str]
     ) -> JobSpec:
-        """The job that trains `recipe`, written out in `recipe_file`. Raises RecipeError, LayoutError or UsageError."""
+        """The job that trains `recipe`, written out in `recipe_file`.
+
+        Raises RecipeError, LayoutError, DataError or UsageError for what cannot run.
+        """
         size, least = self.resources, self.resources.min_nodes
         least_workers = None if least is None else least * size.workers_per_node
         allowed_workers(recipe, size.workers, least_workers)
+        require_text(recipe, self.cluster)
         if recipe.job.device == "cuda" and self.cluster != "local" and size.gpus_per_worker == 0:
             raise UsageError("job.device=cuda: no GPU is asked for; add --gpus-per-worker 1")
         workers = str(size.workers) if least_workers is None else f"{least_workers}:{size.workers}"
@@ -69,10 +74,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--nodes", type=_nodes, metavar="N", help="nodes; MIN:MAX: go on with fewer when some are lost"
     )
-    group.add_argument("--workers-per-node", type=count, metavar="N", help="(default: 1)")
+    group.add_argument("--workers-per-node", type=positive, metavar="N", help="(default: 1)")
     group.add_argument("--gpus-per-worker", type=count, metavar="N", help="(default: 0)")
-    group.add_argument("--cpus-per-worker", type=count, metavar="N", help="(default: 1)")
-    group.add_argument("--memory", type=float, metavar="GIB", help="of a node (default: the cluster's)")
+    group.add_argument("--cpus-per-worker", type=positive, metavar="N", help="(default: 1)")
+    group.add_argument("--memory", type=gibibytes, metavar="GIB", help="of a node (default: the cluster's)")
     group.add_argument(
         "--time-limit", type=_minutes, metavar="TIME", help="90 (minutes), 12h, 2d (default: the cluster's)"
     )

@@ -5,23 +5,21 @@ nothing that is queued. Answers without importing torch.
 """
 
 import argparse
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from moe_cluster import records
 from moe_cluster.contract import DONE
 from moe_cluster.sites import read_sites, sites_file
-from moe_train.config.kinds.data import FilesCorpusConfig
-from moe_train.config.kinds.parallel_corpus import ParallelFilesCorpusConfig
+from moe_train.arguments import folder, resume_from
 from moe_train.config.load import load_recipe
 from moe_train.config.schema import Recipe
 from moe_train.errors import UsageError
 from moe_train.jobs.progress import last_recipe, run_folder
 from moe_train.jobs.request import add_options, parsed, request
 from moe_train.jobs.submission import hand_over, of_run, require_free
-from moe_train.launch import has_begun
+from moe_train.jobs.text import anchored
+from moe_train.launch import has_begun, require_step
 from moe_train.run_folder import RECIPE_FILE, RunFolder
 
 SUBMIT_EPILOG = """\
@@ -44,9 +42,15 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     """`submit`; returns an exit code. Raises MoETrainError or ClusterError with nothing submitted."""
     parser = _parser("submit", "hand a run to a cluster", SUBMIT_EPILOG)
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or a recipe that comes with moe-train")
-    parser.add_argument("--run-dir", type=Path, metavar="DIR", help="folder of the run (default: runs/NAME)")
     parser.add_argument(
-        "--resume", default="auto", metavar="auto|never|STEP", help="as for run (default: auto)"
+        "--run-dir", type=folder, metavar="DIR", help="folder of the run (default: runs/NAME)"
+    )
+    parser.add_argument(
+        "--resume",
+        type=resume_from,
+        default="auto",
+        metavar="auto|never|STEP",
+        help="as for run (default: auto)",
     )
     options = parsed(parser, arguments)
     recipe = load_recipe(options.recipe, options.overrides)
@@ -78,9 +82,11 @@ def _hand_over(
         print(script, end="")
         return DONE
     require_free(submission)
+    require_step(resume, run_dir)
     if resume != "never" and has_begun(run_dir):
         RunFolder(run_dir).require_same_run(recipe)
-        _require_unfinished(run_dir, recipe)
+        if resume == "auto":
+            _require_unfinished(run_dir, recipe)
     (job_id,) = hand_over(asked, [submission], [spec])
     print(f"submitted {asked.cluster}:{job_id}; {run_dir}")
     print(f"  how it stands:  moe-train status {run_dir}")
@@ -97,19 +103,10 @@ def _require_unfinished(run_dir: Path, recipe: Recipe) -> None:
         )
 
 
-def anchored(recipe: Recipe) -> Recipe:
-    """The recipe with the path of its text made absolute: a job may start in another folder."""
-    corpus = recipe.data.corpus
-    if not isinstance(corpus, FilesCorpusConfig | ParallelFilesCorpusConfig) or not corpus.path:
-        return recipe
-    path = os.path.abspath(os.path.expanduser(corpus.path))
-    return replace(recipe, data=replace(recipe.data, corpus=replace(corpus, path=path)))
-
-
 def _job_of(name: str, cluster: str) -> str:
     """The id behind `--after NAME`: a run's last job, or an id as it is."""
-    for folder in (Path(name), Path("runs", name)):
-        if found := records.read(folder):
+    for run_dir in (Path(name), Path("runs", name)):
+        if found := records.read(run_dir):
             if found[-1].cluster != cluster:
                 raise UsageError(
                     f"--after {name}: its last job is {found[-1]}, and a job of --cluster {cluster} cannot wait for it"

@@ -9,13 +9,14 @@ from pathlib import Path
 
 from moe_cluster.contract import DONE, FAILED
 from moe_cluster.sites import read_sites, sites_file
+from moe_train.arguments import folder, positive
 from moe_train.config.load import load_recipe
 from moe_train.errors import UsageError
 from moe_train.jobs.commands import print_runs
 from moe_train.jobs.progress import Progress, read_progress
 from moe_train.jobs.request import add_options, parsed, request
 from moe_train.jobs.submission import hand_over, is_free, of_run
-from moe_train.jobs.submit import anchored
+from moe_train.jobs.text import anchored
 
 EPILOG = """\
 examples:
@@ -34,13 +35,13 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     """`sweep`; returns an exit code. Raises MoETrainError or ClusterError with nothing submitted."""
     options = _parse(arguments)
     base = load_recipe(options.recipe, [word for word in options.overrides if len(values(word)) == 1])
-    folder = (options.dir or Path("runs") / f"{base.name}-sweep").absolute()
+    sweep_dir = (options.dir or Path("runs") / f"{base.name}-sweep").absolute()
     runs = {
-        folder / name: anchored(load_recipe(options.recipe, overrides))
+        sweep_dir / name: anchored(load_recipe(options.recipe, overrides))
         for name, overrides in combinations(options.overrides)
     }
     if options.results:
-        return _results(list(runs), folder, options.json)
+        return _results(list(runs), sweep_dir, options.json)
     asked = request(options, read_sites(sites_file(environment)))
     found = [of_run(run_dir, recipe) for run_dir, recipe in runs.items()]
     waiting = [each for each in found if not _is_finished(each.run_dir) and is_free(each)]
@@ -53,11 +54,11 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
         )
         return DONE
     ids = hand_over(asked, waiting, specs, options.at_once) if specs else []
-    print(f"submitted {len(ids)} of {len(runs)} runs; {folder}")
+    print(f"submitted {len(ids)} of {len(runs)} runs; {sweep_dir}")
     if options.wait:
         _wait(list(runs))
-        return _results(list(runs), folder, options.json)
-    print(f"  the table:  moe-train list {folder}")
+        return _results(list(runs), sweep_dir, options.json)
+    print(f"  the table:  moe-train list {sweep_dir}")
     return DONE
 
 
@@ -128,9 +129,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or a recipe that comes with moe-train")
-    parser.add_argument("--dir", type=Path, help="folder of the runs (default: runs/NAME-sweep)")
+    parser.add_argument("--dir", type=folder, help="folder of the runs (default: runs/NAME-sweep)")
     parser.add_argument(
-        "--at-once", type=int, metavar="N", help="so many jobs at a time (default: as many as fit)"
+        "--at-once", type=positive, metavar="N", help="so many jobs at a time (default: as many as fit)"
     )
     parser.add_argument("--wait", action="store_true", help="wait for all of them, and print the table")
     parser.add_argument("--results", action="store_true", help="print the table; submit nothing")

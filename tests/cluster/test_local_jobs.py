@@ -133,6 +133,9 @@ def test_a_job_whose_processes_were_killed_is_not_said_to_run(terminal: Terminal
 
 
 def test_the_first_cause_of_a_failure_is_what_status_says(terminal: Terminal) -> None:
+    refused = terminal("submit", "small.yaml", "data.corpus.path=nothing", code=2)
+    assert f"{terminal.folder / 'nothing'}: there is no such file or folder" in refused
+    (terminal.folder / "nothing").mkdir()
     terminal("submit", "small.yaml", "--max-restarts", "0", "data.corpus.path=nothing")
     found = terminal.wait("failed")
     assert "data.corpus.path" in found["said"]

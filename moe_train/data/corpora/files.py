@@ -49,32 +49,50 @@ class FilesCorpus:
                 f"the first is {skipped[0]}"
             )
         if not found:
-            raise DataError(self._without_text(len(paths)))
+            raise DataError(_without_text(self._config, len(paths)))
 
     def _find(self) -> tuple[Path, list[Path]]:
         """The folder that names are relative to, and the files."""
         if self._config.path is None:
             library = Path(sysconfig.get_paths()["stdlib"])
             return library, list(_walk(library, (".py",), NOT_LIBRARY))
+        require_there(self._config)
         given = Path(self._config.path).expanduser()
         if given.is_dir():
             return given, list(_walk(given, tuple(self._config.suffixes), frozenset()))
-        if glob.has_magic(str(given)) and not given.exists():
-            matches = {Path(match) for match in glob.iglob(str(given), recursive=True, include_hidden=True)}
+        if _is_glob(given):
+            matches = {Path(match) for match in _matches(given)}
             return _fixed_part(given), [match for match in matches if not match.is_dir()]
-        if not given.exists():
-            raise DataError(
-                f"data.corpus.path={self._config.path}: there is no such file or folder; correct the path "
-                "(which is relative to the working directory), or leave it out for Python's standard library"
-            )
         return given.parent, [given]
 
-    def _without_text(self, num_files: int) -> str:
-        return (
-            f"data.corpus.path={self._config.path}: holds no text ({num_files} files match, with "
-            f"data.corpus.suffixes={','.join(self._config.suffixes)} in a folder); "
-            "name a folder with UTF-8 text files, or add their suffix"
+
+def require_there(config: FilesCorpusConfig) -> None:
+    """Raise DataError if no file or folder is where the corpus should be. Reads no file, so it takes no time."""
+    given = Path(config.path or ".").expanduser()
+    if _is_glob(given):
+        if next(_matches(given), None) is None:
+            raise DataError(_without_text(config, 0))
+    elif not given.exists():
+        raise DataError(
+            f"data.corpus.path={config.path}: there is no such file or folder; correct the path "
+            "(which is relative to the working directory), or leave it out for Python's standard library"
         )
+
+
+def _is_glob(given: Path) -> bool:
+    return glob.has_magic(str(given)) and not given.exists()
+
+
+def _matches(given: Path) -> Iterator[str]:
+    return glob.iglob(str(given), recursive=True, include_hidden=True)
+
+
+def _without_text(config: FilesCorpusConfig, num_files: int) -> str:
+    return (
+        f"data.corpus.path={config.path}: holds no text ({num_files} files match, with "
+        f"data.corpus.suffixes={','.join(config.suffixes)} in a folder); "
+        "name a folder with UTF-8 text files, or add their suffix"
+    )
 
 
 def _walk(root: Path, suffixes: tuple[str, ...], leave_out: frozenset[str]) -> Iterator[Path]:

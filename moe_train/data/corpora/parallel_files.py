@@ -26,12 +26,8 @@ class ParallelFilesCorpus:
         Raises DataError for a folder that is not there, two files with different numbers of lines, a file that cannot
         be read, and a folder without pairs.
         """
+        require_there(self._config)
         root = Path(self._config.path).expanduser()
-        if not root.is_dir():
-            raise DataError(
-                f"data.corpus.path={self._config.path}: there is no such folder; correct the path "
-                "(which is relative to the working directory)"
-            )
         found = False
         for document in select(chain(self._aligned(root), self._catalogues(root)), self._config.min_words):
             found = True
@@ -64,6 +60,15 @@ class ParallelFilesCorpus:
             for path in find_catalogues(root, foreign):
                 document = Document(path.relative_to(root).as_posix(), write_pairs(read_catalogue(path)))
                 yield swapped(document) if self._config.target_language == "en" else document
+
+
+def require_there(config: ParallelFilesCorpusConfig) -> None:
+    """Raise DataError if there is no folder where the corpus should be."""
+    if not Path(config.path).expanduser().is_dir():
+        raise DataError(
+            f"data.corpus.path={config.path}: there is no such folder; correct the path "
+            "(which is relative to the working directory)"
+        )
 
 
 def _lines(path: Path) -> list[str]:

@@ -47,7 +47,10 @@ def test_a_time_limit_is_minutes_whatever_its_unit(text: str, minutes: int) -> N
         (["--time-limit", "soon"], "hours (12h)"),
         (["--time-limit", "0"], "is no time"),
         (["--option", "partition"], "is not KEY=VALUE"),
-        (["--workers-per-node", "-1"], "at least 0"),
+        (["--workers-per-node", "0"], "at least 1"),
+        (["--cpus-per-worker", "0"], "at least 1"),
+        (["--gpus-per-worker", "-1"], "at least 0"),
+        *((["--memory", text], "no amount of memory") for text in ("nan", "inf", "0", "-1", "8G")),
     ],
 )
 def test_an_option_that_is_no_such_value_is_refused_with_the_way_out(words: list[str], part: str) -> None:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from small_run import Command
+from small_run import Command, contents
 
 from moe_cluster.contract import FAILED, JOB_VARIABLE, PREEMPTED
 from moe_train.config.load import load_recipe
@@ -13,6 +13,7 @@ from moe_train.jobs.submission import LOCK_FILE, write_recipe
 from moe_train.launch import Launch, _resume_line, _stopped
 
 NOBODY = "http://127.0.0.1:9"  # the discard port, where nothing listens
+TRANSLATION = ("objective.kind=translation", "model.architecture=encoder_decoder")
 
 
 def test_a_submission_that_nobody_takes_leaves_neither_a_record_nor_a_recipe(
@@ -22,6 +23,56 @@ def test_a_submission_that_nobody_takes_leaves_neither_a_record_nor_a_recipe(
     words = ("submit", "small.yaml", "--cluster", "ray", "--address", NOBODY, "--run-dir", str(run_dir))
     moe_train(*words).refuses(f"--address {NOBODY}: there is no answer", code=1)
     assert [path.name for path in run_dir.rglob("*") if path.is_file()] == [LOCK_FILE]
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--resume", "latest"], "latest is neither auto, never, nor the number of a step"),
+        (
+            ["--resume", "100"],
+            "--resume 100: {run} holds no checkpoint of that step; it has those of steps 2, 4, 6",
+        ),
+        (["--run-dir", ""], "argument --run-dir: it is empty"),
+        (["data.corpus.path=gone"], "gone: there is no such file or folder"),
+        (["data.corpus.path=gone/*.txt"], "gone/*.txt: holds no text (0 files match"),
+        (
+            ["data.corpus.kind=parallel_files", "data.corpus.path=gone", *TRANSLATION],
+            "gone: there is no such folder",
+        ),
+        (["--workers-per-node", "0"], "0 is not a whole number of at least 1"),
+        (["steps=6"], "steps=6: {run} is finished at step 6"),
+    ],
+)
+@pytest.mark.parametrize("cluster", ["local", "slurm"])
+def test_what_cannot_run_is_refused_and_nothing_is_queued(
+    moe_train: Command, run_dir: Path, cluster: str, words: list[str], part: str
+) -> None:
+    before = contents(run_dir)
+    ended = moe_train("submit", "small.yaml", "--cluster", cluster, "--run-dir", str(run_dir), *words)
+    ended.refuses(part.format(run=run_dir))
+    assert contents(run_dir) == before
+
+
+def test_a_step_that_a_run_has_not_saved_is_refused_where_there_is_no_run(
+    moe_train: Command, tmp_path: Path
+) -> None:
+    ended = moe_train("submit", "small.yaml", "--run-dir", str(tmp_path / "new"), "--resume", "4")
+    ended.refuses("--resume 4: ", "holds no checkpoint of that step; it has none")
+    assert not (tmp_path / "new").exists()
+
+
+def test_nodes_of_ray_may_have_text_that_this_machine_has_not(moe_train: Command) -> None:
+    words = ("--cluster", "ray", "--address", NOBODY, "--dry-run", "data.corpus.path=/only/there")
+    assert moe_train("submit", "small.yaml", *words).code == 0
+    moe_train("submit", "small.yaml", "--dry-run", words[-1]).refuses("/only/there: there is no such file")
+
+
+@pytest.mark.parametrize(
+    ("words", "part"), [(["--dir", ""], "it is empty"), (["--at-once", "0"], "at least 1")]
+)
+def test_a_sweep_that_cannot_run_is_refused(moe_train: Command, words: list[str], part: str) -> None:
+    moe_train("sweep", "small.yaml", "seed=0,1", *words).refuses(part)
 
 
 def test_inside_a_job_a_stopped_run_says_how_the_job_is_made_again() -> None:
