@@ -24,8 +24,9 @@ SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 5.0
 """Between two looks at the files, of which there is one for each rank."""
 WAITS = 0.5
 """A rank that spends more of its time waiting for others is held up."""
-DOES_NOT_WAIT = 0.25
-"""A rank that spends less of its time waiting, while all others are held up, holds them up."""
+HOLDS_UP = 0.5
+"""A rank that waits less than this part of what any other does, while all others are held up, holds them up. Not none
+at all: a process that is stopped again and again is found where it stood, which may be in a wait."""
 MOSTLY = 0.8
 """Of the looks in which a straggler must be the same rank."""
 TRAINING = "training"
@@ -170,8 +171,11 @@ def _patience(beats: Mapping[int, Heartbeat], silent: Mapping[int, float]) -> fl
 def _slowest(beats: Mapping[int, Heartbeat]) -> int | None:
     """The one rank that does not wait while all others do."""
     busy = [rank for rank, beat in beats.items() if beat.waiting <= WAITS]
-    is_clear = len(beats) > 1 and len(busy) == 1 and beats[busy[0]].waiting < DOES_NOT_WAIT
-    return busy[0] if is_clear else None
+    if len(beats) < 2 or len(busy) != 1:
+        return None
+    (slowest,) = busy
+    least = min(beat.waiting for rank, beat in beats.items() if rank != slowest)
+    return slowest if beats[slowest].waiting < HOLDS_UP * least else None
 
 
 def _suspect(rank: int, beat: Heartbeat | None, silent_s: float | None) -> Suspect:

@@ -11,7 +11,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from moe_train.checkpoint.folder import CheckpointFolder, remove, write_durably
+from moe_cluster.atomic import replace_text
+from moe_train.checkpoint.folder import CheckpointFolder, remove
 from moe_train.checkpoint.manifest import RankReport
 from moe_train.errors import CheckpointError
 
@@ -115,7 +116,7 @@ def give_up(save: Save, reason: str) -> None:
         for path in save.temporary.glob(f"rank-{save.rank:05d}*"):
             remove(path)
         if save.size > 1 and save.note.parent.is_dir():
-            write_durably(save.note, json.dumps({"save": save.number, "reason": reason}).encode())
+            replace_text(save.note, json.dumps({"save": save.number, "reason": reason}))
         if save.rank == 0:
             remove(save.temporary)
     except OSError as error:

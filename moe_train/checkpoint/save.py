@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from moe_cluster.atomic import make_durable
+from moe_cluster.atomic import make_durable, replace_text
 from moe_train.checkpoint import lineage
 from moe_train.checkpoint.checksum import expert_checksums
 from moe_train.checkpoint.coverage import coverage_finding
@@ -47,7 +47,8 @@ def run(save: Save, state: ShardedState, meta: Mapping[str, Any]) -> None:
     left then, and earlier checkpoints are as they were.
     """
     try:
-        write_durably(save.report(save.rank), _write_part(save, state).to_bytes())
+        # Not the folder: rank 0 makes that durable, and may rename it as soon as the last report is there.
+        replace_text(save.report(save.rank), _write_part(save, state).to_bytes().decode(), durable=True)
         if save.rank == 0:
             _commit(save, await_reports(save), meta)
     except (OSError, CheckpointError) as error:

@@ -2,11 +2,13 @@
 
 import json
 import logging
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from checkpoint_states import emptied, equal, state, whole
+from own_processes import wait_for
 from safetensors.torch import load_file
 from threaded_ranks import one_rank, run_ranks
 
@@ -143,6 +145,19 @@ def test_a_rank_that_fails_makes_all_ranks_fail_with_its_reason(run_dir, monkeyp
         assert "bytes free" in message, message
     assert [path.name for path in (run_dir / "checkpoints").glob("step*")] == ["step_00000001"]
     assert verify(run_dir / "checkpoints" / "step_00000001") == []
+
+
+def test_a_rank_that_is_held_up_after_its_report_finds_its_checkpoint_committed(run_dir, monkeypatch):
+    replace, committed = os.replace, run_dir / "checkpoints/step_00000001"
+
+    def replace_and_sleep(source, target):
+        replace(source, target)
+        if Path(target).name == "rank-00001.json":
+            wait_for(committed.exists)
+
+    monkeypatch.setattr(os, "replace", replace_and_sleep)
+    assert save(run_dir, 1, size=2) == [[1], [1]]
+    assert verify(committed) == []
 
 
 def test_a_rank_that_never_reports_is_named(run_dir):

@@ -57,7 +57,7 @@ def test_a_step_of_any_rank_is_progress(tmp_path: Path) -> None:
     watch = Watch(tmp_path, 1, 2)
     for second in range(0, 60, 5):
         stepped = replace(TRAINS, step=second, step_time=float(second))
-        assert watched(watch, 4, waits(stepped), replace(TRAINS, waiting=0.4), start=second) == []
+        assert watched(watch, 4, waits(stepped), replace(TRAINS, waiting=0.6), start=second) == []
 
 
 def test_a_silent_rank_is_named_with_what_this_host_knows_of_its_process(tmp_path: Path) -> None:
@@ -162,6 +162,13 @@ def test_a_straggler_is_found_however_far_between_looks_are(tmp_path: Path, ever
     (straggler,) = stepping(60, 0.7, 0.1, 0.9, watch=Watch(tmp_path, 1, 3), every_s=every_s)
     assert isinstance(straggler, Straggler)
     assert straggler.rank == 1
+
+
+def test_a_rank_that_is_stopped_again_and_again_is_found_though_it_seems_to_wait_a_little(
+    tmp_path: Path,
+) -> None:
+    (straggler,) = stepping(20, 0.9, 0.4, 1.0, watch=Watch(tmp_path, 1, 3))
+    assert (straggler.rank, straggler.waiting) == (1, 0.9)
 
 
 def test_a_rank_for_which_all_others_wait_is_told_once(tmp_path: Path) -> None:
