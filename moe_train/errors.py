@@ -49,6 +49,14 @@ class RunError(MoETrainError):
             "correct its permissions, free space, or choose another --run-dir"
         )
 
+    @classmethod
+    def unreadable(cls, path: Path, error: OSError) -> "RunError":
+        """What to say of an OSError on reading `path` or something in it."""
+        return cls(
+            f"{error.filename or path}: cannot be read ({error.strerror}); ask its owner for permission, or see "
+            "whether its disk is there"
+        )
+
 
 class TrainingError(MoETrainError):
     """Training cannot go on: a loss or a gradient that is not finite, a superseded attempt."""

@@ -102,9 +102,17 @@ def record(attempt: Path, finding: Finding) -> None:
 
 def recorded(attempt: Path) -> list[dict[str, Any]]:
     """What was found in an attempt, as `record` wrote it, the first one first: the fields of a finding, `kind`, `time`
-    (seconds since 1970) and `text`."""
+    (seconds since 1970) and `text`. A line that a full disk or a kill has torn tells nothing, and is left out."""
     path = attempt / FINDINGS_FILE
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    return [found for line in lines if (found := _parsed(line))]
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(line))
+    except (ValueError, TypeError):
+        return {}
 
 
 def recorded_hang(attempt: Path) -> tuple[Hang, float] | None:

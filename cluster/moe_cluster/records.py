@@ -59,7 +59,7 @@ def read(run_dir: Path) -> list[JobRecord]:
     """All records, the newest last; empty where nothing was submitted. Raises ClusterError for a damaged line."""
     path = run_dir / FILE_NAME
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(errors="replace").splitlines()
     except FileNotFoundError:
         return []
     except OSError as error:

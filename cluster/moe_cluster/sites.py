@@ -68,7 +68,7 @@ def read_sites(path: Path) -> Sites:
         if key not in known:
             raise JobError(f"{path}: {key}: there is no such key; use {', '.join(known)}")
     default = content.pop("default", "local")
-    if default not in EXECUTORS:
+    if not isinstance(default, str) or default not in EXECUTORS:
         raise JobError(f"{path}: default={default}: must be one of {', '.join(EXECUTORS)}")
     return Sites(default, {cluster: _site(path, cluster, entry) for cluster, entry in content.items()})
 
@@ -83,6 +83,11 @@ def _site(path: Path, cluster: str, entry: Any) -> Site:
         if not isinstance(value, dict if is_mapping else list):
             shape = "a mapping" if is_mapping else "a list of lines"
             raise JobError(f"{path}: {cluster}.{key}={value!r}: must be {shape}")
-        pairs = value.items() if isinstance(value, dict) else ()
+        pairs = value.items() if isinstance(value, dict) else [(None, line) for line in value]
+        for name, item in pairs:
+            if not isinstance(item, str | int | float):
+                raise JobError(
+                    f"{path}: {cluster}.{key}: {'' if name is None else f'{name}='}{item!r}: must be text or a number"
+                )
         found[key] = {str(name): str(item) for name, item in pairs} if is_mapping else tuple(map(str, value))
     return Site(**found)

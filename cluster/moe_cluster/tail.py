@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from moe_cluster.errors import ClusterError
+
 POLL_S = 0.5
 SCHEDULER_S = 3.0
 """Between two questions to a scheduler while a log is followed: it answers those of all users."""
@@ -14,6 +16,7 @@ def lines_of(path: Path, is_over: Callable[[], bool], ask_every_s: float = POLL_
     """Lines of `path` without their newline, also those to come, until `is_over()` and nothing more has come.
 
     The file may not be there yet. `ask_every_s`: seconds between two calls of `is_over`, for one that asks a scheduler.
+    Raises ClusterError if the file cannot be read.
     """
     position, rest = 0, b""
     asked, last = -math.inf, False
@@ -21,10 +24,7 @@ def lines_of(path: Path, is_over: Callable[[], bool], ask_every_s: float = POLL_
         if time.monotonic() - asked >= ask_every_s:
             last = is_over()  # asked before the file is read: what was written until then is not missed
             asked = time.monotonic()
-        if path.exists():
-            with path.open("rb") as file:
-                file.seek(position)
-                new = file.read()
+        if new := _from(path, position):
             position += len(new)
             *whole, rest = (rest + new).split(b"\n")
             yield from (line.decode(errors="replace") for line in whole)
@@ -33,3 +33,17 @@ def lines_of(path: Path, is_over: Callable[[], bool], ask_every_s: float = POLL_
                 yield rest.decode(errors="replace")
             return
         time.sleep(POLL_S)
+
+
+def _from(path: Path, position: int) -> bytes:
+    """What a file has from a place on; nothing where it is not there yet."""
+    try:
+        with path.open("rb") as file:
+            file.seek(position)
+            return file.read()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise ClusterError(
+            f"{path}: cannot be read ({error.strerror}); ask its owner for permission"
+        ) from None

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from moe_cluster import records
 from moe_cluster.contract import DONE, LOG_FILE, rank_dir
+from moe_cluster.errors import ClusterError
 from moe_cluster.executor import executor
 from moe_cluster.records import JobRecord
 from moe_cluster.tail import SCHEDULER_S, lines_of
@@ -26,7 +27,7 @@ def status(arguments: Sequence[str]) -> int:
     parser = _parser("status", "How a run stands: its job, its training, its last failure.")
     parser.add_argument("--json", action="store_true", help="for programs: one JSON object")
     options = parser.parse_args(arguments)
-    progress = read_progress(run_folder(options.run))
+    progress = read_progress(run_folder(options.run), ask_finished=True)
     if options.json:
         print(json.dumps(progress.as_dict(), indent=1))
     else:
@@ -102,12 +103,21 @@ def print_runs(found: Sequence[Progress], folder: Path, *, as_json: bool) -> Non
 
 
 def _progress_below(folder: Path) -> list[Progress]:
-    found = []
+    """How the runs stand. A scheduler that does not answer is waited for once, and said to be silent."""
+    found: list[Progress] = []
+    silent: list[str] = []
     for run_dir in _runs_below(folder.absolute()):
         try:
-            found.append(read_progress(run_dir))
-        except MoETrainError as error:
+            last = records.read(run_dir)[-1:]
+            cluster = f"{last[0].cluster} {dict(last[0].options)}" if last else ""
+            progress = read_progress(run_dir, ask=cluster not in silent)
+        except (MoETrainError, ClusterError) as error:
             print(f"{run_dir}: {error}", file=sys.stderr)
+            continue
+        found.append(progress)
+        if progress.is_unanswered and cluster not in silent:
+            silent.append(cluster)
+            print(f"{run_dir}: {progress.said}", file=sys.stderr)
     return found
 
 
@@ -141,9 +151,7 @@ def _rank_log(run_dir: Path, attempt: int, rank: int, follow: bool) -> Iterator[
         raise UsageError(
             f"--rank {rank}: {path} is not there; attempts 1 to {newest_attempt(run_dir)} have been made"
         )
-    return lines_of(
-        path, lambda: not follow or read_progress(run_dir).state not in ("queued", "running"), SCHEDULER_S
-    )
+    return lines_of(path, lambda: not (follow and read_progress(run_dir).may_run), SCHEDULER_S)
 
 
 def _sentences(progress: Progress) -> list[str]:

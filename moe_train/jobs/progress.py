@@ -18,7 +18,7 @@ from moe_train.checkpoint.folder import CheckpointFolder
 from moe_train.checkpoint.lineage import newest_attempt
 from moe_train.config.load import load_recipe
 from moe_train.config.schema import Recipe
-from moe_train.errors import MoETrainError
+from moe_train.errors import RunError
 from moe_train.monitor.rows import METRICS_FILE, Row, current_rows, read_rows
 from moe_train.monitor.run import find_run
 from moe_train.run_folder import FINISHED_FILE, RECIPE_FILE, RunFolder
@@ -52,6 +52,16 @@ class Progress:
     left_s: float | None
     """Seconds to the last step at the speed of the last row's window, while it runs."""
 
+    @property
+    def may_run(self) -> bool:
+        """Whether it is at work or will be, as far as could be found out: where nobody answered, it may."""
+        return self.is_unanswered or self.state in ("queued", "running")
+
+    @property
+    def is_unanswered(self) -> bool:
+        """Whether only its scheduler could tell, and it was not asked or did not answer."""
+        return self.job is not None and self.status is None and self.state != "finished"
+
     def as_dict(self) -> dict[str, Any]:
         """For programs."""
         own = {key: value for key, value in vars(self).items() if key not in ("run_dir", "job", "status")}
@@ -72,13 +82,22 @@ def last_recipe(run_dir: Path) -> Path | None:
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
-def read_progress(run_dir: Path, *, ask: bool = True) -> Progress:
-    """Read a run's folder and, with `ask`, ask the scheduler of its last job. Raises MoETrainError for a bad folder."""
+def read_progress(run_dir: Path, *, ask: bool = True, ask_finished: bool = False) -> Progress:
+    """Read a run's folder and, with `ask`, ask the scheduler of its last job; with `ask_finished` even if the run has
+    come to its end. Raises MoETrainError or ClusterError for a folder that cannot be read."""
+    try:
+        return _read(run_dir, ask, ask_finished)
+    except OSError as error:
+        raise RunError.unreadable(run_dir, error) from None
+
+
+def _read(run_dir: Path, ask: bool, ask_finished: bool) -> Progress:
     found = records.read(run_dir)
     job = found[-1] if found else None
-    status, said = _asked(run_dir, job) if ask else (None, "")
     found_recipe = last_recipe(run_dir)
     recipe = load_recipe(found_recipe) if found_recipe else None
+    is_over = _is_finished(run_dir, recipe) and not _came_after(run_dir / FINISHED_FILE, job)
+    status, said = _asked(run_dir, job) if ask and (ask_finished or not is_over) else (None, "")
     rows = current_rows(read_rows(run_dir / METRICS_FILE))
     training = [row for row in rows if "loss" in row]
     validation = [row["validation_loss"] for row in rows if "validation_loss" in row]
@@ -121,7 +140,7 @@ def _outcome(run_dir: Path) -> dict[str, Any]:
     """How the newest attempt ended; empty while it runs, or where its launcher was killed."""
     try:
         return dict(json.loads((attempt_dir(run_dir, newest_attempt(run_dir)) / OUTCOME_FILE).read_text()))
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):
         return {}
 
 
@@ -149,23 +168,18 @@ def _state(
     status: JobStatus | None,
     outcome: dict[str, Any],
 ) -> str:
-    try:
-        finished = RunFolder(run_dir).finished_step()
-    except MoETrainError:
-        finished = None
     active = None if status is None or status.state.is_over else status
-    is_finished = recipe is not None and finished is not None and finished >= recipe.steps
-    if is_finished and not (active and _came_after(run_dir / FINISHED_FILE, job)):
+    if _is_finished(run_dir, recipe) and not (active and _came_after(run_dir / FINISHED_FILE, job)):
         return "finished"
     if active:
         return "queued" if active.state == "pending" else "running"
     if RunFolder(run_dir).is_held():
         return "running"
     if outcome:
-        return {0: "finished", 75: "stopped"}.get(outcome["exit_code"], "failed")
+        return {0: "finished", 75: "stopped"}.get(outcome.get("exit_code", 1), "failed")
     if status is not None:
         return {"done": "stopped"}.get(str(status.state), str(status.state))
-    return "killed" if newest_attempt(run_dir) else "unknown"
+    return "killed" if job is None and newest_attempt(run_dir) else "unknown"
 
 
 def _came_after(path: Path, job: JobRecord | None) -> bool:
@@ -174,6 +188,15 @@ def _came_after(path: Path, job: JobRecord | None) -> bool:
         return job is not None and job.time > path.stat().st_mtime
     except OSError:
         return True  # it has begun to
+
+
+def _is_finished(run_dir: Path, recipe: Recipe | None) -> bool:
+    """Whether it came to the last step of its recipe; a file that does not say it says no."""
+    try:
+        finished = RunFolder(run_dir).finished_step()
+    except RunError:
+        return False
+    return recipe is not None and finished is not None and finished >= recipe.steps
 
 
 def _left(recipe: Recipe | None, last: Row) -> float | None:

@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import re
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -104,8 +105,14 @@ def _is_finished(run_dir: Path) -> bool:
 
 
 def _wait(runs: Sequence[Path]) -> None:
-    while any(read_progress(run_dir).state in ("queued", "running") for run_dir in runs):
-        time.sleep(POLL_S)
+    """Return once all are over. They are waited for in turn: a scheduler answers one question in POLL_S."""
+    told = ""
+    for run_dir in runs:
+        while (progress := read_progress(run_dir)).may_run:
+            if progress.is_unanswered and progress.said != told:
+                told = progress.said
+                print(f"{run_dir.name}: {told}; waiting goes on", file=sys.stderr)
+            time.sleep(POLL_S)
 
 
 def _results(runs: Sequence[Path], folder: Path, as_json: bool) -> int:

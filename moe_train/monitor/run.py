@@ -11,7 +11,7 @@ from typing import Any
 from moe_cluster.contract import ERROR_FILE
 from moe_train.config.load import load_recipe
 from moe_train.config.schema import Recipe, moe_layers
-from moe_train.errors import UsageError
+from moe_train.errors import RunError, UsageError
 from moe_train.monitor.rows import METRICS_FILE, Row, current_rows, read_rows
 from moe_train.run_folder import RECIPE_FILE
 
@@ -47,11 +47,14 @@ class RunRecord:
 def find_run(name: str, marks: Sequence[str] = (RECIPE_FILE,)) -> Path:
     """The folder of a run: a path, or a name below `runs`, with a file of one of these names.
 
-    Raises UsageError if no run is there.
+    Raises UsageError if no run is there, RunError if it is not for us to see.
     """
     for folder in (Path(name), Path("runs", name)):
-        if any((folder / mark).is_file() for mark in marks):
-            return folder
+        try:
+            if any((folder / mark).is_file() for mark in marks):
+                return folder
+        except OSError as error:
+            raise RunError.unreadable(folder, error) from None
     known = sorted({path.parent.name for mark in marks for path in Path("runs").glob(f"*/{mark}")})
     hint = f"known runs: {', '.join(known)}" if known else "`moe-train run RECIPE` makes one"
     raise UsageError(f"RUN={name}: there is no run folder (one with a {' or '.join(marks)}); {hint}")
