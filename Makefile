@@ -32,7 +32,7 @@ faults: $(VENV)/.test
 sanitizer: $(VENV)/.test
 	$(PYTEST) -m sanitizer --timeout 7200
 cluster: $(VENV)/.test
-	MOE_TRAIN_TABLES=docs $(PYTEST) -m cluster --timeout 1200
+	MOE_TRAIN_TABLES=docs $(PYTEST) -m cluster --timeout 1200 --numprocesses 2 --dist loadfile
 gpu: $(VENV)/.test
 	$(PYTEST) -m gpu --timeout 1200
 
