@@ -5,11 +5,19 @@ A launcher (launcher.py) runs an Attempt where it is: on this host, in a Slurm a
 ...`, which finds the launcher named on it.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from moe_cluster.contract import TRAINER_MODULE
+from moe_cluster.errors import JobError
+
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+SECRET = re.compile(
+    r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS|APIKEY|API_KEY|ACCESS_KEY|PRIVATE_KEY)(_|$)",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,7 @@ class JobSpec:
     """Arguments of `python -m moe_train.cli`, without the options that name the launcher and its size."""
     resources: Resources = Resources()
     environment: Mapping[str, str] = field(default_factory=dict)
-    """Set for the job; what is secret stays out of it."""
+    """Set for the job, and readable for whoever may read its script or its record."""
     options: Mapping[str, str] = field(default_factory=dict)
     """The executor's own, such as `partition` or `address`."""
     directives: tuple[str, ...] = ()
@@ -70,3 +78,15 @@ class JobSpec:
     """Lines of shell before the command, as they are: of the site's own file, never of a recipe."""
     after: tuple[str, ...] = ()
     """Ids of jobs that must have ended well before this one starts."""
+
+    def __post_init__(self) -> None:
+        """Raise JobError for a variable that has no such name, or whose name says that its value is a secret."""
+        for name in self.environment:
+            if not VARIABLE.fullmatch(name):
+                raise JobError(f"environment {name!r}: is no name of a variable; use letters, digits and _")
+            if SECRET.search(name):
+                raise JobError(
+                    f"environment {name}: looks like a secret, and what is written down for a cluster is no place "
+                    "for one; set it where the job finds it: in the shell that submits (local, Slurm), or on the nodes "
+                    "(Ray)"
+                )

@@ -48,9 +48,9 @@ HOSTILE = [
 ]
 
 
-def refused(job: JobSpec, *parts: str) -> None:
+def refused(change: dict, *parts: str) -> None:
     with pytest.raises(JobError) as caught:
-        script(job, PYTHON)
+        script(replace(SMALL, **change), PYTHON)
     for part in parts:
         assert part in str(caught.value)
 
@@ -95,7 +95,7 @@ def test_no_value_can_begin_a_line_of_its_own(place: str, end: str) -> None:
         "name": text, "run_dir": Path("/shared", text), "command": ("run", text), "environment": {"X": text},
         "options": {"partition": text}, "directives": (f"--comment={text}",),
     }  # fmt: skip
-    refused(replace(SMALL, **{place: values[place]}), "line break")
+    refused({place: values[place]}, "line break")
 
 
 @pytest.mark.parametrize(
@@ -110,24 +110,17 @@ def test_no_value_can_begin_a_line_of_its_own(place: str, end: str) -> None:
         ({"directives": ("--array=0-9",)}, ("moe-train sets --array itself",)),
         ({"directives": ("-o /etc/passwd",)}, ("-o /etc/passwd", "--name=value")),
         ({"after": ("1; true",)}, ("--after 1; true", "no id")),
-        ({"environment": {"A B": "1"}}, ("'A B'", "letters, digits and _")),
-        ({"environment": {"WANDB_API_KEY": "1"}}, ("WANDB_API_KEY", "inherits")),
         ({"run_dir": Path("/shared/a\\b")}, ("backslash",)),
         ({"resources": Resources(time_limit_min=5)}, ("--time-limit 5", "lead_s")),
     ],
 )
 def test_what_no_script_may_hold_is_refused_with_the_way_out(change: dict, parts: tuple[str, ...]) -> None:
-    refused(replace(SMALL, **change), *parts)
+    refused(change, *parts)
 
 
 def test_a_variable_that_only_sounds_like_a_secret_is_set() -> None:
     job = replace(SMALL, environment={"TOKENIZERS_PARALLELISM": "false"})
     assert "\nexport TOKENIZERS_PARALLELISM=false\n" in script(job, PYTHON)
-
-
-@pytest.mark.parametrize("name", ["HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "wandb_api_key", "DB_PASSWORD"])
-def test_a_secret_is_kept_out_of_the_script(name: str) -> None:
-    refused(replace(SMALL, environment={name: "x"}), name, "the job inherits it")
 
 
 def test_jobs_of_an_array_share_all_but_name_folder_and_command() -> None:

@@ -62,6 +62,19 @@ def test_a_step_that_a_run_has_not_saved_is_refused_where_there_is_no_run(
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("cluster", ["local", "ray", "slurm"])
+def test_a_secret_of_the_sites_file_reaches_no_cluster(
+    moe_train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cluster: str
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    (tmp_path / "moe-train").mkdir()
+    (tmp_path / "moe-train/cluster.yaml").write_text(f"{cluster}: {{environment: {{WANDB_API_KEY: hush}}}}")
+    words = ("--cluster", cluster, *(("--address", NOBODY) if cluster == "ray" else ()))
+    ended = moe_train("submit", "small.yaml", "--dry-run", *words)
+    ended.refuses("environment WANDB_API_KEY: looks like a secret")
+    assert "hush" not in ended.output + ended.errors
+
+
 def test_nodes_of_ray_may_have_text_that_this_machine_has_not(moe_train: Command) -> None:
     words = ("--cluster", "ray", "--address", NOBODY, "--dry-run", "data.corpus.path=/only/there")
     assert moe_train("submit", "small.yaml", *words).code == 0
