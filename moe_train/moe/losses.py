@@ -11,6 +11,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
+def watched(values: Float[Tensor, "*S"], coefficient: float) -> Float[Tensor, "*S"]:
+    """`values` for a loss with this coefficient: at 0 it is there to be seen alone, and costs no backward pass."""
+    return values if coefficient else values.detach()
+
+
 def balance_loss(
     probabilities: Float[Tensor, "T E"],
     expert_ids: Int[Tensor, "T K"],

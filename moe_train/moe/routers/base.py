@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from moe_kernels.ops.assignment import balanced_assignment
 from moe_train.config.kinds.router import BalancedRouterConfig
+from moe_train.moe.losses import watched, z_loss
 from moe_train.moe.routers.edges import table_routing
 from moe_train.moe.routers.scores import gate_logits
 from moe_train.moe.routing import RouteContext, Routing
@@ -41,16 +42,24 @@ class BaseRouter(nn.Module):
         """Route every token to one expert."""
         with torch.autocast(x.device.type, enabled=False):
             scores = gate_logits(x, self.weight)
+            group_tokens, real = self.group * context.sequence_length, context.real_rows
             if context.training:
-                groups = scores.detach().unflatten(0, (-1, self.group * context.sequence_length))
-                real = context.real_rows
+                groups = scores.detach().unflatten(0, (-1, group_tokens))
                 expert_ids = self.assign(
                     groups, None if real is None else real.view(groups.shape[:2])
                 ).flatten()
             else:
                 expert_ids = scores.argmax(1)
             weights = torch.sigmoid(scores.gather(1, expert_ids.unsqueeze(1)))
-        return table_routing(expert_ids.unsqueeze(1), weights, self.num_experts)
+            z_coefficient = self.config.z_coefficient
+            losses = {"z": z_loss(watched(scores, z_coefficient), group_tokens, real)}
+        return table_routing(
+            expert_ids.unsqueeze(1),
+            weights,
+            self.num_experts,
+            losses=losses,
+            coefficients={"z": z_coefficient},
+        )
 
     def assign(
         self, scores: Float[Tensor, "G S E"], is_real: Bool[Tensor, "G S"] | None

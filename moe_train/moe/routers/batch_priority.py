@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from moe_train.config.kinds.router import BatchPriorityRouterConfig
-from moe_train.moe.losses import cv_squared, group_totals
+from moe_train.moe.losses import balance_loss, cv_squared, group_totals, watched, z_loss
 from moe_train.moe.routers.edges import table_routing
 from moe_train.moe.routers.noise import normal
 from moe_train.moe.routers.scores import gate_logits, largest, sum_of_entropies, sum_of_largest
@@ -44,10 +44,7 @@ class BatchPriorityRouter(nn.Module):
             weights, expert_ids = largest(probabilities.t().contiguous(), self.config.num_choices)
             chances = self._chances(clean, noisy, expert_ids, is_noisy)
             by_sum = self.config.priority == "sum"
-            losses = {
-                "importance": self._balance(torch.softmax(clean, dim=1), context),
-                "load": self._balance(chances, context),
-            }
+            losses = self._losses(clean, chances, expert_ids, context)
         return table_routing(
             expert_ids,
             weights,
@@ -59,6 +56,8 @@ class BatchPriorityRouter(nn.Module):
             coefficients={
                 "importance": self.config.importance_coefficient,
                 "load": self.config.load_coefficient,
+                "balance": self.config.balance_coefficient,
+                "z": self.config.z_coefficient,
             },
         )
 
@@ -75,6 +74,18 @@ class BatchPriorityRouter(nn.Module):
         threshold = noisy.gather(1, expert_ids[:, -1:])
         return torch.special.ndtr((clean - threshold) / self.deviation)
 
-    def _balance(self, shares: Float[Tensor, "T E"], context: RouteContext) -> Float[Tensor, ""]:
-        """CV^2 of the experts' totals in each group."""
-        return cv_squared(group_totals(shares, self.group * context.sequence_length, context.real_rows))
+    def _losses(
+        self,
+        clean: Float[Tensor, "T E"],
+        chances: Float[Tensor, "T E"],
+        expert_ids: Int[Tensor, "T K"],
+        context: RouteContext,
+    ) -> dict[str, Float[Tensor, ""]]:
+        config, groups = self.config, (self.group * context.sequence_length, context.real_rows)
+        shares = torch.softmax(clean, dim=1)
+        return {
+            "importance": cv_squared(group_totals(shares, *groups)),
+            "load": cv_squared(group_totals(chances, *groups)),
+            "balance": balance_loss(watched(shares, config.balance_coefficient), expert_ids, *groups),
+            "z": z_loss(watched(clean, config.z_coefficient), *groups),
+        }

@@ -7,7 +7,8 @@ published code has a constant 2, its value there; V2's code takes the largest al
 Loss-free balancing (Wang et al., 2408.15664, alg. 1): b_i += rate * sign(mean load - load_i) after every update, with
 the loads of the global batch; b has no gradient and stands still in validation. Only differences of b matter.
 The balance loss is sequence-wise where a routing group is a sequence (V3 eq. 17-20): f counts the k largest s, not
-s + b, and P is s divided by its sum. It is left out where its coefficient is 0, for b takes its place.
+s + b, and P is s divided by its sum. V2 (eq. 23-25, from memory) counts the experts that tokens were sent to, after
+the limit on groups; here f is V3's whatever the keys.
 The device-level loss of V1 (eq. 15-17) and V2 is sum_d f'_d P'_d, f' the mean of f over the experts of device d, P' the
 sum of P: the balance loss with groups in the place of experts. Groups are the recipe's, the same on every layout.
 Shared experts are the layer's business: `moe.shared_experts`. T tokens, D model width, E experts, G groups.
@@ -18,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from moe_train.config.kinds.router import DeepSeekRouterConfig
-from moe_train.moe.losses import balance_loss
+from moe_train.moe.losses import balance_loss, watched, z_loss
 from moe_train.moe.routers.edges import table_routing
 from moe_train.moe.routers.scores import gate_logits, largest, sum_of_entropies, sum_of_largest
 from moe_train.moe.routing import RouteContext, Routing
@@ -37,6 +38,7 @@ class DeepSeekRouter(nn.Module):
         self.coefficients = {
             "balance": config.balance_coefficient,
             "group_balance": config.group_balance_coefficient,
+            "z": config.z_coefficient,
         }
         self.weight = nn.Parameter(torch.empty(d_model, num_experts))
         self.register_buffer("bias", torch.zeros(num_experts))
@@ -55,7 +57,7 @@ class DeepSeekRouter(nn.Module):
                 weights = weights / (weights.sum(1, keepdim=True) + 1e-20)
             shares = scores / (scores.sum(0) + 1e-20)
             real = context.real_rows
-            losses = self._losses(scores.detach(), shares, context)
+            losses = self._losses(logits.t(), scores.detach(), shares, context)
         return table_routing(
             expert_ids,
             weights * config.weight_scale,
@@ -67,21 +69,26 @@ class DeepSeekRouter(nn.Module):
         )
 
     def _losses(
-        self, scores: Float[Tensor, "E T"], shares: Float[Tensor, "E T"], context: RouteContext
+        self,
+        logits: Float[Tensor, "T E"],
+        scores: Float[Tensor, "E T"],
+        shares: Float[Tensor, "E T"],
+        context: RouteContext,
     ) -> dict[str, Float[Tensor, ""]]:
-        """The balance losses that have a coefficient."""
-        if not any(self.coefficients.values()):
-            return {}
-        plain, losses = largest(scores, self.config.num_choices)[1], {}
-        for name, sets in (("balance", len(shares)), ("group_balance", self.config.num_groups)):
-            if self.coefficients[name]:
-                losses[name] = balance_loss(
-                    shares.unflatten(0, (sets, -1)).sum(1).t(),
-                    plain // (len(shares) // sets),
-                    self.group * context.sequence_length,
-                    context.real_rows,
-                )
-        return losses
+        """Balance and z-loss; the balance of groups where there are any."""
+        num_experts, num_groups = len(shares), self.config.num_groups
+        plain = largest(scores, self.config.num_choices)[1]
+        groups = self.group * context.sequence_length, context.real_rows
+        balanced = {"balance": num_experts} | ({"group_balance": num_groups} if num_groups > 1 else {})
+        losses = {
+            name: balance_loss(
+                watched(shares, self.coefficients[name]).unflatten(0, (sets, -1)).sum(1).t(),
+                plain // (num_experts // sets),
+                *groups,
+            )
+            for name, sets in balanced.items()
+        }
+        return losses | {"z": z_loss(watched(logits, self.coefficients["z"]), *groups)}
 
     def _allowed(self, biased: Float[Tensor, "E T"]) -> Float[Tensor, "E T"]:
         """The scores, -inf outside of the best groups of each token."""

@@ -8,6 +8,7 @@ nothing, where the code evaluates all experts. Loss `entropy` (of the selectors,
 the digits; it is summed up digit by digit, which is the same. Built per token ("per-example"), without biases. E must
 be a power of two: the code's penalty on codes without an expert, 1 / (what a selector gives to experts), is infinite
 as soon as one token's selector has settled on such a code, and has no gradient there. No noise, no capacity limit.
+The z-loss is that of the mixture's softmax, the only one there is.
 T tokens, D model width, E experts, K selectors, M digits.
 """
 
@@ -16,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from moe_train.config.kinds.router import DSelectKRouterConfig
-from moe_train.moe.losses import token_mean
+from moe_train.moe.losses import active_balance_loss, token_mean, watched, z_loss
 from moe_train.moe.routers.edges import masked_routing
 from moe_train.moe.routers.scores import gate_logits, sum_of_entropies, sum_of_largest
 from moe_train.moe.routing import RouteContext, Routing
@@ -38,21 +39,32 @@ class DSelectKRouter(nn.Module):
 
     def forward(self, x: Float[Tensor, "T D"], context: RouteContext) -> Routing:
         """Route every token to the experts that its selectors' codes leave."""
-        k = self.config.num_choices
+        config, k = self.config, self.config.num_choices
         with torch.autocast(x.device.type, enabled=False):
             outputs = gate_logits(x, self.weight)
             digits = outputs[:, :-k].unflatten(1, (k, outputs.shape[1] // k - 1))
-            steps = smooth_step(digits, self.config.gamma)
-            weights = code_products(steps, torch.softmax(outputs[:, -k:], dim=1)).sum(1)
+            steps = smooth_step(digits, config.gamma)
+            mixture = outputs[:, -k:]
+            weights = code_products(steps, torch.softmax(mixture, dim=1)).sum(1)
             group_tokens, real = self.group * context.sequence_length, context.real_rows
-            entropy = token_mean(digit_entropy(steps).sum((1, 2)), group_tokens, real)
+            losses = {
+                "entropy": token_mean(digit_entropy(steps).sum((1, 2)), group_tokens, real),
+                "balance": active_balance_loss(
+                    watched(weights, config.balance_coefficient), weights > 0, group_tokens, real
+                ),
+                "z": z_loss(watched(mixture, config.z_coefficient), group_tokens, real),
+            }
         return masked_routing(
             weights,
             weights > 0,
             entropy=sum_of_entropies(weights, real),
             top_probability=sum_of_largest(weights, real),
-            losses={"entropy": entropy},
-            coefficients={"entropy": self.config.entropy_coefficient},
+            losses=losses,
+            coefficients={
+                "entropy": config.entropy_coefficient,
+                "balance": config.balance_coefficient,
+                "z": config.z_coefficient,
+            },
         )
 
 

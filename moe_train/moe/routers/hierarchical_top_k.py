@@ -7,7 +7,9 @@ load of ij = Load_p(X)_i * Load_i(X_i)_j / |X_i|, X_i the tokens sent to group i
 with the losses CV^2 of both over all experts, in each routing group. Each gate is the noisy top-k one of
 noisy_top_k.py, and begins at 0 like it. Equations 13 and 14 and their numbers are from memory. A gate is computed for
 every token, also those of groups that were not chosen, which costs what the flat gate costs.
-T tokens, D model width, E experts, G groups of J = E / G neighbouring experts, K groups of a token, M experts of each.
+The balance loss, and the z-loss as a sum over all gates, are of logits without noise; the paper has neither.
+T tokens, D model width, E experts, G groups of J = E / G neighbouring experts, K groups of a token, M experts of each,
+L = K * M.
 """
 
 from typing import NamedTuple
@@ -18,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from moe_train.config.kinds.router import HierarchicalTopKRouterConfig
-from moe_train.moe.losses import cv_squared, group_totals
+from moe_train.moe.losses import balance_loss, cv_squared, group_totals, watched, z_loss
 from moe_train.moe.routers.edges import table_routing
 from moe_train.moe.routers.noise import normal
 from moe_train.moe.routers.noisy_top_k import NOISE_FLOOR, chance_of_choice
@@ -54,10 +56,8 @@ class HierarchicalTopKRouter(nn.Module):
         """Route every token to K * M experts."""
         config, tokens, num_experts = self.config, x.shape[0], self.weight.shape[1]
         with torch.autocast(x.device.type, enabled=False):
-            groups = _gate(
-                *_noisy(x, self.group_weight, self.group_noise_weight, f"{self.site}.groups", context),
-                config.top_groups,
-            )
+            of_groups = _noisy(x, self.group_weight, self.group_noise_weight, f"{self.site}.groups", context)
+            groups = _gate(*of_groups, config.top_groups)
             clean, noisy, deviation = _noisy(x, self.weight, self.noise_weight, self.site, context)
             inside = _gate(
                 self._by_group(clean),
@@ -74,6 +74,8 @@ class HierarchicalTopKRouter(nn.Module):
             losses = {
                 "importance": cv_squared(self._totals(gates, context)),
                 "load": cv_squared(self._load(groups, inside, context)),
+                "balance": self._balance(of_groups[0], clean, expert_ids, context),
+                "z": self._z(of_groups[0], clean, context),
             }
         return table_routing(
             expert_ids,
@@ -85,6 +87,8 @@ class HierarchicalTopKRouter(nn.Module):
             coefficients={
                 "importance": config.importance_coefficient,
                 "load": config.load_coefficient,
+                "balance": config.balance_coefficient,
+                "z": config.z_coefficient,
             },
         )
 
@@ -99,6 +103,36 @@ class HierarchicalTopKRouter(nn.Module):
         among = self._totals((inside.chances * member.unsqueeze(2)).flatten(1), context)
         share = among.unflatten(1, (members.shape[1], -1)) / members.clamp(min=1).unsqueeze(2)
         return (self._totals(groups.chances, context).unsqueeze(2) * share).flatten(1)
+
+    def _balance(
+        self,
+        of_groups: Float[Tensor, "T G"],
+        clean: Float[Tensor, "T E"],
+        expert_ids: Int[Tensor, "T L"],
+        context: RouteContext,
+    ) -> Float[Tensor, ""]:
+        """The balance loss, an expert's probability being its group's times its own in it, without noise."""
+        outer, inner = (watched(part, self.config.balance_coefficient) for part in (of_groups, clean))
+        shares = torch.softmax(inner.unflatten(1, (outer.shape[1], -1)), dim=2)
+        probabilities = (torch.softmax(outer, dim=1).unsqueeze(2) * shares).flatten(1)
+        return balance_loss(
+            probabilities, expert_ids, self.group * context.sequence_length, context.real_rows
+        )
+
+    def _z(
+        self, of_groups: Float[Tensor, "T G"], clean: Float[Tensor, "T E"], context: RouteContext
+    ) -> Float[Tensor, ""]:
+        """The z-losses of all gates, summed."""
+        gates = (of_groups, *clean.chunk(self.config.num_groups, dim=1))
+        losses = [
+            z_loss(
+                watched(logits, self.config.z_coefficient),
+                self.group * context.sequence_length,
+                context.real_rows,
+            )
+            for logits in gates
+        ]
+        return torch.stack(losses).sum()
 
     def _totals(self, values: Float[Tensor, "T O"], context: RouteContext) -> Float[Tensor, "B O"]:
         """Sums over the real tokens of each routing group."""

@@ -6,7 +6,8 @@ importance = CV^2 of sum_t G_t, load = CV^2 of sum_t P_t                        
 P_ti is the chance that expert i is among the k if its noise alone were drawn again: Phi((x Wg - threshold) / sigma),
 the threshold being the (k+1)-th largest of H where i is among the k, else the k-th. Without noise, or with k = E,
 the load is the plain count, without a gradient. The softplus' offset is the code's; the paper has none. CV^2 is
-taken in each routing group, the paper's in a batch. Both matrices begin at 0, so that routing starts as pure noise.
+taken in each routing group, the paper's in a batch. Balance and z-loss, which the paper has not, are of x Wg without
+noise. Both matrices begin at 0, so that routing starts as pure noise.
 The paper has no capacity limit: use moe.capacity_factor=null. T tokens, D model width, E experts, K choices.
 """
 
@@ -16,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from moe_train.config.kinds.router import NoisyTopKRouterConfig
-from moe_train.moe.losses import cv_squared, group_totals
+from moe_train.moe.losses import balance_loss, cv_squared, group_totals, watched, z_loss
 from moe_train.moe.routers.edges import table_routing
 from moe_train.moe.routers.noise import normal
 from moe_train.moe.routers.scores import gate_logits, largest, sum_of_entropies, sum_of_largest
@@ -40,7 +41,7 @@ class NoisyTopKRouter(nn.Module):
 
     def forward(self, x: Float[Tensor, "T D"], context: RouteContext) -> Routing:
         """Route every token to k experts."""
-        k, num_experts = self.config.num_choices, self.weight.shape[1]
+        config, k, num_experts = self.config, self.config.num_choices, self.weight.shape[1]
         with torch.autocast(x.device.type, enabled=False):
             clean = noisy = gate_logits(x, self.weight)
             if context.training:
@@ -55,9 +56,12 @@ class NoisyTopKRouter(nn.Module):
             else:
                 load = torch.zeros_like(clean).scatter(1, kept, 1.0)
             group_tokens, real = self.group * context.sequence_length, context.real_rows
+            shares = torch.softmax(watched(clean, config.balance_coefficient), dim=1)
             losses = {
-                name: cv_squared(group_totals(part, group_tokens, real))
-                for name, part in (("importance", gates), ("load", load))
+                "importance": cv_squared(group_totals(gates, group_tokens, real)),
+                "load": cv_squared(group_totals(load, group_tokens, real)),
+                "balance": balance_loss(shares, kept, group_tokens, real),
+                "z": z_loss(watched(clean, config.z_coefficient), group_tokens, real),
             }
         return table_routing(
             kept,
@@ -67,8 +71,10 @@ class NoisyTopKRouter(nn.Module):
             top_probability=sum_of_largest(weights[:, :1], real),
             losses=losses,
             coefficients={
-                "importance": self.config.importance_coefficient,
-                "load": self.config.load_coefficient,
+                "importance": config.importance_coefficient,
+                "load": config.load_coefficient,
+                "balance": config.balance_coefficient,
+                "z": config.z_coefficient,
             },
         )
 

@@ -73,7 +73,7 @@ def test_the_balance_loss_agrees_with_megatron_whatever_the_bias(megatron):
     )
     routing = routed(config, logits, torch.arange(E) * 0.1)
     torch.testing.assert_close(routing.losses["balance"], expected)
-    assert routing.coefficients == {"balance": 1e-4}
+    assert routing.coefficients == {"balance": 1e-4, "z": 0.0}
 
 
 def test_the_balance_of_groups_is_that_of_the_paper_by_hand():
@@ -87,7 +87,7 @@ def test_the_balance_of_groups_is_that_of_the_paper_by_hand():
     routing = routed(config, logits)
     assert routing.expert_ids.tolist() == [0, 1, 1]
     assert routing.losses["group_balance"].item() == pytest.approx(1.4)
-    assert routing.coefficients == {"group_balance": 0.05}
+    assert routing.coefficients == {"balance": 0.0, "group_balance": 0.05, "z": 0.0}
 
 
 def test_the_balance_of_groups_of_one_expert_is_that_of_experts_and_collapse_is_the_number_of_groups():

@@ -6,7 +6,11 @@ import pytest
 import torch
 from tiny_model import TOKENS, context, normal, vocabulary_of
 
+from moe_train.config.kinds.router import router as router_configs
 from moe_train.config.registry import REGISTRY, build
+from moe_train.moe.routers.dselect_k import DSelectKRouter
+from moe_train.moe.routers.hierarchical_top_k import HierarchicalTopKRouter
+from moe_train.moe.routers.prototypes import PrototypesRouter
 from moe_train.moe.routing import Routing, TableRouter
 from moe_train.random import generator_for
 
@@ -20,14 +24,31 @@ SEQUENCES, LENGTH, WIDTH, EXPERTS = (
 ROUTERS = sorted(name for name, kind in REGISTRY["moe.router"].items() if kind.layer is None)
 
 
-def router(kind: str):
-    config = REGISTRY["moe.router"][kind].config()
+WITH_LOGITS = [
+    name for name in ROUTERS if issubclass(REGISTRY["moe.router"][name].config, router_configs.GateConfig)
+]
+WITH_BALANCE = ["noisy_top_k", "hierarchical_top_k", "batch_priority", "deepseek", "dselect_k"]
+"""Kinds that have other losses of their own, and this one to be seen."""
+
+
+def router(kind: str, **options):
+    config = REGISTRY["moe.router"][kind].config(**options)
     made = build("moe.router", config, d_model=WIDTH, num_experts=EXPERTS, group=1, site="layers.0.router")
     for index, parameter in enumerate(made.parameters()):
         parameter.data.copy_(normal(*parameter.shape, seed=index))
     if isinstance(made, TableRouter):
         made.table = made.make_table(vocabulary_of(TOKENS), generator_for(0, "table"))
     return made
+
+
+def expert_logits(made, x: torch.Tensor) -> list[torch.Tensor]:
+    """The logits of every softmax of a router, or of its only gate, without noise and jitter."""
+    logits = x @ made.weight
+    if isinstance(made, PrototypesRouter):
+        return list(logits.chunk(made.config.prototypes, dim=1))
+    if isinstance(made, HierarchicalTopKRouter):
+        return [x @ made.group_weight, *logits.chunk(made.config.num_groups, dim=1)]
+    return [logits[:, -made.config.k :]] if isinstance(made, DSelectKRouter) else [logits]
 
 
 def tokens() -> torch.Tensor:
@@ -96,3 +117,42 @@ def test_a_sequence_is_routed_the_same_wherever_it_is(kind, training):
         torch.testing.assert_close(alone.token_ids + start, mine.token_ids)
         torch.testing.assert_close(alone.expert_ids, mine.expert_ids)
         torch.testing.assert_close(alone.weights, mine.weights)
+
+
+@pytest.mark.parametrize("kind", WITH_LOGITS)
+def test_whatever_has_logits_has_their_z_loss(kind):
+    made, x = router(kind, z_coefficient=0.5), tokens()
+    routing = made(x, context(SEQUENCES, LENGTH))
+    expected = sum(logits.logsumexp(1).square().mean() for logits in expert_logits(made, x))
+    torch.testing.assert_close(routing.losses["z"], expected)
+    assert routing.coefficients["z"] == 0.5
+    (gradient,) = torch.autograd.grad(routing.losses["z"], made.weight, retain_graph=True)
+    (wanted,) = torch.autograd.grad(expected, made.weight)
+    torch.testing.assert_close(gradient, wanted)
+
+
+@pytest.mark.parametrize("kind", WITH_BALANCE)
+def test_a_balance_loss_without_a_coefficient_is_there_to_be_seen(kind):
+    made, unweighted = router(kind, balance_coefficient=0.5), router(kind)
+    routing, seen = (each(tokens(), context(SEQUENCES, LENGTH)) for each in (made, unweighted))
+    assert (routing.coefficients["balance"], seen.coefficients["balance"]) == (0.5, 0)
+    torch.testing.assert_close(seen.losses["balance"], routing.losses["balance"].detach())
+    assert routing.losses["balance"].requires_grad
+    assert not seen.losses["balance"].requires_grad
+
+
+# Of 8 experts. deepseek: sigmoids of 0 are not 0, so P = .2; hierarchical_top_k: two groups of two experts.
+COLLAPSED = {"noisy_top_k": 4, "batch_priority": 4, "deepseek": 1.6, "hierarchical_top_k": 2}
+
+
+@pytest.mark.parametrize("kind", COLLAPSED)
+def test_the_balance_loss_is_one_where_all_logits_are_equal_and_grows_with_collapse(kind):
+    made, x = router(kind), tokens().abs()
+    for parameter in made.parameters():
+        parameter.data.zero_()
+    assert float(made(x, context(SEQUENCES, LENGTH)).losses["balance"]) == pytest.approx(1)
+    for name in ("weight", "group_weight"):
+        if hasattr(made, name):
+            getattr(made, name).data[:, :2] = 5
+    collapsed = made(x, context(SEQUENCES, LENGTH)).losses["balance"]
+    assert float(collapsed) == pytest.approx(COLLAPSED[kind], rel=0.01)

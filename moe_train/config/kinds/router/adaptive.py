@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from moe_train.config.kinds.router.router import RouterConfig, capacity_must_be_null
+from moe_train.config.kinds.router.router import GateConfig, capacity_must_be_null
 from moe_train.config.problem import Problem
 
 if TYPE_CHECKING:
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class DenseToSparseRouterConfig(RouterConfig):
+class DenseToSparseRouterConfig(GateConfig):
     """EvoMoE (2112.14397): one expert that all become copies of, if there is such a phase; then its gate.
 
     The gate begins with all experts, and has one from `hard_step` on. `num_choices` is 1, what it comes to; before
@@ -32,7 +32,6 @@ class DenseToSparseRouterConfig(RouterConfig):
     hard_step: int | None = 500  # updates of the gate after which a token has one expert; null: never
     gate: Literal["softmax", "gumbel"] = "softmax"  # weight: without noise and temperature, or with both
     balance_coefficient: float = 0.0  # the paper found no use for it
-    z_coefficient: float = 0.0
 
     def check(self, recipe: "Recipe") -> Iterator[Problem]:
         yield from capacity_must_be_null(recipe)
@@ -105,13 +104,14 @@ class DenseToSparseRouterConfig(RouterConfig):
 
 
 @dataclass
-class DSelectKRouterConfig(RouterConfig):
+class DSelectKRouterConfig(GateConfig):
     """DSelect-k (2106.03760): a smooth choice by binary codes; at most k experts once the codes are settled."""
 
     kind: str = "dselect_k"
     k: int = 2  # selectors, so experts per token in the end
     gamma: float = 1.0  # width of the smooth step
     entropy_coefficient: float = 1e-6  # of the selectors' entropy, which settles them
+    balance_coefficient: float = 0.0  # of the balance loss, as in dense_to_sparse
 
     @property
     def num_choices(self) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moe_train.config.kinds.router.router import RouterConfig, capacity_must_be_null
+from moe_train.config.kinds.router.router import GateConfig, capacity_must_be_null
 from moe_train.config.problem import Problem
 
 if TYPE_CHECKING:
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class BalancedRouterConfig(RouterConfig):
+class BalancedRouterConfig(GateConfig):
     """BASE (2103.16716): equal loads in training by a linear assignment; the best expert in validation."""
 
     kind: str = "base"
@@ -44,14 +44,13 @@ class SinkhornRouterConfig(BalancedRouterConfig):
 
 
 @dataclass
-class ExpertChoiceRouterConfig(RouterConfig):
+class ExpertChoiceRouterConfig(GateConfig):
     """Expert choice (2202.09368): every expert takes its best tokens, so a token has from none to all experts."""
 
     kind: str = "expert_choice"
     tokens_per_expert: float = (
         2.0  # as a multiple of the fair share, tokens / experts; experts a token has on average
     )
-    z_coefficient: float = 0.0
 
     @property
     def sees_later_tokens(self) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from moe_train.config.kinds.router.router import RouterConfig, k_must_fit
+from moe_train.config.kinds.router.router import GateConfig, k_must_fit
 from moe_train.config.problem import Problem
 
 if TYPE_CHECKING:
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class DeepSeekRouterConfig(RouterConfig):
+class DeepSeekRouterConfig(GateConfig):
     """DeepSeek-V3 (2412.19437) by default; moe.shared_experts and moe.d_ff make the rest of DeepSeekMoE."""
 
     kind: str = "deepseek"
@@ -23,7 +23,7 @@ class DeepSeekRouterConfig(RouterConfig):
     normalize: bool = True  # the k weights of a token sum to 1; V1: false
     weight_scale: float = 1.0  # factor of all weights after that
     bias_rate: float = 0.001  # loss-free balancing: change of an expert's bias per update; 0: none
-    balance_coefficient: float = 0.0  # of the balance loss; above 0 it is computed
+    balance_coefficient: float = 0.0  # of the balance loss
     group_balance_coefficient: float = 0.0  # of the same over groups, V1's and V2's device-level balance loss
 
     @property

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from moe_train.config.kinds.router.router import RouterConfig, jitter_must_be_a_share
+from moe_train.config.kinds.router.router import GateConfig, jitter_must_be_a_share
 from moe_train.config.problem import Problem
 
 if TYPE_CHECKING:
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class GShardRouterConfig(RouterConfig):
+class GShardRouterConfig(GateConfig):
     """GShard (2006.16668), also GLaM's: the best expert, and a second one that may be left to chance."""
 
     kind: str = "gshard"
@@ -23,7 +23,6 @@ class GShardRouterConfig(RouterConfig):
     )
     jitter: float = 0.0
     balance_coefficient: float = 0.01
-    z_coefficient: float = 0.0
 
     @property
     def num_choices(self) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moe_train.config.kinds.router.router import RouterConfig
+from moe_train.config.kinds.router.router import GateConfig
 from moe_train.config.problem import Problem
 
 if TYPE_CHECKING:
@@ -12,13 +12,14 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class NoisyTopKRouterConfig(RouterConfig):
+class NoisyTopKRouterConfig(GateConfig):
     """Shazeer et al. (1701.06538): the k largest of logits with learned noise, softmax over these k."""
 
     kind: str = "noisy_top_k"
     k: int = 2  # experts per token; the paper's flat layers have 4
     importance_coefficient: float = 0.1  # w_importance: of CV^2 of the experts' summed weights
     load_coefficient: float = 0.1  # w_load: of CV^2 of the smooth estimate of the loads
+    balance_coefficient: float = 0.0  # of the balance loss
 
     @property
     def num_choices(self) -> int:
@@ -39,7 +40,7 @@ class NoisyTopKRouterConfig(RouterConfig):
 
 
 @dataclass
-class HierarchicalTopKRouterConfig(RouterConfig):
+class HierarchicalTopKRouterConfig(GateConfig):
     """The same on two levels (appendix B): groups of experts first, then experts of the chosen groups."""
 
     kind: str = "hierarchical_top_k"
@@ -48,6 +49,7 @@ class HierarchicalTopKRouterConfig(RouterConfig):
     k: int = 2  # experts per token in each of its groups
     importance_coefficient: float = 0.1  # as in noisy_top_k
     load_coefficient: float = 0.1
+    balance_coefficient: float = 0.0  # of the balance loss
 
     @property
     def num_choices(self) -> int:

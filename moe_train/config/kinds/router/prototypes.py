@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from moe_train.config.kinds.router.router import RouterConfig, jitter_must_be_a_share
+from moe_train.config.kinds.router.router import GateConfig, jitter_must_be_a_share
 from moe_train.config.problem import Problem
 
 if TYPE_CHECKING:
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class PrototypesRouterConfig(RouterConfig):
+class PrototypesRouterConfig(GateConfig):
     """M6-T (2105.15082): the experts in `prototypes` sets, and the best one of every set."""
 
     choices_compete: ClassVar[bool] = False
@@ -21,7 +21,6 @@ class PrototypesRouterConfig(RouterConfig):
     prototypes: int = 2  # sets of experts, so experts per token
     jitter: float = 0.0
     balance_coefficient: float = 0.01
-    z_coefficient: float = 0.0
 
     @property
     def num_choices(self) -> int:

@@ -45,6 +45,13 @@ class RouterConfig(KindConfig):
         return iter(())
 
 
+@dataclass
+class GateConfig(RouterConfig):
+    """Base of routers that score experts by logits, a learned matrix times the token."""
+
+    z_coefficient: float = 0.0  # of ST-MoE's router z-loss, the mean of (log sum_i exp z_i)^2
+
+
 def capacity_must_be_null(recipe: "Recipe") -> Iterator[Problem]:
     """For routers that settle themselves how many tokens an expert gets."""
     for key in ("capacity_factor", "eval_capacity_factor"):

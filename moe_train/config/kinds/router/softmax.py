@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from moe_train.config.kinds.router.router import RouterConfig, jitter_must_be_a_share, k_must_fit
+from moe_train.config.kinds.router.router import GateConfig, jitter_must_be_a_share, k_must_fit
 from moe_train.config.problem import Problem
 
 if TYPE_CHECKING:
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class SwitchRouterConfig(RouterConfig):
+class SwitchRouterConfig(GateConfig):
     """Switch (2101.03961): one expert per token, weight = its probability."""
 
     kind: str = "switch"
@@ -20,7 +20,6 @@ class SwitchRouterConfig(RouterConfig):
     input_dropout: float = 0.0  # on the router's input, training only; mesh-tensorflow's policy takes 0.1
     jitter: float = 0.01  # router input times U(1 - jitter, 1 + jitter), training only
     balance_coefficient: float = 0.01  # alpha of eq. 4
-    z_coefficient: float = 0.0  # ST-MoE's router z-loss
 
     def check(self, recipe: "Recipe") -> Iterator[Problem]:
         if not 0 <= self.input_dropout < 1:
@@ -31,7 +30,7 @@ class SwitchRouterConfig(RouterConfig):
 
 
 @dataclass
-class TopKRouterConfig(RouterConfig):
+class TopKRouterConfig(GateConfig):
     """Softmax over all experts, the k largest chosen."""
 
     kind: str = "top_k"
@@ -39,7 +38,6 @@ class TopKRouterConfig(RouterConfig):
     normalize: bool = True  # the k weights of a token sum to 1
     jitter: float = 0.0
     balance_coefficient: float = 0.01
-    z_coefficient: float = 0.0
 
     @property
     def num_choices(self) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from moe_train.config.kinds.router.router import RouterConfig, capacity_must_be_null
+from moe_train.config.kinds.router.router import GateConfig, RouterConfig, capacity_must_be_null
 from moe_train.config.problem import Problem
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class ThorRouterConfig(RouterConfig):
 
 
 @dataclass
-class ReinforceRouterConfig(RouterConfig):
+class ReinforceRouterConfig(GateConfig):
     """RL-R (2202.01169): a policy draws each token's expert and learns by REINFORCE from the token's loss."""
 
     kind: str = "reinforce"

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from moe_train.config.kinds.router.router import RouterConfig, k_must_fit
+from moe_train.config.kinds.router.router import GateConfig, k_must_fit
 from moe_train.config.problem import Problem
 
 if TYPE_CHECKING:
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class BatchPriorityRouterConfig(RouterConfig):
+class BatchPriorityRouterConfig(GateConfig):
     """V-MoE (2106.05974) with batch-prioritised routing: full experts refuse the least sure tokens."""
 
     kind: str = "batch_priority"
@@ -21,6 +21,7 @@ class BatchPriorityRouterConfig(RouterConfig):
     noise: float = 1.0  # standard deviation of the logits' noise in training, times moe.num_experts
     importance_coefficient: float = 0.005
     load_coefficient: float = 0.005
+    balance_coefficient: float = 0.0  # of the balance loss
 
     @property
     def sees_later_tokens(self) -> bool:
