@@ -7,9 +7,10 @@ import torch
 from tiny_model import context, gate, normal
 from torch import Tensor
 
+from moe_train.config.capacity import capacity
 from moe_train.config.kinds.router import BatchPriorityRouterConfig, TopKRouterConfig
 from moe_train.moe.assignment import sinkhorn_plan
-from moe_train.moe.capacity import capacity, within_capacity
+from moe_train.moe.capacity import within_capacity
 from moe_train.moe.losses import balance_loss, z_loss
 from moe_train.moe.routers.top_k import TopKRouter
 from moe_train.moe.routing import Routing
