@@ -96,7 +96,7 @@ def _recorded(run_dir: Path, asked: Request, job_id: str) -> list[str]:
         cluster=asked.cluster,
         id=job_id,
         time=time.time(),
-        user=getpass.getuser(),
+        user=user_name(),
         host=socket.gethostname(),
         resources=asked.resources,
         options=asked.options,
@@ -108,6 +108,14 @@ def _recorded(run_dir: Path, asked: Request, job_id: str) -> list[str]:
     except OSError as error:
         return [f"{RunError.unwritable(run_dir, error)}; {_ended_again(asked, job_id, run_dir)}"]
     return []
+
+
+def user_name() -> str:
+    """Who submits; a number where the machine has no name for them, as in many containers."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # the one until Python 3.12, the other from then on
+        return str(os.getuid())
 
 
 def _ended_again(asked: Request, job_id: str, run_dir: Path) -> str:

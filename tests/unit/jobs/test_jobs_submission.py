@@ -1,6 +1,9 @@
 """What commands that hand one run over do to each other, and to jobs that could not be written down."""
 
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -9,7 +12,7 @@ from typing import ClassVar
 
 import pytest
 from small_run import RECIPE, Command, write_corpus
-from stand_in_slurm import begin, called, write_programs
+from stand_in_slurm import ROOT, begin, called, write_programs
 
 from moe_cluster import records
 from moe_cluster.job import Resources
@@ -108,3 +111,19 @@ def test_jobs_of_a_sweep_that_were_taken_before_one_was_refused_are_on_record(
     assert [len(found) for found in jobs.values()] == [1, 0, 0]
     recipes = sorted((tmp_path / "sweep").rglob("recipe-*.yaml"))
     assert recipes == [tmp_path / "sweep/seed=0/jobs/recipe-1.yaml"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user that has no name")
+def test_a_user_without_a_name_is_a_number() -> None:
+    code = (
+        "import os, sys; sys.path[:0] = sys.argv[1:]; from moe_train.jobs.submission import user_name\n"
+        "os.setuid(54321); print(user_name())"
+    )
+    paths = [str(ROOT / name) for name in (".", "cluster", "kernels")]
+    unnamed = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("LOGNAME", "USER", "LNAME", "USERNAME")
+    }
+    done = subprocess.run([sys.executable, "-c", code, *paths], env=unnamed, capture_output=True, text=True)
+    assert done.stdout == "54321\n", done.stderr
