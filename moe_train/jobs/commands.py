@@ -17,7 +17,7 @@ from moe_cluster.executor import executor
 from moe_cluster.records import JobRecord
 from moe_cluster.tail import SCHEDULER_S, lines_of
 from moe_train.checkpoint.lineage import newest_attempt
-from moe_train.errors import MoETrainError, UsageError
+from moe_train.errors import MoETrainError, RunError, UsageError
 from moe_train.jobs.progress import MARKS, Progress, age, read_progress, run_folder
 from moe_train.run_folder import RunFolder
 
@@ -41,7 +41,7 @@ def list_runs(arguments: Sequence[str]) -> int:
     parser.add_argument("folder", nargs="?", type=Path, default=Path("runs"), help="(default: runs)")
     parser.add_argument("--json", action="store_true", help="for programs: a JSON list")
     options = parser.parse_args(arguments)
-    if not options.folder.is_dir():
+    if not os.path.isdir(options.folder):  # Path fails where a name is too long or a folder closed
         raise UsageError(f"{options.folder}: there is no such folder; `moe-train run RECIPE` makes runs/NAME")
     print_runs(list(_progress_below(options.folder)), options.folder, as_json=options.json)
     return DONE
@@ -60,7 +60,7 @@ def logs(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     run_dir = run_folder(options.run)
     if options.rank is not None:
-        lines = _rank_log(run_dir, options.attempt or newest_attempt(run_dir), options.rank, options.follow)
+        lines = _rank_log(run_dir, options.attempt, options.rank, options.follow)
     else:
         job = _last_job(run_dir)
         lines = executor(job.cluster, job.options).logs(job.id, run_dir, options.follow)
@@ -123,7 +123,11 @@ def _progress_below(folder: Path) -> list[Progress]:
 
 def _runs_below(folder: Path) -> Iterator[Path]:
     """Run folders, in order of their names. What lies inside of one, which may be much, is not looked at."""
-    for path, folders, files in os.walk(folder):
+
+    def unreadable(error: OSError) -> None:
+        print(RunError.unreadable(folder, error), file=sys.stderr)
+
+    for path, folders, files in os.walk(folder, onerror=unreadable):
         folders.sort()
         if any(mark in files for mark in MARKS):
             folders.clear()
@@ -145,12 +149,15 @@ def _last_job(run_dir: Path) -> JobRecord:
     return found[-1]
 
 
-def _rank_log(run_dir: Path, attempt: int, rank: int, follow: bool) -> Iterator[str]:
-    path = rank_dir(run_dir, attempt, rank) / LOG_FILE
-    if not path.exists():
-        raise UsageError(
-            f"--rank {rank}: {path} is not there; attempts 1 to {newest_attempt(run_dir)} have been made"
-        )
+def _rank_log(run_dir: Path, attempt: int | None, rank: int, follow: bool) -> Iterator[str]:
+    try:
+        newest = newest_attempt(run_dir)
+        path = rank_dir(run_dir, attempt or newest, rank) / LOG_FILE
+        is_there = path.exists()
+    except OSError as error:
+        raise RunError.unreadable(run_dir, error) from None
+    if not is_there:
+        raise UsageError(f"--rank {rank}: {path} is not there; attempts 1 to {newest} have been made")
     return lines_of(path, lambda: not (follow and read_progress(run_dir).may_run), SCHEDULER_S)
 
 
