@@ -16,8 +16,10 @@ from moe_train.errors import UsageError
 from moe_train.jobs.commands import print_runs
 from moe_train.jobs.progress import Progress, read_progress
 from moe_train.jobs.request import add_options, parsed, request
-from moe_train.jobs.submission import hand_over, is_free, of_run
+from moe_train.jobs.submission import Submission, hand_over, is_free, of_run
 from moe_train.jobs.text import anchored
+from moe_train.launch import has_begun
+from moe_train.run_folder import RunFolder
 
 EPILOG = """\
 examples:
@@ -45,7 +47,7 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
         return _results(list(runs), sweep_dir, options.json)
     asked = request(options, read_sites(sites_file(environment)))
     found = [of_run(run_dir, recipe) for run_dir, recipe in runs.items()]
-    waiting = [each for each in found if not _is_finished(each.run_dir) and is_free(each)]
+    waiting = [each for each in found if not _is_finished(each) and is_free(each)]
     specs = [asked.spec(each.recipe, each.recipe_file, each.run_dir, "auto", ()) for each in waiting]
     scripts = [asked.executor.render(spec) for spec in specs]
     if options.dry_run:
@@ -100,8 +102,13 @@ def combinations(overrides: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
     return found
 
 
-def _is_finished(run_dir: Path) -> bool:
-    return run_dir.exists() and read_progress(run_dir, ask=False).state == "finished"
+def _is_finished(submission: Submission) -> bool:
+    """Whether the run came to the last step of this recipe. Raises UsageError if the folder has another run."""
+    folder = RunFolder(submission.run_dir)
+    if has_begun(submission.run_dir):
+        folder.require_same_run(submission.recipe)
+    step = folder.finished_step()
+    return step is not None and step >= submission.recipe.steps
 
 
 def _wait(runs: Sequence[Path]) -> None:

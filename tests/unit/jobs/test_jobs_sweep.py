@@ -1,6 +1,10 @@
 """Which runs a sweep stands for."""
 
+import shutil
+from pathlib import Path
+
 import pytest
+from small_run import Command
 
 from moe_train.errors import UsageError
 from moe_train.jobs.sweep import combinations, values
@@ -49,3 +53,28 @@ def test_a_name_never_leaves_the_sweeps_folder() -> None:
 def test_a_sweep_that_is_none_is_refused(overrides: list[str], part: str) -> None:
     with pytest.raises(UsageError, match=part):
         combinations(overrides)
+
+
+def test_a_run_that_is_finished_is_not_submitted_until_the_recipe_has_more_steps(
+    moe_train: Command, run_dir: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(run_dir, tmp_path / "sweep/seed=0")
+
+    def submitted(*words: str) -> list[str]:
+        ended = moe_train(
+            "sweep", "small.yaml", "seed=0,1", "--dir", str(tmp_path / "sweep"), "--dry-run", *words
+        )
+        return [Path(line[2:]).name for line in ended.output.splitlines() if line.startswith("# ")]
+
+    assert submitted() == ["seed=1"]
+    assert submitted("steps=8") == ["seed=0", "seed=1"]
+
+
+def test_a_folder_with_another_run_is_not_taken_for_one_of_the_sweep(
+    moe_train: Command, run_dir: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(run_dir, tmp_path / "sweep/seed=0")
+    ended = moe_train(
+        "sweep", "small.yaml", "seed=0,1", "moe.num_experts=8", "--dir", str(tmp_path / "sweep")
+    )
+    ended.refuses("moe.num_experts=8: ", "has 4, which a resume must keep")
