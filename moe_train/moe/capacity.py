@@ -31,6 +31,27 @@ def within_capacity(routing: Routing, group_tokens: int, slots: int) -> Bool[Ten
     return position < slots
 
 
+def first_with_room(routing: Routing, group_tokens: int, slots: int) -> Bool[Tensor, " N"]:
+    """Which edge a token uses: that of its earliest choice whose expert has one of its `slots` left, if there is one.
+
+    Choice by choice, and earlier tokens first: who was refused in one round asks again in the next, behind all who
+    were served (mesh-tensorflow's `_ntlb_gating`: Switch's "no token left behind").
+    """
+    segment = routing.token_ids // group_tokens * routing.num_experts + routing.expert_ids
+    groups = -(-routing.num_tokens // group_tokens)
+    room = segment.new_full((groups * routing.num_experts,), slots)
+    used = torch.zeros_like(segment, dtype=torch.bool)
+    is_waiting = used.new_ones(routing.num_tokens)
+    for choice in range(routing.num_choices):
+        asking = ((routing.choices == choice) & is_waiting[routing.token_ids]).nonzero().squeeze(1)
+        order = asking[torch.argsort(segment[asking], stable=True)]
+        served = order[_rank_in_run(segment[order]) < room[segment[order]]]
+        used[served] = True
+        is_waiting[routing.token_ids[served]] = False
+        room -= torch.bincount(segment[served], minlength=len(room))
+    return used
+
+
 def _rank_in_run(values: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
     """Place of each element in its run of equal values: [3, 3, 5, 5, 5] -> [0, 1, 0, 1, 2]."""
     index = torch.arange(values.numel(), device=values.device)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from moe_train.config.capacity import capacity
 from moe_train.config.registry import build, layer_class
 from moe_train.config.schema import MoEConfig
-from moe_train.moe.capacity import within_capacity
+from moe_train.moe.capacity import first_with_room, within_capacity
 from moe_train.moe.dispatch.dispatcher import Dispatched, Dispatcher
 from moe_train.moe.experts import Experts, ExpertWeights
 from moe_train.moe.routing import RouteContext, Routing
@@ -79,6 +79,7 @@ class MoELayer(nn.Module):
         if (real := context.real_rows) is not None:
             routing = routing.keep(real[routing.token_ids])  # padding goes nowhere and takes no slot
         kept = self._limit(routing, context)
+        asked = routing.first_choices() if routing.alternatives else routing
         if routing.normalize_kept:
             kept = kept.normalized()
         dispatched = self.dispatcher.dispatch(x.to(compute_dtype(x)), kept)
@@ -87,8 +88,8 @@ class MoELayer(nn.Module):
         y = self.dispatcher.combine(rows, dispatched)
         nothing = x.new_zeros(())
         return y.to(x.dtype), MoEStats(
-            load=torch.bincount(routing.expert_ids, minlength=routing.num_experts),
-            dropped=routing.expert_ids.new_tensor(routing.expert_ids.numel() - kept.expert_ids.numel()),
+            load=torch.bincount(asked.expert_ids, minlength=routing.num_experts),
+            dropped=routing.expert_ids.new_tensor(asked.expert_ids.numel() - kept.expert_ids.numel()),
             router_entropy=nothing if routing.entropy is None else routing.entropy,
             router_top_probability=nothing if routing.top_probability is None else routing.top_probability,
             losses=dict(routing.losses),
@@ -117,19 +118,21 @@ class MoELayer(nn.Module):
         return (draws >= rate).to(dispatched.rows.dtype) / (1 - rate)
 
     def _limit(self, routing: Routing, context: RouteContext) -> Routing:
-        """Drop the edges beyond the capacity of their expert in their group."""
+        """Drop the edges beyond the capacity of their expert in their group, and alternatives that are not needed."""
         factor = self.config.capacity_factor if context.training else self.config.eval_capacity_factor
         if factor is None:
-            return routing
+            return routing.first_choices() if routing.alternatives else routing
         group_tokens = self.config.group_sequences * context.sequence_length
         slots = capacity(
             self.config.capacity_convention,
             factor,
             group_tokens,
             routing.num_experts,
-            routing.num_choices,
+            1 if routing.alternatives else routing.num_choices,
             self.config.min_capacity,
         )
+        if routing.alternatives:
+            return routing.keep(first_with_room(routing, group_tokens, slots)).as_first_choices()
         return routing.keep(within_capacity(routing, group_tokens, slots))
 
 

@@ -75,6 +75,8 @@ class Routing:
     coefficients: Mapping[str, float] = field(default_factory=dict)
     priority: Float[Tensor, " T"] | None = None
     """Among equal choices an expert serves tokens with a higher one first; None: earlier tokens first."""
+    alternatives: bool = False
+    """A token goes to the first of its experts that has room, not to all of them."""
     normalize_kept: bool = False
     """Once the capacity limit has been applied, a token's weights are divided by their sum."""
     policy: Policy | None = None
@@ -90,6 +92,14 @@ class Routing:
             choices=self.choices[kept],
             weights=self.weights[kept],
         )
+
+    def first_choices(self) -> "Routing":
+        """The same routing with each token's first choice alone."""
+        return self.keep(self.choices == 0).as_first_choices()
+
+    def as_first_choices(self) -> "Routing":
+        """The same routing, of which each token has one edge at most, which then is its first choice."""
+        return replace(self, choices=torch.zeros_like(self.choices), num_choices=1)
 
     def normalized(self) -> "Routing":
         """The same routing with each token's weights divided by their sum; a sum of next to nothing stays that."""

@@ -62,6 +62,7 @@ VARIANTS = [
         "moe.router.second_expert=sampling",
         *JITTER,
     ),
+    ("moe.router.reroutes=3", "moe.capacity_factor=0.5", *JITTER),
     ("moe.router.kind=noisy_top_k",),
     ("moe.router.kind=prototypes", *JITTER),
     (

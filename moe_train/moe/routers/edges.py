@@ -20,6 +20,7 @@ def table_routing(
     top_probability: Float[Tensor, ""] | None = None,
     losses: Mapping[str, Float[Tensor, ""]] | None = None,
     coefficients: Mapping[str, float] | None = None,
+    alternatives: bool = False,
     normalize_kept: bool = False,
     policy: Policy | None = None,
 ) -> Routing:
@@ -39,6 +40,7 @@ def table_routing(
         top_probability=top_probability,
         losses=losses or {},
         coefficients=coefficients or {},
+        alternatives=alternatives,
         normalize_kept=normalize_kept,
         policy=policy,
     )

@@ -3,7 +3,10 @@
 Switch is Fedus et al., 2101.03961, sec. 2: one expert per token, its output times its probability, which is
 not renormalised (the only path of the task's gradient into the router). Input jitter as in mesh-tensorflow's
 `_switch_gating`, in training only, and so are its other two policies, dropout on the input and an expert drawn from the
-softmax, whose weight is its probability all the same. T tokens, D model width, E experts, K choices.
+softmax, whose weight is its probability all the same. With `reroutes` a token whose expert is full goes to the next
+best that has room, at that one's probability: the code's "no token left behind" (`_ntlb_gating`, four experts in all).
+Its balance loss counts all four; here it counts first choices, as the paper's does.
+T tokens, D model width, E experts, K choices.
 """
 
 import torch
@@ -32,7 +35,8 @@ class TopKRouter(nn.Module):
     ):
         super().__init__()
         self.config, self.group, self.site = config, group, site
-        self.num_choices = config.num_choices
+        self.reroutes = config.reroutes if isinstance(config, SwitchRouterConfig) else 0
+        self.num_choices = config.num_choices + self.reroutes
         self.normalize = isinstance(config, TopKRouterConfig) and config.normalize
         self.samples = isinstance(config, SwitchRouterConfig) and config.policy == "sampling"
         self.input_dropout = config.input_dropout if isinstance(config, SwitchRouterConfig) else 0.0
@@ -54,8 +58,9 @@ class TopKRouter(nn.Module):
                 weights = choice.probabilities.gather(1, expert_ids)
             if self.normalize:
                 weights = weights / weights.sum(-1, keepdim=True)
+            chosen = expert_ids[:, :1] if self.reroutes else expert_ids
             losses = {
-                "balance": balance_loss(choice.probabilities, expert_ids, group_tokens, real),
+                "balance": balance_loss(choice.probabilities, chosen, group_tokens, real),
                 "z": choice.z,
             }
         return table_routing(
@@ -64,6 +69,7 @@ class TopKRouter(nn.Module):
             logits.shape[1],
             entropy=choice.entropy,
             top_probability=choice.top_probability,
+            alternatives=self.reroutes > 0,
             losses=losses,
             coefficients={"balance": self.config.balance_coefficient, "z": self.config.z_coefficient},
         )

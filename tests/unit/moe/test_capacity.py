@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from moe_train.moe.capacity import within_capacity
+from moe_train.moe.capacity import first_with_room, within_capacity
 from moe_train.moe.routing import Routing
 
 
@@ -73,3 +73,35 @@ def test_the_sorted_count_equals_a_slow_count(choices):
             fits[token, choice] = taken.get(place, 0) < slots
             taken[place] = taken.get(place, 0) + 1
     assert torch.equal(within_capacity(edges, group, slots), fits.reshape(-1))
+
+
+def test_a_token_that_is_refused_tries_its_next_expert_after_all_first_choices():
+    # Room for one each. Token 0 has expert 0, token 3 has 1; then 1 is refused there, 2 has 2, and nothing is left.
+    edges = routing(first=[0, 0, 0, 1], second=[1, 1, 2, 0], experts=3)
+    used = first_with_room(edges, group_tokens=4, slots=1)
+    assert list(zip(edges.token_ids[used].tolist(), edges.expert_ids[used].tolist(), strict=True)) == [
+        (0, 0),
+        (2, 2),
+        (3, 1),
+    ]
+
+
+@pytest.mark.parametrize("slots", [1, 2, 20])
+def test_the_rounds_equal_a_slow_count(slots):
+    tokens, experts, choices, group = 42, 5, 3, 7
+    ids = torch.rand(tokens, experts, generator=torch.Generator().manual_seed(slots)).argsort(1)[:, :choices]
+    index = torch.arange(tokens * choices)
+    edges = Routing(
+        index // choices, ids.reshape(-1), index % choices, torch.ones(len(index)), tokens, experts, choices
+    )
+    room = {(first, expert): slots for first in range(tokens // group) for expert in range(experts)}
+    expected: dict[int, int] = {}
+    for choice in range(choices):
+        for token in (token for token in range(tokens) if token not in expected):
+            place = (token // group, int(ids[token, choice]))
+            if room[place]:
+                room[place] -= 1
+                expected[token] = place[1]
+    used = first_with_room(edges, group, slots)
+    assert dict(zip(edges.token_ids[used].tolist(), edges.expert_ids[used].tolist(), strict=True)) == expected
+    assert int(used.sum()) == len(expected)

@@ -6,6 +6,9 @@ from jaxtyping import Float, Int
 from tiny_model import context, moe_layer, normal, tiny_recipe
 from torch import Tensor
 
+from moe_train.config.check import problems
+from moe_train.config.notes import notes
+
 B, S, D, E = 3, 16, 32, 8
 
 
@@ -154,3 +157,57 @@ def test_bf16_products_leave_the_router_in_fp32():
     assert torch.equal(stats.load, exact_stats.load)
     assert torch.equal(stats.losses["balance"], exact_stats.losses["balance"])
     assert 0 < (rounded - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+def test_with_as_many_reroutes_as_there_are_other_experts_no_token_is_left_behind():
+    # Tokens that have something in common, so that they like the same experts, and room for each exactly once.
+    tight = ("moe.capacity_factor=1.0", "moe.min_capacity=1", "moe.router.jitter=0")
+    x = normal(B * S, D) + 1
+    plain, rerouted = moe_layer(tiny_recipe(*tight)), moe_layer(tiny_recipe(*tight, "moe.router.reroutes=7"))
+    before, stats = plain(x, context(B, S, training=True))
+    after, rerouted_stats = rerouted(x, context(B, S, training=True))
+    assert int(stats.dropped) > 0
+    assert int(rerouted_stats.dropped) == 0
+    assert (after != 0).any(1).all()
+    assert torch.equal(rerouted_stats.load, stats.load)  # first choices, as they were before any limit
+    torch.testing.assert_close(rerouted_stats.losses, stats.losses)
+    served = before.any(1)
+    torch.testing.assert_close(after[served], before[served])
+    weights, experts = torch.softmax(x @ plain.router.weight, 1), plain.experts
+    hidden = torch.einsum("td,edf->tef", x, experts.w_in).relu()
+    choices = weights.unsqueeze(2) * torch.einsum("tef,efd->ted", hidden, experts.w_out)
+    near = (choices - after.unsqueeze(1)).abs().amax(2) < 1e-5
+    assert (near.sum(1) == 1).all(), "every token has the output of one expert, times its probability"
+    assert (near.view(B, S, E).sum(1) == S // E).all(), "every expert has filled its slots"
+
+
+@pytest.mark.parametrize(("factor", "training"), [("8.0", True), ("1.0", False)])
+def test_reroutes_change_nothing_where_no_expert_is_full(factor, training):
+    room = (f"moe.capacity_factor={factor}", "moe.eval_capacity_factor=null")
+    layers = [moe_layer(tiny_recipe(*room, *more)) for more in ((), ("moe.router.reroutes=3",))]
+    x = normal(B * S, D)
+    (plain, stats), (rerouted, rerouted_stats) = (layer(x, context(B, S, training)) for layer in layers)
+    assert torch.equal(plain, rerouted)
+    assert torch.equal(stats.load, rerouted_stats.load)
+    assert int(stats.dropped) == int(rerouted_stats.dropped) == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "rule"),
+    [
+        (("moe.router.reroutes=8",), "must be at least 0 and below moe.num_experts=8"),
+        (("moe.router.reroutes=1", "moe.router.policy=sampling"), "has no next best"),
+        (
+            ("moe.router.reroutes=1", "moe.capacity_factor=null", "moe.eval_capacity_factor=null"),
+            "does nothing where no expert is ever full",
+        ),
+    ],
+)
+def test_reroutes_that_cannot_be_are_refused(overrides, rule):
+    (problem,) = problems(tiny_recipe(*overrides))
+    assert problem.key == "moe.router.reroutes"
+    assert rule in str(problem)
+
+
+def test_reroutes_are_told_to_see_later_tokens():
+    assert any("depends on tokens after it" in note for note in notes(tiny_recipe("moe.router.reroutes=3")))

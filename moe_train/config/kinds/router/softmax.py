@@ -18,6 +18,9 @@ class SwitchRouterConfig(GateConfig):
     kind: str = "switch"
     policy: Literal["argmax", "sampling"] = "argmax"  # in training; sampling: a draw from the softmax
     input_dropout: float = 0.0  # on the router's input, training only; mesh-tensorflow's policy takes 0.1
+    reroutes: int = (
+        0  # other experts that a token tries where its own is full; mesh-tensorflow: 3, off by default
+    )
     jitter: float = 0.01  # router input times U(1 - jitter, 1 + jitter), training only
     balance_coefficient: float = 0.01  # alpha of eq. 4
 
@@ -27,6 +30,32 @@ class SwitchRouterConfig(GateConfig):
                 "moe.router.input_dropout", self.input_dropout, "must be in [0, 1)", "use 0.1, or 0 for none"
             )
         yield from jitter_must_be_a_share(self.jitter)
+        yield from self._check_reroutes(recipe)
+
+    def _check_reroutes(self, recipe: "Recipe") -> Iterator[Problem]:
+        key, value, experts = "moe.router.reroutes", self.reroutes, recipe.moe.num_experts
+        if not 0 <= value < experts:
+            yield Problem(
+                key, value, f"must be at least 0 and below moe.num_experts={experts}", "use 3, or 0 for none"
+            )
+        elif value and self.policy == "sampling":
+            yield Problem(
+                key, value, "has no next best with moe.router.policy=sampling, a draw", "use policy=argmax"
+            )
+        elif value and recipe.moe.capacity_factor is None and recipe.moe.eval_capacity_factor is None:
+            yield Problem(
+                key,
+                value,
+                "does nothing where no expert is ever full",
+                "set moe.capacity_factor, or leave it at 0",
+            )
+
+    def notes(self, recipe: "Recipe") -> Iterator[str]:
+        if self.reroutes:
+            yield (
+                f"moe.router.reroutes={self.reroutes}: all first choices are served before any second one, so whether "
+                "a token's next best expert has room depends on tokens after it; 0 keeps the model causal"
+            )
 
 
 @dataclass
