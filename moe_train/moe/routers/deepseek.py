@@ -7,8 +7,8 @@ published code has a constant 2, its value there; V2's code takes the largest al
 Loss-free balancing (Wang et al., 2408.15664, alg. 1): b_i += rate * sign(mean load - load_i) after every update, with
 the loads of the global batch; b has no gradient and stands still in validation. Only differences of b matter.
 The balance loss is sequence-wise where a routing group is a sequence (V3 eq. 17-20): f counts the k largest s, not
-s + b, and P is s divided by its sum. V2 (eq. 23-25, from memory) counts the experts that tokens were sent to, after
-the limit on groups; here f is V3's whatever the keys.
+s + b, and P is s divided by its sum. V2 (eq. 23-25, from memory) and its code count the experts that tokens were sent
+to, after the limit on groups; here f is V3's whatever the keys.
 The device-level loss of V1 (eq. 15-17) and V2 is sum_d f'_d P'_d, f' the mean of f over the experts of device d, P' the
 sum of P: the balance loss with groups in the place of experts. Groups are the recipe's, the same on every layout.
 Shared experts are the layer's business: `moe.shared_experts`. T tokens, D model width, E experts, G groups.

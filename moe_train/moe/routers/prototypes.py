@@ -3,6 +3,7 @@
 p^(j) = softmax over the experts of prototype j, y = sum_j p^(j)_e E_e(x) with e the largest of each: the FLOPs of
 top-k without a sequence of k argmaxes. Weights are not renormalised. The balance loss is a sum over prototypes of
 (E/k) sum_e f_e P_e, as in Hetu's KTop1Gate; so with k = 1 this is Switch, and with k = E all weights are 1.
+Capacity is that of the recipe's convention: with deepspeed ceil(k T / E * factor), Hetu's k * ceil(T / E * factor).
 The z-loss is a sum over prototypes too; entropy and largest probability are means.
 T tokens, D model width, E experts, K prototypes of M experts.
 """

@@ -153,7 +153,7 @@ def test_a_missing_base_is_named(write):
 
 def test_a_missing_recipe_comes_with_a_suggestion():
     assert refusal("recipes/switch/tniy.yaml").endswith("did you mean recipes/switch/tiny.yaml?")
-    assert "recipes/ has one folder a system: base, " in refusal("qqqqqqqqqq")
+    assert "recipes/ has one folder a system: artetxe, base, " in refusal("qqqqqqqqqq")
     assert "one folder a system" in refusal("nowhere.yaml")  # an ending alone is no likeness
 
 
