@@ -65,7 +65,7 @@ def find_recipe(recipe: str | Path) -> Path:
     """The file a recipe argument means: a path, or a name below the recipes that come with moe-train."""
     given = Path(recipe)
     relative = Path(*given.parts[1:]) if given.parts[:1] == ("recipes",) else given
-    shipped = SOURCE_TREE if SOURCE_TREE.is_dir() else INSTALLED
+    shipped = SOURCE_TREE if os.path.isdir(SOURCE_TREE) else INSTALLED
     for name in (given, Path(f"{given}.yaml"), shipped / relative, shipped / f"{relative}.yaml"):
         # os.path instead of Path: it answers "no" where a name is too long for the file system.
         if os.path.isfile(name):
