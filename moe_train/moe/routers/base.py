@@ -20,7 +20,7 @@ from moe_kernels.ops.assignment import balanced_assignment
 from moe_train.config.kinds.router import BalancedRouterConfig
 from moe_train.moe.losses import watched, z_loss
 from moe_train.moe.routers.edges import table_routing
-from moe_train.moe.routers.scores import gate_logits
+from moe_train.moe.routers.scores import gate_logits, jittered
 from moe_train.moe.routing import RouteContext, Routing
 
 
@@ -34,14 +34,13 @@ class BaseRouter(nn.Module):
         self, config: BalancedRouterConfig, *, d_model: int, num_experts: int, group: int, site: str
     ):
         super().__init__()
-        del site  # nothing is random
-        self.config, self.num_experts, self.group = config, num_experts, group
+        self.config, self.num_experts, self.group, self.site = config, num_experts, group, site
         self.weight = nn.Parameter(torch.empty(d_model, num_experts))
 
     def forward(self, x: Float[Tensor, "T D"], context: RouteContext) -> Routing:
         """Route every token to one expert."""
         with torch.autocast(x.device.type, enabled=False):
-            scores = gate_logits(x, self.weight)
+            scores = gate_logits(jittered(x.float(), self.config.jitter, self.site, context), self.weight)
             group_tokens, real = self.group * context.sequence_length, context.real_rows
             if context.training:
                 groups = scores.detach().unflatten(0, (-1, group_tokens))

@@ -18,7 +18,7 @@ from moe_train.config.kinds.router import BatchPriorityRouterConfig
 from moe_train.moe.losses import balance_loss, cv_squared, group_totals, watched, z_loss
 from moe_train.moe.routers.edges import table_routing
 from moe_train.moe.routers.noise import normal
-from moe_train.moe.routers.scores import gate_logits, largest, sum_of_entropies, sum_of_largest
+from moe_train.moe.routers.scores import gate_logits, jittered, largest, sum_of_entropies, sum_of_largest
 from moe_train.moe.routing import RouteContext, Routing
 
 
@@ -36,7 +36,9 @@ class BatchPriorityRouter(nn.Module):
     def forward(self, x: Float[Tensor, "T D"], context: RouteContext) -> Routing:
         """Route every token to k experts."""
         with torch.autocast(x.device.type, enabled=False):
-            clean = noisy = gate_logits(x, self.weight)
+            clean = noisy = gate_logits(
+                jittered(x.float(), self.config.jitter, self.site, context), self.weight
+            )
             is_noisy = context.training and self.deviation > 0
             if is_noisy:
                 noisy = clean + self.deviation * normal(self.num_experts, self.site, context)

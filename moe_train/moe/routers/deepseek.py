@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from moe_train.config.kinds.router import DeepSeekRouterConfig
 from moe_train.moe.losses import balance_loss, watched, z_loss
 from moe_train.moe.routers.edges import table_routing
-from moe_train.moe.routers.scores import gate_logits, largest, sum_of_entropies, sum_of_largest
+from moe_train.moe.routers.scores import gate_logits, jittered, largest, sum_of_entropies, sum_of_largest
 from moe_train.moe.routing import RouteContext, Routing
 
 
@@ -34,7 +34,7 @@ class DeepSeekRouter(nn.Module):
         self, config: DeepSeekRouterConfig, *, d_model: int, num_experts: int, group: int, site: str
     ):
         super().__init__()
-        self.config, self.group = config, group
+        self.config, self.group, self.site = config, group, site
         self.coefficients = {
             "balance": config.balance_coefficient,
             "group_balance": config.group_balance_coefficient,
@@ -47,7 +47,11 @@ class DeepSeekRouter(nn.Module):
         """Route every token to k experts."""
         config = self.config
         with torch.autocast(x.device.type, enabled=False):
-            logits = gate_logits(x, self.weight).t().contiguous()
+            logits = (
+                gate_logits(jittered(x.float(), self.config.jitter, self.site, context), self.weight)
+                .t()
+                .contiguous()
+            )
             scores = torch.sigmoid(logits) if config.scores == "sigmoid" else torch.softmax(logits, 0)
             expert_ids = largest(self._allowed(scores.detach() + self.bias.unsqueeze(1)), config.num_choices)[
                 1

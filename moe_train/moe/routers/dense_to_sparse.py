@@ -23,7 +23,7 @@ from moe_train.config.kinds.router import DenseToSparseRouterConfig
 from moe_train.moe.losses import active_balance_loss, z_loss
 from moe_train.moe.routers.edges import masked_routing, table_routing
 from moe_train.moe.routers.noise import gumbel
-from moe_train.moe.routers.scores import gate_logits, sum_of_largest, total_entropy
+from moe_train.moe.routers.scores import gate_logits, jittered, sum_of_largest, total_entropy
 from moe_train.moe.routing import RouteContext, Routing
 
 
@@ -44,7 +44,7 @@ class DenseToSparseRouter(nn.Module):
         if gate_step < 0:
             return self._to_the_first(len(x))
         with torch.autocast(x.device.type, enabled=False):
-            logits = gate_logits(x, self.weight)
+            logits = gate_logits(jittered(x.float(), self.config.jitter, self.site, context), self.weight)
             log_probabilities = torch.log_softmax(logits, dim=1)
             probabilities = log_probabilities.exp()
             if context.training:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from moe_train.config.kinds.router import DSelectKRouterConfig
 from moe_train.moe.losses import active_balance_loss, token_mean, watched, z_loss
 from moe_train.moe.routers.edges import masked_routing
-from moe_train.moe.routers.scores import gate_logits, sum_of_entropies, sum_of_largest
+from moe_train.moe.routers.scores import gate_logits, jittered, sum_of_entropies, sum_of_largest
 from moe_train.moe.routing import RouteContext, Routing
 
 
@@ -33,15 +33,14 @@ class DSelectKRouter(nn.Module):
         self, config: DSelectKRouterConfig, *, d_model: int, num_experts: int, group: int, site: str
     ):
         super().__init__()
-        del site  # nothing is random
-        self.config, self.num_experts, self.group = config, num_experts, group
+        self.config, self.num_experts, self.group, self.site = config, num_experts, group, site
         self.weight = nn.Parameter(torch.empty(d_model, config.num_outputs(num_experts)))
 
     def forward(self, x: Float[Tensor, "T D"], context: RouteContext) -> Routing:
         """Route every token to the experts that its selectors' codes leave."""
         config, k = self.config, self.config.num_choices
         with torch.autocast(x.device.type, enabled=False):
-            outputs = gate_logits(x, self.weight)
+            outputs = gate_logits(jittered(x.float(), self.config.jitter, self.site, context), self.weight)
             digits = outputs[:, :-k].unflatten(1, (k, outputs.shape[1] // k - 1))
             steps = smooth_step(digits, config.gamma)
             mixture = outputs[:, -k:]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from moe_train.config.kinds.router import ExpertChoiceRouterConfig
 from moe_train.moe.losses import z_loss
 from moe_train.moe.routers.edges import masked_routing
-from moe_train.moe.routers.scores import gate_logits, sum_of_largest, total_entropy
+from moe_train.moe.routers.scores import gate_logits, jittered, sum_of_largest, total_entropy
 from moe_train.moe.routing import RouteContext, Routing
 
 
@@ -29,14 +29,13 @@ class ExpertChoiceRouter(nn.Module):
         self, config: ExpertChoiceRouterConfig, *, d_model: int, num_experts: int, group: int, site: str
     ):
         super().__init__()
-        del site  # nothing is random
-        self.config, self.num_experts, self.group = config, num_experts, group
+        self.config, self.num_experts, self.group, self.site = config, num_experts, group, site
         self.weight = nn.Parameter(torch.empty(d_model, num_experts))
 
     def forward(self, x: Float[Tensor, "T D"], context: RouteContext) -> Routing:
         """Give every expert its tokens; loss `z` is computed so that it can be watched."""
         with torch.autocast(x.device.type, enabled=False):
-            logits = gate_logits(x, self.weight)
+            logits = gate_logits(jittered(x.float(), self.config.jitter, self.site, context), self.weight)
             log_probabilities = torch.log_softmax(logits, dim=1)
             probabilities = log_probabilities.exp()
             group_tokens, real = self.group * context.sequence_length, context.real_rows

@@ -24,7 +24,7 @@ from moe_train.moe.losses import balance_loss, cv_squared, group_totals, watched
 from moe_train.moe.routers.edges import table_routing
 from moe_train.moe.routers.noise import normal
 from moe_train.moe.routers.noisy_top_k import NOISE_FLOOR, chance_of_choice
-from moe_train.moe.routers.scores import gate_logits, largest, sum_of_entropies, sum_of_largest
+from moe_train.moe.routers.scores import gate_logits, jittered, largest, sum_of_entropies, sum_of_largest
 from moe_train.moe.routing import RouteContext, Routing
 
 
@@ -56,6 +56,7 @@ class HierarchicalTopKRouter(nn.Module):
         """Route every token to K * M experts."""
         config, tokens, num_experts = self.config, x.shape[0], self.weight.shape[1]
         with torch.autocast(x.device.type, enabled=False):
+            x = jittered(x.float(), config.jitter, self.site, context)
             of_groups = _noisy(x, self.group_weight, self.group_noise_weight, f"{self.site}.groups", context)
             groups = _gate(*of_groups, config.top_groups)
             clean, noisy, deviation = _noisy(x, self.weight, self.noise_weight, self.site, context)

@@ -20,7 +20,7 @@ from moe_train.config.kinds.router import NoisyTopKRouterConfig
 from moe_train.moe.losses import balance_loss, cv_squared, group_totals, watched, z_loss
 from moe_train.moe.routers.edges import table_routing
 from moe_train.moe.routers.noise import normal
-from moe_train.moe.routers.scores import gate_logits, largest, sum_of_entropies, sum_of_largest
+from moe_train.moe.routers.scores import gate_logits, jittered, largest, sum_of_entropies, sum_of_largest
 from moe_train.moe.routing import RouteContext, Routing
 
 NOISE_FLOOR = 0.01
@@ -43,6 +43,7 @@ class NoisyTopKRouter(nn.Module):
         """Route every token to k experts."""
         config, k, num_experts = self.config, self.config.num_choices, self.weight.shape[1]
         with torch.autocast(x.device.type, enabled=False):
+            x = jittered(x.float(), config.jitter, self.site, context)
             clean = noisy = gate_logits(x, self.weight)
             if context.training:
                 deviation = F.softplus(gate_logits(x, self.noise_weight)) + NOISE_FLOOR

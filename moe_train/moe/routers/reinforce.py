@@ -19,7 +19,7 @@ from moe_train.config.kinds.router import ReinforceRouterConfig
 from moe_train.moe.losses import balance_loss, token_mean, watched, z_loss
 from moe_train.moe.routers.edges import table_routing
 from moe_train.moe.routers.noise import gumbel
-from moe_train.moe.routers.scores import gate_logits, sum_of_entropies, sum_of_largest
+from moe_train.moe.routers.scores import gate_logits, jittered, sum_of_entropies, sum_of_largest
 from moe_train.moe.routing import RouteContext, Routing
 from moe_train.results import Policy
 
@@ -41,7 +41,7 @@ class ReinforceRouter(nn.Module):
     def forward(self, x: Float[Tensor, "T D"], context: RouteContext) -> Routing:
         """Route every token to one expert, with weight 1."""
         with torch.autocast(x.device.type, enabled=False):
-            logits = gate_logits(x, self.weight)
+            logits = gate_logits(jittered(x.float(), self.config.jitter, self.site, context), self.weight)
             log_probabilities = torch.log_softmax(logits, dim=1)
             probabilities = log_probabilities.exp()
             # The largest of logits and Gumbel noise is a draw from their softmax.

@@ -8,6 +8,7 @@ from tiny_model import TOKENS, context, normal, vocabulary_of
 
 from moe_train.config.kinds.router import router as router_configs
 from moe_train.config.registry import REGISTRY, build
+from moe_train.config.schema import Recipe
 from moe_train.moe.routers.dselect_k import DSelectKRouter
 from moe_train.moe.routers.hierarchical_top_k import HierarchicalTopKRouter
 from moe_train.moe.routers.prototypes import PrototypesRouter
@@ -129,6 +130,22 @@ def test_whatever_has_logits_has_their_z_loss(kind):
     (gradient,) = torch.autograd.grad(routing.losses["z"], made.weight, retain_graph=True)
     (wanted,) = torch.autograd.grad(expected, made.weight)
     torch.testing.assert_close(gradient, wanted)
+
+
+@pytest.mark.parametrize("kind", WITH_LOGITS)
+def test_whatever_has_logits_can_have_its_input_jittered_in_training(kind):
+    plain, jittery = router(kind, jitter=0.0), router(kind, jitter=0.5)
+    for training in (True, False):
+        here = context(SEQUENCES, LENGTH, training)
+        one, other = (made(tokens(), here).losses["z"].detach() for made in (plain, jittery))
+        assert torch.equal(one, other) != training
+
+
+@pytest.mark.parametrize("kind", WITH_LOGITS)
+def test_jitter_beyond_the_input_itself_is_refused(kind):
+    recipe = Recipe()
+    recipe.moe.router = REGISTRY["moe.router"][kind].config(jitter=1.0)
+    assert "moe.router.jitter" in [problem.key for problem in recipe.moe.router.check(recipe)]
 
 
 @pytest.mark.parametrize("kind", WITH_BALANCE)

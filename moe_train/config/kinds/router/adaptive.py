@@ -34,6 +34,7 @@ class DenseToSparseRouterConfig(GateConfig):
     balance_coefficient: float = 0.0  # the paper found no use for it
 
     def check(self, recipe: "Recipe") -> Iterator[Problem]:
+        yield from super().check(recipe)
         yield from capacity_must_be_null(recipe)
         yield from self._check_phase(recipe)
         for key, temperature in (
@@ -125,6 +126,7 @@ class DSelectKRouterConfig(GateConfig):
         return self.k * ((num_experts - 1).bit_length() + 1)
 
     def check(self, recipe: "Recipe") -> Iterator[Problem]:
+        yield from super().check(recipe)
         yield from capacity_must_be_null(recipe)
         experts = recipe.moe.num_experts
         if not 1 <= self.k <= experts:

@@ -18,6 +18,7 @@ class BalancedRouterConfig(GateConfig):
     kind: str = "base"
 
     def check(self, recipe: "Recipe") -> Iterator[Problem]:
+        yield from super().check(recipe)
         yield from capacity_must_be_null(recipe)
 
     def notes(self, recipe: "Recipe") -> Iterator[str]:
@@ -61,6 +62,7 @@ class ExpertChoiceRouterConfig(GateConfig):
         return max(round(self.tokens_per_expert), 1)
 
     def check(self, recipe: "Recipe") -> Iterator[Problem]:
+        yield from super().check(recipe)
         yield from capacity_must_be_null(recipe)
         if not 0 < self.tokens_per_expert <= recipe.moe.num_experts:
             yield Problem(

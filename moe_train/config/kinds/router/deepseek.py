@@ -31,6 +31,7 @@ class DeepSeekRouterConfig(GateConfig):
         return self.k
 
     def check(self, recipe: "Recipe") -> Iterator[Problem]:
+        yield from super().check(recipe)
         experts = recipe.moe.num_experts
         yield from k_must_fit(self.k, recipe)
         if self.k == 1 and self.normalize:

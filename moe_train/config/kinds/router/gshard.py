@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from moe_train.config.kinds.router.router import GateConfig, jitter_must_be_a_share
+from moe_train.config.kinds.router.router import GateConfig
 from moe_train.config.problem import Problem
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ class GShardRouterConfig(GateConfig):
     normalize_after_limit: bool = (
         False  # the two weights are made to sum to 1 after, not before, any is dropped
     )
-    jitter: float = 0.0
     balance_coefficient: float = 0.01
 
     @property
@@ -43,4 +42,4 @@ class GShardRouterConfig(GateConfig):
                 "must be above 0 and at most 1",
                 "use 0.5, or moe.router.second_expert=all for every second expert",
             )
-        yield from jitter_must_be_a_share(self.jitter)
+        yield from super().check(recipe)

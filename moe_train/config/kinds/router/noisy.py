@@ -29,6 +29,7 @@ class NoisyTopKRouterConfig(GateConfig):
         return 2 * d_model * num_experts
 
     def check(self, recipe: "Recipe") -> Iterator[Problem]:
+        yield from super().check(recipe)
         if not 2 <= self.k <= recipe.moe.num_experts:
             yield Problem(
                 "moe.router.k",
@@ -59,6 +60,7 @@ class HierarchicalTopKRouterConfig(GateConfig):
         return 2 * d_model * (num_experts + self.num_groups)
 
     def check(self, recipe: "Recipe") -> Iterator[Problem]:
+        yield from super().check(recipe)
         experts = recipe.moe.num_experts
         if self.num_groups < 2 or experts % self.num_groups:
             yield Problem(

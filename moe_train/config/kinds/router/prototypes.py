@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from moe_train.config.kinds.router.router import GateConfig, jitter_must_be_a_share
+from moe_train.config.kinds.router.router import GateConfig
 from moe_train.config.problem import Problem
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ class PrototypesRouterConfig(GateConfig):
 
     kind: str = "prototypes"
     prototypes: int = 2  # sets of experts, so experts per token
-    jitter: float = 0.0
     balance_coefficient: float = 0.01
 
     @property
@@ -35,4 +34,4 @@ class PrototypesRouterConfig(GateConfig):
                 f"must divide moe.num_experts={experts}, for all prototypes have equally many experts",
                 "choose a divisor, or another moe.num_experts",
             )
-        yield from jitter_must_be_a_share(self.jitter)
+        yield from super().check(recipe)

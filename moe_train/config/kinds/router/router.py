@@ -49,7 +49,12 @@ class RouterConfig(KindConfig):
 class GateConfig(RouterConfig):
     """Base of routers that score experts by logits, a learned matrix times the token."""
 
+    jitter: float = 0.0  # router input times U(1 - jitter, 1 + jitter), training only
     z_coefficient: float = 0.0  # of ST-MoE's router z-loss, the mean of (log sum_i exp z_i)^2
+
+    def check(self, recipe: "Recipe") -> Iterator[Problem]:
+        if not 0 <= self.jitter < 1:
+            yield Problem("moe.router.jitter", self.jitter, "must be in [0, 1)", "use 0.01, or 0 for none")
 
 
 def capacity_must_be_null(recipe: "Recipe") -> Iterator[Problem]:
@@ -75,9 +80,3 @@ def k_must_fit(k: int, recipe: "Recipe") -> Iterator[Problem]:
             f"must be between 1 and moe.num_experts={experts}",
             f"set moe.router.k to at most {experts} or raise moe.num_experts",
         )
-
-
-def jitter_must_be_a_share(jitter: float) -> Iterator[Problem]:
-    """For routers that multiply their input by U(1 - jitter, 1 + jitter)."""
-    if not 0 <= jitter < 1:
-        yield Problem("moe.router.jitter", jitter, "must be in [0, 1)", "use 0.01, or 0 for none")

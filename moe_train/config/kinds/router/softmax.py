@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from moe_train.config.kinds.router.router import GateConfig, jitter_must_be_a_share, k_must_fit
+from moe_train.config.kinds.router.router import GateConfig, k_must_fit
 from moe_train.config.problem import Problem
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ class SwitchRouterConfig(GateConfig):
     reroutes: int = (
         0  # other experts that a token tries where its own is full; mesh-tensorflow: 3, off by default
     )
-    jitter: float = 0.01  # router input times U(1 - jitter, 1 + jitter), training only
+    jitter: float = 0.01  # mesh-tensorflow's
     balance_coefficient: float = 0.01  # alpha of eq. 4
 
     def check(self, recipe: "Recipe") -> Iterator[Problem]:
@@ -29,7 +29,7 @@ class SwitchRouterConfig(GateConfig):
             yield Problem(
                 "moe.router.input_dropout", self.input_dropout, "must be in [0, 1)", "use 0.1, or 0 for none"
             )
-        yield from jitter_must_be_a_share(self.jitter)
+        yield from super().check(recipe)
         yield from self._check_reroutes(recipe)
 
     def _check_reroutes(self, recipe: "Recipe") -> Iterator[Problem]:
@@ -65,7 +65,6 @@ class TopKRouterConfig(GateConfig):
     kind: str = "top_k"
     k: int = 2  # experts per token
     normalize: bool = True  # the k weights of a token sum to 1
-    jitter: float = 0.0
     balance_coefficient: float = 0.01
 
     @property
@@ -81,4 +80,4 @@ class TopKRouterConfig(GateConfig):
                 "with moe.router.k=1 makes every weight 1, so the router learns nothing from the task",
                 "set moe.router.normalize=false, or use moe.router.kind=switch",
             )
-        yield from jitter_must_be_a_share(self.jitter)
+        yield from super().check(recipe)

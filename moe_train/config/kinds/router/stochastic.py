@@ -54,6 +54,7 @@ class ReinforceRouterConfig(GateConfig):
         return d_model * (num_experts + 1) + 1
 
     def check(self, recipe: "Recipe") -> Iterator[Problem]:
+        yield from super().check(recipe)
         if recipe.objective.kind != "language":
             yield Problem(
                 "moe.router.kind",

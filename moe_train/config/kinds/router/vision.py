@@ -32,6 +32,7 @@ class BatchPriorityRouterConfig(GateConfig):
         return self.k
 
     def check(self, recipe: "Recipe") -> Iterator[Problem]:
+        yield from super().check(recipe)
         yield from k_must_fit(self.k, recipe)
         if self.noise < 0:
             yield Problem("moe.router.noise", self.noise, "must be at least 0", "use 1, or 0 for none")
