@@ -76,6 +76,16 @@ def state_of(pid: int) -> str:
     )
 
 
+def catches(pid: int, number: int) -> bool:
+    """Whether a process of this host has a handler for this signal; not if it is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    caught = next((line.split()[1] for line in lines if line.startswith("SigCgt:")), "0")
+    return bool(int(caught, 16) >> (number - 1) & 1)
+
+
 def address_of(interface: str) -> str | None:
     """The IPv4 address of a network interface of this host; None if it has none or there is no such interface."""
     question = struct.pack("256s", interface.encode()[:15])

@@ -1,10 +1,11 @@
 """A Ray of one's own inside a Slurm job: `python -m moe_cluster.ray_in_slurm COMMAND...`, on the batch node.
 
-`srun` starts one `ray start --block` on each node of the allocation, with a token of this job's own; COMMAND runs
+`srun` starts one Ray (ray_node.py) on each node of the allocation, with a token of this job's own; COMMAND runs
 beside them, and when it ends exactly these Ray processes end: they are steps of this job, and a Ray that others
 have on the same machines is neither asked nor stopped. Signals go to COMMAND, whose exit code is the one of all.
 """
 
+import contextlib
 import functools
 import os
 import secrets
@@ -17,9 +18,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
-from moe_cluster.contract import FAILED
+from moe_cluster.contract import FAILED, PREEMPTED
 from moe_cluster.errors import ClusterError
-from moe_cluster.linux import die_with_parent
+from moe_cluster.linux import catches, die_with_parent
+from moe_cluster.ray_node import SIGNALS, TOLD
 from moe_cluster.ray_share import SETTINGS
 from moe_cluster.slurm_client import host_names
 from moe_cluster.slurm_ports import free_ports
@@ -28,14 +30,16 @@ STARTED = "Ray runtime started"
 START_TIMEOUT_S = 300.0
 END_TIMEOUT_S = 30.0
 POLL_S = 0.2
+LOOK_EVERY_S = 1.0
 
 
 class RayOfJob:
     """Ray on all nodes of an allocation, as a context manager; `environment` is what leads to it."""
 
-    def __init__(self, environment: Mapping[str, str], logs: Path) -> None:
-        """`logs`: a folder for what Ray's processes say."""
-        self._job_id, self._logs = environment["SLURM_JOB_ID"], logs
+    def __init__(self, environment: Mapping[str, str], logs: Path, asked: Sequence[int]) -> None:
+        """`logs`: a folder for what Ray's processes say; `asked`: signals that this process has had, to which more may
+        be added."""
+        self._job_id, self._logs, self._asked = environment["SLURM_JOB_ID"], logs, asked
         self._nodes = host_names(environment["SLURM_JOB_NODELIST"])
         self._cpus = environment.get("SLURM_CPUS_PER_TASK", "1")
         self._gpus = environment.get("SLURM_GPUS_ON_NODE", "0")
@@ -50,12 +54,12 @@ class RayOfJob:
             "RAY_USAGE_STATS_ENABLED": "0",
         }
         self.environment = {**SETTINGS, **environment, **own, "RAY_ADDRESS": self._address}
-        self._steps: list[subprocess.Popen[bytes]] = []
+        self._steps: dict[subprocess.Popen[bytes], Path] = {}
 
     def __enter__(self) -> "RayOfJob":
         try:
             self._start("head", self._nodes[:1], self._head_options())
-            if others := self._nodes[1:]:
+            if (others := self._nodes[1:]) and not self.asked:
                 self._start("others", others, [f"--address={self._address}"])
         except BaseException:
             self._end()
@@ -69,7 +73,15 @@ class RayOfJob:
         gcs, dashboard = self._ports
         place = [f"--node-ip-address={self._ip}", f"--port={gcs}"]
         place += [f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"]
-        return ["--head", *place, f"--temp-dir=/tmp/ray/slurm-{self._job_id}", "--disable-usage-stats"]
+        return ["--head", *place, "--disable-usage-stats"]
+
+    @property
+    def asked(self) -> int:
+        """The signal at which the job should end; 0 if it need not. Before a preemption Slurm tells the steps, and the
+        script only later."""
+        if self._asked:
+            return self._asked[0]
+        return signal.SIGTERM if any(TOLD in _text(log) for log in self._steps.values()) else 0
 
     def _start(self, name: str, nodes: Sequence[str], options: Sequence[str]) -> None:
         """Start Ray on some nodes, and return once it says that it runs on all of them."""
@@ -82,29 +94,31 @@ class RayOfJob:
         ]
         srun = ["srun", "--overlap", *where, f"--cpus-per-task={self._cpus}", "--kill-on-bad-exit=1"]
         size = [f"--num-cpus={self._cpus}", f"--num-gpus={self._gpus}"]
+        node = [sys.executable, "-m", "moe_cluster.ray_node", f"moe-train-{self._job_id}"]
         ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *options, *size]
         with path.open("w") as log:
             step = subprocess.Popen(
-                [*srun, *ray],
+                [*srun, *node, *ray],
                 env={name: value for name, value in self.environment.items() if name != "RAY_ADDRESS"},
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # which each node reads, too: its end is theirs
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
                 preexec_fn=functools.partial(die_with_parent, os.getpid()),
             )
-        self._steps.append(step)
+        self._steps[step] = path
         deadline = time.monotonic() + START_TIMEOUT_S
-        while path.read_text(errors="replace").count(STARTED) < len(nodes):
+        while _text(path).count(STARTED) < len(nodes) and not self.asked:
             if step.poll() is not None or time.monotonic() > deadline:
                 how = "did not start in time" if step.poll() is None else "ended at once"
                 raise ClusterError(f"Ray on {', '.join(nodes)} {how}; read {path}")
             time.sleep(POLL_S)
 
     def _end(self) -> None:
-        """End these steps, the head last; Slurm kills whatever of a step outlives its first process."""
-        for step in reversed(self._steps):
-            step.send_signal(signal.SIGTERM)
+        """End these steps; Slurm kills whatever of a step outlives its first process."""
+        for step in self._steps:
+            assert step.stdin
+            step.stdin.close()
         deadline = time.monotonic() + END_TIMEOUT_S
         for step in self._steps:
             try:
@@ -115,27 +129,52 @@ class RayOfJob:
 
 
 def main(command: Sequence[str], environment: Mapping[str, str], logs: Path) -> int:
-    """Run `command` with a Ray of its own; returns its exit code. Raises ClusterError if Ray does not start."""
-    running: list[subprocess.Popen[bytes]] = []
-    early: list[int] = []
+    """Run `command` with a Ray of its own; returns its exit code, or PREEMPTED if a signal came before it could begin.
 
-    def forward(number: int, frame: FrameType | None) -> None:
-        if running:
-            running[0].send_signal(number)
-        else:
-            early.append(number)
+    Raises ClusterError if Ray does not start.
+    """
+    asked: list[int] = []
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        asked.append(signal.SIGUSR1 if number == signal.SIGUSR1 else signal.SIGTERM)
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, forward)
-    with RayOfJob(environment, logs) as ray:
-        if early:
-            return 128 + early[0]
-        running.append(
-            subprocess.Popen(
-                command, env=ray.environment, preexec_fn=functools.partial(die_with_parent, os.getpid())
-            )
-        )
-        return running[0].wait()
+        signal.signal(number, receive)
+    ray = RayOfJob(environment, logs, asked)
+    try:
+        with ray:
+            return PREEMPTED if ray.asked else _run(command, ray)
+    except ClusterError:
+        if ray.asked:  # so no more steps can start
+            return PREEMPTED
+        raise
+    finally:
+        for number in SIGNALS:  # the script sends more of them; Python drops its handlers before it ends
+            signal.signal(number, signal.SIG_IGN)
+
+
+def _run(command: Sequence[str], ray: RayOfJob) -> int:
+    """Run `command` to its end. It is told once, when it minds signals: at its end it would die of another."""
+    process = subprocess.Popen(
+        command, env=ray.environment, preexec_fn=functools.partial(_prepare, os.getpid())
+    )
+    is_told = False
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(LOOK_EVERY_S)
+        if not is_told and (number := ray.asked) and catches(process.pid, number):
+            process.send_signal(number)
+            is_told = True
+
+
+def _prepare(parent: int) -> None:
+    for number in SIGNALS:  # Slurm sends its own to all processes, and this one only starts
+        signal.signal(number, signal.SIG_IGN)
+    die_with_parent(parent)
+
+
+def _text(log: Path) -> str:
+    return log.read_text(errors="replace")
 
 
 if __name__ == "__main__":

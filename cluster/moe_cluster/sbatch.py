@@ -38,13 +38,17 @@ DIRECTIVE = re.compile(r"--([a-z][a-z0-9-]*)([ =].*)?")
 
 END = f"""\
 # Slurm sends USR1 to this script alone when the time limit is near, and TERM when the job is preempted or cancelled.
-# Either way the run saves, and ends with exit code {PREEMPTED}: it can go on.
+# Either way the run saves, and ends with exit code {PREEMPTED}: it can go on. While it starts it ignores signals, so it
+# is told again and again.
+told=
 told_to_end=
-trap 'kill -s USR1 "$run"' USR1
-trap 'told_to_end=yes; kill -s TERM "$run"' TERM INT
-"${{command[@]}}" &
+trap 'told=${{told:-USR1}}' USR1
+trap 'told=${{told:-TERM}}; told_to_end=yes' TERM INT
+(trap '' USR1 TERM INT; exec "${{command[@]}}") &
 run=$!
-while kill -0 "$run" 2>/dev/null; do wait "$run"; done
+while kill -0 "$run" 2>/dev/null; do
+  if [ -z "$told" ]; then wait "$run"; else kill -s "$told" "$run"; sleep 1; fi
+done
 wait "$run"
 code=$?
 

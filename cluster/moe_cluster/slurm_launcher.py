@@ -21,7 +21,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from moe_cluster.bad_nodes import BadNodes, left_out
-from moe_cluster.contract import DONE, FAILED, LAUNCHER_LOG, attempt_dir, node_log
+from moe_cluster.contract import (
+    DONE,
+    FAILED,
+    HEARTBEAT_FILE,
+    LAUNCHER_LOG,
+    PREEMPTED,
+    attempt_dir,
+    node_log,
+)
 from moe_cluster.errors import ClusterError, JobError
 from moe_cluster.first_cause import FirstCause, read_endings
 from moe_cluster.job import Attempt
@@ -38,12 +46,16 @@ from moe_cluster.watch import Watch
 POLL_S = 0.1
 LOOK_EVERY_S = 1.0
 """Between two looks for a newer attempt."""
+TELL_EVERY_S = 1.0
+"""Between two times that the agents are told to stop: what still starts, ignores it."""
 END_PATIENCE_S = 20.0
 """How long the agents may take to end an attempt that hangs."""
 ROLL_CALL_TIMEOUT_S = 30.0
 ROLL_CALL_EVERY_S = 5.0
 NODES_PATIENCE_S = 900.0
 """How long a node may be silent; by then Slurm has long given it up and queued the job again (SlurmdTimeout)."""
+# Agents start so: Slurm sends its signals to every process of a job, and one that starts would die of them.
+UNTOLD = ("sh", "-c", 'trap "" TERM USR1 USR2; exec "$@"', "sh")
 # What srun says of a task, such as "srun: error: node2: task 1: Exited with exit code 1".
 FAILED_TASK = re.compile(r"srun: error: (\S+): tasks? [\d,-]+: (.+)")
 
@@ -115,7 +127,7 @@ class SlurmLauncher:
                 stdin=subprocess.DEVNULL,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=functools.partial(die_with_parent, os.getpid()),
+                preexec_fn=functools.partial(_prepare, os.getpid()),
             )
             watch = Watch(attempt.run_dir, attempt.number, attempt.workers)
             try:
@@ -123,6 +135,8 @@ class SlurmLauncher:
                 exit_code = _wait(srun, stop, functools.partial(watch.tell, say), newer)
             finally:
                 _end(srun)
+        if stop.is_requested and exit_code != DONE and not any(folder.glob(f"rank-*/{HEARTBEAT_FILE}")):
+            return Outcome(PREEMPTED)  # no worker has begun
         if exit_code == DONE and read_endings(folder):  # agents end with 0 when they were asked to stop
             exit_code = FAILED
         return name_node(outcome_of(folder, exit_code), folder)
@@ -134,7 +148,7 @@ class SlurmLauncher:
         port = free_ports(int(self.job_id) + attempt.number, 1)[0]
         share = Share(self.fit_nodes[: len(workers)], port, workers)
         own = ["--kill-on-bad-exit=1", "--wait=0"]
-        return [*self._srun(share.nodes), *own, sys.executable, *share.words(attempt)]
+        return [*self._srun(share.nodes), *own, *UNTOLD, sys.executable, *share.words(attempt)]
 
     def _srun(self, nodes: Sequence[str]) -> list[str]:
         """One task on each of `nodes`, with all that the job has there: srun takes over neither from the script's
@@ -167,13 +181,13 @@ def _wait(
 ) -> int:
     """Wait for the attempt's end. If there is a `newer` one, this launcher was given up while it was cut off: its srun
     must do nothing more, since the steps of a job that was queued again have the same ids."""
-    told, deadline, next_look = False, math.inf, 0.0
+    deadline, next_look, next_tell = math.inf, 0.0, 0.0
     while time.monotonic() < deadline:
         if stop.is_urgent:
             raise KeyboardInterrupt
-        if stop.is_requested and not told:
+        if stop.is_requested and time.monotonic() >= next_tell:
+            next_tell = time.monotonic() + TELL_EVERY_S
             srun.send_signal(signal.SIGUSR1)  # passed on; at SIGTERM srun has the step killed after KillWait
-            told = True
         if time.monotonic() >= next_look:
             next_look = time.monotonic() + LOOK_EVERY_S
             if newer.exists():
@@ -185,6 +199,12 @@ def _wait(
         with contextlib.suppress(subprocess.TimeoutExpired):
             return srun.wait(POLL_S)
     return FAILED  # a node is silent: Slurm will give it up
+
+
+def _prepare(parent: int) -> None:
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):  # until srun minds them
+        signal.signal(number, signal.SIG_IGN)
+    die_with_parent(parent)
 
 
 def _forsake(srun: "subprocess.Popen[bytes]") -> None:

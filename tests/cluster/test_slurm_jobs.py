@@ -40,6 +40,16 @@ two busy cores, a run of two workers on two nodes with an expert group over both
 SlurmdTimeout is 6 s here, where clusters have 300 s. All numbers of these runs are
 bitwise those of an undisturbed one, unless it says otherwise.
 """
+RAY_INSIDE = ("--option", "launcher=ray", "--option", "gres=gpu:0")
+URGENT = (
+    "sbatch",
+    "--partition=urgent",
+    "--nodes=3",
+    "--exclusive",
+    "--output=/dev/null",
+    "--wrap=sleep 2",
+)
+"""A job that takes the nodes of all others."""
 GOES_ON = "the run goes on by itself from its last checkpoint"
 
 
@@ -136,7 +146,7 @@ def test_a_slow_worker_is_named_once_and_its_run_goes_on(
 def test_a_ray_inside_of_a_job_trains_the_same_and_leaves_no_process_and_no_token(
     terminal: SlurmTerminal, undisturbed: SlurmRun, scenarios: Scenarios
 ) -> None:
-    run = terminal.submit("ray-inside", *TWO_NODES, "--option", "launcher=ray", "--option", "gres=gpu:0")
+    run = terminal.submit("ray-inside", *TWO_NODES, *RAY_INSIDE)
     run.wait_for_step(20)
     host, pid = run.worker(rank=1)
     commands: dict[int, str] = {}
@@ -163,10 +173,32 @@ def test_a_ray_inside_of_a_job_trains_the_same_and_leaves_no_process_and_no_toke
     scenarios.add("a worker of a Ray inside of a job is killed", f"named; {GOES_ON}", seen, recovery_s)
 
 
+def test_a_ray_inside_of_a_job_saves_when_others_take_its_nodes_and_when_it_is_cancelled(
+    terminal: SlurmTerminal, undisturbed: SlurmRun, scenarios: Scenarios
+) -> None:
+    run = terminal.submit("ray-inside-told", *TWO_NODES, *ENDLESS, *RAY_INSIDE)
+    wait_for((run.folder / f"jobs/{run.job_id}-ray-head.log").exists, timeout_s=60)
+    terminal.cluster.call("scancel", "--batch", "--signal=USR1", run.job_id)
+    wait_for(lambda: "Restarts=1 " in run.job(), timeout_s=60)
+    run.wait_for_step(20)
+    terminal.cluster.call(*URGENT)
+    recovery_s = back_at_work(run, time.monotonic())
+    assert "Restarts=2 " in run.job()
+    terminal("cancel", str(run.folder))
+    run.wait_for_job("CANCELLED")
+    wait_for(lambda: run.output.count("moe-train: stopped and saved") == 2, timeout_s=20)
+    assert run.attempts == 2
+    assert run.repeated_steps() == []
+    run.assert_goes_on_as(undisturbed)
+    seen = "no step made twice; told to end while Ray started, it was queued again, too"
+    promised = "saves, and goes on when there is room; saves when it is cancelled"
+    scenarios.add("an urgent job takes the nodes of a Ray inside of a job", promised, seen, recovery_s)
+
+
 def test_a_ray_inside_of_a_job_that_loses_a_node_is_made_anew_on_others(
     terminal: SlurmTerminal, undisturbed: SlurmRun, scenarios: Scenarios
 ) -> None:
-    run = terminal.submit("ray-inside-lost", *TWO_NODES, "--option", "launcher=ray", "--option", "gres=gpu:0")
+    run = terminal.submit("ray-inside-lost", *TWO_NODES, *RAY_INSIDE)
     run.wait_for_step(20)
     batch = re.search(r"BatchHost=(\S+)", run.job())
     assert batch
@@ -258,14 +290,18 @@ def test_a_requeue_by_hand_goes_on_with_nothing_made_twice(
     terminal: SlurmTerminal, undisturbed: SlurmRun, scenarios: Scenarios
 ) -> None:
     run = terminal.submit("requeued", *TWO_NODES)
+    wait_for((run.folder / "attempts/1/launcher.log").exists, timeout_s=60)
+    terminal.cluster.call("scancel", "--batch", "--signal=USR1", run.job_id)  # its agents only start
     run.wait_for_step(20)
+    assert "Restarts=1 " in run.job()
     terminal.cluster.call("scontrol", "requeue", run.job_id)
-    recovery_s = back_at_work(run, time.monotonic())
-    assert "Restarts=1 " in run.wait_for_job("COMPLETED")
-    assert run.attempts == 2
+    recovery_s = back_at_work(run, time.monotonic(), attempt=3)
+    assert "Restarts=2 " in run.wait_for_job("COMPLETED")
+    assert run.attempts == 3
     assert run.repeated_steps() == []
     assert run.numbers() == undisturbed.numbers()
-    scenarios.add("`scontrol requeue`", "saves, and goes on from there", "no step made twice", recovery_s)
+    seen = "no step made twice; told to end while it started, it was queued again, too"
+    scenarios.add("`scontrol requeue`", "saves, and goes on from there", seen, recovery_s)
 
 
 def test_a_preempted_run_saves_and_goes_on_when_there_is_room(
@@ -273,15 +309,7 @@ def test_a_preempted_run_saves_and_goes_on_when_there_is_room(
 ) -> None:
     run = terminal.submit("preempted", *TWO_NODES)
     run.wait_for_step(20)
-    urgent = (
-        "sbatch",
-        "--partition=urgent",
-        "--nodes=3",
-        "--exclusive",
-        "--output=/dev/null",
-        "--wrap=sleep 2",
-    )
-    terminal.cluster.call(*urgent)
+    terminal.cluster.call(*URGENT)
     recovery_s = back_at_work(run, time.monotonic())
     assert "Restarts=1 " in run.wait_for_job("COMPLETED")
     assert run.attempts == 2

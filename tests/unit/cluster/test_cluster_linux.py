@@ -1,11 +1,12 @@
 """Parent-death signals and adopted orphans, on real processes."""
 
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from moe_cluster.linux import is_alive
+from moe_cluster.linux import catches, is_alive
 
 CLUSTER = str(Path(__file__).parents[3] / "cluster")
 HEADER = f"import os, subprocess, sys; sys.path.insert(0, {CLUSTER!r}); from moe_cluster.linux import *\n"
@@ -59,3 +60,16 @@ def test_a_hang_up_is_ignored_under_nohup() -> None:
     assert python(plain).stdout == "['SIGINT', 'SIGTERM', 'SIGHUP']\n"
     nohup = f"signal.signal(signal.SIGHUP, signal.SIG_IGN); {code}"
     assert python(nohup).stdout == "['SIGINT', 'SIGTERM']\n"
+
+
+def test_a_signal_that_a_process_has_a_handler_for_is_told_from_others() -> None:
+    code = "import signal; signal.signal(signal.SIGUSR1, print); print(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout
+        process.stdout.readline()
+        assert catches(process.pid, signal.SIGUSR1)
+        assert not catches(process.pid, signal.SIGTERM)
+        process.communicate(b"\n")
+    assert not catches(process.pid, signal.SIGUSR1)

@@ -10,15 +10,21 @@ from pathlib import Path
 import pytest
 from own_processes import OwnProcesses, wait_for
 
+from moe_cluster.contract import PREEMPTED
+from moe_cluster.ray_node import TOLD
+
 ROOT = Path(__file__).parents[3]
-SRUN = """\
+SRUN = f"""\
 #!/bin/bash
-echo "$@" >>"${0%/*}/calls"
-echo "$RAY_AUTH_TOKEN" >>"${0%/*}/tokens"
-[ -e "${0%/*}/broken" ] && { echo "slurmstepd: no such luck"; exit 1; }
-echo "Ray runtime started."
-echo "Ray runtime started."
-exec sleep 60
+echo "$@" >>"${{0%/*}}/calls"
+echo "$RAY_AUTH_TOKEN" >>"${{0%/*}}/tokens"
+[ -e "${{0%/*}}/broken" ] && {{ echo "slurmstepd: no such luck"; exit 1; }}
+[ -e "${{0%/*}}/told" ] && {{ echo "{TOLD}"; exit 1; }}
+[ -e "${{0%/*}}/slow" ] || echo "Ray runtime started."
+[ -e "${{0%/*}}/slow" ] || echo "Ray runtime started."
+while read -rt 0.1; [ $? -gt 128 ]; do  # until its standard input ends
+  [ -e "${{0%/*}}/told" ] && echo "{TOLD}"
+done
 """
 
 
@@ -56,9 +62,8 @@ def test_the_command_finds_its_ray_and_all_of_it_ends_with_it(job: Job, tmp_path
     assert process.returncode == 7, errors
     head, others = (tmp_path / "calls").read_text().splitlines()
     address = output.strip()
-    assert (
-        f"--nodelist=localhost --cpus-per-task=3 --kill-on-bad-exit=1 {sys.executable} -m ray.scripts" in head
-    )
+    node = f"{sys.executable} -m moe_cluster.ray_node moe-train-7 {sys.executable} -m ray.scripts"
+    assert f"--nodelist=localhost --cpus-per-task=3 --kill-on-bad-exit=1 {node}" in head
     assert f"start --block --head --node-ip-address=127.0.0.1 --port={address.partition(':')[2]}" in head
     assert f"start --block --address={address} --num-cpus=3" in others
     assert job.processes.living() == []
@@ -86,6 +91,54 @@ def test_a_signal_goes_to_the_command_whose_exit_code_counts(job: Job, tmp_path:
     process.communicate(timeout=60)
     assert process.returncode == 75
     assert job.processes.living() == []
+
+
+LATE = """\
+import pathlib, signal, sys, time
+pathlib.Path({file!r}).touch()
+time.sleep(0.5)
+for number in (signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(number, lambda number, _: sys.exit(number))
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_that_comes_while_the_command_starts_reaches_it(
+    job: Job, tmp_path: Path, number: int
+) -> None:
+    process = job.start(LATE.format(file=str(tmp_path / "ready")))
+    wait_for((tmp_path / "ready").exists)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == number
+    assert job.processes.living() == []
+
+
+def test_what_slurm_tells_the_nodes_alone_reaches_the_command(job: Job, tmp_path: Path) -> None:
+    process = job.start(LATE.format(file=str(tmp_path / "told")))
+    process.communicate(timeout=60)
+    assert process.returncode == signal.SIGTERM
+    assert job.processes.living() == []
+
+
+def test_a_signal_that_comes_while_ray_starts_ends_the_job_as_one_that_goes_on(
+    job: Job, tmp_path: Path
+) -> None:
+    (tmp_path / "slow").touch()
+    process = job.start("raise AssertionError")
+    wait_for((tmp_path / "7-ray-head.log").exists)
+    process.send_signal(signal.SIGUSR1)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (PREEMPTED, "")
+    assert job.processes.living() == []
+
+
+def test_a_job_whose_steps_do_not_start_since_it_is_to_end_goes_on(job: Job, tmp_path: Path) -> None:
+    (tmp_path / "told").touch()
+    process = job.start("raise AssertionError")
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (PREEMPTED, "")
 
 
 def test_a_ray_that_does_not_start_is_one_message_with_its_log(job: Job, tmp_path: Path) -> None:

@@ -1,11 +1,14 @@
 """Scripts for Slurm: the golden ones, and whatever must not get into one."""
 
 import os
+import signal
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from own_processes import wait_for
 
 from moe_cluster.errors import JobError
 from moe_cluster.job import JobSpec, Resources
@@ -85,6 +88,36 @@ def test_nothing_from_a_recipe_is_run_by_the_shell(tmp_path: Path, word: str) ->
     expected = ["-m", "moe_train.cli", "run", word, "--launcher", "slurm", word]
     assert said.read_text().split("\0")[:-1] == expected
     assert sorted(path.name for path in tmp_path.iterdir()) == ["python", "said"]
+
+
+# It minds signals only after a while, as everything that has to be imported first.
+LATE = """\
+#!{python}
+import pathlib, signal, sys, time
+pathlib.Path("started").touch()
+time.sleep(0.5)
+for number in (signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(number, lambda number, _: sys.exit(75))
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(("number", "requeued"), [(signal.SIGUSR1, "requeue 7\n"), (signal.SIGTERM, "")])
+def test_a_run_that_only_starts_is_told_to_end_all_the_same(
+    tmp_path: Path, number: int, requeued: str
+) -> None:
+    (tmp_path / "python").write_text(LATE.format(python=sys.executable))
+    (tmp_path / "scontrol").write_text(f'#!/bin/bash\necho "$@" >>{tmp_path}/called\n')
+    for name in ("python", "scontrol"):
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "called").touch()
+    (tmp_path / "job.sh").write_text(script(SMALL, str(tmp_path / "python")))
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    batch = subprocess.Popen(["bash", "job.sh"], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+    wait_for((tmp_path / "started").exists)
+    batch.send_signal(number)
+    assert batch.wait(timeout=30) == 75
+    assert (tmp_path / "called").read_text() == requeued
 
 
 @pytest.mark.parametrize("end", ["\n", "\r", "\x85", "\u2028", "\0", "\x1b"])

@@ -1,11 +1,13 @@
 """How an attempt is laid out over the nodes of an allocation, and which node is named when no worker can be."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from moe_cluster import bad_nodes
+from moe_cluster.contract import FAILED, HEARTBEAT_FILE, PREEMPTED
 from moe_cluster.errors import ClusterError, JobError
 from moe_cluster.first_cause import find_first_cause
 from moe_cluster.job import Attempt
@@ -88,6 +90,20 @@ def test_a_node_that_was_found_unfit_is_left_out_where_the_run_can_do_without(
     command = here.command(Attempt((), 4, tmp_path, 2))
     assert "--nodelist node1,node3" in command
     assert "--nodes node1,node3 --workers 2,2" in command
+
+
+@pytest.mark.parametrize(("began", "expected"), [(False, PREEMPTED), (True, FAILED)])
+def test_an_attempt_that_is_stopped_before_a_worker_began_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, say: Callable[[str], None], began: bool, expected: int
+) -> None:
+    here = launcher(monkeypatch, tmp_path)
+    (tmp_path / "srun").write_text("#!/bin/bash\nsleep 1.5; exit 1\n")  # told at once, it dies of nothing
+    (tmp_path / "attempts/1/rank-0").mkdir(parents=True)
+    if began:
+        beat = {"host": "node1", "pid": 1, "step": None, "time": 0.0}
+        (tmp_path / "attempts/1/rank-0" / HEARTBEAT_FILE).write_text(json.dumps(beat))
+    asked = StopRequest(is_requested=True)
+    assert here.run(Attempt((), 2, tmp_path, 1), asked, say).exit_code == expected
 
 
 def test_outside_of_a_job_the_way_in_is_named() -> None:

@@ -29,13 +29,17 @@ module load cuda/13
 command=(/opt/moe/bin/python -m moe_train.cli run /shared/small.yaml --workers 2 --launcher slurm)
 
 # Slurm sends USR1 to this script alone when the time limit is near, and TERM when the job is preempted or cancelled.
-# Either way the run saves, and ends with exit code 75: it can go on.
+# Either way the run saves, and ends with exit code 75: it can go on. While it starts it ignores signals, so it
+# is told again and again.
+told=
 told_to_end=
-trap 'kill -s USR1 "$run"' USR1
-trap 'told_to_end=yes; kill -s TERM "$run"' TERM INT
-"${command[@]}" &
+trap 'told=${told:-USR1}' USR1
+trap 'told=${told:-TERM}; told_to_end=yes' TERM INT
+(trap '' USR1 TERM INT; exec "${command[@]}") &
 run=$!
-while kill -0 "$run" 2>/dev/null; do wait "$run"; done
+while kill -0 "$run" 2>/dev/null; do
+  if [ -z "$told" ]; then wait "$run"; else kill -s "$told" "$run"; sleep 1; fi
+done
 wait "$run"
 code=$?
 

@@ -1,0 +1,56 @@
+"""Ray on one node of a Slurm job: `python -m moe_cluster.ray_node NAME RAY...`, which ray_in_slurm.py has srun start.
+
+RAY, a `ray start --block` without its folder, is given one of its own below /tmp, and runs until standard input ends.
+Then all of it is killed, and the folder removed. Slurm signals every process of a job that it is about to end; Ray
+would end at once, and with it the workers before they have saved. So signals are blocked here, which all of Ray
+inherits, and are only told of: the launcher, with the workers' help, decides when Ray ends.
+"""
+
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+
+from moe_cluster.contract import DONE
+from moe_cluster.linux import adopt_orphans, end_children
+
+TOLD = "moe-train: this node is told to end"
+"""What is said once a signal has come: Slurm may tell the steps of a job sooner than its script."""
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+POLL_S = 0.2
+FOLDERS = "/tmp"
+"""Not TMPDIR: Ray's sockets lie in it, and their paths must not be longer than 107 bytes."""
+
+
+def main(name: str, ray: Sequence[str]) -> int:
+    """Run `ray` until standard input ends; returns DONE, or the exit code of a Ray that ended by itself."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    adopt_orphans()
+    folder = tempfile.mkdtemp(
+        prefix=f"{name}-", dir=FOLDERS
+    )  # for this user alone, under a name that nobody had
+    try:
+        process = subprocess.Popen([*ray, f"--temp-dir={folder}"], stdin=subprocess.DEVNULL)
+        return _wait(process)
+    finally:
+        end_children(set(), 0.0)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wait(ray: "subprocess.Popen[bytes]") -> int:
+    is_told = False
+    while (code := ray.poll()) is None:
+        if signal.sigtimedwait(SIGNALS, 0.0) and not is_told:
+            is_told = True
+            print(TOLD, flush=True)
+        if select.select([sys.stdin], [], [], POLL_S)[0] and not os.read(sys.stdin.fileno(), 1024):
+            return DONE
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], sys.argv[2:]))
