@@ -45,6 +45,7 @@ class Case:
     top_k: int
     dtype: torch.dtype
     num_tokens: int
+    device: str = "cpu"
 
     @property
     def cost(self) -> float:
@@ -97,12 +98,12 @@ def measure(case: Case, *, budget_s: float) -> list[dict[str, object]]:
     torch.manual_seed(0)
     x = torch.randn(case.num_tokens, case.d_model, dtype=case.dtype)
     grad = torch.randn_like(x)
-    layer = _our_layer(case)
+    layer = our_layer(case)
     products = Products.of(case, layer, x)
     steps = {
         "floor": products.floor,
         "reused": products.reusing_memory(),
-        "moe_train": _ours(case, layer, x, grad),
+        "moe_train": ours(case, layer, x, grad),
     }
     steps["deepspeed"] = _step(_deepspeed_layer(case), x, grad)
     if case.top_k == 1:
@@ -133,12 +134,12 @@ def _cpu_seconds(step: Callable[[], None]) -> float:
     return time.process_time() - began
 
 
-def _our_layer(case: Case) -> MoELayer:
+def our_layer(case: Case) -> MoELayer:
     """Our layer, dropless, with a router in fp32."""
     router = TopKRouterConfig(k=case.top_k, normalize=case.top_k > 1)
     config = MoEConfig(num_experts=case.num_experts, capacity_factor=None, router=router)
     layer = MoELayer(config, d_model=case.d_model, d_ff=4 * case.d_model, activation="relu", site="bench")
-    layer.to(case.dtype)
+    layer.to(case.device, case.dtype)
     layer.router.float()
     for parameter in layer.parameters():
         nn.init.normal_(parameter, std=0.02)
@@ -150,12 +151,12 @@ def _context(case: Case) -> RouteContext:
     return RouteContext(
         training=True,
         progress=0.0,
-        random=RandomStream(0, 0, torch.arange(sequences)),
-        token_values=torch.zeros(sequences, SEQUENCE_LENGTH, dtype=torch.long),
+        random=RandomStream(0, 0, torch.arange(sequences, device=case.device)),
+        token_values=torch.zeros(sequences, SEQUENCE_LENGTH, dtype=torch.long, device=case.device),
     )
 
 
-def _ours(case: Case, layer: MoELayer, x: Tensor, grad: Tensor) -> Callable[[], None]:
+def ours(case: Case, layer: MoELayer, x: Tensor, grad: Tensor) -> Callable[[], None]:
     """One forward and backward as the engine makes them: gradients of experts in persistent buffers."""
     buffers, context = layer.experts.keep_gradients(), _context(case)
 
@@ -202,7 +203,9 @@ class Products:
             for e, (n, end) in enumerate(zip(counts, accumulate(counts), strict=True))
             if n
         ]
-        rows, grad_y = (torch.randn(chosen.numel(), case.d_model, dtype=case.dtype) for _ in range(2))
+        rows, grad_y = (
+            torch.randn(chosen.numel(), case.d_model, dtype=case.dtype, device=case.device) for _ in range(2)
+        )
         w_in, w_out = layer.experts.w_in.detach(), layer.experts.w_out.detach()
         return cls(rows, grad_y, runs, w_in, w_out, torch.empty_like(w_in), torch.empty_like(w_out))
 

@@ -21,7 +21,8 @@ def losses(folder: Path, device: str) -> list[float]:
     text = Path(json.__file__).parent
     command = [sys.executable, "-m", "moe_train.cli", "run", str(ROOT / "tests/tiny_model.yaml"), "--run-dir"]
     overrides = [f"data.corpus.path={text}", f"job.device={device}", "steps=5", "log_every=1", "optim.lr=0.1"]
-    path = os.pathsep.join(map(str, (ROOT, ROOT / "cluster")))
+    paths = (ROOT, ROOT / "cluster", ROOT / "kernels", os.environ.get("PYTHONPATH", ""))
+    path = os.pathsep.join(map(str, paths))
     environment = os.environ | {"PYTHONPATH": path, "MOE_TRAIN_CACHE": str(folder / "cache")}
     ended = subprocess.run(
         [*command, device, *overrides],
