@@ -68,7 +68,7 @@ def exchange(tokens: int, width: int, num_experts: int, top_k: int, rounds: int)
         None, num_experts, 30, slab_bytes=row_bytes + (1 << 20), num_slabs=8, device=DEVICE
     )
     x = torch.randn(tokens, width, device=DEVICE, dtype=torch.bfloat16, requires_grad=True)
-    expert_ids = torch.rand(tokens, num_experts, device=DEVICE).topk(top_k).indices
+    expert_ids = torch.rand(tokens, num_experts, device=DEVICE).topk(top_k).indices.int()
     weights = torch.rand(tokens, top_k, device=DEVICE, requires_grad=True)
     grad = torch.randn_like(x)
     source, target = (
