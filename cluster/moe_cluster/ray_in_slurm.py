@@ -31,6 +31,8 @@ START_TIMEOUT_S = 300.0
 END_TIMEOUT_S = 30.0
 POLL_S = 0.2
 LOOK_EVERY_S = 1.0
+GONE_PATIENCE_S = 10.0
+"""How long Slurm may take to tell of a job that it has ended some steps of; it sends SIGTERM to the others."""
 
 
 class RayOfJob:
@@ -55,6 +57,7 @@ class RayOfJob:
         }
         self.environment = {**SETTINGS, **environment, **own, "RAY_ADDRESS": self._address}
         self._steps: dict[subprocess.Popen[bytes], Path] = {}
+        self._gone_since: float | None = None
 
     def __enter__(self) -> "RayOfJob":
         try:
@@ -82,6 +85,16 @@ class RayOfJob:
         if self._asked:
             return self._asked[0]
         return signal.SIGTERM if any(TOLD in _text(log) for log in self._steps.values()) else 0
+
+    def require(self) -> None:
+        """Raise ClusterError if a node has had no Ray for a while, and Slurm is not about to end the job."""
+        gone = [log for step, log in self._steps.items() if step.poll() is not None]
+        if not gone or self.asked:
+            self._gone_since = None
+            return
+        self._gone_since = self._gone_since or time.monotonic()
+        if time.monotonic() - self._gone_since > GONE_PATIENCE_S:
+            raise ClusterError(f"a Ray of this job has ended; read {gone[0]}")
 
     def _start(self, name: str, nodes: Sequence[str], options: Sequence[str]) -> None:
         """Start Ray on some nodes, and return once it says that it runs on all of them."""
@@ -154,17 +167,26 @@ def main(command: Sequence[str], environment: Mapping[str, str], logs: Path) -> 
 
 
 def _run(command: Sequence[str], ray: RayOfJob) -> int:
-    """Run `command` to its end. It is told once, when it minds signals: at its end it would die of another."""
+    """Run `command` to its end. It is told once, when it minds signals: at its end it would die of another.
+
+    Raises ClusterError, the command killed, if a Ray is gone.
+    """
     process = subprocess.Popen(
         command, env=ray.environment, preexec_fn=functools.partial(_prepare, os.getpid())
     )
     is_told = False
-    while True:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return process.wait(LOOK_EVERY_S)
-        if not is_told and (number := ray.asked) and catches(process.pid, number):
-            process.send_signal(number)
-            is_told = True
+    try:
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return process.wait(LOOK_EVERY_S)
+            ray.require()
+            if not is_told and (number := ray.asked) and catches(process.pid, number):
+                process.send_signal(number)
+                is_told = True
+    except ClusterError:
+        process.kill()
+        process.wait()
+        raise
 
 
 def _prepare(parent: int) -> None:

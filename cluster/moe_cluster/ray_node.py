@@ -15,41 +15,53 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
-from moe_cluster.contract import DONE
+from moe_cluster.contract import DONE, FAILED
 from moe_cluster.linux import adopt_orphans, end_children
 
 TOLD = "moe-train: this node is told to end"
 """What is said once a signal has come: Slurm may tell the steps of a job sooner than its script."""
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 POLL_S = 0.2
+MOST_RESTARTS = 5
+"""Of a Ray that ended by itself: its raylet was killed, perhaps for want of memory."""
 FOLDERS = "/tmp"
 """Not TMPDIR: Ray's sockets lie in it, and their paths must not be longer than 107 bytes."""
 
 
 def main(name: str, ray: Sequence[str]) -> int:
-    """Run `ray` until standard input ends; returns DONE, or the exit code of a Ray that ended by itself."""
+    """Run `ray` until standard input ends; returns DONE, or the exit code of a Ray that ended by itself.
+
+    Ray of a node other than the head is started again when it ends so.
+    """
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     adopt_orphans()
+    for left in range(MOST_RESTARTS, -1, -1):
+        code = _run(name, ray)
+        if code == DONE or "--head" in ray or not left:
+            return code
+        print(f"moe-train: Ray on this node has ended with {code}, and is started again", flush=True)
+    raise AssertionError
+
+
+def _run(name: str, ray: Sequence[str]) -> int:
     folder = tempfile.mkdtemp(
         prefix=f"{name}-", dir=FOLDERS
     )  # for this user alone, under a name that nobody had
+    inner = os.path.join(folder, "r")  # Ray opens its folder to everyone
     try:
-        process = subprocess.Popen([*ray, f"--temp-dir={folder}"], stdin=subprocess.DEVNULL)
-        return _wait(process)
+        return _wait(subprocess.Popen([*ray, f"--temp-dir={inner}"], stdin=subprocess.DEVNULL))
     finally:
         end_children(set(), 0.0)
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _wait(ray: "subprocess.Popen[bytes]") -> int:
-    is_told = False
     while (code := ray.poll()) is None:
-        if signal.sigtimedwait(SIGNALS, 0.0) and not is_told:
-            is_told = True
+        if signal.sigtimedwait(SIGNALS, 0.0):
             print(TOLD, flush=True)
         if select.select([sys.stdin], [], [], POLL_S)[0] and not os.read(sys.stdin.fileno(), 1024):
             return DONE
-    return code
+    return code or FAILED
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Each fault is a real one, done to real processes; a run that met one ends with t
 
 import os
 import re
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -143,34 +144,71 @@ def test_a_slow_worker_is_named_once_and_its_run_goes_on(
     scenarios.add("a worker is slow", "named once; nothing else", seen)
 
 
-def test_a_ray_inside_of_a_job_trains_the_same_and_leaves_no_process_and_no_token(
+def commands_on(cluster: SlurmCluster) -> dict[int, str]:
+    """Command lines of all processes on all nodes."""
+    return {pid: line for name in cluster.names for pid, line in cluster.processes(name).items()}
+
+
+def folders_of_ray(commands: dict[int, str]) -> set[Path]:
+    """The temporary folders of all Rays that run; there is one for each node."""
+    return {Path(name) for name in re.findall(r"/tmp/moe-train-\d+-\w+", str(commands))}
+
+
+def assert_no_ray_is_left(cluster: SlurmCluster, folders: set[Path]) -> None:
+    assert not re.search(r"raylet|gcs_server|ray::|ray\.scripts|moe_cluster", str(commands_on(cluster)))
+    assert not [folder for folder in folders if folder.exists()]
+
+
+def test_a_ray_inside_of_a_job_trains_the_same_and_leaves_nothing_and_shows_no_token(
     terminal: SlurmTerminal, undisturbed: SlurmRun, scenarios: Scenarios
 ) -> None:
     run = terminal.submit("ray-inside", *TWO_NODES, *RAY_INSIDE)
     run.wait_for_step(20)
-    host, pid = run.worker(rank=1)
-    commands: dict[int, str] = {}
-    for name in terminal.cluster.names:
-        commands |= terminal.cluster.processes(name)
+    commands = commands_on(terminal.cluster)
+    folders = folders_of_ray(commands)
+    assert [folder.stat().st_mode & 0o777 for folder in folders] == [0o700, 0o700]
     raylet = next(each for each, command in commands.items() if "raylet/raylet" in command)
     environment = Path(f"/proc/{raylet}/environ").read_bytes().decode()
     token = environment.partition("RAY_AUTH_TOKEN=")[2].partition("\0")[0]
     assert len(token) == 64
     assert not [command for command in commands.values() if token in command]
-    os.kill(pid, signal.SIGKILL)
-    recovery_s = back_at_work(run, time.monotonic())
     run.wait_for_job("COMPLETED")
+    assert run.attempts == 1
+    assert run.numbers() == undisturbed.numbers()
+    assert_no_ray_is_left(terminal.cluster, folders)
+    for name in terminal.cluster.names:
+        assert terminal.cluster.inside(name, "find", "/tmp/ray", "-mindepth", "1") == ""
+    for path in run.folder.rglob("*"):
+        assert path.is_dir() or token.encode() not in path.read_bytes()
+    seen = "so, with the numbers of a run without Ray; no process and no file of it left on the nodes"
+    promised = "one attempt, exit code 0, job COMPLETED"
+    scenarios.add("nothing, with a Ray inside of the job", promised, seen)
+
+
+def test_a_ray_inside_of_a_job_goes_on_without_a_worker_and_has_a_lost_node_again(
+    terminal: SlurmTerminal, undisturbed: SlurmRun, scenarios: Scenarios
+) -> None:
+    run = terminal.submit("ray-inside-killed", *TWO_NODES, *RAY_INSIDE)
+    run.wait_for_step(20)
+    host, pid = run.worker(rank=1)
+    os.kill(pid, signal.SIGKILL)
+    worker_s = back_at_work(run, time.monotonic())
+    batch = re.search(r"BatchHost=(\S+)", run.job())
+    assert batch
+    lost = next(name for name in run.status()["nodes"] if name != batch[1])
+    commands = terminal.cluster.processes(lost)
+    os.kill(next(each for each, command in commands.items() if "raylet/raylet" in command), signal.SIGKILL)
+    raylet_s = back_at_work(run, time.monotonic(), attempt=3)
+    assert "Restarts=0 " in run.wait_for_job("COMPLETED")
     assert (
         f"rank 1 on {host} failed " in run.output
     )  # a heartbeat comes once a second, and may know of no step
-    assert run.attempts == 2
+    assert run.attempts == 3
     assert run.numbers() == undisturbed.numbers()
-    for name in terminal.cluster.names:
-        assert not re.search(r"raylet|gcs_server|ray::|ray\.scripts", str(terminal.cluster.processes(name)))
-    for path in run.folder.rglob("*"):
-        assert path.is_dir() or token.encode() not in path.read_bytes()
-    seen = "rank and node named, second attempt in the same Ray; nothing of it left on the nodes afterwards"
-    scenarios.add("a worker of a Ray inside of a job is killed", f"named; {GOES_ON}", seen, recovery_s)
+    seen = "rank and node named, second attempt in the same Ray"
+    scenarios.add("a worker of a Ray inside of a job is killed", f"named; {GOES_ON}", seen, worker_s)
+    seen = "its Ray lost the node, and has it again: next attempt in the same job, with as many workers"
+    scenarios.add("a raylet of a Ray inside of a job is killed", GOES_ON, seen, raylet_s)
 
 
 def test_a_ray_inside_of_a_job_saves_when_others_take_its_nodes_and_when_it_is_cancelled(
@@ -184,8 +222,10 @@ def test_a_ray_inside_of_a_job_saves_when_others_take_its_nodes_and_when_it_is_c
     terminal.cluster.call(*URGENT)
     recovery_s = back_at_work(run, time.monotonic())
     assert "Restarts=2 " in run.job()
+    folders = folders_of_ray(commands_on(terminal.cluster))
     terminal("cancel", str(run.folder))
     run.wait_for_job("CANCELLED")
+    assert_no_ray_is_left(terminal.cluster, folders)
     wait_for(lambda: run.output.count("moe-train: stopped and saved") == 2, timeout_s=20)
     assert run.attempts == 2
     assert run.repeated_steps() == []
@@ -203,12 +243,14 @@ def test_a_ray_inside_of_a_job_that_loses_a_node_is_made_anew_on_others(
     batch = re.search(r"BatchHost=(\S+)", run.job())
     assert batch
     lost = next(name for name in run.status()["nodes"] if name != batch[1])
+    (abandoned,) = folders_of_ray(terminal.cluster.processes(lost))
     terminal.cluster.crash(lost)
     recovery_s = back_at_work(run, time.monotonic())
     assert "Restarts=1 " in run.wait_for_job("COMPLETED")
     assert lost not in run.status()["nodes"]
     assert run.attempts == 2
     assert run.numbers() == undisturbed.numbers()
+    shutil.rmtree(abandoned)  # of a node that is no more; these share their disk
     seen = "queued again by Slurm, done in a new Ray on the others"
     scenarios.add("a node of a Ray inside of a job dies", f"{GOES_ON}, on other nodes", seen, recovery_s)
 

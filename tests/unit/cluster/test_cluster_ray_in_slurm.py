@@ -22,6 +22,7 @@ echo "$RAY_AUTH_TOKEN" >>"${{0%/*}}/tokens"
 [ -e "${{0%/*}}/told" ] && {{ echo "{TOLD}"; exit 1; }}
 [ -e "${{0%/*}}/slow" ] || echo "Ray runtime started."
 [ -e "${{0%/*}}/slow" ] || echo "Ray runtime started."
+[ -e "${{0%/*}}/gone" ] && exit 1
 while read -rt 0.1; [ $? -gt 128 ]; do  # until its standard input ends
   [ -e "${{0%/*}}/told" ] && echo "{TOLD}"
 done
@@ -151,3 +152,12 @@ def test_a_ray_that_does_not_start_is_one_message_with_its_log(job: Job, tmp_pat
     assert errors == f"moe-train: error: Ray on localhost ended at once; read {log}\n"
     assert "no such luck" in log.read_text()
     assert time.monotonic() - began < 30
+
+
+def test_a_ray_that_is_gone_for_good_ends_the_job_with_its_log(job: Job, tmp_path: Path) -> None:
+    (tmp_path / "gone").touch()
+    process = job.start("import time; time.sleep(60)")
+    _, errors = process.communicate(timeout=50)
+    assert process.returncode == 1
+    assert errors == f"moe-train: error: a Ray of this job has ended; read {tmp_path / '7-ray-head.log'}\n"
+    assert job.processes.living() == []

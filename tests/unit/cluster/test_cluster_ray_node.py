@@ -1,5 +1,6 @@
 """Ray on one node of a Slurm job: deaf to what Slurm sends to all, and gone with its folder at the end."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 from own_processes import OwnProcesses, wait_for
 from test_cluster_ray_in_slurm import ROOT
 
+from moe_cluster.linux import children
 from moe_cluster.ray_node import TOLD
 
 # Like Ray, it minds SIGTERM, has children, in sessions of their own, and files in its folder.
@@ -17,7 +19,8 @@ RAY = """\
 import pathlib, signal, subprocess, sys
 folder = pathlib.Path(sys.argv[-1].partition("--temp-dir=")[2])
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-(folder / "session").mkdir()
+(folder / "session").mkdir(parents=True)
+folder.chmod(0o777)
 subprocess.Popen(["sleep", "60"], start_new_session=True)
 pathlib.Path(sys.argv[1]).write_text(str(folder))
 sys.exit(int(sys.stdin.read() or 3)) if "ends" in sys.argv else signal.pause()
@@ -49,25 +52,25 @@ class Node:
 def node(tmp_path: Path) -> Iterator[Node]:
     node = Node(tmp_path)
     yield node
-    node.process.kill()
+    for pid in node.processes.living():
+        os.kill(pid, signal.SIGKILL)
     node.process.communicate()
 
 
 def test_ray_has_a_short_folder_of_this_user_alone(node: Node) -> None:
     assert str(node.folder).startswith("/tmp/moe-train-test-")
-    assert node.folder.stat().st_mode & 0o777 == 0o700
+    assert node.folder.parent.stat().st_mode & 0o777 == 0o700
     sockets = "session_2026-11-25_22-51-10_980105_4194304/sockets/plasma_store.1"
-    assert len(str(node.folder).replace("-test-", "-4294967295-")) + 1 + len(sockets) <= 107
+    assert len(str(node.folder).replace("-test-", "-67043328-")) + 1 + len(sockets) <= 107
     node.process.communicate(timeout=30)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_to_all_of_it_is_told_once_and_ends_nothing(node: Node, number: int) -> None:
+def test_a_signal_to_all_of_it_is_told_and_ends_nothing(node: Node, number: int) -> None:
     before = node.processes.living()
     assert len(before) == 3
-    for _ in range(2):
-        for pid in before:
-            subprocess.run(["kill", f"-{number}", str(pid)], check=True)
+    for pid in before:
+        os.kill(pid, number)
     assert node.process.stdout
     assert node.process.stdout.readline() == TOLD + "\n"
     assert node.processes.living() == before
@@ -80,12 +83,25 @@ def test_all_of_it_ends_with_its_standard_input_and_leaves_no_folder(node: Node)
     assert (folder / "session").exists()
     node.process.communicate(timeout=30)
     assert node.processes.living() == []
-    assert not folder.exists()
+    assert not folder.parent.exists()
 
 
-def test_a_ray_that_ends_by_itself_takes_the_rest_with_it(tmp_path: Path) -> None:
-    node = Node(tmp_path, "ends")
+def test_a_ray_of_another_node_than_the_head_is_started_again_in_a_new_folder(node: Node) -> None:
+    folder, before = node.folder, node.processes.living()
+    (ray,) = children(node.process.pid)
+    os.kill(ray, signal.SIGKILL)
+    wait_for(lambda: node.folder not in (folder, Path()))
+    wait_for(lambda: len(node.processes.living()) == 3)
+    assert not folder.parent.exists()
+    assert not set(before[1:]) & set(node.processes.living())
+    output, _ = node.process.communicate(timeout=30)
+    assert output == "moe-train: Ray on this node has ended with -9, and is started again\n"
+    assert node.processes.living() == []
+
+
+def test_a_head_that_ends_by_itself_takes_the_rest_with_it(tmp_path: Path) -> None:
+    node = Node(tmp_path, "ends", "--head")
     assert node.process.wait(timeout=30) == 3
     node.process.communicate()
     assert node.processes.living() == []
-    assert not node.folder.exists()
+    assert not node.folder.parent.exists()
