@@ -3,6 +3,7 @@
 T tokens on this rank, D model width, E experts, N edges, B sequences, V vocabulary.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
@@ -135,15 +136,17 @@ class Vocabulary:
         )
 
 
-@runtime_checkable
-class TableRouter(Protocol):
-    """A router with a fixed table, its buffer `table`, which is made before the first step and saved with the model."""
+class TableRouter(ABC):
+    """A router with a fixed table, its buffer `table`, which is made before the first step and saved with the model.
+
+    Its class derives from this one: from Python 3.12 on a buffer is no attribute that a protocol could ask for.
+    """
 
     table: Tensor | None
 
+    @abstractmethod
     def make_table(self, vocabulary: Vocabulary, generator: torch.Generator) -> Int[Tensor, "..."]:
         """The table, on the CPU; `generator` is in the same state on every rank."""
-        ...
 
 
 @runtime_checkable

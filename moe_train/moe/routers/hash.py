@@ -27,13 +27,12 @@ from torch import Tensor, nn
 from moe_train.config.kinds.router import HashRouterConfig
 from moe_train.moe.k_means import k_means
 from moe_train.moe.routers.edges import table_routing
-from moe_train.moe.routing import RouteContext, Routing, Vocabulary
+from moe_train.moe.routing import RouteContext, Routing, TableRouter, Vocabulary
 
 
-class HashRouter(nn.Module):
+class HashRouter(TableRouter, nn.Module):
     """One expert per token, by its id."""
 
-    table: Tensor | None
     vocabulary_size: int
 
     def __init__(self, config: HashRouterConfig, *, d_model: int, num_experts: int, group: int, site: str):
