@@ -5,6 +5,7 @@ An error of a rank is raised in the test with that rank's traceback; no process 
 """
 
 import multiprocessing
+import os
 import tempfile
 import time
 import traceback
@@ -35,7 +36,9 @@ class WorkerError(AssertionError):
 def run_workers(
     size: int, function: Callable[..., Any], *args: Any, timeout_s: float = 120.0, device: str = "cpu"
 ) -> list[Any]:
-    """Call `function(world, *args)` on `size` ranks; returns the results in rank order. On cuda each has its own GPU.
+    """Call `function(world, *args)` on `size` ranks; returns the results in rank order.
+
+    On cuda each has a GPU of its own, or, where there are fewer, a share of one, without NCCL, which refuses that.
 
     `function` must be importable by name. Raises WorkerError with the first failing rank's traceback.
     """
@@ -60,18 +63,23 @@ def run_workers(
 def join(rank: int, size: int, folder: Path, device: str) -> World:
     """This process as a rank of `size`, which meet in `folder`. Collective."""
     torch.set_num_threads(1)
+    place, backend = torch.device(device), "gloo"
     if device == "cuda":
-        torch.cuda.set_device(rank)
+        num_gpus = torch.cuda.device_count()
+        place = torch.device(device, rank % num_gpus)
+        torch.cuda.set_device(place)
+        if size <= num_gpus:
+            backend = "cpu:gloo,cuda:nccl"
+        else:
+            os.environ["TORCH_SYMM_MEM_ALLOW_OVERLAPPING_DEVICES"] = "1"
     dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo",
+        backend,
         init_method=f"file://{folder}/store",
         rank=rank,
         world_size=size,
         timeout=timedelta(seconds=60),
     )
-    return World(
-        rank, size, rank, 1, torch.device(device, rank) if device == "cuda" else torch.device(device)
-    )
+    return World(rank, size, rank, 1, place)
 
 
 def _work(
