@@ -3,7 +3,7 @@
     python tools/bench_gpu.py [--rounds 20] [--markdown] [--json FILE]
 
 Times are between events of the GPU's stream, gaps between launches included, medians over rounds in turn.
-`router`: statistics in one pass against torch's operations (bench_router.py). `exchange`: dispatch and combine, forward
+`draws`: uniform numbers by a hash against torch's generator. `router`: statistics in one pass against torch's operations (bench_router.py). `exchange`: dispatch and combine, forward
 and backward, of one process against four plain copies of as many rows. `layer`: forward and backward of an MoE layer
 (dropless) against its bare products, expert by expert (bench_moe_layer.py), and against batched products of equal
 shares, which no routing gives.
@@ -21,9 +21,12 @@ from measurement import Row, add_output_options, interleave, median_ratio, repor
 from torch import Tensor
 
 from moe_kernels.exchange import Exchange
+from moe_kernels.ops.uniform import uniform
 from moe_kernels.select import choose
 
 DEVICE = torch.device("cuda", 0)
+DRAWS = ((32, 1024 * 64), (32, 1024 * 1024))
+"""Streams, numbers of each."""
 ROUTERS = ((16384, 8, 1), (16384, 64, 2), (16384, 256, 8))
 """T, E, K."""
 EXCHANGES = ((16384, 1024, 64, 2), (16384, 4096, 64, 2), (4096, 1024, 8, 1))
@@ -46,6 +49,18 @@ def main() -> None:
         report([table], options, lambda: name)
     if not options.markdown:
         report(tables, options, lambda: f"{name}; library: {choose('cuda').kind}; torch {torch.__version__}")
+
+
+def draws(streams: int, count: int, rounds: int) -> Row:
+    """Numbers for the noise of a router."""
+    keys = torch.arange(streams, dtype=torch.int32, device=DEVICE)
+    steps = {
+        "ours": lambda: uniform(keys, keys, count),
+        "torch": lambda: torch.rand(streams, count, device=DEVICE),
+    }
+    times = measured(steps, rounds)
+    case = {"what": "draws", "streams": streams, "count": count}
+    return {**case, **medians(times), "speedup": median_ratio(times["torch"], times["ours"])}
 
 
 def router(tokens: int, num_experts: int, top_k: int, rounds: int) -> Row:
@@ -147,7 +162,7 @@ def medians(times: Mapping[str, list[float]]) -> dict[str, float]:
     return {f"{name}_ms": 1e3 * statistics.median(values) for name, values in times.items()}
 
 
-CASES = ((router, ROUTERS), (exchange, EXCHANGES), (layer, LAYERS))
+CASES = ((draws, DRAWS), (router, ROUTERS), (exchange, EXCHANGES), (layer, LAYERS))
 
 if __name__ == "__main__":
     main()

@@ -2,7 +2,8 @@
 
 It is memory, not address space: every byte is taken when the segments are made. Of torch's two ways to allocate, this
 takes the plain one. The other goes through a pool of the caching allocator, whose blocks may differ between ranks that
-have a different past. Written after torch 2.13; never run on a GPU.
+have a different past. Seen to work with torch 2.11 between
+processes that share one GPU, not yet between several.
 """
 
 import torch

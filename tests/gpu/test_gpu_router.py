@@ -1,4 +1,4 @@
-"""Router statistics and load balancing on CUDA: the tests of tests/kernels themselves, their operators moved there.
+"""Router statistics, load balancing and draws on CUDA: the tests of tests/kernels themselves, their operators moved there.
 
 What those tests make and look at stays on the CPU; every operator call in between runs on the GPU.
 """
@@ -6,6 +6,7 @@ What those tests make and look at stays on the CPU; every operator call in betwe
 import pytest
 import test_kernels_balance as balance_tests
 import test_kernels_router as router_tests
+import test_kernels_uniform as uniform_tests
 import torch
 from chosen_library import on_device, use_library
 from test_kernels_balance import (  # noqa: F401  these run here again
@@ -34,8 +35,12 @@ from test_kernels_router import (  # noqa: F401
     test_ties_go_to_the_lower_expert,
     test_two_tokens_by_hand,
 )
+from test_kernels_uniform import (  # noqa: F401
+    test_nothing_is_drawn_where_nothing_is_asked_for,
+    test_numbers_are_those_of_the_hash,
+)
 
-from moe_kernels.ops import balance, router
+from moe_kernels.ops import balance, router, uniform
 
 LIBRARY, DEVICE = "cuda", "cuda"
 pytestmark = [
@@ -56,6 +61,7 @@ def library(monkeypatch) -> str:
     for operators, tests, names in (
         (router, router_tests, ["router_statistics"]),
         (balance, balance_tests, ["balance_loss", "limit_capacity", "update_bias"]),
+        (uniform, uniform_tests, ["uniform"]),
     ):
         use_library(LIBRARY, operators, monkeypatch)
         for name in names:

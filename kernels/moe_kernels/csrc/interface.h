@@ -129,6 +129,11 @@ int moe_balance_loss(int32_t experts, int32_t tokens, const int32_t* loads, cons
 int moe_update_bias(int32_t experts, float rate, const int32_t* loads, const float* bias, float* updated,
                     void* stream);
 
+// Uniform numbers in [0, 1) by a hash of a stream's two keys and a number's place in it.
+//   low, high [streams] -> values [streams*count]; `threads` is the CPU twin's
+int moe_uniform(int32_t streams, int64_t count, int32_t threads, const int32_t* low, const int32_t* high,
+                float* values, void* stream);
+
 // Of the CPU twin alone.
 
 // Balanced assignment: in each group an expert takes at most tokens / experts (rounded up) of its tokens, so that the
@@ -136,11 +141,6 @@ int moe_update_bias(int32_t experts, float rate, const int32_t* loads, const flo
 //   scores [groups*tokens*experts] -> expert_ids [groups*tokens]
 int moe_assign_balanced(int32_t groups, int32_t tokens, int32_t experts, int32_t threads, const float* scores,
                         int32_t* expert_ids, void* stream);
-
-// Uniform numbers in [0, 1) by a hash of a stream's two keys and a number's place in it.
-//   low, high [streams] -> values [streams*count]
-int moe_uniform(int32_t streams, int64_t count, int32_t threads, const int32_t* low, const int32_t* high,
-                float* values, void* stream);
 
 #ifdef __cplusplus
 }

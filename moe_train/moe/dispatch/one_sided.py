@@ -72,7 +72,8 @@ def join(
 ) -> Dispatcher:
     """The one-sided dispatcher; where it cannot be had, `all_to_all`, and why. Collective over `group`.
 
-    On CUDA it has compiled and been emulated, and never run, so it is taken where `config` asks for it by name.
+    On CUDA it has run between processes that share one GPU, not between several, so it is taken where `config` asks for
+    it by name.
     """
     if group is None:
         return _alone(num_experts, timeout_s)
