@@ -3,10 +3,10 @@
     python tools/bench_gpu.py [--rounds 20] [--markdown] [--json FILE]
 
 Times are between events of the GPU's stream, gaps between launches included, medians over rounds in turn.
-`draws`: uniform numbers by a hash against torch's generator. `router`: statistics in one pass against torch's operations (bench_router.py). `exchange`: dispatch and combine, forward
-and backward, of one process against four plain copies of as many rows. `layer`: forward and backward of an MoE layer
-(dropless) against its bare products, expert by expert (bench_moe_layer.py), and against batched products of equal
-shares, which no routing gives.
+`draws`: uniform numbers by a hash against torch's generator. `router`: statistics in one pass against torch's
+operations (bench_router.py). `exchange`: dispatch and combine, forward and backward, of one process against four plain
+copies of as many rows. `layer`: forward and backward of an MoE layer (dropless) against its bare products, expert by
+expert (bench_moe_layer.py), and against batched products of equal shares, which no routing gives.
 T tokens, K choices, D model width, F = 4 D hidden width, E experts.
 """
 

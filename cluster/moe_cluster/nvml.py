@@ -1,7 +1,7 @@
 """What NVIDIA's management library tells of the GPUs of this host: which there are, and whether they are sound.
 
 Whatever a GPU or a driver does not tell is null; a host without GPUs or without a driver has none, with the reason.
-None of this has been run on a GPU: tests give pynvml a library of their own.
+Tests give pynvml a library of their own.
 """
 
 from collections.abc import Callable

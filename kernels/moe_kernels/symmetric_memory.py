@@ -2,8 +2,7 @@
 
 It is memory, not address space: every byte is taken when the segments are made. Of torch's two ways to allocate, this
 takes the plain one. The other goes through a pool of the caching allocator, whose blocks may differ between ranks that
-have a different past. Seen to work with torch 2.11 between
-processes that share one GPU, not yet between several.
+have a different past. It was seen to work, with torch 2.11, between processes that share one GPU, not between several.
 """
 
 import torch

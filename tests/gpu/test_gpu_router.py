@@ -1,4 +1,4 @@
-"""Router statistics, load balancing and draws on CUDA: the tests of tests/kernels themselves, their operators moved there.
+"""Router statistics, load balancing and draws on CUDA: tests of tests/kernels themselves, their operators moved there.
 
 What those tests make and look at stays on the CPU; every operator call in between runs on the GPU.
 """
