@@ -1,5 +1,7 @@
 """The experts of one layer: stacked weights, one matrix product per expert and matrix, gradients in place.
 
+On GPUs that have products of all experts at once, those are taken instead (grouped.py).
+
 At 64 experts the cost beyond the products themselves is not moving rows but allocating weight gradients, so
 where nobody else owns them they live in persistent buffers that the products write into (`GradientBuffers`).
 FSDP2, where it shards the experts, wants ordinary gradients and gets them. What the forward pass keeps is one
@@ -16,21 +18,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from moe_train.config.schema import GATED
-
-
-def _gelu(x: Float[Tensor, "... F"]) -> Float[Tensor, "... F"]:
-    """GELU without oneDNN, which makes and keeps a program for every number of rows that it meets: experts meet new
-    ones in every step, for ever. It takes contiguous tensors only."""
-    return torch.nn.functional.gelu(x.mT).mT
-
-
-def _gelu_gradient_(grad: Float[Tensor, "R F"], x: Float[Tensor, "R F"]) -> Float[Tensor, "R F"]:
-    """The gradient of `_gelu`, in the place of `grad`, and like it without oneDNN."""
-    torch.ops.aten.gelu_backward.grad_input(grad.mT, x.mT, grad_input=grad.mT)
-    return grad
-
-
-GATES: dict[str, Callable[..., Tensor]] = {"swiglu": torch.nn.functional.silu, "geglu": _gelu}
+from moe_train.moe.activations import activate_, activated, activation_gradient
+from moe_train.moe.grouped import FeedForwardAtOnce, has_grouped_products
 
 
 class GradientBuffers:
@@ -98,7 +87,8 @@ class Experts(ExpertWeights):
         buffers = self.buffers_for_gradients
         if buffers and not rows.requires_grad and torch.is_grad_enabled():
             rows = rows.detach().requires_grad_()  # so that backward runs for the weights alone
-        return GroupedFeedForward.apply(
+        function = FeedForwardAtOnce if has_grouped_products(rows, self.w_in) else GroupedFeedForward
+        return function.apply(
             rows,
             counts,
             self.activation,
@@ -132,7 +122,7 @@ class GroupedFeedForward(torch.autograd.Function):
             hidden.append(torch.mm(x, w_in[expert].to(x.dtype)))
             for weight in w_gate:
                 gates.append(torch.mm(x, weight[expert].to(x.dtype)))
-            active = _activate_(activation, hidden[-1], gates[-1] if gates else None)
+            active = activate_(activation, hidden[-1], gates[-1] if gates else None)
             active = active if dropout is None else active * factors[expert]
             torch.mm(active, w_out[expert].to(x.dtype), out=y)
         ctx.save_for_backward(rows, *weights, *hidden, *gates)
@@ -156,13 +146,13 @@ class GroupedFeedForward(torch.autograd.Function):
         runs = zip(*(tensor.split(ctx.counts) for tensor in (rows, grad_out, grad_rows)), strict=True)
         for expert, (x, g, grad_x) in enumerate(runs):
             gate = gates[expert] if gated else None
-            active = _activated(ctx.activation, hidden[expert], gate)
+            active = activated(ctx.activation, hidden[expert], gate)
             grad_active = torch.mm(g, transposed[-1][expert].to(g.dtype))
             if ctx.factors:
                 active = active * ctx.factors[expert]
                 grad_active.mul_(ctx.factors[expert])
             weight_gradient(slices[-1][expert], active, g, add, ctx.scale)
-            grad_hidden, grad_gate = _activation_gradient(ctx.activation, grad_active, hidden[expert], gate)
+            grad_hidden, grad_gate = activation_gradient(ctx.activation, grad_active, hidden[expert], gate)
             weight_gradient(slices[0][expert], x, grad_hidden, add, ctx.scale)
             torch.mm(grad_hidden, transposed[0][expert].to(g.dtype), out=grad_x)
             if grad_gate is not None:
@@ -171,34 +161,6 @@ class GroupedFeedForward(torch.autograd.Function):
         if buffers:
             buffers.is_fresh = False
         return (grad_rows, None, None, None, None, None, None, *([None] * len(grads) if buffers else grads))
-
-
-def _activate_(activation: str, hidden: Tensor, gate: Tensor | None) -> Tensor:
-    """The activated hidden rows. relu overwrites them: its output is all that its gradient needs."""
-    return hidden.relu_() if activation == "relu" else _activated(activation, hidden, gate)
-
-
-def _activated(activation: str, hidden: Tensor, gate: Tensor | None) -> Tensor:
-    """The activated rows of what `_activate_` has left in `hidden`."""
-    if activation == "relu":
-        return hidden
-    if activation == "gelu":
-        return _gelu(hidden)
-    assert gate is not None
-    return GATES[activation](gate).mul_(hidden)
-
-
-def _activation_gradient(
-    activation: str, grad: Tensor, hidden: Tensor, gate: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    """Gradients with respect to hidden and gate; relu and gelu overwrite `grad`."""
-    if activation == "relu":
-        return torch.ops.aten.threshold_backward.grad_input(grad, hidden, 0, grad_input=grad), None
-    if activation == "gelu":
-        return _gelu_gradient_(grad, hidden), None
-    assert gate is not None
-    backward = torch.ops.aten.silu_backward if activation == "swiglu" else _gelu_gradient_
-    return grad * GATES[activation](gate), backward(grad * hidden, gate)
 
 
 def weight_gradient(out: Tensor, left: Tensor, right: Tensor, add: bool, scale: float) -> None:
