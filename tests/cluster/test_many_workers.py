@@ -19,7 +19,8 @@ WORDS = ("run", "recipe.yaml", "--run-dir", "run", "--workers", str(WORKERS), "-
 
 def test_one_launcher_drives_256_workers_through_a_death_and_a_restart(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(
-        f"name: many\nsteps: 10\nmodel: {{d_model: 256}}\ndata: {{global_batch: {WORKERS}}}\n"
+        "name: many\nsteps: 10\nmodel: {d_model: 256}\n"
+        f"data: {{global_batch: {WORKERS}, validation_sequences: {WORKERS}}}\n"
     )
     processes = OwnProcesses()
     done = subprocess.run(
