@@ -33,7 +33,7 @@ class Program:
 EXCHANGE = Program(
     "driver.cpp", (("protocol.cu", "plan.cu", "exchange.cu", "dispatch.cu", "send.cu", "pull.cu"),)
 )
-STATISTICS = Program("statistics_driver.cpp", (("router.cu",), ("balance.cu",)))
+STATISTICS = Program("statistics_driver.cpp", (("router.cu",), ("balance.cu",), ("uniform.cu",)))
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
-// Runs the kernels of router statistics and of load balancing against the serial computation.
+// Runs the kernels of router statistics, load balancing and uniform numbers against the serial computation.
 //
 //   statistics_driver what=router tokens=97 experts=40 choices=2 score=sigmoid bias=1
 //   statistics_driver what=capacity tokens=700 experts=40 choices=3 group=300 capacity=9 priority=1
 //   statistics_driver what=balance experts=40
+//   statistics_driver what=uniform streams=3 count=5000
 //
 // Inputs have few different values, so that there are ties; some logits are masked, some edges do not exist.
 // Exit code 0: every result was right, nothing was written beside it, and a second run gave the same bits.
@@ -187,12 +188,31 @@ static int run_balance(const Settings& settings, Draw& draw) {
   return wrong + loss.overrun() + slopes.overrun() + updated.overrun();
 }
 
+// Keys are any words; the hash is written out in 64 bits.
+static int run_uniform(const Settings& settings, Draw& draw) {
+  const int streams = int(settings.number("streams", "3")), count = int(settings.number("count", "5000"));
+  Guarded<int32_t> low(streams), high(streams);
+  Guarded<float> values(streams * count);
+  for (Guarded<int32_t>* keys : {&low, &high})
+    for (int32_t& key : *keys) key = int32_t(draw.state() * 2654435761u);
+  int wrong = moe_uniform(streams, count, 1, low.data(), high.data(), values.data(), nullptr) != 0;
+  for (int s = 0; s < streams; s++)
+    for (int i = 0; i < count; i++) {
+      uint64_t bits = (uint64_t(i) * 0x9E3779B9 + uint32_t(low[s])) % (uint64_t(1) << 32);
+      bits = (bits ^ bits >> 16) * 0x7FEB352D % (uint64_t(1) << 32) ^ uint32_t(high[s]);
+      bits = (bits ^ bits >> 15) * 0x846CA68B % (uint64_t(1) << 32);
+      wrong += values[s * count + i] != double((bits ^ bits >> 16) % (1 << 24)) / (1 << 24);
+    }
+  return wrong + values.overrun();
+}
+
 int main(int count, char** arguments) {
   const Settings settings(count, arguments);
   const std::string what = settings.text("what", "router");
   Draw draw(settings.number("seed", "1"));
   const int wrong = what == "router"     ? run_router(settings, draw)
                     : what == "capacity" ? run_capacity(settings, draw)
+                    : what == "uniform"  ? run_uniform(settings, draw)
                                          : run_balance(settings, draw);
   if (wrong) std::printf("%d wrong\n", wrong);
   std::printf("%s\n", wrong ? "WRONG" : "right");

@@ -51,6 +51,12 @@ def test_the_capacity_limit_in_every_size(driver, tokens, group, choices, priori
         assert done.word == "right", (shape, limits, done.output)
 
 
+@pytest.mark.parametrize(("streams", "count"), [(3, 5000), (1, 2048), (5, 1), (2, 0)])
+def test_uniform_numbers_of_any_count(driver, streams, count):
+    done = emulated_programs.run(driver, "what=uniform", f"streams={streams}", f"count={count}", blocks=2)
+    assert done.word == "right", done.output
+
+
 def test_every_kernel_file_has_a_driver():
     programs = (emulated_programs.EXCHANGE, emulated_programs.STATISTICS)
     driven = [file for program in programs for files in program.kernels for file in files]
