@@ -5,6 +5,7 @@ A job's excluded nodes can be changed only while it waits, so it is queued and h
 of its own that Slurm is about to end.
 """
 
+import signal
 from collections.abc import Callable, Mapping
 
 from moe_cluster.errors import ClusterError
@@ -43,5 +44,9 @@ def queue_again_without(
 
 
 def _scontrol(*words: str) -> None:
-    """Deaf to SIGTERM, which Slurm sends to all processes of a job that is queued again."""
-    call("sh", "-c", 'trap "" TERM; exec "$@"', "sh", "scontrol", *words)
+    """Deaf, from its first moment, to the SIGTERM that Slurm sends to all processes of a job that is queued again."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # what is started inherits it
+    try:
+        call("scontrol", *words)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
