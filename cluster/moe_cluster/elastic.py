@@ -17,7 +17,7 @@ from pathlib import Path
 
 from moe_cluster.contract import ATTEMPT_VARIABLE, FAILED, HEARTBEAT_FILE, LAUNCHER_VARIABLE, attempt_dir
 from moe_cluster.job import Attempt
-from moe_cluster.linux import adopt_orphans, children, die_with_parent, end_children
+from moe_cluster.linux import adopt_orphans, children, end_children, start_deaf
 from moe_cluster.stop import StopRequest
 
 POLL_S = 0.1
@@ -74,14 +74,8 @@ def _start(
         stdin=subprocess.DEVNULL,
         stderr=log,
         start_new_session=True,
-        preexec_fn=functools.partial(_prepare, os.getpid()),
+        preexec_fn=functools.partial(start_deaf, os.getpid(), IGNORED),
     )
-
-
-def _prepare(parent: int) -> None:
-    for number in IGNORED:
-        signal.signal(number, signal.SIG_IGN)
-    die_with_parent(parent)
 
 
 def _wait(

@@ -13,6 +13,7 @@ import signal
 import socket
 import struct
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
@@ -33,6 +34,14 @@ def die_with_parent(parent: int) -> None:
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if not is_alive(parent):
         os._exit(1)
+
+
+def start_deaf(parent: int, numbers: Iterable[int]) -> None:
+    """For a new process, before it runs its program: it ignores these signals until that minds them, since a cluster
+    sends its own to all processes of a job, also to one that only starts; and it dies with its parent."""
+    for number in numbers:
+        signal.signal(number, signal.SIG_IGN)
+    die_with_parent(parent)
 
 
 def stop_signals() -> tuple[signal.Signals, ...]:

@@ -20,7 +20,7 @@ from types import FrameType
 
 from moe_cluster.contract import FAILED, PREEMPTED
 from moe_cluster.errors import ClusterError
-from moe_cluster.linux import catches, die_with_parent
+from moe_cluster.linux import catches, die_with_parent, start_deaf
 from moe_cluster.ray_node import SIGNALS, TOLD
 from moe_cluster.ray_share import SETTINGS
 from moe_cluster.slurm_client import host_names
@@ -172,7 +172,7 @@ def _run(command: Sequence[str], ray: RayOfJob) -> int:
     Raises ClusterError, the command killed, if a Ray is gone.
     """
     process = subprocess.Popen(
-        command, env=ray.environment, preexec_fn=functools.partial(_prepare, os.getpid())
+        command, env=ray.environment, preexec_fn=functools.partial(start_deaf, os.getpid(), SIGNALS)
     )
     is_told = False
     try:
@@ -187,12 +187,6 @@ def _run(command: Sequence[str], ray: RayOfJob) -> int:
         process.kill()
         process.wait()
         raise
-
-
-def _prepare(parent: int) -> None:
-    for number in SIGNALS:  # Slurm sends its own to all processes, and this one only starts
-        signal.signal(number, signal.SIG_IGN)
-    die_with_parent(parent)
 
 
 def _text(log: Path) -> str:

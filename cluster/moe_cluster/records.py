@@ -45,9 +45,7 @@ def append(run_dir: Path, record: JobRecord) -> None:
     with path.open("ab", buffering=0) as file:
         before = file.tell()
         try:
-            while (
-                line
-            ):  # a disk with room for a part of it takes that part, and says nothing until asked again
+            while line:  # a disk with room for a part takes that part, and says nothing until asked again
                 line = line[file.write(line) :]
         except OSError as error:
             file.truncate(before)

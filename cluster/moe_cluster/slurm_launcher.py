@@ -30,11 +30,12 @@ from moe_cluster.contract import (
     attempt_dir,
     node_log,
 )
+from moe_cluster.elastic import IGNORED
 from moe_cluster.errors import ClusterError, JobError
 from moe_cluster.first_cause import FirstCause, read_endings
 from moe_cluster.job import Attempt
 from moe_cluster.launcher import Outcome, outcome_of
-from moe_cluster.linux import children, die_with_parent
+from moe_cluster.linux import children, start_deaf
 from moe_cluster.node import END_AT_ONCE, Share
 from moe_cluster.sbatch import WORKERS_VARIABLE
 from moe_cluster.slurm_client import host_names
@@ -127,7 +128,7 @@ class SlurmLauncher:
                 stdin=subprocess.DEVNULL,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=functools.partial(_prepare, os.getpid()),
+                preexec_fn=functools.partial(start_deaf, os.getpid(), IGNORED),
             )
             watch = Watch(attempt.run_dir, attempt.number, attempt.workers)
             try:
@@ -199,12 +200,6 @@ def _wait(
         with contextlib.suppress(subprocess.TimeoutExpired):
             return srun.wait(POLL_S)
     return FAILED  # a node is silent: Slurm will give it up
-
-
-def _prepare(parent: int) -> None:
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):  # until srun minds them
-        signal.signal(number, signal.SIG_IGN)
-    die_with_parent(parent)
 
 
 def _forsake(srun: "subprocess.Popen[bytes]") -> None:
