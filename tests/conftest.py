@@ -19,7 +19,7 @@ CHECKED_MODULES = (
 )
 install_import_hook(CHECKED_MODULES, "beartype.beartype")
 
-pytest_plugins = ["small_run", "chosen_library"]
+pytest_plugins = ["small_run", "chosen_library", "poisoned_memory"]
 
 
 def require_tool(name: str, package: str) -> str:

@@ -49,7 +49,7 @@ def context(
 
 
 def gate(config: RouterConfig, logits: Tensor, group: int = 1) -> Router:
-    """A router with one weight matrix that gives the i-th one-hot row the i-th row of `logits`."""
+    """A router whose weight matrix gives the i-th one-hot row the i-th row of `logits`; what else it learns is 0."""
     made = build(
         "moe.router",
         config,
@@ -58,6 +58,8 @@ def gate(config: RouterConfig, logits: Tensor, group: int = 1) -> Router:
         group=group,
         site="layers.0.router",
     )
+    for parameter in made.parameters():
+        parameter.data.zero_()
     made.weight.data.copy_(logits)
     return made
 

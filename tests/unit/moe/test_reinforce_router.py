@@ -73,8 +73,6 @@ def test_the_reward_reaches_the_policy_and_not_the_baseline_which_does_not_reach
 
 def test_a_policy_finds_the_expert_with_the_smallest_loss():
     made = gate(ReinforceRouterConfig(), torch.zeros(1, 4))
-    for parameter in (made.value_weight, made.value_offset):
-        parameter.data.zero_()
     losses, x = torch.tensor([3.0, 1.0, 2.0, 3.0]), torch.ones(32, 1)
     for step in range(150):
         routing = made(x, context(4, 8, training=True, step=step))
