@@ -1,5 +1,5 @@
-"""Files that are there as a whole or not at all: text replaced in one step, what survives a power failure, and whether
-there is room for one."""
+"""Files that are there as a whole or not at all: content replaced in one step, what survives a power failure, and
+whether there is room for it."""
 
 import os
 import shutil
@@ -9,11 +9,20 @@ NO_ROOM_BYTES = 64 * 1024
 
 
 def replace_text(path: Path, text: str, durable: bool = False) -> None:
-    """Make `text` the content of `path`; `durable`: it is on the disk on return. Raises OSError that names `path`."""
+    """`replace_content` of a text in UTF-8."""
+    replace_content(path, text.encode(), durable)
+
+
+def replace_content(path: Path, content: bytes, durable: bool = False) -> None:
+    """Replace `path` by `content`: a crash leaves the old content or the new, never a part.
+
+    `durable`: the content is on the disk on return; its name is once the folder is (`make_durable`).
+    Raises OSError that names `path`; its old content is left then.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content)
             if durable:
                 file.flush()
                 os.fsync(file.fileno())

@@ -18,7 +18,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from moe_cluster.atomic import make_durable
+from moe_cluster.atomic import make_durable, replace_content
 from moe_train.errors import CheckpointError
 
 COMMITTED = re.compile(r"step_(\d{8,})")
@@ -91,17 +91,8 @@ class CheckpointFolder:
 
 
 def write_durably(path: Path, content: bytes) -> None:
-    """Replace `path` by `content` so that a crash leaves the old content or the new, never a part."""
-    temporary = path.with_name(path.name + ".part")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    """Replace `path` by `content`; content and name are on the disk on return."""
+    replace_content(path, content, durable=True)
     make_durable(path.parent)
 
 

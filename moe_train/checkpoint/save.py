@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from moe_cluster.atomic import make_durable, replace_text
+from moe_cluster.atomic import make_durable, replace_content
 from moe_train.checkpoint import lineage
 from moe_train.checkpoint.checksum import expert_checksums
 from moe_train.checkpoint.coverage import coverage_finding
@@ -48,7 +48,7 @@ def run(save: Save, state: ShardedState, meta: Mapping[str, Any]) -> None:
     """
     try:
         # Not the folder: rank 0 makes that durable, and may rename it as soon as the last report is there.
-        replace_text(save.report(save.rank), _write_part(save, state).to_bytes().decode(), durable=True)
+        replace_content(save.report(save.rank), _write_part(save, state).to_bytes(), durable=True)
         if save.rank == 0:
             _commit(save, await_reports(save), meta)
     except (OSError, CheckpointError) as error:
@@ -124,8 +124,8 @@ def _commit(save: Save, reports: list[RankReport], meta: Mapping[str, Any]) -> N
     now = datetime.now(UTC).isoformat(timespec="seconds")
     manifest = Manifest(save.step, save.attempt, save.size, now, _versions(), files, tensors, meta)
     write_durably(save.temporary / FILE_NAME, manifest.to_bytes())
-    for path in save.temporary.glob("rank-*"):
-        if path.name not in files:
+    for path in save.temporary.iterdir():
+        if path.name not in files and path.name != FILE_NAME:
             remove(path)  # the reports, and what a failed save of the same step left
     make_durable(save.temporary)
     _publish(save)
