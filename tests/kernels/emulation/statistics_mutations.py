@@ -1,9 +1,10 @@
-"""Mutants of router statistics and load balancing: ties, limits, sums, biases, and what is skipped or masked."""
+"""Mutants of router statistics, load balancing and uniform numbers: ties, limits, sums, biases, places, and what is
+skipped or masked."""
 
 from emulated_programs import STATISTICS
 from mutation_rules import BARRIERS, Rule, Subject
 
-FILES = ("router.cu", "balance.cu", "priority.h", "warp.cuh")
+FILES = ("router.cu", "balance.cu", "uniform.cu", "priority.h", "hash.h", "warp.cuh")
 
 SUMS = (
     Rule("sum without its last step", r"distance > 0; distance /= 2", "distance > 1; distance /= 2"),
@@ -119,7 +120,22 @@ BALANCE = (
     Rule("the mean is too little", r"\(missing > 0\)", "(missing >= 0)"),
     Rule("no bias", r"bias\[e\] \+ rate", "rate"),
 )
-RULES = (*BARRIERS, *SUMS, *CHOICE, *SCORES, *BACKWARD, *CAPACITY, *BALANCE)
+UNIFORM = (
+    Rule("rest of a stream left out", r"\(count \+ CHUNK - 1\) / CHUNK", "count / CHUNK"),
+    Rule("numbers behind the end", r"begin \+ CHUNK < count \? begin \+ CHUNK : count", "begin + CHUNK"),
+    Rule("first chunk alone", r"blockIdx\.x % chunks \* CHUNK", "0"),
+    Rule("first stream alone", r"stream = blockIdx\.x / chunks", "stream = 0"),
+    Rule("key of the first stream", r"(low|high)\[stream\]", r"\1[0]"),
+    Rule("threads alike", r"begin \+ threadIdx\.x", "begin"),
+    Rule("places of a chunk", r"uint32_t\(i\)", "uint32_t(i - begin)"),
+    Rule("streams overlap", r"stream \* count \+ i", "stream * (count - 1) + i"),
+    Rule("keys exchanged", r"\(first_key, second_key", "(second_key, first_key"),
+    Rule("key forgotten", r" (\+ low|\^ high);", ";"),
+    Rule("shifted too far", r"bits >> (\d+)", r"bits >> (\1 + 1)"),
+    Rule("not multiplied", r"\* 0x\w+u", "* 1u"),
+    Rule("a bit too many", r"0xFFFFFF\b", "0x1FFFFFF"),
+)
+RULES = (*BARRIERS, *SUMS, *CHOICE, *SCORES, *BACKWARD, *CAPACITY, *BALANCE, *UNIFORM)
 
 # More than one trip of every loop, more than one block, groups of several chunks, and a rest of everything.
 PLAIN_RUNS = (
@@ -136,6 +152,7 @@ PLAIN_RUNS = (
     "what=router tokens=9 experts=3 choices=5 bias=1",
     "what=router tokens=20 experts=300 choices=8 bias=1",
     "what=router tokens=4300 experts=5 choices=2",
+    "what=uniform",
 )
 CHECKED_RUNS = (
     "what=balance",
@@ -143,10 +160,10 @@ CHECKED_RUNS = (
     "what=capacity tokens=1300 group=600 choices=2 experts=3 capacity=100 priority=1",
     "what=router tokens=40 experts=40 choices=3 bias=1 score=sigmoid",
     "what=router tokens=37 experts=7 choices=2",
+    "what=uniform streams=2 count=2100",
 )
 
 EQUIVALENT: dict[str, str] = {}
 
-SUBJECT = Subject(
-    "Router statistics and load balancing", STATISTICS, FILES, RULES, CHECKED_RUNS, PLAIN_RUNS, EQUIVALENT
-)
+TITLE = "Router statistics, load balancing and uniform numbers"
+SUBJECT = Subject(TITLE, STATISTICS, FILES, RULES, CHECKED_RUNS, PLAIN_RUNS, EQUIVALENT)

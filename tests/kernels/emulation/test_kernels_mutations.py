@@ -23,9 +23,9 @@ HEAD = """# Mutants of the kernels
 Each is the sources with one change: a synchronisation deleted or weakened, data after its flag, a comparison, a sum or
 an offset shifted. It is built with ThreadSanitizer and run by the emulated driver until something is noticed: `race` is
 ThreadSanitizer's report, `wrong` a result that differs from the serial one, `hang` and `crash` are what they say.
-Mutants of router statistics and load balancing are run without the race checker first, and with it if nothing was
-noticed; for each is told what noticed it first. Made from the sources' text by `tests/kernels/emulation/mutations.py`;
-written by `make sanitizer`.
+Mutants of router statistics, load balancing and uniform numbers are run without the race checker first, and with it if
+nothing was noticed; for each is told what noticed it first. Made from the sources' text by
+`tests/kernels/emulation/mutations.py`; written by `make sanitizer`.
 """
 
 
