@@ -114,6 +114,10 @@ class Process:
         """Say that `step` is done."""
         self.progress.made(step)
 
+    def beat_part(self) -> None:
+        """Say that a part of the phase is done."""
+        self.progress.made_part()
+
     def during(self, phase: str) -> AbstractContextManager[None]:
         """A block that is no training: one of the phases of `progress.py`."""
         return self.progress.during(phase)

@@ -9,13 +9,16 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-STARTING, TRAINING, VALIDATING, CHECKPOINT, ENDING = (
+STARTING, TRAINING, VALIDATING, TRANSLATING, CHECKPOINT, ENDING = (
     "starting",
     "training",
     "validating",
+    "translating",
     "checkpoint",
     "ending",
 )
+PACED = (TRAINING, VALIDATING)
+"""Phases that go forward in steps, or in parts that take no longer than one."""
 
 STRETCH = 5
 """A step may take so many times as long as the longest of the last ones."""
@@ -30,8 +33,10 @@ class Progress:
         self.step_time: float | None = None
         """When the last step ended, in seconds since 1970."""
         self.phase = STARTING
+        self.parts = 0
+        """Done of the phase, such as batches of a validation."""
         self.since = time.monotonic()
-        """When the last step ended or the phase began."""
+        """When the last step or part ended or the phase began."""
         self._hang_s: float | None = None
         self._timeout_s = 0.0
         self._step_seconds: deque[float] = deque(maxlen=REMEMBERED_STEPS)
@@ -47,6 +52,10 @@ class Progress:
             self._step_seconds.append(now - self.since)
         self.step, self.step_time, self.phase, self.since = step, time.time(), TRAINING, now
 
+    def made_part(self) -> None:
+        """A part of the phase is done."""
+        self.parts, self.since = self.parts + 1, time.monotonic()
+
     @contextmanager
     def during(self, phase: str) -> Iterator[None]:
         """A block that is a phase of its own, unless the worker is still starting."""
@@ -56,7 +65,7 @@ class Progress:
         try:
             yield
         finally:
-            self.phase, self.since = before, time.monotonic()
+            self.phase, self.parts, self.since = before, 0, time.monotonic()
 
     def end(self) -> None:
         """There will be no more steps: what is left is to leave."""
@@ -67,6 +76,6 @@ class Progress:
         """How long the phase may go on without progress before it counts as a hang; None: not known yet."""
         if self._hang_s is None:
             return None
-        if self.phase != TRAINING:
+        if self.phase not in PACED:
             return max(self._hang_s, self._timeout_s)
         return max(self._hang_s, STRETCH * max(self._step_seconds, default=0.0))

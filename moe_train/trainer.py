@@ -5,7 +5,7 @@ its validation, then its checkpoint: so a resume from K finds all that belongs t
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
@@ -22,7 +22,7 @@ from moe_train.engines.engine import Engine
 from moe_train.errors import TrainingError
 from moe_train.monitor.load import LoadWindow
 from moe_train.parallel.plan import Mesh
-from moe_train.progress import CHECKPOINT, VALIDATING
+from moe_train.progress import CHECKPOINT, TRANSLATING, VALIDATING
 from moe_train.results import StepResult
 from moe_train.stability import Setback, Stability
 
@@ -40,6 +40,10 @@ class Watch(Protocol):
 
     def beat(self, step: int) -> None:
         """`step` was made."""
+        ...
+
+    def beat_part(self) -> None:
+        """A part of the phase is done, which took no longer than a step."""
         ...
 
     def during(self, phase: str) -> AbstractContextManager[None]:
@@ -158,9 +162,18 @@ class Trainer:
 
     def _validate(self) -> None:
         with self.watch.during(VALIDATING):
-            loss = self.engine.evaluate(self.validation, self.step)
-            scores = self.translation.scores(self.engine, self.step) if self.translation else {}
+            loss = self.engine.evaluate(self._told(self.validation), self.step)
+        scores: dict[str, float] = {}
+        if self.translation:
+            with self.watch.during(TRANSLATING):
+                scores = self.translation.scores(self.engine, self.step)
         self.callbacks.on_row({**self._where(), "validation_loss": loss, **scores})
+
+    def _told(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches, each of which is a part of the phase: done when the next one is asked for."""
+        for batch in batches:
+            yield batch
+            self.watch.beat_part()
 
     def _save(self) -> None:
         meta = {

@@ -92,6 +92,9 @@ class StopAt:
     def beat(self, step: int) -> None:
         self.seen.append(step)
 
+    def beat_part(self) -> None:
+        pass
+
     def during(self, phase: str) -> AbstractContextManager[None]:
         return nullcontext()
 

@@ -42,6 +42,8 @@ class Heartbeat:
     step: int | None = None
     step_time: float | None = None
     phase: str = "starting"
+    parts: int = 0
+    is_paced: bool = False
     patience_s: float | None = None
     where: str = "an unknown place"
     waiting: float = 0.0
@@ -101,16 +103,17 @@ class Watch:
         silent = self._silent(beats, now, min(patiences) / 2)
         patience_s = _patience(beats, silent)
         waiting = [rank for rank, beat in beats.items() if rank not in silent and beat.waiting > WAITS]
-        is_training = all(beat.phase == TRAINING for beat in beats.values())
+        is_paced = all(beat.is_paced for beat in beats.values())
         state = (
-            {rank: (beat.step_time, beat.phase) for rank, beat in beats.items()},
-            None if is_training else waiting,
+            {rank: (beat.step_time, beat.phase, beat.parts) for rank, beat in beats.items()},
+            None if is_paced else waiting,
         )
         has_changed = state != self._state
         if has_changed:
             self._state, self._since = state, now
-        if now - self._since >= patience_s and (is_training or silent or waiting):
+        if now - self._since >= patience_s and (is_paced or silent or waiting):
             return [self._hang(beats, silent, waiting, now)]
+        is_training = all(beat.phase == TRAINING for beat in beats.values())
         is_stepping = has_changed and is_training and not silent
         return self._straggler(beats, now, patience_s) if is_stepping else []
 

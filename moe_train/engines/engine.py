@@ -1,6 +1,6 @@
 """What a trainer asks of an engine: updates, validation, and a state that any layout can read."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from jaxtyping import Int
@@ -18,7 +18,7 @@ class Engine(Protocol):
         """One update from this rank's microbatches; `step` counts the updates already made."""
         ...
 
-    def evaluate(self, batches: Sequence[Batch], step: int) -> float:
+    def evaluate(self, batches: Iterable[Batch], step: int) -> float:
         """Mean task loss over all ranks' batches after `step` updates, in nats per token, without any randomness."""
         ...
 

@@ -5,7 +5,7 @@ gradients that reach the norm are those of the mean loss over the global batch, 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -84,7 +84,7 @@ class NativeEngine:
         )
 
     @torch.no_grad()
-    def evaluate(self, batches: Sequence[Batch], step: int) -> float:
+    def evaluate(self, batches: Iterable[Batch], step: int) -> float:
         self.model.eval()
         total = torch.zeros(2, dtype=torch.float64, device=self.mesh.world.device)
         for batch in batches:

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from launched_run import RECIPE, Run
@@ -26,8 +27,12 @@ def findings(run: Run, attempt: int = 1) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def heartbeat(run: Run, rank: int) -> dict[str, Any]:
+    return json.loads((run.run_dir / f"attempts/1/rank-{rank}/heartbeat.json").read_text())
+
+
 def pid_of(run: Run, rank: int) -> int:
-    return json.loads((run.run_dir / f"attempts/1/rank-{rank}/heartbeat.json").read_text())["pid"]
+    return heartbeat(run, rank)["pid"]
 
 
 @pytest.mark.faults
@@ -49,6 +54,22 @@ def test_a_stopped_worker_is_named_and_the_run_goes_on_without_it(folder: Path, 
     collectives = json.loads((run.run_dir / f"attempts/1/rank-{1 - rank}/collectives.json").read_text())
     assert collectives["entries"]
     assert run.processes.living() == []
+
+
+@pytest.mark.faults
+def test_a_worker_that_is_stopped_in_a_validation_is_named_as_soon_as_in_a_step(folder: Path) -> None:
+    long = ("steps=200", "validate_every=2", "data.validation_sequences=400", "data.micro_batch=2")
+    run = Run(folder, "validating", *LAYOUT, *long)
+    process = run.start()
+    wait_for(lambda: run.num_rows > 4)
+    wait_for(lambda: heartbeat(run, 1)["phase"] == "validating")
+    os.kill(pid_of(run, 1), signal.SIGSTOP)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1, errors
+    (hang,) = findings(run)
+    assert HANG_S <= hang["seconds"] < 2 * HANG_S
+    assert f"process {pid_of(run, 1)} is stopped (SIGSTOP); rank 0 waits for it" in errors
+    assert heartbeat(run, 0)["phase"] == "validating"
 
 
 @pytest.mark.faults

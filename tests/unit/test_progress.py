@@ -3,7 +3,7 @@
 import pytest
 
 from moe_train import progress as module
-from moe_train.progress import CHECKPOINT, STARTING, TRAINING, Progress
+from moe_train.progress import CHECKPOINT, STARTING, TRAINING, VALIDATING, Progress
 
 
 class Clock:
@@ -66,3 +66,19 @@ def test_a_validation_before_the_first_step_belongs_to_the_start(clock: Clock) -
     with progress.during(CHECKPOINT):
         assert progress.phase == STARTING
     assert progress.phase == STARTING
+
+
+def test_each_batch_of_a_validation_has_the_patience_of_a_step(clock: Clock) -> None:
+    progress = Progress()
+    progress.expect(hang_s=60, timeout_s=300)
+    progress.made(1)
+    with progress.during(VALIDATING):
+        clock.now += 50
+        progress.made_part()
+        assert (progress.phase, progress.parts, progress.since, progress.patience_s) == (
+            VALIDATING,
+            1,
+            1050,
+            60,
+        )
+    assert (progress.phase, progress.parts) == (TRAINING, 0)

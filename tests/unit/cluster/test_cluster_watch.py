@@ -18,8 +18,17 @@ from moe_cluster.linux import state_of
 from moe_cluster.watch import Heartbeat, Watch
 
 TRAINS = Heartbeat(
-    pid=1, host="far", time=1.0, step=7, step_time=1.0, phase="training", patience_s=10.0, where="a.py:1 f"
+    pid=1,
+    host="far",
+    time=1.0,
+    step=7,
+    step_time=1.0,
+    phase="training",
+    is_paced=True,
+    patience_s=10.0,
+    where="a.py:1 f",
 )
+STARTS = replace(TRAINS, phase="starting", is_paced=False, step=None, step_time=None)
 
 
 def watched(
@@ -58,6 +67,15 @@ def test_a_step_of_any_rank_is_progress(tmp_path: Path) -> None:
     for second in range(0, 60, 5):
         stepped = replace(TRAINS, step=second, step_time=float(second))
         assert watched(watch, 4, waits(stepped), replace(TRAINS, waiting=0.6), start=second) == []
+
+
+def test_a_batch_of_a_validation_is_progress_and_none_for_too_long_a_hang(tmp_path: Path) -> None:
+    watch = Watch(tmp_path, 1, 1)
+    validates = replace(TRAINS, phase="validating")
+    for batch in range(5):
+        assert watched(watch, 9, replace(validates, parts=batch), start=10 * batch) == []
+    (hang,) = watched(watch, 0, replace(validates, parts=4), start=50)
+    assert [suspect.rank for suspect in hang.suspects] == [0]
 
 
 def test_a_silent_rank_is_named_with_what_this_host_knows_of_its_process(tmp_path: Path) -> None:
@@ -99,7 +117,7 @@ def test_a_worker_alone_hangs_when_it_makes_no_step(tmp_path: Path) -> None:
 
 
 def test_the_most_patient_rank_decides(tmp_path: Path) -> None:
-    saves = replace(TRAINS, phase="checkpoint", patience_s=50.0)
+    saves = replace(TRAINS, phase="checkpoint", is_paced=False, patience_s=50.0)
     watch = Watch(tmp_path, 1, 2)
     assert watched(watch, 49, waits(TRAINS), saves) == []
     (hang,) = watched(watch, 0, waits(TRAINS), saves, start=50)
@@ -107,26 +125,24 @@ def test_the_most_patient_rank_decides(tmp_path: Path) -> None:
 
 
 def test_what_a_silent_rank_did_last_does_not_make_others_patient(tmp_path: Path) -> None:
-    started = replace(TRAINS, phase="starting", patience_s=300.0)
+    started = replace(TRAINS, phase="starting", is_paced=False, patience_s=300.0)
     (hang,) = watched(Watch(tmp_path, 1, 2), 10, waits(TRAINS), started, silent=(1,))
     assert [suspect.rank for suspect in hang.suspects] == [1]
 
 
 def test_before_the_first_step_only_a_wait_for_somebody_is_a_hang(tmp_path: Path) -> None:
-    starts = replace(TRAINS, phase="starting", step=None, step_time=None)
-    assert watched(Watch(tmp_path, 1, 2), 100, starts, starts) == []
-    (hang,) = watched(Watch(tmp_path, 1, 2), 10, waits(starts), starts)
+    assert watched(Watch(tmp_path, 1, 2), 100, STARTS, STARTS) == []
+    (hang,) = watched(Watch(tmp_path, 1, 2), 10, waits(STARTS), STARTS)
     assert str(hang).startswith(
         "the run hangs before the first step: no step for 10 s: rank 1 on far does not wait"
     )
 
 
 def test_waits_that_come_and_go_before_the_first_step_are_none(tmp_path: Path) -> None:
-    starts = replace(TRAINS, phase="starting", step=None, step_time=None)
     watch = Watch(tmp_path, 1, 2)
     for start in range(0, 60, 12):
-        assert watched(watch, 5, waits(starts), starts, start=start) == []
-        assert watched(watch, 5, starts, starts, start=start + 6) == []
+        assert watched(watch, 5, waits(STARTS), STARTS, start=start) == []
+        assert watched(watch, 5, STARTS, STARTS, start=start + 6) == []
 
 
 def test_nothing_is_said_before_the_patience_is_known_or_once_a_rank_has_ended_or_failed(
