@@ -16,6 +16,11 @@ def watched(values: Float[Tensor, "*S"], coefficient: float) -> Float[Tensor, "*
     return values if coefficient else values.detach()
 
 
+def mean_or_zero(values: Float[Tensor, "G ..."]) -> Float[Tensor, ""]:
+    """The mean of all values; 0 where there are none, of which torch's mean is NaN."""
+    return values.mean() if len(values) else values.sum()
+
+
 def balance_loss(
     probabilities: Float[Tensor, "T E"],
     expert_ids: Int[Tensor, "T K"],
@@ -38,7 +43,7 @@ def balance_loss(
     counts = counts.view(groups, experts).to(probabilities.dtype)
     assigned = group_tokens * choices if is_real is None else counts.sum(1, keepdim=True).clamp(min=1)
     share, mean_probability = counts / assigned, group_means(probabilities, group_tokens, is_real)
-    return experts * (share * mean_probability).sum(1).mean()
+    return experts * mean_or_zero((share * mean_probability).sum(1))
 
 
 def group_means(
@@ -65,7 +70,7 @@ def token_mean(
     """The mean over (real) tokens. Groups matter only where there is padding: then it is the mean of their means."""
     if is_real is None:
         return values.sum() / max(len(values), 1)
-    return group_means(values.unsqueeze(1), group_tokens, is_real).mean()
+    return mean_or_zero(group_means(values.unsqueeze(1), group_tokens, is_real))
 
 
 def z_loss(
@@ -87,10 +92,10 @@ def active_balance_loss(
     expert per token this is `balance_loss`; with all of them and weights that sum to 1 it is E.
     """
     share = group_means(active.to(weights.dtype), group_tokens, is_real)
-    return weights.shape[1] * (share * group_means(weights, group_tokens, is_real)).sum(1).mean()
+    return weights.shape[1] * mean_or_zero((share * group_means(weights, group_tokens, is_real)).sum(1))
 
 
 def cv_squared(totals: Float[Tensor, "G E"]) -> Float[Tensor, ""]:
     """var_i / mean_i^2, a mean over groups   # Shazeer et al. (1701.06538) eq. 6-11; population variance."""
     mean = totals.mean(1, keepdim=True)
-    return ((totals - mean).square().mean(1, keepdim=True) / (mean.square() + 1e-10)).mean()
+    return mean_or_zero((totals - mean).square().mean(1, keepdim=True) / (mean.square() + 1e-10))

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from moe_train.moe.losses import mean_or_zero
 from moe_train.results import MoEStats
 
 
@@ -28,8 +29,8 @@ def rewarded(stats: MoEStats, losses: Float[Tensor, " T"]) -> MoEStats:
     return stats._replace(
         losses={
             **stats.losses,
-            "policy": (policy.log_probability * advantage).mean(),
-            "value": F.huber_loss(policy.baseline, losses),
+            "policy": mean_or_zero(policy.log_probability * advantage),
+            "value": F.huber_loss(policy.baseline, losses, reduction="mean" if len(losses) else "sum"),
         },
         coefficients={
             **stats.coefficients,

@@ -45,9 +45,9 @@ class SmearRouter(nn.Module):
             parts = torch.softmax(F.layer_norm(pooled, width) @ experts.t(), dim=1)
             if not context.training or self.config.drop_experts == 0:
                 return parts
-            sequences, segments = context.token_values.shape[0], self.num_segments(context.sequence_length)
+            segments = self.num_segments(context.sequence_length)
             draws = context.random.uniform(f"{self.site}.drop_experts", segments, parts.shape[1])
-            kept = draws.view(sequences * segments, -1) >= self.config.drop_experts
+            kept = draws.view_as(parts) >= self.config.drop_experts
             parts = parts * kept + FLOOR
             return parts / parts.sum(1, keepdim=True)
 

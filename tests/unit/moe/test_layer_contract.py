@@ -89,11 +89,18 @@ def test_what_a_token_gets_depends_on_later_tokens_only_where_the_configuration_
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_layer_without_tokens_gives_none(kind):
-    here = context(0, LENGTH, training=False)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("padded", [True, False])
+def test_a_layer_without_tokens_gives_none_and_loses_nothing(kind, training, padded):
+    here = context(0, LENGTH, training)
+    if padded:
+        here = replace(here, is_real=torch.ones(0, LENGTH, dtype=torch.bool))
     y, stats = layer_of(kind)(tokens(0), here)
     assert y.shape == (0, WIDTH)
     assert int(stats.load.sum()) == 0
+    assert {
+        name: loss.item() for name, loss in rewarded(stats, torch.zeros(0)).losses.items() if loss != 0
+    } == {}
 
 
 NO_COLUMNS = {"dselect_k", "random", "thor"}
