@@ -4,8 +4,9 @@
 
 `nan`: in update 200 (counted from 0) one gradient is not a number. Whether parameters, moments and buffers are bit for
 bit those from before the update is written to DIR/poison.json.
-`ascent`: the gradients that the 20 batches from number 200 on give have the wrong sign, so the loss climbs. It belongs
-to the batches and not to the updates: whoever goes back and then leaves these batches out is rid of it.
+`ascent`: the gradients that the 20 batches from number 200 on give have the wrong sign, those of experts too, so the
+loss climbs. It belongs to the batches and not to the updates: whoever goes back and then leaves these batches out is
+rid of it.
 """
 
 import hashlib
@@ -61,16 +62,23 @@ def with_ascent(step: Callable, run_dir: Path) -> Callable:
         batch = int(batches[0].sequence_ids[0]) // engine.recipe.data.global_batch
         if not FIRST_BATCH <= batch < FIRST_BATCH + NUM_ASCENTS:
             return step(engine, batches, number, *rest)
-        hooks = [
-            parameter.register_hook(lambda gradient: -gradient) for parameter in engine.parameters.values()
-        ]
+        hook = engine.optimizer.register_step_pre_hook(_turn_gradients)
         try:
             return step(engine, batches, number, *rest)
         finally:
-            for hook in hooks:
-                hook.remove()
+            hook.remove()
 
     return poisoned
+
+
+def _turn_gradients(optimizer, *_) -> None:
+    """Change the sign of all that the update is made of.
+
+    Not of what autograd hands to the parameters: gradients of experts do not come that way (moe/experts.py).
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad.neg_()
 
 
 def _digest(engine) -> str:
