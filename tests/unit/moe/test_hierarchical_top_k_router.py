@@ -7,6 +7,7 @@ from tiny_model import context, normal, tiny_recipe
 from moe_train.config.kinds.router import HierarchicalTopKRouterConfig, NoisyTopKRouterConfig
 from moe_train.config.registry import build
 from moe_train.moe.routers.hierarchical_top_k import Gate
+from moe_train.moe.routers.noise import normal as standard_normal
 
 B, S, D, E = 3, 9, 12, 8
 
@@ -96,6 +97,35 @@ def test_at_first_it_is_pure_noise_and_both_gates_learn():
     (routing.weights.square().sum() + routing.losses["load"]).backward()
     for name, parameter in made.named_parameters():
         assert parameter.grad.abs().max() > 0, name
+
+
+def test_at_zero_weights_both_gates_have_noise_of_the_deviation_of_softplus_of_zero_and_the_floor():
+    """With all experts kept the weights tell the noisy logits of each gate, but for their mean."""
+    made = router(2, 2, 4)
+    for parameter in made.parameters():
+        parameter.data.zero_()
+    weights = dense(made(normal(50 * 100, D, seed=9), context(50, 100, training=True))).detach()
+    inside = weights.unflatten(1, (2, 4))
+    for noisy in (inside.sum(2).log(), inside.log()):
+        options = noisy.shape[-1]
+        centred = noisy - noisy.mean(-1, keepdim=True)
+        # ln 2 + 0.01; around the mean of n independent numbers (n - 1) / n of the variance is left
+        assert centred.std().item() * (options / (options - 1)) ** 0.5 == pytest.approx(0.703, rel=0.01)
+
+
+def test_the_noise_of_each_logit_is_scaled_by_the_softplus_of_its_own_product():
+    made, x, here = router(4, 2, 2), normal(B * S, D, seed=9), context(B, S, training=True)
+
+    def noisy(weight, noise_weight, site):
+        deviation = torch.log1p(torch.exp(x @ noise_weight)) + 0.01
+        return x @ weight + deviation * standard_normal(weight.shape[1], site, here)
+
+    outer = noisy(made.group_weight, made.group_noise_weight, f"{made.site}.groups")
+    inner = noisy(made.weight, made.noise_weight, made.site).unflatten(1, (4, 2))
+    kept, groups = outer.topk(2, dim=1)
+    shares = torch.zeros(B * S, 4).scatter(1, groups, kept.softmax(1))
+    expected = (shares.unsqueeze(2) * inner.softmax(2)).flatten(1)
+    torch.testing.assert_close(dense(made(x, here)), expected)
 
 
 @pytest.mark.parametrize(

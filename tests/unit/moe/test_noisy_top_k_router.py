@@ -8,8 +8,10 @@ from tiny_model import context, normal, tiny_recipe, tiny_transformer
 from moe_train.config.kinds.router import NoisyTopKRouterConfig
 from moe_train.config.schema import Recipe
 from moe_train.moe.losses import cv_squared
+from moe_train.moe.routers.noise import normal as standard_normal
 from moe_train.moe.routers.noisy_top_k import NoisyTopKRouter, chance_of_choice
 from moe_train.moe.routers.scores import largest
+from moe_train.moe.routing import Routing
 
 T, D, E = 24, 10, 6
 
@@ -23,11 +25,15 @@ def router(k: int, scale: float = 1.0) -> NoisyTopKRouter:
     return made
 
 
+def table(routing: Routing) -> torch.Tensor:
+    """The weights as a table of tokens and experts."""
+    weights = torch.zeros(routing.num_tokens, E)
+    return weights.index_put((routing.token_ids, routing.expert_ids), routing.weights.detach())
+
+
 def test_all_experts_without_noise_are_a_dense_softmax():
     made, x = router(E), normal(T, D)
-    routing = made(x, context(2, T // 2))
-    weights = torch.zeros(T, E).index_put((routing.token_ids, routing.expert_ids), routing.weights)
-    torch.testing.assert_close(weights, torch.softmax(x @ made.weight, 1))
+    torch.testing.assert_close(table(made(x, context(2, T // 2))), torch.softmax(x @ made.weight, 1))
 
 
 def test_the_softmax_is_over_the_kept_logits():
@@ -59,6 +65,25 @@ def test_matrices_of_zeros_route_by_noise_alone_and_evenly():
     assert (counts / counts.mean() - 1).abs().max() < 0.1
     # The chances of all experts sum to k in the mean; each is then about k / E, so nearly even in a sequence.
     assert routing.losses["load"].item() < 0.01
+
+
+def test_at_zero_weights_the_noise_has_the_deviation_of_softplus_of_zero_and_the_floor():
+    """With all experts kept the weights tell the noisy logits, but for each token's mean."""
+    sequences, length = 50, 100
+    routing = router(E, scale=0.0)(normal(sequences * length, D), context(sequences, length, training=True))
+    noisy = table(routing).log()
+    centred = noisy - noisy.mean(1, keepdim=True)
+    # ln 2 + 0.01; of 6 independent numbers 5 / 6 of the variance is left around their mean
+    assert centred.std().item() * (E / (E - 1)) ** 0.5 == pytest.approx(0.703, rel=0.01)
+
+
+def test_the_noise_of_each_logit_is_scaled_by_the_softplus_of_its_own_product():
+    made, x, here = router(2), normal(T, D), context(2, T // 2, training=True)
+    deviation = torch.log1p(torch.exp(x.double() @ made.noise_weight.double())) + 0.01
+    noisy = x.double() @ made.weight.double() + deviation * standard_normal(E, made.site, here)
+    kept, ids = noisy.topk(2, dim=1)
+    expected = torch.zeros(T, E).scatter(1, ids, kept.softmax(1).float())
+    torch.testing.assert_close(table(made(x, here)), expected)
 
 
 def test_a_model_begins_with_zeros_in_both_matrices():
