@@ -31,6 +31,19 @@ LAUNCHER = "launcher"
 """Option: what runs the workers inside the allocation, slurm (default) or ray, a Ray of the job's own."""
 PYTHON = "python"
 """Option: the Python of the nodes; by default the one that submits."""
+OURS = (
+    "array",
+    "clusters",
+    "error",
+    "no-requeue",
+    "ntasks",
+    "ntasks-per-node",
+    "parsable",
+    "test-only",
+    "wait",
+    "wrap",
+)
+"""Options of sbatch that would take a job's output, requeue or id from us, beside those that we write."""
 WORKERS_VARIABLE = "MOE_TRAIN_WORKERS_PER_NODE"
 JOB_ID = re.compile(r"[0-9]+(_[0-9]+)?")
 CONTROL = re.compile(r"[\x00-\x1f\x7f\u0085\u2028\u2029]")
@@ -165,8 +178,13 @@ def _passed_directive(line: str, own: Mapping[str, str]) -> str:
     match = DIRECTIVE.fullmatch(line)
     if match is None:
         raise JobError(f"--directive {line}: is no option of sbatch; write it as --name=value")
-    if match[1] in own or match[1] in ("array", "ntasks", "ntasks-per-node", "wait"):
-        raise JobError(f"--directive {line}: moe-train sets --{match[1]} itself; use its own option for it")
+    # sbatch takes the beginning of an option's name for it.
+    undone = next((name for name in (*own, *OURS) if name.startswith(match[1])), None)
+    if undone:
+        raise JobError(
+            f"--directive {line}: moe-train sets --{undone} itself, or relies on its absence; leave the line out, or "
+            "use moe-train's own option for it"
+        )
     return line
 
 

@@ -38,8 +38,30 @@ STATES: Mapping[str, JobState] = {
 FIELD = re.compile(r"(\w+)=(\S*)")
 
 
-def call(program: str, *arguments: str, text: str = "", timeout_s: float = TIMEOUT_S) -> str:
-    """What a Slurm command prints. Raises ClusterError with its own words if it fails or does not answer in time."""
+def submit(script: str) -> str:
+    """The id of a job that Slurm has made of a script. Raises ClusterError as `call` does, and if it tells no id."""
+    said = call("sbatch", "--parsable", text=script, environment=_of_submission(os.environ, script))
+    # A site's own sbatch may say more before. On a federation the cluster's name stands behind the id.
+    job_id = (said.splitlines() or [""])[-1].strip().partition(";")[0]
+    if not job_id.isdecimal():
+        raise ClusterError(
+            f"sbatch ends well and tells no job's id (it says: {_words(said) or 'nothing'}); see whether squeue --me "
+            "shows a new job, and scancel it: no command of ours knows it"
+        )
+    return job_id
+
+
+def call(
+    program: str,
+    *arguments: str,
+    text: str = "",
+    timeout_s: float = TIMEOUT_S,
+    environment: Mapping[str, str] | None = None,
+) -> str:
+    """What a Slurm command prints. Raises ClusterError with its own words if it fails or does not answer in time.
+
+    It runs in `environment`, by default this process's own less what describes the job that we may run in.
+    """
     try:
         done = subprocess.run(
             [program, *arguments],
@@ -49,7 +71,7 @@ def call(program: str, *arguments: str, text: str = "", timeout_s: float = TIMEO
             errors="replace",
             timeout=timeout_s,
             check=False,
-            env=_surroundings(os.environ),
+            env={**_surroundings(os.environ), "LC_ALL": "C"} if environment is None else environment,
         )
     except FileNotFoundError:
         raise ClusterError(
@@ -134,13 +156,33 @@ def _status(state: str, reason: str, code: str, nodes: str, restarts: str) -> Jo
 
 def _surroundings(environment: Mapping[str, str]) -> dict[str, str]:
     """Without what the job describes from which we may be called: sbatch would take it for wishes."""
-    kept = {
+    return {
         name: value for name, value in environment.items() if not name.startswith("SLURM_") or name in KEPT
     }
-    return {**kept, "LC_ALL": "C"}
 
 
 KEPT = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")
+
+
+def _of_submission(environment: Mapping[str, str], script: str) -> dict[str, str]:
+    """Of sbatch's own variables only those that say where a job runs and who pays, where the script leaves that open:
+    they win over a script's directives, and are the job's environment too."""
+    wishes = {name for name, option in WISHES.items() if f"\n#SBATCH --{option}=" not in script}
+    return {
+        name: value
+        for name, value in _surroundings(environment).items()
+        if not name.startswith("SBATCH_") or name in wishes
+    }
+
+
+WISHES = {
+    "SBATCH_ACCOUNT": "account",
+    "SBATCH_CONSTRAINT": "constraint",
+    "SBATCH_PARTITION": "partition",
+    "SBATCH_QOS": "qos",
+    "SBATCH_RESERVATION": "reservation",
+    "SBATCH_TIMELIMIT": "time",
+}
 
 
 def _words(told: str | bytes) -> str:

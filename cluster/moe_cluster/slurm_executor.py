@@ -71,8 +71,7 @@ def _submitted(text: str, folder: Path) -> str:
         draft.unlink(missing_ok=True)
         raise ClusterError(f"{folder}: cannot be written ({error.strerror}); nothing was submitted") from None
     try:
-        # On a federation the cluster's name stands behind the id.
-        job_id = slurm_client.call("sbatch", "--parsable", text=text).strip().partition(";")[0]
+        job_id = slurm_client.submit(text)
     except ClusterError:
         draft.unlink()
         raise

@@ -141,6 +141,13 @@ def test_no_value_can_begin_a_line_of_its_own(place: str, end: str) -> None:
         ({"directives": ("END",)}, ("--directive END", "--name=value")),
         ({"directives": ("--output=/etc/passwd",)}, ("moe-train sets --output itself",)),
         ({"directives": ("--array=0-9",)}, ("moe-train sets --array itself",)),
+        (
+            {"directives": ("--no-requeue",)},
+            ("moe-train sets --no-requeue itself, or relies on its absence",),
+        ),
+        ({"directives": ("--err=/tmp/x",)}, ("moe-train sets --error itself",)),
+        ({"directives": ("--clusters=b",)}, ("moe-train sets --clusters itself",)),
+        ({"directives": ("--test-only",)}, ("moe-train sets --test-only itself",)),
         ({"directives": ("-o /etc/passwd",)}, ("-o /etc/passwd", "--name=value")),
         ({"after": ("1; true",)}, ("--after 1; true", "no id")),
         ({"run_dir": Path("/shared/a\\b")}, ("backslash",)),

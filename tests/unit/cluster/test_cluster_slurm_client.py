@@ -122,3 +122,36 @@ def test_the_job_that_a_command_is_called_from_says_nothing_about_the_next(
     monkeypatch.setenv("SLURM_CONF", "/etc/here.conf")
     programs("sbatch", 'echo "$SLURM_NTASKS,$SLURM_CONF"')
     assert slurm_client.call("sbatch") == ",/etc/here.conf\n"
+
+
+@pytest.mark.parametrize("before", ["", "echo Welcome; echo;"])
+@pytest.mark.parametrize("answer", ["4711", "'4711;far'"])
+def test_the_id_of_a_new_job_is_the_last_that_sbatch_says(programs, before: str, answer: str) -> None:
+    programs("sbatch", f"{before} echo {answer}")
+    assert slurm_client.submit("#!/bin/bash\n") == "4711"
+
+
+@pytest.mark.parametrize(
+    ("shell", "says"), [("true", "nothing"), ("echo Verification passed", "Verification passed")]
+)
+def test_an_sbatch_that_tells_no_id_is_an_error(programs, shell: str, says: str) -> None:
+    programs("sbatch", shell)
+    with pytest.raises(ClusterError, match=f"tells no job's id \\(it says: {says}\\); see whether squeue"):
+        slurm_client.submit("#!/bin/bash\n")
+
+
+def test_a_users_wishes_for_sbatch_hold_where_the_script_has_none(
+    programs, tmp_path: Path, monkeypatch
+) -> None:
+    wishes = {"PARTITION": "mine", "ACCOUNT": "lab", "NO_REQUEUE": "1", "OUTPUT": "/tmp/x", "TIMELIMIT": "5"}
+    for name, value in wishes.items():
+        monkeypatch.setenv(f"SBATCH_{name}", value)
+    monkeypatch.setenv("LC_ALL", "C.UTF-8")
+    programs("sbatch", f"env > {tmp_path}/seen; echo 7")
+    slurm_client.submit("#!/bin/bash\n#SBATCH --partition=ours\n#SBATCH --time-min=3\n")
+    seen = (tmp_path / "seen").read_text().splitlines()
+    assert {line for line in seen if line.startswith("SBATCH_")} == {
+        "SBATCH_ACCOUNT=lab",
+        "SBATCH_TIMELIMIT=5",
+    }
+    assert "LC_ALL=C.UTF-8" in seen
