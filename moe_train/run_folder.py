@@ -4,11 +4,13 @@ A launcher holds a lock on it for as long as it lives, so two runs never share a
 model and the data of the run; everything else may change.
 """
 
+import contextlib
 import fcntl
 import json
 import os
 import secrets
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +27,7 @@ from moe_train.errors import MoETrainError, RunError, UsageError
 RECIPE_FILE = "recipe.yaml"
 FINISHED_FILE = "finished.json"
 LOCK_FILE = "lock"
+LOCK_TRIES, LOCK_PAUSE_S = 10, 0.1
 OWNER_FILE = "lock-owner"
 
 # A resume that changed one of these would go on with another model, on other data, or in another random
@@ -74,7 +77,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.path / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
             self.is_of_same_job = bool(self.job) and self._owner()[0] == self.job
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._take_lock(self._lock)
             self._claim()
         except BlockingIOError:
             if self.is_of_same_job:
@@ -99,6 +102,15 @@ class RunFolder:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+    @staticmethod
+    def _take_lock(descriptor: int) -> None:
+        """Raises BlockingIOError if it is held. Whoever asks `is_held` has it for a moment, which is waited for."""
+        for _ in range(LOCK_TRIES - 1):
+            with contextlib.suppress(BlockingIOError):
+                return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            time.sleep(LOCK_PAUSE_S)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def is_held(self) -> bool:
         """Whether another launcher holds the folder at this moment; as far as this host can see."""

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from moe_cluster.linux import adopt_orphans, children, end_children, start_deaf
 from moe_cluster.stop import StopRequest
 
 POLL_S = 0.1
+FORWARD_EVERY_S = 1.0
+"""So often are heartbeats read for workers that were not told yet: it is a question to a file system that all share."""
 ORPHAN_PATIENCE_S = 2.0
 # A cluster sends its signals to every process of a job. torch elastic would end the workers at such a one before
 # they have saved, and a worker that is not up yet would die of it; so both ignore them, and a worker is told once
@@ -81,27 +84,35 @@ def _start(
 def _wait(
     elastic: "subprocess.Popen[bytes]", attempt: Attempt, stop: StopRequest, must_end: Callable[[], bool]
 ) -> int:
-    told: set[int] = set()
+    settled: set[Path] = set()
+    next_look = 0.0
     while True:
         if stop.is_urgent:
             raise KeyboardInterrupt
-        if stop.is_requested:
-            _forward(attempt, told)
+        if stop.is_requested and time.monotonic() >= next_look:
+            forward_stop(attempt, settled)
+            next_look = time.monotonic() + FORWARD_EVERY_S
         if must_end():
             return FAILED
         with contextlib.suppress(subprocess.TimeoutExpired):
             return elastic.wait(POLL_S)
 
 
-def _forward(attempt: Attempt, told: set[int]) -> None:
+def forward_stop(attempt: Attempt, settled: set[Path]) -> None:
     """Send SIGTERM to each worker of this host that minds signals and was not told yet.
 
-    A worker that is still importing has no heartbeat; it is told when it has one.
+    A worker that is still importing has no heartbeat; it is told when it has one. `settled` are the heartbeats of
+    those that were told or are another host's to tell.
     """
-    for heartbeat in attempt_dir(attempt.run_dir, attempt.number).glob(f"rank-*/{HEARTBEAT_FILE}"):
-        facts = json.loads(heartbeat.read_text())
-        if facts["host"] == socket.gethostname() and facts["pid"] not in told:
-            told.add(facts["pid"])
+    for heartbeat in (
+        set(attempt_dir(attempt.run_dir, attempt.number).glob(f"rank-*/{HEARTBEAT_FILE}")) - settled
+    ):
+        try:
+            facts = json.loads(heartbeat.read_text())
+        except (OSError, ValueError):  # a network file system lost it to the next one: there is another look
+            continue
+        settled.add(heartbeat)
+        if facts["host"] == socket.gethostname():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(facts["pid"], signal.SIGTERM)
 

@@ -86,7 +86,14 @@ class LocalExecutor:
         _require_here(job_id, state)
         if "pid" in state:
             if _lives(state["pid"], state["start_time"]):
-                os.kill(state["pid"], signal.SIGTERM)
+                try:
+                    os.kill(state["pid"], signal.SIGTERM)
+                except ProcessLookupError:
+                    pass  # it has ended meanwhile
+                except PermissionError:
+                    raise ClusterError(
+                        f"local:{job_id} is another user's process {state['pid']}, which only that user can cancel"
+                    ) from None
             return
         try:  # the queue may be about to begin it
             local_queue.cancel(_file(run_dir, job_id))

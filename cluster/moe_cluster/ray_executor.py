@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_cluster.contract import JOB_VARIABLE, PREEMPTED
-from moe_cluster.errors import JobError
+from moe_cluster.errors import ClusterError, JobError
 from moe_cluster.executor import JobState, JobStatus
 from moe_cluster.job import JobSpec, Resources
 from moe_cluster.ray_code import EXCLUDED, code_packages
@@ -42,10 +42,11 @@ class RayExecutor:
         if unknown:
             raise JobError(f"--option {min(unknown)}: --cluster ray has no such option; use address alone")
         self.address = options.get("address", "")
-        if not re.fullmatch(r"https?://[^/\s]+/?", self.address):
+        if not re.fullmatch(r"https?://[^/\s@]+/?", self.address):
             raise JobError(
-                f"--address {self.address or '(none)'}: is not the address of a Ray cluster's dashboard; use one such "
-                "as --address http://head:8265"
+                f"--address {re.sub('//.*@', '//...@', self.address) or '(none)'}: is not the address of a Ray "
+                "cluster's dashboard; use one such as --address http://head:8265 (a token stands in RAY_AUTH_TOKEN or "
+                "RAY_AUTH_TOKEN_PATH, nothing secret in an address)"
             )
 
     def render(self, job: JobSpec) -> str:
@@ -139,6 +140,8 @@ def _status(address: str, job_id: str) -> JobStatus:
     found = job_details(address, job_id)
     if found is None:
         return JobStatus(JobState.UNKNOWN, f"the cluster at {address} knows no job {job_id}")
+    if found.get("status") not in STATES:
+        raise ClusterError(f"the cluster at {address} answers with no state of a job that is known: {found}")
     state, node = (
         STATES[found["status"]],
         re.sub(r"^https?://|:\d+$", "", found.get("driver_agent_http_address") or ""),

@@ -90,10 +90,10 @@ class RayLauncher:
                 ray.shutdown()  # ends all of this driver's actors
                 raise KeyboardInterrupt
             changes.look()
-            if not running.is_ending and (watch.tell(say) or _has_lost(attempt, changes)):
+            if not running.is_ending and (watch.tell(say) or _has_lost(attempt, changes, say)):
                 running.end()
             if not reason and (reason := _reason_to_stop(stop, changes, say)):
-                request_stop(attempt.run_dir, attempt.number, reason)
+                _tell_workers(request_stop, attempt, reason, say)
         lost = {node.host: _silence(node) for node in changes.lost}
         outcome = outcome_of_ray(folder, attempt.workers, running.error, lost, _gone(nodes))
         if outcome.exit_code == PREEMPTED and not stop.is_requested:
@@ -121,11 +121,21 @@ class RayLauncher:
                 signal.signal(number, handler)
 
 
-def _has_lost(attempt: Attempt, changes: Changes) -> bool:
+def _has_lost(attempt: Attempt, changes: Changes, say: Callable[[str], None]) -> bool:
     """Whether a node of the attempt is gone; the workers that are left are told to end."""
     if changes.lost:
-        request_end(attempt.run_dir, attempt.number, ", ".join(map(_silence, changes.lost)))
+        _tell_workers(request_end, attempt, ", ".join(map(_silence, changes.lost)), say)
     return bool(changes.lost)
+
+
+def _tell_workers(
+    request: Callable[[Path, int, str], None], attempt: Attempt, reason: str, say: Callable[[str], None]
+) -> None:
+    """Ask the workers to stop or to end; say so where that cannot be written."""
+    try:
+        request(attempt.run_dir, attempt.number, reason)
+    except OSError as error:
+        say(f"{reason} (the workers could not be told: {error.filename}: {error.strerror})")
 
 
 def _reason_to_stop(stop: StopRequest, changes: Changes, say: Callable[[str], None]) -> str:

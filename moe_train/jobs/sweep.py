@@ -123,11 +123,14 @@ def _wait(runs: Sequence[Path]) -> None:
 
 
 def _results(runs: Sequence[Path], folder: Path, as_json: bool) -> int:
-    """The table, the best validation loss first; FAILED if a run did not finish."""
+    """The table, the best validation loss first; FAILED if a run did not finish or was never submitted."""
+    missing = [run_dir.name for run_dir in runs if not run_dir.exists()]
     found = [read_progress(run_dir) for run_dir in runs if run_dir.exists()]
     found.sort(key=_rank)
     print_runs(found, folder, as_json=as_json)
-    return DONE if all(progress.state == "finished" for progress in found) else FAILED
+    if missing:
+        print(f"{folder}: not submitted yet: {', '.join(missing)}", file=sys.stderr)
+    return DONE if not missing and all(progress.state == "finished" for progress in found) else FAILED
 
 
 def _rank(progress: Progress) -> tuple[bool, float]:

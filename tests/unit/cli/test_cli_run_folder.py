@@ -1,10 +1,12 @@
 """Who may write to a run folder, and what a resume may change."""
 
+import fcntl
 import os
 import stat
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from small_run import Command
 from moe_train.config.load import load_recipe
 from moe_train.config.schema import Recipe
 from moe_train.errors import RunError, UsageError
-from moe_train.run_folder import RunFolder, accept_recipe, attempt_recipe, mark_finished
+from moe_train.run_folder import LOCK_FILE, RunFolder, accept_recipe, attempt_recipe, mark_finished
 
 ROOT = Path(__file__).parents[3]
 
@@ -43,6 +45,17 @@ def test_a_second_holder_is_refused_until_the_first_lets_go(tmp_path: Path) -> N
         RunFolder(tmp_path / "run").__enter__()
     with RunFolder(tmp_path / "run") as folder:
         assert not folder.holds_run
+
+
+def test_who_asks_whether_a_run_is_held_does_not_keep_it_from_starting(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run"):
+        pass
+    asking = os.open(tmp_path / "run" / LOCK_FILE, os.O_RDONLY)
+    fcntl.flock(asking, fcntl.LOCK_SH)
+    answered = threading.Timer(0.3, os.close, [asking])
+    answered.start()
+    with RunFolder(tmp_path / "run"):
+        answered.join()
 
 
 def test_a_job_that_its_cluster_started_again_takes_its_folder_over(tmp_path: Path) -> None:

@@ -84,6 +84,7 @@ def test_what_ray_does_not_have_is_refused(job: JobSpec, said: str) -> None:
     [
         ({}, "--address (none)"),
         ({"address": "head:6379"}, "--address head:6379"),
+        ({"address": "http://me:secret@head:8265"}, "--address http://...@head:8265: is not"),
         ({**ADDRESS, "partition": "gpu"}, "--option partition"),
     ],
 )

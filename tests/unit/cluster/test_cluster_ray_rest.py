@@ -71,6 +71,12 @@ def test_ray_s_words_for_a_job_become_ours(
     assert (found.state, found.reason, found.nodes) == (state, reason, nodes)
 
 
+@pytest.mark.parametrize("answer", ["{}", details(status="DREAMING")])
+def test_an_answer_without_a_known_state_is_one_sentence(dashboard: Answer, answer: str) -> None:
+    with pytest.raises(ClusterError, match="answers with no state of a job that is known"):
+        RayExecutor({"address": dashboard(200, answer)}).status("small-1", RUN_DIR)
+
+
 def test_a_job_that_the_cluster_does_not_know_is_unknown(dashboard: Answer) -> None:
     address = dashboard(404, "Job small-1 does not exist")
     found = RayExecutor({"address": address}).status("small-1", RUN_DIR)

@@ -70,6 +70,17 @@ def test_a_run_that_is_finished_is_not_submitted_until_the_recipe_has_more_steps
     assert submitted("steps=8") == ["seed=0", "seed=1"]
 
 
+def test_results_name_what_was_never_submitted_and_do_not_call_it_done(
+    moe_train: Command, run_dir: Path, tmp_path: Path
+) -> None:
+    words = ("sweep", "small.yaml", "seed=0,1", "--dir", str(tmp_path / "sweep"), "--results")
+    shutil.copytree(run_dir, tmp_path / "sweep/seed=0")
+    ended = moe_train(*words)
+    assert (ended.code, "not submitted yet: seed=1\n" in ended.errors) == (1, True)
+    shutil.copytree(run_dir, tmp_path / "sweep/seed=1")
+    assert moe_train(*words).code == 0
+
+
 def test_a_folder_with_another_run_is_not_taken_for_one_of_the_sweep(
     moe_train: Command, run_dir: Path, tmp_path: Path
 ) -> None:
