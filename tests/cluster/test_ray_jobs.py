@@ -304,6 +304,7 @@ def test_a_full_disk_of_a_node_is_named_with_the_node(
     run.resume(**site)
     run.wait_until("finished")
     assert run.numbers() == undisturbed.numbers()
+    assert run.attempts == 2
     table.add(
         "the disk of one node is full",
         "a clear end that names the node",

@@ -391,6 +391,7 @@ def test_a_cancelled_run_has_saved_and_can_be_resumed(
     run.wait_for_job("COMPLETED")
     assert run.repeated_steps() == []
     assert run.numbers() == undisturbed.numbers()
+    assert run.attempts == 2
     scenarios.add("`scancel`, `moe-train cancel`", "saves, and ends; `resume` goes on", "no step made twice")
 
 
@@ -483,6 +484,7 @@ def test_a_full_disk_of_a_node_is_named_with_the_node(
     run.resume()
     run.wait_for_job("COMPLETED")
     assert run.numbers() == undisturbed.numbers()
+    assert run.attempts == 2
     seen = "node2 and `No space left on device`; done by `resume` once there was space"
     scenarios.add("the disk of one node is full", "a clear end that names the node", seen)
 
