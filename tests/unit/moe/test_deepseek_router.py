@@ -177,6 +177,8 @@ def test_the_bias_follows_training_is_saved_and_stands_still_in_validation():
         (DeepSeekRouterConfig(num_groups=4, top_groups=1, k=4), "moe.router.top_groups"),
         (DeepSeekRouterConfig(group_balance_coefficient=0.1), "moe.router.group_balance_coefficient"),
         (DeepSeekRouterConfig(bias_rate=-1.0), "moe.router.bias_rate"),
+        (DeepSeekRouterConfig(weight_scale=0.0), "moe.router.weight_scale"),
+        (DeepSeekRouterConfig(weight_scale=-1.0), "moe.router.weight_scale"),
     ],
 )
 def test_what_cannot_serve_a_recipe_says_why(config, key):

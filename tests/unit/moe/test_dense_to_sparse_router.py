@@ -213,6 +213,10 @@ SOUND = (
         ("moe.router.threshold=0.125", "moe.router.threshold=0.125: must be in [0, 1 / moe.num_experts)"),
         ("moe.router.temperature_end=0", "moe.router.temperature_end=0.0: must be above 0"),
         (
+            "moe.router.temperature_end=2.5",
+            "moe.router.temperature_end=2.5: must be at most moe.router.temperature_start=2.0, or the gate",
+        ),
+        (
             "moe.router.diversify_steps=-1",
             "diversify_steps=-1: must be at least 0 and below the run's steps=20",
         ),

@@ -1,6 +1,7 @@
 """What every router of the registry must keep to (docs/adding-a-router.md); a new one is tested by its line there."""
 
 import math
+from dataclasses import fields
 
 import pytest
 import torch
@@ -173,3 +174,21 @@ def test_the_balance_loss_is_one_where_all_logits_are_equal_and_grows_with_colla
             getattr(made, name).data[:, :2] = 5
     collapsed = made(x, context(SEQUENCES, LENGTH)).losses["balance"]
     assert float(collapsed) == pytest.approx(COLLAPSED[kind], rel=0.01)
+
+
+COEFFICIENTS = [
+    (kind, field.name)
+    for kind in sorted(REGISTRY["moe.router"])
+    for field in fields(REGISTRY["moe.router"][kind].config)
+    if field.name.endswith("_coefficient") and (kind, field.name) != ("reinforce", "entropy_coefficient")
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), COEFFICIENTS)
+def test_a_loss_that_would_be_made_large_is_refused(kind, name):
+    recipe = Recipe()
+    recipe.moe.router = REGISTRY["moe.router"][kind].config(**{name: -0.5})
+    found = [str(problem) for problem in recipe.moe.router.check(recipe)]
+    assert any(
+        f"moe.router.{name}=-0.5: must be at least 0, or training makes large" in said for said in found
+    )

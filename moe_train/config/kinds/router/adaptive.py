@@ -45,6 +45,14 @@ class DenseToSparseRouterConfig(GateConfig):
                 yield Problem(
                     f"moe.router.{key}", temperature, "must be above 0", "the paper goes from 2.0 to 0.3"
                 )
+        if self.temperature_end > self.temperature_start:
+            yield Problem(
+                "moe.router.temperature_end",
+                self.temperature_end,
+                f"must be at most moe.router.temperature_start={self.temperature_start}, or the gate becomes denser "
+                "as training goes on",
+                "the paper goes from 2.0 to 0.3; the same value twice keeps it as it is",
+            )
         phase = self.diversify_steps if 0 <= self.diversify_steps < recipe.steps else 0
         gate_steps, most = recipe.steps - phase, f"the run's steps={recipe.steps}"
         if phase:

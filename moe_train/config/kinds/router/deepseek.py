@@ -65,6 +65,13 @@ class DeepSeekRouterConfig(GateConfig):
             )
         if self.bias_rate < 0:
             yield Problem("moe.router.bias_rate", self.bias_rate, "must be at least 0", "the paper has 0.001")
+        if self.weight_scale <= 0:
+            yield Problem(
+                "moe.router.weight_scale",
+                self.weight_scale,
+                "must be above 0, or routed experts add nothing, or their opposite",
+                "use 1, or DeepSeek-V3's 2.5",
+            )
 
     def _groups_fit(self, group: int) -> bool:
         if self.top_groups == self.num_groups:

@@ -1,7 +1,7 @@
 """What all routers share in a recipe, and what the rest of the configuration asks of them."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, ClassVar
 
 from moe_train.config.kinds.kind import KindConfig
@@ -49,12 +49,27 @@ class RouterConfig(KindConfig):
 class GateConfig(RouterConfig):
     """Base of routers that score experts by logits, a learned matrix times the token."""
 
+    signed_coefficients: ClassVar[tuple[str, ...]] = ()
+    """Those that may be below 0; every other field called `*_coefficient` may not."""
+
     jitter: float = 0.0  # router input times U(1 - jitter, 1 + jitter), training only
     z_coefficient: float = 0.0  # of ST-MoE's router z-loss, the mean of (log sum_i exp z_i)^2
 
     def check(self, recipe: "Recipe") -> Iterator[Problem]:
         if not 0 <= self.jitter < 1:
             yield Problem("moe.router.jitter", self.jitter, "must be in [0, 1)", "use 0.01, or 0 for none")
+        yield from self._check_coefficients()
+
+    def _check_coefficients(self) -> Iterator[Problem]:
+        for field in fields(self):
+            name, value = field.name, getattr(self, field.name)
+            if name.endswith("_coefficient") and name not in self.signed_coefficients and value < 0:
+                yield Problem(
+                    f"moe.router.{name}",
+                    value,
+                    "must be at least 0, or training makes large what this loss is there to make small",
+                    f"its default is {field.default}",
+                )
 
 
 def capacity_must_be_null(recipe: "Recipe") -> Iterator[Problem]:

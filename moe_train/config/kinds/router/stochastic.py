@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from moe_train.config.kinds.router.router import GateConfig, RouterConfig, capacity_must_be_null
 from moe_train.config.problem import Problem
@@ -44,6 +44,8 @@ class ThorRouterConfig(RouterConfig):
 class ReinforceRouterConfig(GateConfig):
     """RL-R (2202.01169): a policy draws each token's expert and learns by REINFORCE from the token's loss."""
 
+    signed_coefficients: ClassVar[tuple[str, ...]] = ("entropy_coefficient",)
+
     kind: str = "reinforce"
     policy_coefficient: float = 0.01  # of log p(expert) * (loss - baseline)
     value_coefficient: float = 0.01  # of the Huber loss of the baseline, which predicts a token's loss
@@ -62,4 +64,11 @@ class ReinforceRouterConfig(GateConfig):
                 f"learns from the loss of each token's prediction, and objective.kind={recipe.objective.kind} has none "
                 "for every token that is routed",
                 "set objective.kind=language, or use moe.router.kind=switch",
+            )
+        if self.policy_coefficient == 0:
+            yield Problem(
+                "moe.router.policy_coefficient",
+                self.policy_coefficient,
+                "must be above 0, or no token's loss teaches the policy: its experts have weight 1",
+                "use 0.01, or moe.router.kind=random for experts that nothing teaches",
             )
