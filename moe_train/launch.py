@@ -37,6 +37,7 @@ from moe_train.config.load import load_recipe
 from moe_train.config.schema import Recipe
 from moe_train.errors import UsageError
 from moe_train.process import Process
+from moe_train.requeue import lost_in_vain
 from moe_train.run_folder import RunFolder, attempt_recipe
 
 
@@ -93,6 +94,9 @@ def launch(asked: Launch, environment: MutableMapping[str, str]) -> int:
             raise UsageError(
                 f"--resume {asked.resume}: {run_dir} holds no run; use --resume auto or its --run-dir"
             )
+        if folder.is_of_same_job and (why := lost_in_vain(folder)):
+            _say(why)
+            return FAILED
         exit_code = _attempts(asked, recipe, allowed, folder, environment)
     return exit_code if exit_code != PREEMPTED else _stopped(asked, run_dir, environment)
 

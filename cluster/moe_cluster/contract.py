@@ -27,6 +27,7 @@ Folders     DIR/attempts/K/rank-R/{log.txt,error.json,heartbeat.json,layout.json
             it end.
             outcome.json is {exit_code, cause, rank, host, step, saved, time}: how the launcher saw the attempt end.
             saved: the step of the newest checkpoint by then, or null.
+            lost.json is {job}: the cluster started this job again, whose last attempt this was (`restarts.py`).
             bad-nodes.json is {time, nodes: {host: why}}: what the attempt's preflight found unfit (`bad_nodes.py`).
             findings.jsonl has a line for each hang and straggler that the launcher saw (`findings.py`).
             DIR/attempts/K/stop.json is {reason}: whoever writes it (`request_stop`) asks all workers of the attempt to
@@ -73,6 +74,7 @@ BAD_NODES_FILE = "bad-nodes.json"
 ENDING_FILE = "ending.json"
 LAUNCHER_LOG = "launcher.log"
 OUTCOME_FILE = "outcome.json"
+LOST_FILE = "lost.json"
 
 ENDED = "ended"
 """The phase in the last heartbeat of a worker, however it ends."""

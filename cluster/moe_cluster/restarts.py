@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moe_cluster.contract import OUTCOME_FILE, PREEMPTED, in_attempts
+from moe_cluster.atomic import replace_text
+from moe_cluster.contract import DONE, LOST_FILE, OUTCOME_FILE, PREEMPTED, attempt_dir, in_attempts
 
 MOST_STOPS = 4
 """Attempts in a row that are stopped before they save anything new."""
+MOST_LOSSES = 4
+"""Times in a row that a cluster starts a job again, a node of it lost, before anything new is saved."""
 FIRST_WAIT_S = 1.0
 LONGEST_WAIT_S = 60.0
 
@@ -49,6 +52,29 @@ def stops_in_vain(run_dir: Path) -> int:
     return stops
 
 
+def record_loss(run_dir: Path, attempt: int, job: str) -> None:
+    """Write down that the cluster has started `job` again, of which `attempt` was the last. Raises OSError."""
+    replace_text(attempt_dir(run_dir, attempt) / LOST_FILE, json.dumps({"job": job}) + "\n")
+
+
+def lost_attempts(run_dir: Path, job: str) -> list[int]:
+    """The attempts after which the cluster had to start `job` again, ascending; not those that it had told to stop.
+
+    Whether their launcher saw them fail depends on which node was lost; so that does not count.
+    """
+    lost = [path.parent for path in in_attempts(run_dir, LOST_FILE) if _read(path).get("job") == job]
+    ended = (DONE, PREEMPTED)
+    return [int(path.name) for path in lost if _read(path / OUTCOME_FILE).get("exit_code") not in ended]
+
+
 def _outcomes(run_dir: Path) -> list[dict[str, Any]]:
     """Of the attempts whose end a launcher saw, in their order."""
-    return [json.loads(path.read_text()) for path in in_attempts(run_dir, OUTCOME_FILE)]
+    return [end for path in in_attempts(run_dir, OUTCOME_FILE) if (end := _read(path))]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Empty where there is no such file, or one of which a node that died wrote no content."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except (FileNotFoundError, ValueError):
+        return {}

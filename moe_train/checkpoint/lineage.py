@@ -94,6 +94,11 @@ def writer(checkpoint: Path) -> int | None:
         return None
 
 
+def newest_writer(folder: CheckpointFolder) -> int:
+    """The newest attempt that a committed checkpoint is of; 0 if there is none of which it is known."""
+    return max((writer(folder.committed(step)) or 0 for step in folder.steps()), default=0)
+
+
 def refuse_if_superseded(run_dir: Path, attempt: int) -> None:
     """Raise CheckpointError if a newer attempt exists: what this one would commit must not appear."""
     newest = newest_attempt(run_dir)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from moe_cluster.contract import FAILED, PREEMPTED
-from moe_cluster.restarts import LONGEST_WAIT_S, Restarts, stops_in_vain
+from moe_cluster.contract import DONE, FAILED, PREEMPTED
+from moe_cluster.restarts import LONGEST_WAIT_S, Restarts, lost_attempts, record_loss, stops_in_vain
 
 
 def test_without_restarts_the_first_failure_is_the_last() -> None:
@@ -61,3 +61,26 @@ def test_stops_without_a_newer_checkpoint_are_counted(
         (folder / "outcome.json").write_text(json.dumps({"exit_code": exit_code, "saved": saved}))
     (tmp_path / f"attempts/{9 + len(ends)}").mkdir(parents=True)  # one whose end nobody saw
     assert stops_in_vain(tmp_path) == expected
+
+
+def test_an_outcome_that_a_dying_node_left_empty_is_none(tmp_path: Path) -> None:
+    for number in (1, 2):
+        (tmp_path / f"attempts/{number}").mkdir(parents=True)
+    (tmp_path / "attempts/1/outcome.json").write_text(json.dumps({"exit_code": PREEMPTED, "saved": None}))
+    (tmp_path / "attempts/2/outcome.json").write_text("")
+    assert stops_in_vain(tmp_path) == 1
+
+
+def test_attempts_are_lost_after_which_their_job_was_started_again_unless_it_was_told_to_stop(
+    tmp_path: Path,
+) -> None:
+    ends = {8: None, 9: FAILED, 10: PREEMPTED, 11: DONE, 12: None, 13: None}
+    for number, exit_code in ends.items():
+        folder = tmp_path / f"attempts/{number}"
+        folder.mkdir(parents=True)
+        if exit_code is not None:
+            (folder / "outcome.json").write_text(json.dumps({"exit_code": exit_code}))
+        record_loss(tmp_path, number, "slurm:8" if number == 12 else "slurm:7")
+    (tmp_path / "attempts/14").mkdir()  # which goes on
+    assert lost_attempts(tmp_path, "slurm:7") == [8, 9, 13]
+    assert lost_attempts(tmp_path, "slurm:8") == [12]
