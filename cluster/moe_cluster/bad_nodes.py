@@ -5,6 +5,8 @@ LEFT_OUT_S a node is tried again: somebody may have mended it.
 """
 
 import json
+import os
+import socket
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,6 +15,8 @@ from moe_cluster.atomic import replace_text
 from moe_cluster.contract import BAD_NODES_FILE, in_attempts
 
 LEFT_OUT_S = 3600.0
+SLURM_NAME_VARIABLE = "SLURMD_NODENAME"
+"""Where Slurm tells a task its node's name, which need not be the host's."""
 
 
 class BadNodes(dict[str, str]):
@@ -31,6 +35,11 @@ class BadNodes(dict[str, str]):
     def sentences(self) -> list[str]:
         """One for each of them."""
         return [f"{host} is left out: {why}" for host, why in self.items()]
+
+
+def own_name() -> str:
+    """This node's name as whoever chooses nodes knows it: Slurm's, or the host's."""
+    return os.environ.get(SLURM_NAME_VARIABLE) or socket.gethostname()
 
 
 def record(attempt: Path, nodes: Mapping[str, str]) -> None:

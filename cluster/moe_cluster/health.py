@@ -25,6 +25,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from moe_cluster.bad_nodes import own_name
 from moe_cluster.contract import DONE, FAILED
 from moe_cluster.nvml import Gpu, gpus
 
@@ -65,7 +66,7 @@ def report(run_dir: Path, now: Callable[[], float] = time.time) -> Report:
     """This node, seen from this process; writes and removes a small file in `run_dir`. `now`: the clock to judge."""
     found, note = gpus()
     return Report(
-        host=socket.gethostname(),
+        host=own_name(),
         address=_address(),
         interface=os.environ.get("GLOO_SOCKET_IFNAME"),
         can_listen=_can_listen(),

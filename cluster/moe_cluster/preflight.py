@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from moe_cluster import health
-from moe_cluster.bad_nodes import record
+from moe_cluster.bad_nodes import own_name, record
 from moe_cluster.contract import attempt_dir
 from moe_cluster.errors import ClusterError, JobError
 from moe_cluster.health_rules import Problem, problems
@@ -89,7 +89,7 @@ def preflight(
     """
     address = address or listening_address()
     with Listener(address, rank) as listener:
-        card = Card(rank, local_rank, socket.gethostname(), address, listener.port)
+        card = Card(rank, local_rank, own_name(), address, listener.port)
         cards = [Card(**content) for content in _exchange(store, "card", asdict(card), size, rank, timeout_s)]
         seen = _look(card, cards, run_dir)
         patience_s = timeout_s + 2 * CONNECT_S + PROBE_S

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_cluster.atomic import replace_text
+from moe_cluster.bad_nodes import SLURM_NAME_VARIABLE
 from moe_cluster.contract import (
     ATTEMPT_VARIABLE,
     DONE,
@@ -33,8 +34,8 @@ from moe_cluster.linux import address_of
 LOOK_EVERY_S = 0.5
 END_S = 4.0
 """For a worker that was told to end to do so by itself."""
-SECRETS = ("RAY_AUTH_TOKEN",)
-"""Ray's alone: a trainer has no use for them."""
+NOT_PASSED_ON = ("RAY_AUTH_TOKEN", SLURM_NAME_VARIABLE)
+"""A secret of Ray's alone; and a name that Ray does not know a node by, where it runs inside of a Slurm job."""
 
 
 class WorkerEndedError(Exception):
@@ -64,7 +65,7 @@ def train(config: Mapping[str, Any]) -> None:
         ATTEMPT_VARIABLE: config["attempt"],
         LAUNCHER_VARIABLE: os.getpid(),
     }
-    inherited = {name: value for name, value in os.environ.items() if name not in SECRETS}
+    inherited = passed_on(os.environ)
     if interface := interface_of(address):
         inherited.setdefault("GLOO_SOCKET_IFNAME", interface)
     environment = {
@@ -78,6 +79,11 @@ def train(config: Mapping[str, Any]) -> None:
     untold = "" if (folder.parent / END_FILE).exists() else tell_ending(folder, exit_code)
     if untold or exit_code not in (DONE, PREEMPTED):
         raise WorkerEndedError(f"rank {rank} on {socket.gethostname()} ended with {exit_code}{untold}")
+
+
+def passed_on(environment: Mapping[str, str]) -> dict[str, str]:
+    """What a trainer inherits of the environment of Ray's actor."""
+    return {name: value for name, value in environment.items() if name not in NOT_PASSED_ON}
 
 
 def tell_ending(folder: Path, exit_code: int) -> str:

@@ -187,6 +187,7 @@ def _suspect(rank: int, beat: Heartbeat | None, silent_s: float | None) -> Suspe
     if silent_s is None:
         verb = "waits, as all others do," if beat.waiting > WAITS else "does not wait for others:"
         return Suspect(rank, beat.host, f"{verb} it is at {beat.where}")
+    # Both are the host's own name: Slurm may have several nodes on one host, and a process id is the host's.
     state = state_of(beat.pid) if beat.host == socket.gethostname() else "its host may be gone or cut off"
     return Suspect(rank, beat.host, f"is silent for {silent_s:.0f} s, it was last at {beat.where}; {state}")
 

@@ -1,9 +1,10 @@
 """Which nodes a run leaves out, and for how long."""
 
+import socket
 from pathlib import Path
 
 from moe_cluster import bad_nodes
-from moe_cluster.bad_nodes import LEFT_OUT_S, left_out
+from moe_cluster.bad_nodes import LEFT_OUT_S, left_out, own_name
 
 
 def record(run_dir: Path, attempt: int, **nodes: str) -> None:
@@ -44,3 +45,10 @@ def test_each_is_told_with_its_reason(tmp_path: Path) -> None:
         "node1 is left out: its disk is full",
         "node2 is left out: its GPU 3 does not answer",
     ]
+
+
+def test_a_node_is_called_as_slurm_calls_it_and_elsewhere_as_its_host(monkeypatch) -> None:
+    monkeypatch.setenv("SLURMD_NODENAME", "gpu-17")
+    assert own_name() == "gpu-17"
+    monkeypatch.delenv("SLURMD_NODENAME")
+    assert own_name() == socket.gethostname()

@@ -11,7 +11,7 @@ import pytest
 import torch.distributed as dist
 
 from moe_cluster import preflight as module
-from moe_cluster.bad_nodes import left_out
+from moe_cluster.bad_nodes import BadNodes, left_out, own_name
 from moe_cluster.errors import ClusterError, JobError
 from moe_cluster.health import report
 from moe_cluster.links import Listener, answer_at, mib_per_s
@@ -65,6 +65,7 @@ def hosts(monkeypatch: pytest.MonkeyPatch) -> None:
             return names.setdefault(threading.get_ident(), f"node{len(names) + 1}")
 
     monkeypatch.setattr(module.socket, "gethostname", name)
+    monkeypatch.delenv("SLURMD_NODENAME", raising=False)
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
 
 
@@ -130,7 +131,7 @@ def test_a_pair_that_cannot_talk_is_named_on_every_rank(
     misled[1] = Stranger("127.0.0.2", 0, b"")
     port = misled[1]._socket.getsockname()[1]
     told = fly(tmp_path, 3)
-    here = socket.gethostname()
+    here = own_name()
     assert set(told.errors) == {0, 1, 2}
     assert len(set(told.errors.values())) == 1
     assert told.errors[0].splitlines()[:2] == [
@@ -199,6 +200,20 @@ def test_an_unfit_node_is_left_out_by_the_next_attempt(
     assert told.kinds == {ClusterError}
     assert told.errors[1] == f"node2: {told.bad['node2']}"
     assert told.bad["node2"].startswith("the disk of temporary files has 0.00 GiB left")
+
+
+def test_an_unfit_node_is_written_down_by_the_name_that_slurm_has_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURMD_NODENAME", "gpu-17")
+
+    def of_node(run_dir: Path) -> object:
+        return replace(report(run_dir), tmp_free_gib=0.0, versions={})
+
+    monkeypatch.setattr(module.health, "report", of_node)
+    told = fly(tmp_path, 2)
+    assert told.errors[0].startswith("gpu-17: the disk of temporary files")
+    assert BadNodes(told.bad).among(["gpu-16", "gpu-17"]).keys() == {"gpu-17"}
 
 
 @pytest.mark.usefixtures("hosts")

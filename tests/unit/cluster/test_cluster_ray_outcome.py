@@ -11,7 +11,7 @@ from moe_cluster.ray_nodes import RayNode, room
 from moe_cluster.ray_outcome import outcome_of_ray
 from moe_cluster.ray_share import Share
 from moe_cluster.ray_trainer import chosen_nodes
-from moe_cluster.ray_workers import tell_ending
+from moe_cluster.ray_workers import passed_on, tell_ending
 
 
 class RayError(Exception):
@@ -119,3 +119,8 @@ def test_an_ending_that_finds_no_room_is_not_half_there(tmp_path: Path) -> None:
     assert not (tmp_path / ENDING_FILE).exists()
     assert tell_ending(tmp_path, FAILED) == ""
     assert json.loads((tmp_path / ENDING_FILE).read_text())["exit_code"] == FAILED
+
+
+def test_a_trainer_inherits_neither_rays_token_nor_slurms_name_of_the_node() -> None:
+    actor = {"RAY_AUTH_TOKEN": "secret", "SLURMD_NODENAME": "gpu-17", "SLURM_JOB_ID": "7", "PATH": "/bin"}
+    assert passed_on(actor) == {"SLURM_JOB_ID": "7", "PATH": "/bin"}
