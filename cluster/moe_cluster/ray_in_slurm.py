@@ -10,7 +10,6 @@ import functools
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
+from moe_cluster.addresses import address_in_job, with_port
 from moe_cluster.contract import FAILED, PREEMPTED
 from moe_cluster.errors import ClusterError
 from moe_cluster.linux import catches, die_with_parent, start_deaf
@@ -47,8 +47,8 @@ class RayOfJob:
         self._gpus = environment.get("SLURM_GPUS_ON_NODE", "0")
         self._ports = free_ports(int(self._job_id), 2)
         # Not by name: Ray asks name servers even for what stands in /etc/hosts.
-        self._ip = socket.gethostbyname(self._nodes[0])
-        self._address = f"{self._ip}:{self._ports[0]}"
+        self._ip = address_in_job(self._nodes)
+        self._address = with_port(self._ip, self._ports[0])
         # A token in the environment is seen by this user's own processes alone, in no command line and in no log.
         own = {
             "RAY_AUTH_MODE": "token",

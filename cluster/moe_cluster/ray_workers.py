@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from moe_cluster.addresses import free_port
 from moe_cluster.atomic import replace_text
 from moe_cluster.bad_nodes import SLURM_NAME_VARIABLE
 from moe_cluster.contract import (
@@ -53,7 +54,7 @@ def train(config: Mapping[str, Any]) -> None:
 
     context = ray_train.get_context()
     rank, address = context.get_world_rank(), get_node_ip_address()
-    meeting = broadcast_from_rank_zero((address, _free_port(address)) if rank == 0 else None)
+    meeting = broadcast_from_rank_zero((address, free_port(address)) if rank == 0 else None)
     place = {
         "RANK": rank,
         "WORLD_SIZE": context.get_world_size(),
@@ -116,10 +117,3 @@ def _run(words: list[str], environment: Mapping[str, str], folder: Path) -> int:
             deadline = time.monotonic() + END_S
         if deadline is not None and time.monotonic() >= deadline:
             worker.kill()
-
-
-def _free_port(address: str) -> int:
-    """A port that nobody has; the moment until rank 0 takes it is not guarded."""
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        return int(probe.getsockname()[1])

@@ -14,6 +14,15 @@ from moe_cluster.contract import PREEMPTED
 from moe_cluster.ray_node import TOLD
 
 ROOT = Path(__file__).parents[3]
+SCONTROL = """\
+#!/bin/bash
+case "$*" in
+*hostnames*) echo node1; echo node2 ;;
+*) [ -e "${0%/*}/astray" ] && own=127.0.1.1
+   echo "NodeName=node1 Arch=x86_64 NodeAddr=${own:-10.77.0.11} NodeHostName=localhost"
+   echo "NodeName=node2 Arch=x86_64 NodeAddr=127.0.0.1 NodeHostName=node2" ;;
+esac
+"""
 SRUN = f"""\
 #!/bin/bash
 echo "$@" >>"${{0%/*}}/calls"
@@ -35,7 +44,7 @@ class Job:
     def __init__(self, folder: Path) -> None:
         self.folder, self.processes = folder, OwnProcesses()
         (folder / "srun").write_text(SRUN)
-        (folder / "scontrol").write_text("#!/bin/bash\necho localhost; echo node2\n")
+        (folder / "scontrol").write_text(SCONTROL)
         for name in ("srun", "scontrol"):
             (folder / name).chmod(0o755)
 
@@ -64,8 +73,8 @@ def test_the_command_finds_its_ray_and_all_of_it_ends_with_it(job: Job, tmp_path
     head, others = (tmp_path / "calls").read_text().splitlines()
     address = output.strip()
     node = f"{sys.executable} -m moe_cluster.ray_node moe-train-7 {sys.executable} -m ray.scripts"
-    assert f"--nodelist=localhost --cpus-per-task=3 --kill-on-bad-exit=1 {node}" in head
-    assert f"start --block --head --node-ip-address=127.0.0.1 --port={address.partition(':')[2]}" in head
+    assert f"--nodelist=node1 --cpus-per-task=3 --kill-on-bad-exit=1 {node}" in head
+    assert f"start --block --head --node-ip-address=10.77.0.11 --port={address.partition(':')[2]}" in head
     assert f"start --block --address={address} --num-cpus=3" in others
     assert job.processes.living() == []
 
@@ -149,7 +158,7 @@ def test_a_ray_that_does_not_start_is_one_message_with_its_log(job: Job, tmp_pat
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     log = tmp_path / "7-ray-head.log"
-    assert errors == f"moe-train: error: Ray on localhost ended at once; read {log}\n"
+    assert errors == f"moe-train: error: Ray on node1 ended at once; read {log}\n"
     assert "no such luck" in log.read_text()
     assert time.monotonic() - began < 30
 
@@ -161,3 +170,15 @@ def test_a_ray_that_is_gone_for_good_ends_the_job_with_its_log(job: Job, tmp_pat
     assert process.returncode == 1
     assert errors == f"moe-train: error: a Ray of this job has ended; read {tmp_path / '7-ray-head.log'}\n"
     assert job.processes.living() == []
+
+
+def test_a_batch_node_that_the_others_would_not_find_is_one_message(job: Job, tmp_path: Path) -> None:
+    (tmp_path / "astray").touch()
+    process = job.start("raise AssertionError")
+    _, errors = process.communicate(timeout=50)
+    assert process.returncode == 1
+    assert errors.startswith(
+        "moe-train: error: no address of this node is known at which other nodes find it: 127.0.1.1, "
+    )
+    assert errors.count("\n") == 1
+    assert not (tmp_path / "calls").exists()
