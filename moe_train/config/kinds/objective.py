@@ -65,6 +65,25 @@ class ConsistencyConfig(ObjectiveConfig):
         if self.alpha < 0:
             yield Problem("objective.alpha", self.alpha, "must be at least 0", "THOR uses 5")
         yield from _smoothing(self.label_smoothing)
+        yield from self._check_passes(recipe)
+
+    def _check_passes(self, recipe: "Recipe") -> Iterator[Problem]:
+        moe, dropout = recipe.moe, recipe.model.dropout
+        draws = moe.router.draws_in_training(moe.num_experts) or moe.expert_dropout > 0
+        if dropout > 0 or (moe.every > 0 and draws):
+            return
+        layers = (
+            f"moe.expert_dropout=0 and moe.router.kind={moe.router.kind} with moe.num_experts={moe.num_experts}"
+            if moe.every
+            else "moe.every=0"
+        )
+        yield Problem(
+            "objective.kind",
+            self.kind,
+            f"compares two passes over each batch, and with model.dropout=0, {layers} nothing is drawn in which they "
+            "could differ",
+            "set model.dropout=0.1, or moe.router.kind=thor with several experts, or choose another objective.kind",
+        )
 
 
 @dataclass

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny_model import context, moe_layer, normal, tiny_recipe, vocabulary
 
+from moe_train.config.kinds.router.router import GateConfig
 from moe_train.config.registry import REGISTRY
 from moe_train.moe.layer import MoELayer
 from moe_train.moe.policy import rewarded
@@ -15,6 +16,7 @@ from moe_train.random import generator_for
 SEQUENCES, LENGTH, WIDTH, EXPERTS = 3, 8, 32, 8
 KINDS = sorted(REGISTRY["moe.router"])
 LEAKS = {"expert_choice", "batch_priority", "soft", "smear"}
+GATED = [kind for kind in KINDS if issubclass(REGISTRY["moe.router"][kind].config, GateConfig)]
 IN_TRAINING_ONLY = ["base", "sinkhorn"]
 
 
@@ -225,3 +227,43 @@ def test_padding_does_not_matter_and_gets_nothing_from_a_mixture_of_tokens(kind)
     short = context(1, 5, first=1)
     alone, _ = layer(x[LENGTH : LENGTH + 5], short)
     torch.testing.assert_close(alone, first[LENGTH : LENGTH + 5])
+
+
+STILL = ("moe.router.jitter=0",)
+DRAWN_OR_NOT = [
+    *((kind, (), EXPERTS) for kind in KINDS),
+    *((kind, ONE_CHOICE.get(kind, ()), 1) for kind in sorted(set(KINDS) - TWO_AT_LEAST)),
+    *(
+        (kind, (*ONE_CHOICE.get(kind, ()), "moe.router.jitter=0.5"), 1)
+        for kind in GATED
+        if kind not in TWO_AT_LEAST
+    ),
+    *((kind, STILL, EXPERTS) for kind in GATED),
+    *((kind, ("moe.router.jitter=0.5",), EXPERTS) for kind in GATED),
+    ("deepseek", (*ONE_CHOICE["deepseek"], "moe.router.jitter=0.5", "moe.router.scores=softmax"), 1),
+    ("switch", (*STILL, "moe.router.policy=sampling"), EXPERTS),
+    ("switch", (*STILL, "moe.router.input_dropout=0.1"), EXPERTS),
+    *(
+        ("gshard", (*STILL, f"moe.router.second_expert={second}"), experts)
+        for second in ("random", "all", "sampling")
+        for experts in (2, EXPERTS)
+    ),
+    ("batch_priority", (*STILL, "moe.router.noise=0"), EXPERTS),
+    ("smear", ("moe.router.drop_experts=0",), EXPERTS),
+]
+
+
+@pytest.mark.parametrize(("kind", "overrides", "experts"), DRAWN_OR_NOT)
+def test_two_passes_of_an_update_differ_where_the_configuration_says_that_something_is_drawn(
+    kind, overrides, experts
+):
+    layer = layer_of(kind, *overrides, experts=experts)
+    differ = False
+    for step in range(
+        0, 600, 100
+    ):  # THOR's two draws can be one expert; dense_to_sparse begins with all experts
+        here = context(SEQUENCES, LENGTH, training=True, step=step)
+        second = replace(here, random=replace(here.random, pass_index=1))
+        one, other = (layer(tokens(), each)[0] for each in (here, second))
+        differ |= not torch.allclose(one, other, rtol=1e-5, atol=1e-5)
+    assert layer.config.router.draws_in_training(experts) == differ

@@ -33,6 +33,9 @@ class DenseToSparseRouterConfig(GateConfig):
     gate: Literal["softmax", "gumbel"] = "softmax"  # weight: without noise and temperature, or with both
     balance_coefficient: float = 0.0  # the paper found no use for it
 
+    def draws_in_training(self, num_experts: int) -> bool:
+        return num_experts > 1
+
     def check(self, recipe: "Recipe") -> Iterator[Problem]:
         yield from super().check(recipe)
         yield from capacity_must_be_null(recipe)

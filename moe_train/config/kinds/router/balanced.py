@@ -17,6 +17,9 @@ class BalancedRouterConfig(GateConfig):
 
     kind: str = "base"
 
+    def draws_in_training(self, num_experts: int) -> bool:
+        return self.jitter > 0
+
     def check(self, recipe: "Recipe") -> Iterator[Problem]:
         yield from super().check(recipe)
         yield from capacity_must_be_null(recipe)

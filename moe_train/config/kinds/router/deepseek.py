@@ -30,6 +30,10 @@ class DeepSeekRouterConfig(GateConfig):
     def num_choices(self) -> int:
         return self.k
 
+    def draws_in_training(self, num_experts: int) -> bool:
+        is_constant = num_experts == 1 and (self.scores == "softmax" or self.normalize)
+        return self.jitter > 0 and not is_constant
+
     def check(self, recipe: "Recipe") -> Iterator[Problem]:
         yield from super().check(recipe)
         experts = recipe.moe.num_experts

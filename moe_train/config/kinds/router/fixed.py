@@ -70,3 +70,6 @@ class RandomRouterConfig(FixedRouterConfig):
     """Every token to an expert drawn anew at each step: the floor that learned routing must beat."""
 
     kind: str = "random"
+
+    def draws_in_training(self, num_experts: int) -> bool:
+        return num_experts > 1

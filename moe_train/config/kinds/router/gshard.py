@@ -27,6 +27,11 @@ class GShardRouterConfig(GateConfig):
     def num_choices(self) -> int:
         return 2
 
+    def draws_in_training(self, num_experts: int) -> bool:
+        """Of two experts the one that is not the first is no draw."""
+        by_chance = self.second_expert == "random" or (self.second_expert == "sampling" and num_experts > 2)
+        return by_chance or super().draws_in_training(num_experts)
+
     def check(self, recipe: "Recipe") -> Iterator[Problem]:
         if recipe.moe.num_experts < 2:
             yield Problem(

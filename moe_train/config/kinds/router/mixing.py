@@ -99,6 +99,9 @@ class SmearRouterConfig(MixingRouterConfig):
         """The merged expert, and its share of the merge, which multiplies every weight of every expert once."""
         return 1 + num_experts / min(self.segment or length, length)
 
+    def draws_in_training(self, num_experts: int) -> bool:
+        return self.drop_experts > 0 and num_experts > 1
+
     def check(self, recipe: "Recipe") -> Iterator[Problem]:
         yield from super().check(recipe)
         if self.segment is not None and not 1 <= self.segment < recipe.data.sequence_length:

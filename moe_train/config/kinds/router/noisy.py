@@ -28,6 +28,9 @@ class NoisyTopKRouterConfig(GateConfig):
     def num_parameters(self, d_model: int, num_experts: int) -> int:
         return 2 * d_model * num_experts
 
+    def draws_in_training(self, num_experts: int) -> bool:
+        return num_experts > 1
+
     def check(self, recipe: "Recipe") -> Iterator[Problem]:
         yield from super().check(recipe)
         if not 2 <= self.k <= recipe.moe.num_experts:
@@ -58,6 +61,9 @@ class HierarchicalTopKRouterConfig(GateConfig):
 
     def num_parameters(self, d_model: int, num_experts: int) -> int:
         return 2 * d_model * (num_experts + self.num_groups)
+
+    def draws_in_training(self, num_experts: int) -> bool:
+        return num_experts > 1
 
     def check(self, recipe: "Recipe") -> Iterator[Problem]:
         yield from super().check(recipe)

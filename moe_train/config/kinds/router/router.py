@@ -40,6 +40,10 @@ class RouterConfig(KindConfig):
         """What a token of a sequence of `length` tokens costs in its experts, as a multiple of one expert."""
         return min(self.num_choices, num_experts)
 
+    def draws_in_training(self, num_experts: int) -> bool:
+        """What a token gets in training is a matter of chance too, so that two passes over a batch differ."""
+        return False
+
     def notes(self, recipe: "Recipe") -> Iterator[str]:
         """Yield what is sound in `recipe` but may surprise."""
         return iter(())
@@ -54,6 +58,10 @@ class GateConfig(RouterConfig):
 
     jitter: float = 0.0  # router input times U(1 - jitter, 1 + jitter), training only
     z_coefficient: float = 0.0  # of ST-MoE's router z-loss, the mean of (log sum_i exp z_i)^2
+
+    def draws_in_training(self, num_experts: int) -> bool:
+        """By jitter; one expert has weight 1 whatever its logit is, but where that goes through a sigmoid."""
+        return self.jitter > 0 and num_experts > 1
 
     def check(self, recipe: "Recipe") -> Iterator[Problem]:
         if not 0 <= self.jitter < 1:

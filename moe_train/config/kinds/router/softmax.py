@@ -24,6 +24,10 @@ class SwitchRouterConfig(GateConfig):
     jitter: float = 0.01  # mesh-tensorflow's
     balance_coefficient: float = 0.01  # alpha of eq. 4
 
+    def draws_in_training(self, num_experts: int) -> bool:
+        draws = self.policy == "sampling" or self.input_dropout > 0 or self.jitter > 0
+        return draws and num_experts > 1
+
     def check(self, recipe: "Recipe") -> Iterator[Problem]:
         if not 0 <= self.input_dropout < 1:
             yield Problem(

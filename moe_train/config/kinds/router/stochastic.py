@@ -22,6 +22,9 @@ class ThorRouterConfig(RouterConfig):
     def num_parameters(self, d_model: int, num_experts: int) -> int:
         return 0
 
+    def draws_in_training(self, num_experts: int) -> bool:
+        return num_experts > 1
+
     def check(self, recipe: "Recipe") -> Iterator[Problem]:
         yield from capacity_must_be_null(recipe)
         if recipe.objective.kind != "consistency":
@@ -54,6 +57,9 @@ class ReinforceRouterConfig(GateConfig):
 
     def num_parameters(self, d_model: int, num_experts: int) -> int:
         return d_model * (num_experts + 1) + 1
+
+    def draws_in_training(self, num_experts: int) -> bool:
+        return num_experts > 1
 
     def check(self, recipe: "Recipe") -> Iterator[Problem]:
         yield from super().check(recipe)

@@ -31,6 +31,9 @@ class BatchPriorityRouterConfig(GateConfig):
     def num_choices(self) -> int:
         return self.k
 
+    def draws_in_training(self, num_experts: int) -> bool:
+        return (self.noise > 0 or self.jitter > 0) and num_experts > 1
+
     def check(self, recipe: "Recipe") -> Iterator[Problem]:
         yield from super().check(recipe)
         yield from k_must_fit(self.k, recipe)
