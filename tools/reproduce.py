@@ -110,7 +110,7 @@ def _show_plan(plan: Plan, claims: tuple[Claim, ...], results: Path) -> None:
     print(f"to run: {total / 60:.0f} minutes of CPU, {total / 120:.0f} minutes on two cores\n")
     for claim in claims:
         print(f"{claim.number}. {claim.title}: holds here if, over seeds {', '.join(map(str, SEEDS))},")
-        print("\n".join(f"   - {item}" for item in claim.expect))
+        print("\n".join(f"   - {item}" for item in claim.expect if item.decides))
         if spread := _flops_spread(plan, claim):
             print(f"   FLOPs of a run differ by {spread:.2%} (at most {FLOPS_TOLERANCE:.0%})")
 
@@ -124,9 +124,8 @@ def _measure(plan: Plan, claims: tuple[Claim, ...], results: Path, jobs: int) ->
         found = collect(plan, claim, results)
         print(f"{claim.number}. {claim.title}: {found.verdict}")
         for item, judgement in found.judgements:
-            print(
-                f"   - {item}: {judgement.outcome} ({judgement.mean:+.4f}, e = {judgement.standard_error:.4f})"
-            )
+            figures = f"{judgement.mean:+.4f}, e = {judgement.standard_error:.4f}"
+            print(f"   - {item.role}: {item}: {judgement.outcome} ({figures})")
 
 
 def _tell(line: str) -> None:

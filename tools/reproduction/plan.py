@@ -25,6 +25,7 @@ FLOPS_TOLERANCE = 0.01
 """The runs of arms that a claim compares at equal FLOPs differ by at most this share."""
 
 Relation = Literal["lower", "higher", "at_most", "close"]
+Role = Literal["assertion", "beside", "figure"]
 
 
 class ReproductionError(UsageError):
@@ -58,7 +59,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Expectation:
-    """One comparison that a claim stands or falls with; verdict.py says when it is met."""
+    """One comparison that a claim is judged by, or that is shown with it; verdict.py says when it is met."""
 
     measure: str
     """A name in measures.py."""
@@ -69,6 +70,16 @@ class Expectation:
     bound: float = 0.0
     within: float = 0.0
     """`close`: largest difference that is none; `at_most`: how much more is allowed."""
+    role: Role = "assertion"
+    """`assertion`: what the claim says, which decides its verdict; `beside`: an ablation, a mechanism or a premise,
+    judged and shown; `figure`: shown alone."""
+    added: bool = False
+    """Added when the runs had been made."""
+
+    @property
+    def decides(self) -> bool:
+        """The verdict on the claim depends on it."""
+        return self.role == "assertion"
 
     def __str__(self) -> str:
         words = {
@@ -144,6 +155,10 @@ def read_plan(folder: Path = HERE) -> Plan:
         _claim(path, yaml.safe_load(path.read_text())) for path in sorted((folder / "claims").glob("*.yaml"))
     ]
     for claim in claims:
+        if not any(item.decides for item in claim.expect):
+            raise ReproductionError(
+                f"claim={claim.name}: none of its rows has the role assertion, so nothing could decide it; mark one"
+            )
         named = {*claim.equal_flops, *(item.arm for item in claim.expect)}
         named |= {item.than for item in claim.expect if item.than}
         for name in (*claim.arms, *sorted(named)):

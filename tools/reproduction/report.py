@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from reproduction.measures import COMPARISONS, MEASURES
@@ -20,16 +20,22 @@ mechanisms, not the papers' figures; where its budget shows nothing, the table s
 they are.
 
 **Fixed before any run** (`tools/reproduction/`: base.yaml, arms.yaml, claims/): arms, seeds, budgets and the rule of
-every verdict. Arms of a claim share tokenizer, text and its order by seed, tokens a step, optimizer, schedule, rate
-and passes, but where the arm says otherwise; the rate is tuned for none. Validation drops no token, and its loss has
-no auxiliary part. FLOPs are those of `moe_train/model/count.py`, forward and backward, with the experts that the
-tokens really had; runs compared at equal FLOPs differ by at most {tolerance:.0%}.
+every outcome; what was changed later is said below. Arms of a claim share tokenizer, text and its order by seed, tokens
+a step, optimizer, schedule, rate and passes, but where the arm says otherwise; the rate is tuned for none. Validation
+drops no token, and its loss has no auxiliary part. FLOPs are those of `moe_train/model/count.py`, forward and backward,
+with the experts that the tokens really had; runs compared at equal FLOPs differ by at most {tolerance:.0%}.
 
 **Verdicts.** Arms are paired by seed. With the mean m of the paired differences and its standard error e (their
 sample standard deviation over the root of their number), a difference of at most {errors:g} e is *no difference*. `is
 at most` and `is close to` are met if m with {errors:g} e added stays within the margin, contradicted if m with
 {errors:g} e taken away does not, and *undecided* between these. {seeds} seeds at least. The column {errors:g} e is
 the smallest difference that the budget could have shown.
+
+**Roles.** A claim holds here if all its rows of the role `assertion` are met, in part if only some are, and not if none
+is and one is contradicted; if none is either, there is no verdict. Rows `beside` (ablations, mechanisms, premises) are
+judged and decide nothing; a `figure` is not judged. Roles were given after the runs, with the outcomes known, and so
+that no verdict gets better by them: a row that is not met stays an assertion wherever the claim would look better
+without it. A row that was itself added after the runs says so.
 
 **Figures.** `loss`: validation, nats per token, mean over the last tenth of the run. `cv`, `max_violation` (max /
 mean - 1), `dead_fraction`, `top_share`: of the worst layer, loads summed over the last fifth of the training, before
@@ -49,8 +55,8 @@ class Found:
 
     @property
     def verdict(self) -> str:
-        """On the claim as a whole."""
-        return summary([judgement.outcome for _, judgement in self.judgements])
+        """On the claim as a whole, by its assertions."""
+        return summary([judgement.outcome for item, judgement in self.judgements if item.decides])
 
     @property
     def all_results(self) -> list[Result]:
@@ -97,7 +103,8 @@ def _section(plan: Plan, found: Found, chart: str | None) -> str:
         f"## {claim.number}. {claim.title}",
         f"{claim.source} **Verdict: {_with_caveat(found)}.**",
         _table(
-            ["expected", "mean difference", "outcome", "2 e"], [_judged(*item) for item in found.judgements]
+            ["expected", "role", "mean difference", "outcome", "2 e"],
+            [_judged(*item) for item in found.judgements],
         ),
         _table(
             ["arm", "what it is", *claim.show, "seeds"],
@@ -115,7 +122,8 @@ def _results(arm: Arm, folder: Path, seeds: Sequence[int]) -> list[Result]:
 
 
 def _judge(item: Expectation, results: Mapping[str, Sequence[Result]]) -> Judgement:
-    return judge(item.relation, differences(item, results), item.within)
+    judgement = judge(item.relation, differences(item, results), item.within)
+    return replace(judgement, outcome=Outcome.NOT_JUDGED) if item.role == "figure" else judgement
 
 
 def differences(item: Expectation, results: Mapping[str, Sequence[Result]]) -> list[float]:
@@ -132,10 +140,11 @@ def differences(item: Expectation, results: Mapping[str, Sequence[Result]]) -> l
 
 def _judged(item: Expectation, judgement: Judgement) -> list[str]:
     outcome = str(judgement.outcome)
-    if judgement.outcome is Outcome.MET:
+    if judgement.outcome is Outcome.MET and item.decides:
         outcome = f"**{outcome}**"
     border = STANDARD_ERRORS * judgement.standard_error
-    return [str(item), _number(judgement.mean, signed=True), outcome, _number(border)]
+    role = f"{item.role}, added later" if item.added else item.role
+    return [str(item), role, _number(judgement.mean, signed=True), outcome, _number(border)]
 
 
 def _shown(claim: Claim, results: Sequence[Result]) -> list[str]:

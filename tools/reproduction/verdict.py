@@ -10,6 +10,9 @@ bound. With n seeds, m = mean(d), s = the sample standard deviation of d, and e 
 
 Fewer than 3 seeds decide nothing, nor do seeds of which one has no number. `no difference` and `undecided` mean that
 the budget did not show more: 2e is the smallest difference that it could have shown.
+
+The verdict on a claim is that of its assertions alone: what stands beside them (ablations, mechanisms, premises) is
+judged and makes no verdict better or worse.
 """
 
 import math
@@ -31,6 +34,7 @@ class Outcome(StrEnum):
     CONTRADICTED = "contradicted"
     NO_DIFFERENCE = "no difference"
     UNDECIDED = "undecided"
+    NOT_JUDGED = "not judged"
     NOT_RUN = "not yet run"
 
 
@@ -69,7 +73,7 @@ def _outcome(relation: Relation, mean: float, border: float, within: float) -> O
 
 
 def summary(outcomes: Sequence[Outcome]) -> str:
-    """The verdict on a claim: that of all its expectations together."""
+    """The verdict on a claim: that of all its assertions together, of which there is at least one."""
     if Outcome.NOT_RUN in outcomes:
         return "not yet run" if set(outcomes) == {Outcome.NOT_RUN} else "not yet run as a whole"
     if all(outcome is Outcome.MET for outcome in outcomes):

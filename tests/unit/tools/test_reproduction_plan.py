@@ -1,13 +1,16 @@
 """The arms and claims as they are committed: they fit together, into the budget, and keep to the rules of fairness."""
 
+import shutil
 from operator import attrgetter
+from typing import get_args
 
 import pytest
 import reproduce
+import yaml
 from reproduction import runs
 from reproduction.flops import planned
 from reproduction.measures import COMPARISONS, MEASURES
-from reproduction.plan import FLOPS_TOLERANCE, SEEDS, ReproductionError, read_plan
+from reproduction.plan import FLOPS_TOLERANCE, HERE, SEEDS, ReproductionError, Role, read_plan
 
 from moe_train.config.check import problems
 from moe_train.errors import MoETrainError
@@ -65,6 +68,7 @@ def test_every_claim_can_be_judged():
         for item in claim.expect:
             assert item.measure in (COMPARISONS.keys() | MEASURES.keys() if item.than else MEASURES)
             assert item.relation in ("lower", "higher", "at_most", "close")
+            assert item.role in get_args(Role)
             assert (item.within > 0) == (item.relation in ("at_most", "close"))
 
 
@@ -98,6 +102,15 @@ def test_a_wrong_claim_is_one_message(monkeypatch, capsys):
     assert capsys.readouterr().err.startswith(
         "error: claim=nonsense: there is no such claim; one of switch_against_dense,"
     )
+
+
+def test_a_claim_that_nothing_could_decide_is_refused(tmp_path):
+    shutil.copytree(HERE, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "claims" / "hash.yaml"
+    claim = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump(claim | {"expect": [row | {"role": "beside"} for row in claim["expect"]]}))
+    with pytest.raises(ReproductionError, match="claim=hash: none of its rows has the role assertion"):
+        read_plan(tmp_path)
 
 
 def test_a_claim_has_a_name_and_a_number():

@@ -81,14 +81,41 @@ def test_the_report_says_what_the_results_say(plan, tmp_path):
     found = collect(plan, plan.claim("sooner"), tmp_path)
     text = document(plan, [found], {"sooner": "reproductions/sooner.svg"})
     # Differences -0.5, -0.45 and -0.55: mean -0.5, e = 0.05 / sqrt(3); the CV of [60, 20] is 0.5.
-    assert "| loss of a is lower than b | -0.5000 | **met** | 0.0577 |" in text
-    assert "| cv of a is lower than 0.4 | +0.1000 | contradicted | 0.0000 |" in text
+    assert "| loss of a is lower than b | assertion | -0.5000 | **met** | 0.0577 |" in text
+    assert "| cv of a is lower than 0.4 | assertion | +0.1000 | contradicted | 0.0000 |" in text
     assert "**Verdict: holds in part.**" in text
     assert "| a | what a is | 4.1000 ± 0.1000 | 0.5000 ± 0.0000 | 3 |" in text
     assert "![losses and loads](reproductions/sooner.svg)" in text
     assert "Measured at commit cccccccccc, 2026-01-02 to 2026-01-02, 0.1 hours of CPU" in text
     (anchor,) = re.findall(r"\(#(.*?)\)", text)
     assert anchor == "1-a-is-better-than-b"
+
+
+@pytest.mark.parametrize(
+    ("roles", "verdict"),
+    [
+        (("assertion", "beside"), "holds here"),
+        (("beside", "assertion"), "does not hold here"),
+        (("figure", "assertion"), "does not hold here"),
+    ],
+)
+def test_what_stands_beside_a_claim_is_shown_and_decides_nothing(plan, tmp_path, roles, verdict):
+    _measure(plan, tmp_path, {"a": [4.0, 4.1, 4.2], "b": [4.5, 4.55, 4.75]})
+    claim = plan.claim("sooner")  # its first row is met, its second contradicted
+    expect = tuple(replace(item, role=role) for item, role in zip(claim.expect, roles, strict=True))
+    text = document(plan, [collect(plan, replace(claim, expect=expect), tmp_path)], {})
+    met = {"assertion": "**met**", "beside": "met", "figure": "not judged"}[roles[0]]
+    assert f"| loss of a is lower than b | {roles[0]} | -0.5000 | {met} | 0.0577 |" in text
+    assert f"| cv of a is lower than 0.4 | {roles[1]} | +0.1000 | contradicted | 0.0000 |" in text
+    assert f"**Verdict: {verdict}.**" in text
+
+
+def test_a_row_that_was_added_after_the_runs_says_so(plan, tmp_path):
+    _measure(plan, tmp_path, {"a": [4.0, 4.1, 4.2], "b": [4.5, 4.55, 4.75]})
+    claim = plan.claim("sooner")
+    first = replace(claim.expect[0], added=True)
+    text = document(plan, [collect(plan, replace(claim, expect=(first,)), tmp_path)], {})
+    assert "| loss of a is lower than b | assertion, added later | -0.5000 | **met** | 0.0577 |" in text
 
 
 def test_a_caveat_stands_beside_the_verdict_wherever_it_is_given(plan, tmp_path):
@@ -105,7 +132,7 @@ def test_what_was_not_run_is_called_so(plan, tmp_path):
     found = collect(plan, plan.claim("1"), tmp_path)
     text = document(plan, [found], {})
     assert "| not yet run as a whole | 4 of 6 |" in text
-    assert "| loss of a is lower than b | - | not yet run | - |" in text
+    assert "| loss of a is lower than b | assertion | - | not yet run | - |" in text
 
 
 def test_results_on_different_texts_are_not_compared(plan, tmp_path):
