@@ -236,6 +236,9 @@ def _kinds(recipe: Recipe) -> Iterator[Problem]:
         if not (recipe.moe.every == 0 and place.startswith("moe.")):
             yield from config.check(recipe)
     router = recipe.moe.router
+    for stack in stacks(recipe):
+        if stack.moe_layers:
+            yield from router.check_stack(stack.name, stack.length)
     if router.sees_later_tokens and has_causal_moe(recipe):
         yield Problem(
             "moe.router.kind",

@@ -156,5 +156,33 @@ def test_a_causal_model_refuses_whole_sequences_and_takes_segments():
     ],
 )
 def test_what_makes_no_sense_is_refused(override, key):
-    recipe = tiny_recipe("moe.router.kind=smear", *DROPLESS, override)
-    assert [problem.key for problem in recipe.moe.router.check(recipe)] == [key]
+    causal = ("moe.router.kind=smear", "moe.router.segment=4", *DROPLESS)
+    assert [problem.key for problem in problems(tiny_recipe(*causal, override))] == [key]
+
+
+SPANS = (  # of 16 tokens 2 are cut out in one span: 16 - 2 + 2 for the encoder, 4 for the decoder
+    "moe.router.kind=smear",
+    "model.architecture=encoder_decoder",
+    "objective.kind=span_corruption",
+    *DROPLESS,
+)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "too_short"),
+    [
+        (("moe.router.segment=3",), []),
+        (("moe.router.segment=4",), ["the 4 tokens of a sequence in the decoder"]),
+        (("moe.router.segment=4", "moe.stacks=encoder"), []),
+        (("moe.router.segment=16", "moe.stacks=encoder"), ["the 16 tokens of a sequence in the encoder"]),
+        (("moe.router.segment=16", "moe.stacks=decoder"), ["the 4 tokens of a sequence in the decoder"]),
+        (("moe.router.segment=16",), ["the 16 tokens of", "the 4 tokens of"]),
+        (("moe.router.segment=16", "moe.every=0"), []),
+    ],
+)
+def test_a_segment_is_shorter_than_the_sequences_of_every_stack_that_merges(overrides, too_short):
+    recipe = tiny_recipe(*SPANS, *overrides)
+    found = problems(recipe)
+    assert [problem.key for problem in found] == ["moe.router.segment"] * len(too_short)
+    for problem, reason in zip(found, too_short, strict=True):
+        assert f"must be below {reason}" in problem.rule

@@ -104,16 +104,25 @@ class SmearRouterConfig(MixingRouterConfig):
 
     def check(self, recipe: "Recipe") -> Iterator[Problem]:
         yield from super().check(recipe)
-        if self.segment is not None and not 1 <= self.segment < recipe.data.sequence_length:
+        if self.segment is not None and self.segment < 1:
             yield Problem(
                 "moe.router.segment",
                 self.segment,
-                f"must be at least 1 and below data.sequence_length={recipe.data.sequence_length}, or no token has a "
-                "segment before its own",
+                "must be at least 1",
                 "use an eighth of the sequence, or null for one merge a sequence",
             )
         if not 0 <= self.drop_experts < 1:
             yield Problem("moe.router.drop_experts", self.drop_experts, "must be in [0, 1)", "use 0.1, or 0")
+
+    def check_stack(self, name: str, length: int) -> Iterator[Problem]:
+        if self.segment is not None and self.segment >= length:
+            yield Problem(
+                "moe.router.segment",
+                self.segment,
+                f"must be below the {length} tokens of a sequence in the {name}, or no token there has a segment "
+                "before its own",
+                f"use an eighth of that, {max(length // 8, 1)}, or null for one merge a sequence",
+            )
 
     def notes(self, recipe: "Recipe") -> Iterator[str]:
         yield (

@@ -44,6 +44,10 @@ class RouterConfig(KindConfig):
         """What a token gets in training is a matter of chance too, so that two passes over a batch differ."""
         return False
 
+    def check_stack(self, name: str, length: int) -> Iterator[Problem]:
+        """Yield what makes this choice unusable in a stack called `name`, whose sequences have `length` tokens."""
+        return iter(())
+
     def notes(self, recipe: "Recipe") -> Iterator[str]:
         """Yield what is sound in `recipe` but may surprise."""
         return iter(())
