@@ -7,7 +7,9 @@ import torch
 from gloo_workers import run_workers
 from tiny_model import context, normal, one_worker, tiny_recipe, vocabulary
 
+from moe_train.config.check import problems
 from moe_train.config.kinds.router import HashRouterConfig
+from moe_train.config.notes import notes
 from moe_train.config.registry import build
 from moe_train.config.schema import Recipe
 from moe_train.distribute.apply import distribute
@@ -197,3 +199,18 @@ def test_vocabularies_that_cannot_be_clustered_are_refused(table):
     recipe.data.tokenizer.vocab_size, recipe.moe.num_experts = 300, 512
     (problem,) = recipe.moe.router.check(recipe)
     assert "makes as many clusters as moe.num_experts=512 of the 300 tokens" in str(problem)
+
+
+@pytest.mark.parametrize("table", ["balanced", "random", "modulo", "bigram", "clustered", "dispersed"])
+@pytest.mark.parametrize("share", [0.8, 0.0])
+def test_a_note_says_that_masks_are_one_token_and_go_to_one_expert(table, share):
+    masked = ("model.architecture=encoder", "objective.kind=masked", f"objective.masked_share={share}")
+    dropless = ("moe.capacity_factor=null", "moe.eval_capacity_factor=null")
+    recipe = tiny_recipe("moe.router.kind=hash", f"moe.router.table={table}", *masked, *dropless)
+    assert problems(recipe) == []
+    said = ["80% of the tokens to predict" in note for note in notes(recipe)]
+    assert said == ([True] if share and table != "bigram" else [])
+
+
+def test_a_language_model_with_a_table_has_no_note_on_masks():
+    assert not any("mask" in note for note in notes(tiny_recipe("moe.router.kind=hash")))

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from moe_train.config.kinds.objective import MaskedConfig
 from moe_train.config.kinds.router.router import RouterConfig
 from moe_train.config.problem import Problem
 
@@ -46,6 +47,15 @@ class HashRouterConfig(FixedRouterConfig):
             )
         if self.table in ("clustered", "dispersed"):
             yield from self._check_clusters(size, recipe.moe.num_experts)
+
+    def notes(self, recipe: "Recipe") -> Iterator[str]:
+        objective = recipe.objective
+        if isinstance(objective, MaskedConfig) and objective.masked_share > 0 and self.table != "bigram":
+            yield (
+                f"moe.router.kind={self.kind}: {objective.masked_share:.0%} of the tokens to predict (objective.masked_share) are the one "
+                "mask token, so all of them go to one expert in each MoE layer; moe.router.table=bigram looks at the "
+                "token before too"
+            )
 
     def _check_clusters(self, size: int, num_experts: int) -> Iterator[Problem]:
         if size > LARGEST_CLUSTERED_VOCABULARY:
