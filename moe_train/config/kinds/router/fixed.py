@@ -52,9 +52,9 @@ class HashRouterConfig(FixedRouterConfig):
         objective = recipe.objective
         if isinstance(objective, MaskedConfig) and objective.masked_share > 0 and self.table != "bigram":
             yield (
-                f"moe.router.kind={self.kind}: {objective.masked_share:.0%} of the tokens to predict (objective.masked_share) are the one "
-                "mask token, so all of them go to one expert in each MoE layer; moe.router.table=bigram looks at the "
-                "token before too"
+                f"moe.router.kind={self.kind}: {objective.masked_share:.0%} of the tokens to predict are the one mask "
+                "token (objective.masked_share), so all of them go to one expert in each MoE layer; "
+                "moe.router.table=bigram looks at the token before too"
             )
 
     def _check_clusters(self, size: int, num_experts: int) -> Iterator[Problem]:
