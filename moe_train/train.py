@@ -15,6 +15,7 @@ from torch import Tensor
 
 from moe_cluster.contract import attempt_dir
 from moe_cluster.errors import ClusterError, JobError
+from moe_cluster.node_check import check_node
 from moe_cluster.preflight import preflight
 from moe_train.callbacks.callback import Callback, RunInfo
 from moe_train.callbacks.console import Console
@@ -109,13 +110,17 @@ def run(recipe: Recipe, run_dir: Path, resume: str, process: Process) -> int:
 
 
 def _preflight(job: JobConfig, run_dir: Path, attempt: int, workers: Meeting) -> None:
-    """What the recipe says about trying the network and the nodes first.
+    """What the recipe says about trying the network and the nodes first; on one node that is the node alone.
 
     Raises RunError for a fault of theirs, and UsageError for one that another attempt would find again.
     """
-    if job.preflight == "never" or (job.preflight == "auto" and workers.is_one_host):
+    if job.preflight == "never":
         return
     try:
+        if workers.store is None or (job.preflight == "auto" and workers.is_one_host):
+            if workers.rank == 0:
+                check_node(run_dir, attempt, workers.size, workers.use_cuda, log.info)
+            return
         preflight(
             workers.store,
             workers.rank,

@@ -62,23 +62,27 @@ class Report:
     """Of python, torch and moe-train, its commit and a digest of its code."""
 
 
-def report(run_dir: Path, now: Callable[[], float] = time.time) -> Report:
-    """This node, seen from this process; writes and removes a small file in `run_dir`. `now`: the clock to judge."""
+def report(run_dir: Path, now: Callable[[], float] = time.time, is_alone: bool = False) -> Report:
+    """This node, seen from this process; writes and removes a small file in `run_dir`. `now`: the clock to judge.
+
+    `is_alone`: without what is only compared with other nodes, and without a look for GPUs' faults where there is no
+    GPU. It takes milliseconds then, and asks no name server.
+    """
     found, note = gpus()
     return Report(
         host=own_name(),
-        address=_address(),
+        address=None if is_alone else _address(),
         interface=os.environ.get("GLOO_SOCKET_IFNAME"),
         can_listen=_can_listen(),
         run_dir_free_gib=_free_gib(run_dir),
-        tmp_free_gib=_free_gib(Path(tempfile.gettempdir())) or 0.0,
+        tmp_free_gib=_tmp_free_gib(),
         shm_free_gib=_free_gib(SHM),
         memory_free_gib=_memory_free_gib(),
         clock_ahead_s=_clock_ahead(run_dir, now),
         gpus=found,
         gpu_note=note,
-        xids=_xids(),
-        versions=versions(),
+        xids=_xids() if found or not is_alone else [],
+        versions={} if is_alone else versions(),
     )
 
 
@@ -120,6 +124,13 @@ def _free_gib(folder: Path) -> float | None:
     if not os.access(folder, os.W_OK):
         return None
     return shutil.disk_usage(folder).free / GIB
+
+
+def _tmp_free_gib() -> float:
+    try:
+        return _free_gib(Path(tempfile.gettempdir())) or 0.0
+    except FileNotFoundError:  # no folder for them takes a file
+        return 0.0
 
 
 def _memory_free_gib() -> float:

@@ -4,6 +4,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 
 from moe_cluster.health import Report
 from moe_cluster.nvml import Gpu
@@ -17,6 +18,14 @@ HARDWARE_XIDS = {48, 64, 74, 79, 92, 94, 95, 119, 120, 140}
 """Of the driver's error numbers those that speak of the GPU or its links, not of a program's mistake."""
 
 
+class About(Enum):
+    """What of a node a run need not use."""
+
+    ROOM = "room"
+    PORT = "port"
+    GPU = "gpu"
+
+
 @dataclass(frozen=True)
 class Problem:
     """One sentence about one node, or several."""
@@ -26,6 +35,8 @@ class Problem:
     """No run should start so."""
     host: str = ""
     """Whose problem it is; empty: of several nodes together."""
+    about: About | None = None
+    """What a run may do without, if it is that."""
 
     def __str__(self) -> str:
         return self.text
@@ -39,6 +50,25 @@ def problems(reports: Sequence[Report]) -> list[Problem]:
         for problem in _of_node(report, len(reports) > 1)
     ]
     return [*alone, *_differing_versions(reports), *_differing_gpus(reports)]
+
+
+def problems_alone(report: Report, workers: int, uses_gpus: bool) -> list[Problem]:
+    """All that is wrong with the only node of a run of so many workers. Only what it cannot do without keeps it from
+    starting, since there may be no better node to go to.
+
+    That is no full /dev/shm or disk, of which it may need nothing; a port if there are several workers; a GPU if all
+    are used.
+    """
+    needed: set[About | None] = {None}
+    if workers > 1:
+        needed.add(About.PORT)
+    if uses_gpus and workers >= len(report.gpus):
+        needed.add(About.GPU)
+    exchanged = report if workers > 1 else replace(report, shm_free_gib=None)
+    return [
+        replace(problem, host=report.host, is_fatal=problem.is_fatal and problem.about in needed)
+        for problem in _of_node(exchanged, has_others=False)
+    ]
 
 
 def _of_node(report: Report, has_others: bool) -> Iterator[Problem]:
@@ -67,7 +97,11 @@ def _of_node(report: Report, has_others: bool) -> Iterator[Problem]:
             "or exclude the node"
         )
     if not report.can_listen:
-        yield Problem(f"{host}: no port can be opened; raise its limit of open files, or exclude it", True)
+        yield Problem(
+            f"{host}: no port can be opened; raise its limit of open files, or exclude it",
+            True,
+            about=About.PORT,
+        )
     if has_others and report.interface is None and (report.address or "127.").startswith("127."):
         yield Problem(
             f"{host}: its own name stands for {report.address or 'no address'}, at which no other node finds it; "
@@ -83,16 +117,22 @@ def _of_node(report: Report, has_others: bool) -> Iterator[Problem]:
 
 def _low(host: str, what: str, gib: float, least: float, way_out: str) -> Problem:
     return Problem(
-        f"{host}: {what} has {gib:.2f} GiB left, less than {least:g} GiB; {way_out}", is_fatal=gib == 0
+        f"{host}: {what} has {gib:.2f} GiB left, less than {least:g} GiB; {way_out}",
+        is_fatal=gib == 0,
+        about=About.ROOM,
     )
 
 
 def _of_gpu(host: str, gpu: Gpu) -> Iterator[Problem]:
     name = f"{host}: GPU {gpu.index}"
     if gpu.error is not None:
-        yield Problem(f"{name} does not answer ({gpu.error}); reset it, or exclude the node", True)
+        yield Problem(
+            f"{name} does not answer ({gpu.error}); reset it, or exclude the node", True, about=About.GPU
+        )
     if gpu.is_worn:
-        yield Problem(f"{name} has faulty memory that it cannot replace; exclude the node", True)
+        yield Problem(
+            f"{name} has faulty memory that it cannot replace; exclude the node", True, about=About.GPU
+        )
     if gpu.needs_reset:
         yield Problem(f"{name} has faulty memory that is replaced at a reset; reset it")
     if gpu.ecc_errors:

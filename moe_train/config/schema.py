@@ -134,7 +134,7 @@ class JobConfig:
         60.0  # without a step for so long, the run hangs: who hangs is named, and the attempt ends
     )
     preflight: Literal["auto", "always", "never"] = (
-        "auto"  # workers try the network first; auto: on several nodes
+        "auto"  # workers look at their nodes first, and try the network; auto: that on several nodes
     )
 
 

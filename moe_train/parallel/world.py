@@ -26,12 +26,14 @@ RECORDED_COLLECTIVES = "500"
 class Meeting:
     """The workers of a run before they are a process group: all reach one store of keys and values."""
 
-    store: dist.Store
+    store: dist.Store | None
+    """None: there is one worker."""
     rank: int
     size: int
     local_rank: int
     is_one_host: bool
     """All workers are on one host, as far as the launcher says."""
+    use_cuda: bool
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,8 @@ class World:
         """Read RANK, WORLD_SIZE, LOCAL_RANK and the attempt; join the process group if there are several workers.
 
         The group is gloo on CPU and NCCL (with gloo for CPU tensors) on CUDA. A collective that waits longer than
-        `timeout_s` seconds raises. `preflight` is called before the workers join. Raises UsageError if there is no GPU
-        for this worker, RunError if it does not reach the others.
+        `timeout_s` seconds raises. `preflight` is called before the workers join, and where there is one alone. Raises
+        UsageError if there is no GPU for this worker, RunError if it does not reach the others.
         """
         rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -68,13 +70,15 @@ class World:
         if use_cuda:
             _require_gpu(local_rank)
             torch.cuda.set_device(chosen)
+        if size == 1 and preflight is not None:
+            preflight(Meeting(None, rank, size, local_rank, True, use_cuda))
         if size > 1 and not dist.is_initialized():
             os.environ.setdefault("TORCH_FR_BUFFER_SIZE", RECORDED_COLLECTIVES)
             store = _meet(rank, size, timeout_s)
             if preflight is not None:
                 is_one_host = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == size
                 own_keys = dist.PrefixStore("preflight", store)
-                preflight(Meeting(own_keys, rank, size, local_rank, is_one_host))
+                preflight(Meeting(own_keys, rank, size, local_rank, is_one_host, use_cuda))
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if use_cuda else "gloo",
                 store=store,

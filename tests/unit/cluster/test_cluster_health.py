@@ -13,8 +13,9 @@ import pytest
 from conftest import require_tool
 
 from moe_cluster import health
+from moe_cluster.bad_nodes import left_out
 from moe_cluster.health import Report, read, report
-from moe_cluster.health_rules import problems
+from moe_cluster.health_rules import problems, problems_alone
 from moe_cluster.nvml import Gpu
 
 ROOT = Path(__file__).parents[3]
@@ -150,6 +151,85 @@ def test_what_is_wrong_with_a_node_is_said_with_a_way_out(
     (problem,) = problems([replace(WELL, **changes)])
     assert sentence in str(problem)
     assert problem.is_fatal is is_fatal
+
+
+@pytest.mark.parametrize(
+    ("changes", "workers", "uses_gpus", "is_fatal"),
+    [
+        ({"run_dir_free_gib": None}, 1, False, True),
+        ({"run_dir_free_gib": 0.0}, 1, False, False),
+        ({"tmp_free_gib": 0.0}, 2, False, False),
+        ({"shm_free_gib": 0.0}, 2, False, False),
+        ({"can_listen": False}, 1, False, False),
+        ({"can_listen": False}, 2, False, True),
+        ({"gpus": [Gpu(0), Gpu(1, error="GPU is lost")]}, 2, False, False),  # a run on the CPU
+        ({"gpus": [Gpu(0), Gpu(1, error="GPU is lost")]}, 1, True, False),  # on the other one
+        ({"gpus": [Gpu(0), Gpu(1, error="GPU is lost")]}, 2, True, True),
+        ({"gpus": [Gpu(0, is_worn=True)]}, 1, True, True),
+    ],
+)
+def test_the_only_node_of_a_run_is_refused_only_for_what_the_run_needs_for_certain(
+    changes: dict[str, Any], workers: int, uses_gpus: bool, is_fatal: bool
+) -> None:
+    (problem,) = problems_alone(replace(WELL, **changes), workers, uses_gpus)
+    assert (problem.host, problem.is_fatal) == ("node1", is_fatal)
+
+
+def test_one_worker_exchanges_nothing_through_shared_memory() -> None:
+    assert problems_alone(replace(WELL, shm_free_gib=0.0), 1, False) == []
+
+
+def test_a_report_for_one_node_asks_nothing_that_only_others_need(tmp_path: Path) -> None:
+    alone, full = report(tmp_path, is_alone=True), report(tmp_path)
+    assert (alone.address, alone.versions) == (None, {})
+    assert (alone.host, alone.can_listen, alone.gpus) == (full.host, full.can_listen, full.gpus)
+
+
+CHECK = """\
+import pathlib, sys
+from moe_cluster.errors import ClusterError
+from moe_cluster.node_check import check_node
+try:
+    check_node(pathlib.Path(sys.argv[1]), 3, 2, True, print)
+except ClusterError as error:
+    sys.exit(f"refused: {error}")
+"""
+
+
+def test_a_lost_gpu_that_a_run_on_one_node_needs_ends_its_attempt_and_is_left_out(
+    nvml: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "attempts/3").mkdir(parents=True)
+    own = {"PYTHONPATH": str(ROOT / "cluster"), "GPU_LOST": "1", "SLURMD_NODENAME": "gpu-17", **nvml}
+    done = subprocess.run(
+        [sys.executable, "-c", CHECK, str(tmp_path)],
+        env={**os.environ, **own},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    sentence = "GPU 1 does not answer (GPU is lost); reset it, or exclude the node"
+    assert done.stderr == f"refused: gpu-17: {sentence}\n"
+    assert left_out(tmp_path) == {"gpu-17": sentence}
+
+
+@pytest.mark.parametrize(("wish", "is_told"), [("auto", True), ("never", False)])
+@pytest.mark.usefixtures("moe_train")
+def test_a_run_of_one_worker_looks_at_its_node_first_and_does_without_a_gpu_it_does_not_use(
+    nvml: dict[str, str], tmp_path: Path, wish: str, is_told: bool
+) -> None:
+    words = ["--run-dir", str(tmp_path / "run"), "job.device=cpu", f"job.preflight={wish}", "steps=1"]
+    path = os.pathsep.join(map(str, (ROOT, ROOT / "cluster", ROOT / "kernels")))
+    done = subprocess.run(
+        [sys.executable, "-m", "moe_train.cli", "run", "small.yaml", *words],
+        env={**os.environ, "PYTHONPATH": path, "GPU_LOST": "1", **nvml},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    log = (tmp_path / "run/attempts/1/rank-0/log.txt").read_text()
+    assert ("GPU 1 does not answer (GPU is lost)" in log) is is_told
 
 
 def test_nothing_is_said_of_nodes_that_are_well_or_of_a_programs_own_xid() -> None:
