@@ -28,7 +28,7 @@ from moe_cluster.elastic import with_threads
 from moe_cluster.first_cause import FirstCause, find_first_cause
 from moe_cluster.job import Attempt
 from moe_cluster.launcher import Outcome, launcher
-from moe_cluster.restarts import MOST_STOPS, Restarts, stops_in_vain
+from moe_cluster.restarts import Restarts
 from moe_cluster.stop import StopRequest, stop_on_signals
 from moe_train.checkpoint.folder import CheckpointFolder
 from moe_train.checkpoint.lineage import has_started, newest_attempt
@@ -37,7 +37,7 @@ from moe_train.config.load import load_recipe
 from moe_train.config.schema import Recipe
 from moe_train.errors import UsageError
 from moe_train.process import Process
-from moe_train.requeue import lost_in_vain
+from moe_train.requeue import lost_in_vain, stopped_in_vain
 from moe_train.run_folder import RunFolder, attempt_recipe
 
 
@@ -175,11 +175,8 @@ def _attempts(
 def _stopped(asked: Launch, run_dir: Path, environment: Mapping[str, str]) -> int:
     """Tell how a stopped run goes on; returns PREEMPTED, at which a job is queued again, or FAILED if that is in
     vain."""
-    if JOB_VARIABLE in environment and stops_in_vain(run_dir) >= MOST_STOPS:
-        _say(
-            f"the last {MOST_STOPS} attempts were each stopped before they saved anything new, so the job is not "
-            "queued again; give it more time (--time-limit), or see why it is stopped so early"
-        )
+    if JOB_VARIABLE in environment and (why := stopped_in_vain(run_dir)):
+        _say(why)
         return FAILED
     _say(f"stopped and saved; go on with: {_resume_line(asked, run_dir, environment)}")
     return PREEMPTED

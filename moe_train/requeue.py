@@ -1,17 +1,28 @@
-"""When a job that its cluster starts again and again, since it loses its nodes, is not worth another attempt.
+"""When a job that is started again and again, since it is stopped or loses its nodes, is not worth another attempt.
 
 A launcher whose node dies tells nothing, and each new one begins to count afresh (`Restarts`). So the one that comes
 after it leaves a note in the folder of the last attempt, and all of these are counted.
 """
 
 import shlex
+from pathlib import Path
 
 from moe_cluster.contract import attempt_dir
-from moe_cluster.restarts import MOST_LOSSES, lost_attempts, record_loss
+from moe_cluster.restarts import MOST_LOSSES, MOST_STOPS, lost_attempts, record_loss, stops_in_vain
 from moe_train.checkpoint.folder import CheckpointFolder
 from moe_train.checkpoint.lineage import newest_attempt, newest_writer
 from moe_train.errors import RunError
 from moe_train.run_folder import RunFolder
+
+
+def stopped_in_vain(run_dir: Path) -> str:
+    """Why a job whose run was stopped is not queued again; empty if it is."""
+    if stops_in_vain(run_dir) < MOST_STOPS:
+        return ""
+    return (
+        f"the last {MOST_STOPS} attempts were each stopped before they saved anything new, so the job is not "
+        "queued again; give it more time (--time-limit), or see why it is stopped so early"
+    )
 
 
 def lost_in_vain(folder: RunFolder) -> str:
