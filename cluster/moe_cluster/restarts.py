@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from moe_cluster.atomic import replace_text
-from moe_cluster.contract import DONE, LOST_FILE, OUTCOME_FILE, PREEMPTED, attempt_dir, in_attempts
+from moe_cluster.contract import (
+    BAD_NODES_FILE,
+    DONE,
+    LOST_FILE,
+    OUTCOME_FILE,
+    PREEMPTED,
+    attempt_dir,
+    in_attempts,
+)
 
 MOST_STOPS = 4
 """Attempts in a row that are stopped before they save anything new."""
@@ -58,13 +66,15 @@ def record_loss(run_dir: Path, attempt: int, job: str) -> None:
 
 
 def lost_attempts(run_dir: Path, job: str) -> list[int]:
-    """The attempts after which the cluster had to start `job` again, ascending; not those that it had told to stop.
+    """The attempts after which the cluster had to start `job` again, ascending; not those that it had told to stop, or
+    after which the job itself asked for other nodes.
 
     Whether their launcher saw them fail depends on which node was lost; so that does not count.
     """
-    lost = [path.parent for path in in_attempts(run_dir, LOST_FILE) if _read(path).get("job") == job]
+    noted = [path.parent for path in in_attempts(run_dir, LOST_FILE) if _read(path).get("job") == job]
+    lost = [folder for folder in noted if not (folder / BAD_NODES_FILE).exists()]
     ended = (DONE, PREEMPTED)
-    return [int(path.name) for path in lost if _read(path / OUTCOME_FILE).get("exit_code") not in ended]
+    return [int(folder.name) for folder in lost if _read(folder / OUTCOME_FILE).get("exit_code") not in ended]
 
 
 def _outcomes(run_dir: Path) -> list[dict[str, Any]]:

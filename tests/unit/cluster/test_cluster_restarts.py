@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from moe_cluster import bad_nodes
 from moe_cluster.contract import DONE, FAILED, PREEMPTED
 from moe_cluster.restarts import LONGEST_WAIT_S, Restarts, lost_attempts, record_loss, stops_in_vain
 
@@ -71,16 +72,17 @@ def test_an_outcome_that_a_dying_node_left_empty_is_none(tmp_path: Path) -> None
     assert stops_in_vain(tmp_path) == 1
 
 
-def test_attempts_are_lost_after_which_their_job_was_started_again_unless_it_was_told_to_stop(
+def test_attempts_are_lost_after_which_their_job_was_started_again_unless_it_was_asked_for(
     tmp_path: Path,
 ) -> None:
-    ends = {8: None, 9: FAILED, 10: PREEMPTED, 11: DONE, 12: None, 13: None}
+    ends = {8: None, 9: FAILED, 10: PREEMPTED, 11: DONE, 12: None, 13: None, 14: FAILED}
     for number, exit_code in ends.items():
         folder = tmp_path / f"attempts/{number}"
         folder.mkdir(parents=True)
         if exit_code is not None:
             (folder / "outcome.json").write_text(json.dumps({"exit_code": exit_code}))
         record_loss(tmp_path, number, "slurm:8" if number == 12 else "slurm:7")
-    (tmp_path / "attempts/14").mkdir()  # which goes on
+    bad_nodes.record(tmp_path / "attempts/14", {"node2": "is full"})
+    (tmp_path / "attempts/15").mkdir()  # which goes on
     assert lost_attempts(tmp_path, "slurm:7") == [8, 9, 13]
     assert lost_attempts(tmp_path, "slurm:8") == [12]
