@@ -31,9 +31,12 @@ SCRATCH_MB = 16
 class SlurmCluster:
     """A controller and `num_nodes` nodes, as a context manager. `environment` is what clients need to reach it."""
 
-    def __init__(self, num_nodes: int = 3, accounting: bool = False, remembered_s: int = 3600) -> None:
-        """`remembered_s`: how long the controller knows a job that is over."""
-        self._remembered_s = remembered_s
+    def __init__(
+        self, num_nodes: int = 3, accounting: bool = False, remembered_s: int = 3600, hosts: str = ""
+    ) -> None:
+        """`remembered_s`: how long the controller knows a job that is over. `hosts`: what stands in the name of a host
+        before Slurm's name of its node."""
+        self._remembered_s, self._hosts = remembered_s, hosts
         self.folder = FOLDERS / f"{PREFIX}{os.getpid()}"
         self.names = [f"node{number}" for number in range(1, num_nodes + 1)]
         self.environment = {"SLURM_CONF": str(self.folder / "slurm.conf")}
@@ -75,7 +78,7 @@ class SlurmCluster:
         """Boot a node, in the place of one that has crashed."""
         Path("/tmp/ray").mkdir(exist_ok=True)
         shell = (
-            f"hostname {name}; mount --make-rprivate /; mount --bind {self.folder}/hosts /etc/hosts; "
+            f"hostname {self._hosts}{name}; mount --make-rprivate /; mount --bind {self.folder}/hosts /etc/hosts; "
             f"mount --bind {self.folder}/resolv.conf /etc/resolv.conf; "
             f"mount -t tmpfs -o size={SCRATCH_MB}m tmpfs {self.scratch}; mount -t tmpfs -o size=256m tmpfs /dev/shm; "
             f"mount -t tmpfs tmpfs /tmp/ray; "
@@ -186,6 +189,7 @@ class SlurmCluster:
         for part in ("run", "state", "log", "munge", "scratch", *(f"spool/{name}" for name in self.names)):
             (self.folder / part).mkdir(parents=True)
         known = {"localhost": "127.0.0.1", "controller": self._network.controller, **self._network.addresses}
+        known |= {f"{self._hosts}{name}": address for name, address in self._network.addresses.items()}
         (self.folder / "hosts").write_text("".join(f"{address} {name}\n" for name, address in known.items()))
         (self.folder / "resolv.conf").touch()  # one name server that is not there costs 10 s a question
 
