@@ -294,6 +294,26 @@ def test_a_run_outlives_any_of_its_nodes(
     )
 
 
+def test_a_job_that_takes_its_nodes_down_before_it_saves_is_not_queued_for_ever(
+    terminal: SlurmTerminal, scenarios: Scenarios
+) -> None:
+    run = terminal.submit("takes-nodes-down", *TWO_NODES, "steps=100000", "checkpoint.every=100000")
+    for attempt in range(1, 5):
+        run.wait_for_attempt(attempt)
+        host, _ = run.worker(attempt % 2, attempt)  # in turn a node and the batch node
+        terminal.cluster.crash(host)
+        wait_for(lambda restarts=attempt: f"Restarts={restarts} " in run.job(), every_s=0.5, timeout_s=120)
+        terminal.cluster.start_node(host)
+    assert "Restarts=4 " in run.wait_for_job("FAILED")
+    assert run.attempts == 4
+    assert "(attempts 1, 2, 3, 4), so no further attempt is made" in run.output
+    scenarios.add(
+        "a job takes a node down in each attempt, before it saves anything",
+        "it ends as failed after four",
+        "so, and says why and how to go on",
+    )
+
+
 def test_a_run_goes_on_with_fewer_nodes_where_there_are_no_more(
     terminal: SlurmTerminal, undisturbed: SlurmRun, scenarios: Scenarios
 ) -> None:
