@@ -29,7 +29,7 @@ from moe_cluster.contract import (
     requested_end,
     requested_stop,
 )
-from moe_train.progress import PACED, Progress
+from moe_train.progress import Progress
 from moe_train.whereabouts import Sampler
 
 logger = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ class Heartbeat:
             "step_time": progress.step_time,
             "phase": ENDED if self._ended.is_set() else progress.phase,
             "parts": progress.parts,
-            "is_paced": progress.phase in PACED,
+            "is_paced": progress.is_paced,
             "patience_s": progress.patience_s,
             "where": self._sampler.place.where,
             "waiting": round(self._sampler.waiting, 2),

@@ -17,8 +17,6 @@ STARTING, TRAINING, VALIDATING, TRANSLATING, CHECKPOINT, ENDING = (
     "checkpoint",
     "ending",
 )
-PACED = (TRAINING, VALIDATING)
-"""Phases that go forward in steps, or in parts that take no longer than one."""
 
 STRETCH = 5
 """A step may take so many times as long as the longest of the last ones."""
@@ -72,10 +70,15 @@ class Progress:
         self.phase, self.since = ENDING, time.monotonic()
 
     @property
+    def is_paced(self) -> bool:
+        """The phase goes forward in steps, or in parts that take no longer than one."""
+        return self.phase in (TRAINING, VALIDATING)
+
+    @property
     def patience_s(self) -> float | None:
         """How long the phase may go on without progress before it counts as a hang; None: not known yet."""
         if self._hang_s is None:
             return None
-        if self.phase not in PACED:
+        if not self.is_paced:
             return max(self._hang_s, self._timeout_s)
         return max(self._hang_s, STRETCH * max(self._step_seconds, default=0.0))

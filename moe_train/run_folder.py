@@ -4,7 +4,6 @@ A launcher holds a lock on it for as long as it lives, so two runs never share a
 model and the data of the run; everything else may change.
 """
 
-import contextlib
 import fcntl
 import json
 import os
@@ -106,11 +105,13 @@ class RunFolder:
     @staticmethod
     def _take_lock(descriptor: int) -> None:
         """Raises BlockingIOError if it is held. Whoever asks `is_held` has it for a moment, which is waited for."""
-        for _ in range(LOCK_TRIES - 1):
-            with contextlib.suppress(BlockingIOError):
+        for tries_left in reversed(range(LOCK_TRIES)):
+            try:
                 return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if tries_left == 0:
+                    raise
             time.sleep(LOCK_PAUSE_S)
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def is_held(self) -> bool:
         """Whether another launcher holds the folder at this moment; as far as this host can see."""

@@ -104,9 +104,8 @@ def forward_stop(attempt: Attempt, settled: set[Path]) -> None:
     A worker that is still importing has no heartbeat; it is told when it has one. `settled` are the heartbeats of
     those that were told or are another host's to tell.
     """
-    for heartbeat in (
-        set(attempt_dir(attempt.run_dir, attempt.number).glob(f"rank-*/{HEARTBEAT_FILE}")) - settled
-    ):
+    heartbeats = attempt_dir(attempt.run_dir, attempt.number).glob(f"rank-*/{HEARTBEAT_FILE}")
+    for heartbeat in set(heartbeats) - settled:
         try:
             facts = json.loads(heartbeat.read_text())
         except (OSError, ValueError):  # a network file system lost it to the next one: there is another look

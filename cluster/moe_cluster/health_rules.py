@@ -41,6 +41,11 @@ class Problem:
     def __str__(self) -> str:
         return self.text
 
+    @property
+    def why(self) -> str:
+        """The sentence without its node."""
+        return self.text.removeprefix(f"{self.host}: ")
+
 
 def problems(reports: Sequence[Report]) -> list[Problem]:
     """All that is wrong; empty if nothing is."""

@@ -1,6 +1,7 @@
-"""A look at the one node of a run before work begins on it: the part of a preflight that needs no other node."""
+"""What becomes of problems of nodes before work begins on them; and a look at the one node of a run, the part of a
+preflight that needs no other node."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from moe_cluster import health
 from moe_cluster.bad_nodes import record
 from moe_cluster.contract import attempt_dir
 from moe_cluster.errors import ClusterError
-from moe_cluster.health_rules import problems_alone
+from moe_cluster.health_rules import Problem, problems_alone
 
 
 def check_node(
@@ -19,13 +20,24 @@ def check_node(
     Raises ClusterError with what keeps a run from starting here, written down first: a launcher that can choose has the
     next attempt elsewhere.
     """
-    found = problems_alone(health.report(run_dir, is_alone=True), workers, uses_gpus)
-    for problem in found:
-        if not problem.is_fatal:
-            say(str(problem))
-    fatal = [problem for problem in found if problem.is_fatal]
+    fatal = fatal_among(problems_alone(health.report(run_dir, is_alone=True), workers, uses_gpus), say)
     if fatal:
-        bad = {problem.host: problem.text.removeprefix(f"{problem.host}: ") for problem in fatal}
-        with suppress(OSError):  # the folder itself may be what is wrong; the error says so
-            record(attempt_dir(run_dir, attempt), bad)
+        write_down(attempt_dir(run_dir, attempt), {problem.host: problem.why for problem in fatal})
         raise ClusterError("\n".join(map(str, fatal)))
+
+
+def fatal_among(found: Iterable[Problem], warn: Callable[[str], None]) -> list[Problem]:
+    """What keeps a run from starting; the rest is a warning."""
+    fatal = []
+    for problem in found:
+        if problem.is_fatal:
+            fatal.append(problem)
+        else:
+            warn(str(problem))
+    return fatal
+
+
+def write_down(attempt: Path, bad: Mapping[str, str]) -> None:
+    """Record unfit nodes for whoever chooses those of the next attempt, if the folder can be written."""
+    with suppress(OSError):  # it may be what is wrong; the error says so
+        record(attempt, bad)

@@ -11,19 +11,19 @@ import socket
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
 from moe_cluster import health
-from moe_cluster.bad_nodes import own_name, record
+from moe_cluster.bad_nodes import own_name
 from moe_cluster.contract import attempt_dir
 from moe_cluster.errors import ClusterError, JobError
-from moe_cluster.health_rules import Problem, problems
+from moe_cluster.health_rules import problems
 from moe_cluster.links import Listener, answer_at, mib_per_s
 from moe_cluster.linux import address_of
+from moe_cluster.node_check import fatal_among, write_down
 
 CONNECT_S = 5.0
 """A connection that takes longer is one that cannot be made."""
@@ -98,12 +98,13 @@ def preflight(
             for content in _exchange(store, "seen", asdict(seen), size, rank, patience_s)
         ]
     unreached = _unreached(cards, everything)
-    fatal = _of_nodes(everything, say if rank == 0 else _nobody)
-    bad = {problem.host: problem.text.removeprefix(f"{problem.host}: ") for problem in fatal if problem.host}
+    reports = [health.read(seen.health) for seen in everything if seen.health is not None]
+    fatal = fatal_among(problems(reports), say if rank == 0 else _nobody)
+    bad = {problem.host: problem.why for problem in fatal if problem.host}
     if host := _cut_off(cards, everything):
         bad.setdefault(host, "no other node can talk to it, and all others can talk to each other")
     if bad and rank == 0:
-        _write_down(attempt_dir(run_dir, attempt), bad)
+        write_down(attempt_dir(run_dir, attempt), bad)
     if faults := [*unreached, *map(str, fatal)]:
         raise (ClusterError if unreached or bad else JobError)("\n".join(faults))
     if rank == 0:
@@ -224,20 +225,6 @@ def _cut_off(cards: Sequence[Card], everything: Sequence[Seen]) -> str | None:
     }
     common = frozenset.intersection(*pairs) if len(pairs) > 1 else frozenset()
     return next(iter(common)) if len(common) == 1 else None
-
-
-def _write_down(attempt: Path, bad: Mapping[str, str]) -> None:
-    with suppress(OSError):  # the folder itself may be what is wrong; the error says so
-        record(attempt, bad)
-
-
-def _of_nodes(everything: Sequence[Seen], warn: Callable[[str], None]) -> list[Problem]:
-    """What keeps the run from starting; the rest is a warning."""
-    found = problems([health.read(seen.health) for seen in everything if seen.health is not None])
-    for problem in found:
-        if not problem.is_fatal:
-            warn(str(problem))
-    return [problem for problem in found if problem.is_fatal]
 
 
 def _speeds(cards: Sequence[Card], everything: Sequence[Seen]) -> list[str]:

@@ -54,8 +54,9 @@ def test_who_asks_whether_a_run_is_held_does_not_keep_it_from_starting(tmp_path:
     fcntl.flock(asking, fcntl.LOCK_SH)
     answered = threading.Timer(0.3, os.close, [asking])
     answered.start()
-    with RunFolder(tmp_path / "run"):
+    with RunFolder(tmp_path / "run") as folder:
         answered.join()
+        assert folder.is_held()
 
 
 def test_a_job_that_its_cluster_started_again_takes_its_folder_over(tmp_path: Path) -> None:

@@ -259,9 +259,8 @@ def test_two_passes_of_an_update_differ_where_the_configuration_says_that_someth
 ):
     layer = layer_of(kind, *overrides, experts=experts)
     differ = False
-    for step in range(
-        0, 600, 100
-    ):  # THOR's two draws can be one expert; dense_to_sparse begins with all experts
+    # THOR's two draws can be one expert; dense_to_sparse begins with all experts.
+    for step in range(0, 600, 100):
         here = context(SEQUENCES, LENGTH, training=True, step=step)
         second = replace(here, random=replace(here.random, pass_index=1))
         one, other = (layer(tokens(), each)[0] for each in (here, second))
