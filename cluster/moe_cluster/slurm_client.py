@@ -167,7 +167,8 @@ KEPT = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")
 def _of_submission(environment: Mapping[str, str], script: str) -> dict[str, str]:
     """Of sbatch's own variables only those that say where a job runs and who pays, where the script leaves that open:
     they win over a script's directives, and are the job's environment too."""
-    wishes = {name for name, option in WISHES.items() if f"\n#SBATCH --{option}=" not in script}
+    said = set(re.findall(r"^#SBATCH --([a-z-]+)[ =]", script, re.MULTILINE))
+    wishes = {name for name, option in WISHES.items() if option not in said}
     return {
         name: value
         for name, value in _surroundings(environment).items()

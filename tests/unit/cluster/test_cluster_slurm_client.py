@@ -143,12 +143,19 @@ def test_an_sbatch_that_tells_no_id_is_an_error(programs, shell: str, says: str)
 def test_a_users_wishes_for_sbatch_hold_where_the_script_has_none(
     programs, tmp_path: Path, monkeypatch
 ) -> None:
-    wishes = {"PARTITION": "mine", "ACCOUNT": "lab", "NO_REQUEUE": "1", "OUTPUT": "/tmp/x", "TIMELIMIT": "5"}
+    wishes = {
+        "PARTITION": "mine",
+        "QOS": "low",
+        "ACCOUNT": "lab",
+        "NO_REQUEUE": "1",
+        "OUTPUT": "/tmp/x",
+        "TIMELIMIT": "5",
+    }
     for name, value in wishes.items():
         monkeypatch.setenv(f"SBATCH_{name}", value)
     monkeypatch.setenv("LC_ALL", "C.UTF-8")
     programs("sbatch", f"env > {tmp_path}/seen; echo 7")
-    slurm_client.submit("#!/bin/bash\n#SBATCH --partition=ours\n#SBATCH --time-min=3\n")
+    slurm_client.submit("#!/bin/bash\n#SBATCH --partition=ours\n#SBATCH --qos high\n#SBATCH --time-min=3\n")
     seen = (tmp_path / "seen").read_text().splitlines()
     assert {line for line in seen if line.startswith("SBATCH_")} == {
         "SBATCH_ACCOUNT=lab",
