@@ -2,11 +2,11 @@
 
 Zuo et al., 2110.04260, sec. 3, and the authors' code: an update makes two passes over its batch (see
 objectives/consistency.py), each with a draw of its own for every layer, and the two may coincide (the paper speaks of
-a random pair). The draw is shared by the whole global batch, so every layout and accumulation makes the same one.
-Validation: `sequence` gives the i-th sequence expert i modulo E, where the code draws one per sentence (its level 1);
-`token` draws one for each token (its level 0), `batch` one for all, as in training; `ensemble` weighs all experts
-equally; `fixed` uses one in every layer. Draws there depend on the layer, the sequence's number and the token's
-position alone: so validation repeats exactly, and a token keeps its expert while others are written after it.
+a random pair). The whole global batch shares the draw, so every layout and accumulation makes the same one.
+Validation: `sequence` draws an expert for each sentence in each layer, as the paper and the code's level 1 do; `token`
+draws one for each token (the code's level 0), `batch` one for all sentences, as in training; `ensemble` weighs all
+experts equally; `fixed` uses one in every layer. These draws depend only on the layer, the sequence's number and, for
+`token`, the position. So validation repeats exactly, and a sentence keeps its experts while it is being translated.
 T tokens, D model width, E experts, B sequences, S tokens of one.
 """
 
@@ -28,7 +28,7 @@ class ThorRouter(nn.Module):
         self.config, self.num_experts, self.site = config, num_experts, site
 
     def forward(self, x: Float[Tensor, "T D"], context: RouteContext) -> Routing:
-        """Send all tokens to the expert that was drawn; in validation as `inference` says."""
+        """Send all tokens to the expert that was drawn; in validation, follow `inference`."""
         tokens = x.shape[0]
         if not context.training and self.config.inference == "ensemble":
             every = torch.arange(self.num_experts, device=x.device).expand(tokens, -1)
@@ -39,19 +39,17 @@ class ThorRouter(nn.Module):
         return table_routing(per_token, torch.ones(tokens, 1, device=x.device), self.num_experts)
 
     def _of_batch(self, stream: RandomStream) -> Int[Tensor, "B 1"]:
-        """The same draw for every sequence of the step."""
+        """Draws one expert for all sequences of the step."""
         draw = stream.uniform_of_batch(f"{self.site}.expert")
         return (draw * self.num_experts).long().expand(len(stream.sequence_ids), 1)
 
     def _chosen(self, context: RouteContext) -> Int[Tensor, "B _"]:
-        """Each sequence's expert in validation, or each token's."""
+        """Returns each sequence's expert in validation, or each token's."""
         numbers, inference = context.random.sequence_ids, self.config.inference
         always = RandomStream(0, 0, numbers)
-        if inference == "token":
-            draws = always.uniform(f"{self.site}.expert", context.sequence_length)
-            return (draws * self.num_experts).long()
         if inference == "batch":
             return self._of_batch(always)
         if inference == "fixed":
             return torch.full_like(numbers, self.config.fixed_expert).unsqueeze(1)
-        return (numbers % self.num_experts).unsqueeze(1)
+        num_draws = context.sequence_length if inference == "token" else 1
+        return (always.uniform(f"{self.site}.expert", num_draws) * self.num_experts).long()

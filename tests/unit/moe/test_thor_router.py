@@ -1,10 +1,11 @@
 """THOR: one expert per layer and pass, drawn for the whole batch."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
-from tiny_model import context, moe_layer, normal, tiny_recipe
+from tiny_model import context, moe_layer, normal, tiny_recipe, tiny_transformer
 
 from moe_train.config.check import problems
 from moe_train.config.kinds.router import ThorRouterConfig
@@ -12,12 +13,17 @@ from moe_train.moe.routers.thor import ThorRouter
 from moe_train.moe.routing import RouteContext
 from moe_train.random import RandomStream
 
-EXPERTS, LENGTH = 4, 5
-THOR = (
-    "moe.router.kind=thor",
-    "objective.kind=consistency",
-    "moe.capacity_factor=null",
-    "moe.eval_capacity_factor=null",
+EXPERTS, LENGTH, SENTENCES = 4, 5, 4050
+DROPLESS = ("moe.capacity_factor=null", "moe.eval_capacity_factor=null")
+THOR = ("moe.router.kind=thor", "objective.kind=consistency", *DROPLESS)
+ENCODER_DECODER = (
+    "model.architecture=encoder_decoder",
+    "objective.kind=translation",
+    "data.corpus.kind=parallel_files",
+    "data.corpus.path=x",
+    "model.num_layers=2",
+    "moe.every=1",
+    "moe.num_experts=3",
 )
 
 
@@ -62,11 +68,8 @@ def test_all_microbatches_and_ranks_of_a_step_see_the_same_draw():
         assert drawn(step=step) == drawn(step=step, sequences=1, first=7)
 
 
-def test_in_validation_sequences_take_turns_or_all_have_one_or_every_expert():
+def test_in_validation_the_ensemble_has_every_expert_and_fixed_has_one():
     x, at = torch.zeros(6 * LENGTH, 3), context(6, LENGTH)
-    turns = router()(x, at)
-    assert turns.expert_ids.view(6, LENGTH)[:, 0].tolist() == [0, 1, 2, 3, 0, 1]
-    assert (turns.expert_ids.view(6, LENGTH) == turns.expert_ids.view(6, LENGTH)[:, :1]).all()
     assert set(router(inference="fixed", fixed_expert=2)(x, at).expert_ids.tolist()) == {2}
     ensemble = router(inference="ensemble")(x, at)
     assert ensemble.num_choices == EXPERTS
@@ -80,24 +83,50 @@ def in_validation(way: str, at: RouteContext, site: str = "layers.0.router") -> 
     return made(torch.zeros(at.token_values.numel(), 3), at).expert_ids.view(at.token_values.shape)
 
 
+def test_in_validation_all_tokens_of_a_sequence_have_its_expert_and_each_expert_has_as_many_sequences():
+    many = in_validation("sequence", context(4000, LENGTH))
+    assert (many == many[:, :1]).all()
+    counts = torch.bincount(many[:, 0], minlength=EXPERTS)
+    assert (counts - 1000).abs().max() < 110  # 4 standard deviations
+
+
 def test_in_validation_tokens_can_have_an_expert_each():
     many = in_validation("token", context(200, 20))
-    assert (
-        torch.bincount(many.flatten(), minlength=EXPERTS) - 1000
-    ).abs().max() < 110  # 4 standard deviations
+    counts = torch.bincount(many.flatten(), minlength=EXPERTS)
+    assert (counts - 1000).abs().max() < 110  # 4 standard deviations
     same_as_neighbour = (many[:, 1:] == many[:, :-1]).float().mean()
     assert 0.21 < float(same_as_neighbour) < 0.29
-    assert (
-        0.21
-        < float((many == in_validation("token", context(200, 20), "layers.2.router")).float().mean())
-        < 0.29
-    )
 
 
-def test_a_token_keeps_its_expert_wherever_its_sequence_is_and_however_long_it_has_become():
-    many = in_validation("token", context(6, 20, step=3, seed=5))
+@pytest.mark.parametrize(
+    "drawing",
+    [THOR, (*THOR, "moe.router.inference=token"), ("moe.router.kind=random", *DROPLESS)],
+    ids=["thor-sequence", "thor-token", "random"],
+)
+def test_in_validation_every_layer_of_a_model_draws_independently(drawing):
+    """The first token of each sentence takes one of E^L paths through the model, all equally often."""
+    model = tiny_transformer(tiny_recipe(*ENCODER_DECODER, *drawing))
+    at, expert_ids = context(SENTENCES, 2), []
+    for block in model.blocks:
+        block.feedforward.router.register_forward_hook(
+            lambda _, __, routing: expert_ids.append(routing.expert_ids[::2])
+        )
+    with torch.no_grad():
+        model(at.token_values, at, at.token_values, at)
+    assert len(expert_ids) == 4
+    paths = sum(of_layer * 3**layer for layer, of_layer in enumerate(expert_ids))
+    counts, expected = torch.bincount(paths, minlength=3**4), SENTENCES / 3**4
+    assert len(counts) == 3**4
+    assert counts.min() > 0
+    chi_square = ((counts - expected) ** 2 / expected).sum()
+    assert chi_square < 80 + 4 * math.sqrt(2 * 80)  # 80 degrees of freedom, 4 standard deviations
+
+
+@pytest.mark.parametrize("way", ["sequence", "token"])
+def test_a_token_keeps_its_expert_wherever_its_sequence_is_and_however_long_it_has_become(way):
+    many = in_validation(way, context(6, 20, step=3, seed=5))
     for length in (1, 7, 20):
-        assert torch.equal(in_validation("token", context(1, length, first=4))[0], many[4, :length])
+        assert torch.equal(in_validation(way, context(1, length, first=4))[0], many[4, :length])
 
 
 def test_in_validation_all_can_have_one_expert_of_each_layer_as_in_training():
