@@ -80,6 +80,14 @@ def z_loss(
     return token_mean(torch.logsumexp(logits, dim=-1).square(), group_tokens, is_real)
 
 
+def entropies(log_probabilities: Float[Tensor, "T E"]) -> Float[Tensor, " T"]:
+    """The entropy of each row in nats, -sum_i p_i ln p_i, with a finite gradient where some p_i underflows.
+
+    Of p itself the derivative, -(ln p + 1), is infinite there; of ln p it is -p (ln p + 1), which vanishes with p.
+    """
+    return -(log_probabilities.exp() * log_probabilities).sum(-1)
+
+
 def active_balance_loss(
     weights: Float[Tensor, "T E"],
     active: Bool[Tensor, "T E"],

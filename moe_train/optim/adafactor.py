@@ -112,7 +112,9 @@ class Adafactor(torch.optim.Optimizer):
         state["column"].lerp_((column / parameter.num_rows).to(grad.dtype), 1 - self._decay(parameter))
         # The mean of the rows' means is that of the columns', which every rank has.
         mean = state["column"].mean(-1, keepdim=True)
-        grad.mul_((state["row"] / mean).rsqrt_().unsqueeze(-1)).mul_(state["column"].rsqrt().unsqueeze(-2))
+        # Roots apart: R / mean underflows for a row without a gradient beside large ones, and 0 / sqrt(0) is NaN.
+        of_rows = state["row"].rsqrt().mul_(mean.sqrt())
+        grad.mul_(of_rows.unsqueeze(-1)).mul_(state["column"].rsqrt().unsqueeze(-2))
 
     def _apply(self, parameter: _Parameter, size: Tensor, update: Tensor) -> None:
         """Clip, scale and subtract the update; `size` and `update` are mean squares of parameter and update."""

@@ -97,6 +97,15 @@ class OptimConfig(KindConfig):
             )
 
 
+SMALLEST_EPSILON = 1.2e-38
+"""The smallest normal number of fp32: what is smaller can become 0, and a gradient of 0 is then divided by 0."""
+
+
+def _epsilon(key: str, value: float, default: str) -> Iterator[Problem]:
+    if value < SMALLEST_EPSILON:
+        yield Problem(key, value, f"must be above 0 in fp32: at least {SMALLEST_EPSILON}", f"use {default}")
+
+
 @dataclass
 class AdamWConfig(OptimConfig):
     """AdamW (1711.05101)."""
@@ -111,8 +120,7 @@ class AdamWConfig(OptimConfig):
         for key, value in (("optim.beta1", self.beta1), ("optim.beta2", self.beta2)):
             if not 0 <= value < 1:
                 yield Problem(key, value, "must be in [0, 1)", "use 0.9 for beta1 and 0.95 for beta2")
-        if self.epsilon <= 0:
-            yield Problem("optim.epsilon", self.epsilon, "must be above 0", "use 1e-8")
+        yield from _epsilon("optim.epsilon", self.epsilon, "1e-8")
 
 
 @dataclass
@@ -149,12 +157,8 @@ class AdafactorConfig(OptimConfig):
                 "must be above 0",
                 "use 1.0, or null for no clipping",
             )
-        for key, value, default in (
-            ("optim.epsilon1", self.epsilon1, "1e-30"),
-            ("optim.epsilon2", self.epsilon2, "1e-3"),
-        ):
-            if value <= 0:
-                yield Problem(key, value, "must be above 0", f"use {default}")
+        yield from _epsilon("optim.epsilon1", self.epsilon1, "1e-30")
+        yield from _epsilon("optim.epsilon2", self.epsilon2, "1e-3")
         if self.factor_from < 1:
             yield Problem(
                 "optim.factor_from", self.factor_from, "must be at least 1", "use 128, or 1 for all"

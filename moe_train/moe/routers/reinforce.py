@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from moe_train.config.kinds.router import ReinforceRouterConfig
-from moe_train.moe.losses import balance_loss, token_mean, watched, z_loss
+from moe_train.moe.losses import balance_loss, entropies, token_mean, watched, z_loss
 from moe_train.moe.routers.edges import table_routing
 from moe_train.moe.routers.noise import gumbel
 from moe_train.moe.routers.scores import gate_logits, jittered, sum_of_entropies, sum_of_largest
@@ -51,7 +51,9 @@ class ReinforceRouter(nn.Module):
             losses = {
                 "balance": balance_loss(probabilities, expert_ids, group_tokens, real),
                 "z": z_loss(watched(logits, self.config.z_coefficient), group_tokens, real),
-                "entropy": token_mean(torch.special.entr(probabilities).sum(1), group_tokens, real),
+                "entropy": token_mean(
+                    entropies(watched(log_probabilities, self.config.entropy_coefficient)), group_tokens, real
+                ),
             }
             policy = None
             if context.training:
