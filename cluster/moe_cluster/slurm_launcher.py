@@ -12,6 +12,7 @@ import math
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -69,6 +70,11 @@ class SlurmLauncher:
             raise JobError(
                 "--launcher slurm: this is no Slurm job; submit with `moe-train submit --cluster slurm`, or use "
                 "--launcher local"
+            )
+        if shutil.which("srun", path=environment.get("PATH")) is None:
+            raise JobError(
+                "--launcher slurm: srun is not on the PATH; install Slurm's client programs on the nodes (in the "
+                "container, if the job runs in one)"
             )
         self.environment = environment
         self.bad = BadNodes()

@@ -82,7 +82,7 @@ def test_a_build_that_failed_leaves_nothing_and_is_tried_again(compiler):
     ("command", "reason"),
     [
         ("no-such-compiler", "since no-such-compiler was not found; install it to have these kernels built"),
-        ("false", "since false --version returned 1; install a compiler that works"),
+        ("broken", "since broken --version returned 1; install a compiler that works"),
         (None, "compiler failed: plan.cpp:4: error: what is this"),
     ],
     ids=["none", "broken", "refuses"],
@@ -91,8 +91,11 @@ def test_without_a_library_the_reference_runs_and_one_line_says_why(
     command, reason, compiler, monkeypatch, caplog
 ):
     compiler.answer(FAILS)
+    broken = compiler.path.with_name("broken")
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
     if command:
-        monkeypatch.setenv("CXX", command)
+        monkeypatch.setenv("CXX", str(broken) if command == "broken" else command)
     select.choose.cache_clear()
     with caplog.at_level(logging.INFO, "moe_kernels.select"):
         for _ in range(2):

@@ -74,8 +74,10 @@ def softmax_choice(
         return by_operations(logits, k, group_tokens, is_real)
     found = router_statistics(logits, k)
     probabilities = found.scores.detach()
-    # Of logits that are no numbers the kernel chooses none; a loss that is no number will say so.
-    expert_ids = found.expert_ids.long().clamp(min=0)
+    # The kernel chooses nothing (-1) among logits that are not numbers; the loss, not a number either, reports it.
+    first = torch.arange(k, device=logits.device)
+    expert_ids = found.expert_ids.long()
+    expert_ids = torch.where(expert_ids < 0, first, expert_ids)
     entropy = -torch.dot(probabilities.flatten(), probabilities.clamp(min=SMALLEST).log_().flatten())
     top = sum_of_largest(found.weights[:, :1])
     return Choice(found.scores, expert_ids, found.weights, found.z / tokens, entropy, top)

@@ -1,6 +1,7 @@
 """How an attempt is laid out over the nodes of an allocation, and which node is named when no worker can be."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,8 +24,10 @@ def launcher(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, per_node: str = "2
     (tmp_path / "srun").write_text("#!/bin/bash\ntrue\n")
     for name in ("scontrol", "srun"):
         (tmp_path / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    return SlurmLauncher({**ALLOCATION, "MOE_TRAIN_WORKERS_PER_NODE": per_node})
+    # The launcher runs these programs with its own environment, so both need the stand-ins' folder.
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    monkeypatch.setenv("PATH", path)
+    return SlurmLauncher({**ALLOCATION, "PATH": path, "MOE_TRAIN_WORKERS_PER_NODE": per_node})
 
 
 @pytest.mark.parametrize(
@@ -104,6 +107,11 @@ def test_an_attempt_that_is_stopped_before_a_worker_began_is_no_failure(
         (tmp_path / "attempts/1/rank-0" / HEARTBEAT_FILE).write_text(json.dumps(beat))
     asked = StopRequest(is_requested=True)
     assert here.run(Attempt((), 2, tmp_path, 1), asked, say).exit_code == expected
+
+
+def test_a_job_without_srun_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match="--launcher slurm: srun is not on the PATH"):
+        SlurmLauncher({**ALLOCATION, "PATH": str(tmp_path)})
 
 
 def test_outside_of_a_job_the_way_in_is_named() -> None:

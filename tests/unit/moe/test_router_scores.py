@@ -79,8 +79,9 @@ def test_without_a_compiler_or_with_padding_the_operations_take_over(monkeypatch
     assert torch.equal(softmax_choice(logits, 2).expert_ids, by_operations(logits, 2).expert_ids)
 
 
-def test_logits_that_are_no_numbers_still_name_experts():
-    assert softmax_choice(torch.full((3, 4), torch.nan), 2).expert_ids.tolist() == [[0, 0]] * 3
+@pytest.mark.parametrize("choice", [softmax_choice, by_operations])
+def test_logits_that_are_no_numbers_name_the_first_experts(choice):
+    assert choice(torch.full((3, 4), torch.nan), 2).expert_ids.tolist() == [[0, 1]] * 3
 
 
 def test_a_table_makes_edges_by_token_and_choice():

@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[3]
 def _rows(tmp_path: Path, tool: str, *arguments: str) -> list[dict[str, Any]]:
     found = tmp_path / "rows.json"
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "cluster"), str(ROOT / "kernels")])
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),  # ninja is in a venv
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "cluster"), str(ROOT / "kernels")]),
     }
     command = [sys.executable, str(ROOT / "tools" / tool), *arguments, "--json", str(found)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
@@ -26,6 +27,7 @@ def _rows(tmp_path: Path, tool: str, *arguments: str) -> list[dict[str, Any]]:
 
 
 def test_the_layer_benchmark_compares_three_layers_with_the_floor(tmp_path):
+    require_tool("g++", "g++")  # DeepSpeed compiles when it is first used on a CPU
     rows = _rows(tmp_path, "bench_moe_layer.py", "--quick", "--tokens=128", "--budget-s=0", "--markdown")
     assert {row["layer"] for row in rows} == {"moe_train", "deepspeed", "huggingface"}
     assert {(row["num_experts"], row["top_k"]) for row in rows} == {(8, 1), (8, 2), (64, 1), (64, 2)}
@@ -36,6 +38,7 @@ def test_the_layer_benchmark_compares_three_layers_with_the_floor(tmp_path):
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.distributed_exhaustive)])
 def test_the_step_benchmark_compares_four_systems_with_each_number_of_workers(tmp_path, workers):
+    require_tool("g++", "g++")  # DeepSpeed compiles when it is first used on a CPU
     sizes = ["--experts=2", "--d-model=32", "--sequences=2", "--rounds=1", "--settle=1"]
     rows = _rows(tmp_path, "bench_step.py", *sizes, f"--workers={workers}")
     assert [(row["system"], row["num_experts"]) for row in rows] == [
