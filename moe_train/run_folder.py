@@ -20,7 +20,7 @@ from moe_cluster import records
 from moe_cluster.atomic import replace_text
 from moe_cluster.contract import attempt_dir
 from moe_train.config.load import load_recipe, to_dict, to_yaml
-from moe_train.config.schema import Recipe
+from moe_train.config.schema import Recipe, moe_layers
 from moe_train.errors import MoETrainError, RunError, UsageError
 
 RECIPE_FILE = "recipe.yaml"
@@ -199,7 +199,7 @@ class RunFolder:
 
     def require_same_run(self, recipe: Recipe) -> None:
         """Raise UsageError if `recipe` could not go on with what is in the folder."""
-        changed = list(_changes(to_dict(self.recipe()), to_dict(recipe)))
+        changed = list(_changes(_compared(self.recipe()), _compared(recipe)))
         if changed:
             raise UsageError(
                 "\n".join(
@@ -250,6 +250,13 @@ def accept_recipe(run_dir: Path, recipe: Recipe) -> None:
 def mark_finished(run_dir: Path, step: int) -> None:
     """Say that the run in `run_dir` ended at `step`; a resume with more steps goes on from there."""
     replace_text(run_dir / FINISHED_FILE, json.dumps({"step": step, "exit_code": 0}) + "\n", durable=True)
+
+
+def _compared(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as data, where two ways to place the same MoE layers are equal."""
+    data = to_dict(recipe)
+    data["moe"] |= dict.fromkeys(("every", "first", "dense_first", "stacks")) | {"layers": moe_layers(recipe)}
+    return data
 
 
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 
 from moe_train.config.kinds.kind import KindConfig
+from moe_train.config.placement import placement_problems
 from moe_train.config.problem import Problem
 from moe_train.config.registry import REGISTRY
 from moe_train.config.schema import Recipe, expert_width, has_causal_moe, head_width, moe_layers, stacks
@@ -30,9 +31,7 @@ AT_LEAST_ONE = (
 AT_LEAST_ZERO = (
     "seed",
     "validate_every",
-    "moe.every",
     "moe.min_capacity",
-    "moe.dense_first",
     "moe.shared_experts",
     "decoding.length_penalty",
     "decoding.sentences",
@@ -161,26 +160,7 @@ def _model(recipe: Recipe) -> Iterator[Problem]:
             "choose a head count or model.head_width that gives an even width, or model.positions=learned",
         )
     yield from _architecture(recipe)
-    joined = model.architecture == "encoder_decoder"
-    deepest = max(
-        stack.num_layers
-        for stack in stacks(recipe)
-        if not joined or recipe.moe.stacks in ("both", stack.name)
-    )
-    if recipe.moe.every > deepest:
-        yield Problem(
-            "moe.every",
-            recipe.moe.every,
-            f"is above model.num_layers={deepest}, so no layer would be an MoE layer",
-            "lower it, or set it to 0 to say that the model is dense",
-        )
-    elif recipe.moe.every >= 1 and not moe_layers(recipe):
-        yield Problem(
-            "moe.dense_first",
-            recipe.moe.dense_first,
-            f"leaves no MoE layer among model.num_layers={model.num_layers} with moe.every={recipe.moe.every}",
-            "lower it, or set moe.every=0 to say that the model is dense",
-        )
+    yield from placement_problems(recipe)
 
 
 def _architecture(recipe: Recipe) -> Iterator[Problem]:
@@ -230,10 +210,11 @@ def _corpus(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _kinds(recipe: Recipe) -> Iterator[Problem]:
+    has_experts = bool(moe_layers(recipe))
     for place in REGISTRY:
         config = _value(recipe, place)
         assert isinstance(config, KindConfig)
-        if not (recipe.moe.every == 0 and place.startswith("moe.")):
+        if has_experts or not place.startswith("moe."):
             yield from config.check(recipe)
     router = recipe.moe.router
     for stack in stacks(recipe):
@@ -269,7 +250,7 @@ def _layout(recipe: Recipe, workers: int | None) -> Iterator[Problem]:
             f"choose one of {_divisors(data)}, or run with --workers {parallel.expert}",
         )
         return
-    if recipe.moe.every and recipe.moe.num_experts % parallel.expert:
+    if moe_layers(recipe) and recipe.moe.num_experts % parallel.expert:
         yield Problem(
             "parallel.expert",
             parallel.expert,
@@ -278,7 +259,7 @@ def _layout(recipe: Recipe, workers: int | None) -> Iterator[Problem]:
         )
     replicas = (data or 1) // parallel.expert
     for key, width in (("model.d_model", recipe.model.d_model), ("moe.d_ff", expert_width(recipe))):
-        if recipe.moe.every and replicas > 1 and width % replicas:
+        if moe_layers(recipe) and replicas > 1 and width % replicas:
             yield Problem(
                 "parallel.expert",
                 parallel.expert,
@@ -304,7 +285,7 @@ def _batch(recipe: Recipe, workers: int | None) -> Iterator[Problem]:
             f"must divide a worker's share of the batch, {batch} / {data} = {batch // data}",
             f"choose one of {_divisors(batch // data)}",
         )
-    elif recipe.moe.every and (micro or batch // data) % recipe.moe.group_sequences:
+    elif moe_layers(recipe) and (micro or batch // data) % recipe.moe.group_sequences:
         yield Problem(
             "moe.group_sequences",
             recipe.moe.group_sequences,
@@ -315,7 +296,7 @@ def _batch(recipe: Recipe, workers: int | None) -> Iterator[Problem]:
 
 
 def _validation(recipe: Recipe, data: int) -> Iterator[Problem]:
-    group = recipe.moe.group_sequences if recipe.moe.every else 1
+    group = recipe.moe.group_sequences if moe_layers(recipe) else 1
     if recipe.data.validation_sequences // group < data:
         yield Problem(
             "data.validation_sequences",

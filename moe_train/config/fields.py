@@ -32,7 +32,8 @@ def in_words(declared: Any) -> str:
     if get_origin(declared) is Literal:
         return f"one of {', '.join(get_args(declared))}"
     if get_origin(declared) is list:
-        return "a list of text, such as [a, b]"
+        is_text = get_args(declared) == (str,)
+        return "a list of text, such as [a, b]" if is_text else "a list of whole numbers, such as [1, 3]"
     return IN_WORDS.get(declared, "a section with keys of its own")
 
 
@@ -44,11 +45,20 @@ def misshapen(
         key = f"{prefix}{name}"
         if key not in fields:
             continue
-        is_section, is_list = is_dataclass(fields[key]), get_origin(fields[key]) is list
+        is_section = is_dataclass(fields[key])
         if is_section and isinstance(value, dict):
             yield from misshapen(value, fields, f"{key}.")
-        elif is_section or isinstance(value, dict) or is_list != isinstance(value, list):
+        elif is_section or isinstance(value, dict) or not _may_hold(fields[key], value):
             yield key, value
+
+
+def _may_hold(declared: Any, value: Any) -> bool:
+    """Whether `value` is a list of single values where a list may stand, and no list where none may."""
+    if get_origin(declared) in (Union, types.UnionType):
+        return any(_may_hold(option, value) for option in get_args(declared))
+    if get_origin(declared) is not list:
+        return not isinstance(value, list)
+    return isinstance(value, list) and not any(isinstance(item, list | dict) for item in value)
 
 
 def as_written(value: Any) -> str:

@@ -33,6 +33,7 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     source = find_recipe(recipe)
     merged: dict[str, Any] = {}
     for layer in [*_layers(source, ()), _dotlist(overrides)]:
+        _replace_placement(merged, layer)
         _overlay(merged, layer)
     merged.setdefault(
         "name", source.stem if source.parent.name in ("", ".") else f"{source.parent.name}-{source.stem}"
@@ -135,6 +136,16 @@ def _overlay(below: dict[str, Any], above: dict[str, Any], path: str = "") -> No
             _overlay(below.setdefault(key, {}), value, here)
         else:
             below[key] = value
+
+
+def _replace_placement(below: dict[str, Any], above: dict[str, Any]) -> None:
+    """Let a layer that lists the MoE layers replace what those below it say of every n-th, and the other way round."""
+    placed, listed = _at(above, "moe.every") is not None, _at(above, "moe.layers") is not None
+    moe = below.setdefault("moe", {}) if placed != listed else None
+    if isinstance(moe, dict):
+        for key in ("first", "dense_first", "stacks") if listed else ():
+            moe.pop(key, None)
+        moe["every" if listed else "layers"] = None
 
 
 def _chosen_kinds(merged: dict[str, Any]) -> dict[str, type]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from moe_train.config.capacity import capacity, effective_factor
-from moe_train.config.schema import Recipe, has_causal_moe, stacks
+from moe_train.config.schema import Recipe, has_causal_moe, moe_layers, stacks
 
 FAR_FROM_ITS_FACTOR = 1.25
 """A capacity so many times what its factor says, or so many times less, is a surprise."""
@@ -19,7 +19,7 @@ def notes(recipe: Recipe) -> list[str]:
             *_not_causal(recipe),
             *recipe.moe.router.notes(recipe),
         ]
-        if recipe.moe.every
+        if moe_layers(recipe)
         else []
     )
 

@@ -42,9 +42,14 @@ class ModelConfig:
 class MoEConfig:
     """Which layers are Mixture-of-Experts layers, and how tokens reach the experts."""
 
-    every: int = 2  # every n-th layer is an MoE layer (layers n, 2n, ... counted from 1); 0: a dense model
+    # Layers are counted from 0, as in metrics.jsonl and in parameters' names.
+    every: int | None = (
+        2  # every n-th layer of a stack is an MoE layer; 0: a dense model; null: `layers` says
+    )
+    first: int | None = None  # the first MoE layer of a stack, after which `every` counts; null: every - 1
+    dense_first: int = 0  # layers at the bottom of a stack that are dense, whatever `every` says
+    layers: list[int] | None = None  # the MoE layers one by one; a decoder's layers follow its encoder's
     stacks: Literal["both", "encoder", "decoder"] = "both"  # encoder_decoder: which stacks have MoE layers
-    dense_first: int = 0  # layers at the bottom that are dense, whatever `every` says
     num_experts: int = 8
     d_ff: int | None = None  # hidden width of one expert; null: the dense width
     activation: Literal["relu", "gelu", "swiglu", "geglu"] | None = None  # of experts; null: the model's
@@ -206,28 +211,31 @@ class StackPlan:
 
 def stacks(recipe: Recipe) -> tuple[StackPlan, ...]:
     """The stacks of the model, the encoder first."""
-    model, moe, joined = recipe.model, recipe.moe, recipe.model.architecture == "encoder_decoder"
+    model, joined = recipe.model, recipe.model.architecture == "encoder_decoder"
     source_length, length = recipe.objective.lengths(recipe.data.sequence_length)
-
-    def placed(name: str, num_layers: int) -> tuple[int, ...]:
-        """Every n-th of the layers above the ones that are dense in any case."""
-        has_experts = moe.every > 0 and (not joined or moe.stacks in ("both", name))
-        layers = range(moe.dense_first, num_layers)
-        return tuple(layer for layer in layers if has_experts and (layer + 1) % moe.every == 0)
-
-    found = []
+    found, below = [], 0
     if model.architecture != "decoder":
-        count = (model.num_encoder_layers if joined else None) or model.num_layers
-        moe_layers = placed("encoder", count)
-        found.append(
-            StackPlan("encoder", count, moe_layers, source_length, is_causal=False, reads_encoder=False)
-        )
+        below = (model.num_encoder_layers if joined else None) or model.num_layers
+        layers = _placed(recipe, "encoder", 0, below)
+        found.append(StackPlan("encoder", below, layers, source_length, is_causal=False, reads_encoder=False))
     if model.architecture != "encoder":
-        moe_layers = placed("decoder", model.num_layers)
+        layers = _placed(recipe, "decoder", below, model.num_layers)
         found.append(
-            StackPlan("decoder", model.num_layers, moe_layers, length, is_causal=True, reads_encoder=joined)
+            StackPlan("decoder", model.num_layers, layers, length, is_causal=True, reads_encoder=joined)
         )
     return tuple(found)
+
+
+def _placed(recipe: Recipe, stack: str, below: int, num_layers: int) -> tuple[int, ...]:
+    """The MoE layers of a stack that stands on `below` layers of another: those listed, or every n-th."""
+    moe = recipe.moe
+    if moe.layers is not None:
+        return tuple(layer for layer in range(num_layers) if below + layer in moe.layers)
+    joined = recipe.model.architecture == "encoder_decoder"
+    if not moe.every or moe.every < 0 or (joined and moe.stacks not in ("both", stack)):
+        return ()
+    first = moe.every - 1 if moe.first is None else moe.first
+    return tuple(layer for layer in range(first, num_layers, moe.every) if layer >= moe.dense_first)
 
 
 def moe_layers(recipe: Recipe) -> list[int]:

@@ -70,11 +70,12 @@ class ConsistencyConfig(ObjectiveConfig):
     def _check_passes(self, recipe: "Recipe") -> Iterator[Problem]:
         moe, dropout = recipe.moe, recipe.model.dropout
         draws = moe.router.draws_in_training(moe.num_experts) or moe.expert_dropout > 0
-        if dropout > 0 or (moe.every > 0 and draws):
+        has_experts = moe.every != 0
+        if dropout > 0 or (has_experts and draws):
             return
         layers = (
             f"moe.expert_dropout=0 and moe.router.kind={moe.router.kind} with moe.num_experts={moe.num_experts}"
-            if moe.every
+            if has_experts
             else "moe.every=0"
         )
         yield Problem(

@@ -108,6 +108,20 @@ def test_a_resume_may_change_what_is_neither_model_nor_data(recipe: Recipe, tmp_
         folder.require_same_run(recipe)
 
 
+def test_a_resume_may_place_the_same_moe_layers_in_other_words_but_no_others(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    with RunFolder(tmp_path / "run") as folder:
+        folder.new_attempt(recipe)
+        recipe.moe.every, recipe.moe.layers = None, [1, 3]
+        folder.require_same_run(recipe)
+        recipe.moe.layers = [0, 2]
+        with pytest.raises(
+            UsageError, match=r"moe.layers=\[0, 2\]: .* has \[1, 3\], which a resume must keep"
+        ):
+            folder.require_same_run(recipe)
+
+
 def test_a_resume_with_another_model_or_order_names_key_and_both_values(
     recipe: Recipe, tmp_path: Path
 ) -> None:
