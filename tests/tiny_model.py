@@ -92,7 +92,7 @@ def moe_layer(recipe: Recipe) -> MoELayer:
 
 def tiny_transformer(recipe: Recipe) -> Model:
     """The recipe's model on one worker, with its initial values, and gradients as autograd makes them."""
-    return distribute(recipe, one_worker(), reshard_after_forward=False).model
+    return distribute(recipe, one_worker(), reshard_after_forward=False, vocabulary=vocabulary(recipe)).model
 
 
 def global_batch(recipe: Recipe, step: int) -> Batch:

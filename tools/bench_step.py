@@ -258,7 +258,9 @@ class DeepSpeedLayer(MoELayer):
         )
         self.moe.set_deepspeed_parallelism()
 
-    def forward(self, x: Tensor, context: RouteContext) -> tuple[Tensor, MoEStats]:
+    def forward(
+        self, x: Tensor, context: RouteContext, residual: Tensor | None = None
+    ) -> tuple[Tensor, MoEStats]:
         """What our layer returns; what DeepSpeed does not count is 0."""
         y, balance, load = self.moe(x.unsqueeze(0))
         zero = x.new_zeros(())

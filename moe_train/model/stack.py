@@ -70,7 +70,7 @@ class Block(nn.Module):
             x = x + dropout(read, self.dropout, f"{self.site}.cross_attention", context)
         normed, stats = self.feedforward_norm(x), None
         if isinstance(self.feedforward, MoELayer):
-            rows, stats = self.feedforward(normed.flatten(0, 1), context)
+            rows, stats = self.feedforward(normed.flatten(0, 1), context, x.flatten(0, 1))
             stats = stats._replace(tokens=context.num_real)
             y = rows.view_as(x)
             if self.shared_experts is not None:

@@ -71,11 +71,21 @@ class MoELayer(nn.Module):
             "moe.dispatch", config.dispatch, num_experts=config.num_experts, group=None, timeout_s=0.0
         )
 
+    def router_input(
+        self, x: Float[Tensor, "T D"], residual: Float[Tensor, "T D"] | None
+    ) -> Float[Tensor, "T D"]:
+        """What the router scores: the experts' rows, or the residual stream if it asks for that and there is one."""
+        asks = getattr(self.router, "scores_residual", False)
+        return residual if asks and residual is not None else x
+
     def forward(
-        self, x: Float[Tensor, "T D"], context: RouteContext
+        self, x: Float[Tensor, "T D"], context: RouteContext, residual: Float[Tensor, "T D"] | None = None
     ) -> tuple[Float[Tensor, "T D"], MoEStats]:
-        """The weighted sum of each token's experts; 0 for a token that all its experts refused."""
-        routing: Routing = self.router(x, context)
+        """The weighted sum of each token's experts; 0 for a token that all its experts refused.
+
+        `x` is the norm of the `residual` stream.
+        """
+        routing: Routing = self.router(self.router_input(x, residual), context)
         if (real := context.real_rows) is not None:
             routing = routing.keep(real[routing.token_ids])  # padding goes nowhere and takes no slot
         kept = self._limit(routing, context)

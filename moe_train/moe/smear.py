@@ -40,10 +40,10 @@ class SmearLayer(MoELayer):
         self.group = group
 
     def forward(
-        self, x: Float[Tensor, "T D"], context: RouteContext
+        self, x: Float[Tensor, "T D"], context: RouteContext, residual: Float[Tensor, "T D"] | None = None
     ) -> tuple[Float[Tensor, "T D"], MoEStats]:
         """Each token through its segment's merged expert; `load` gives it to the expert with the largest part."""
-        parts = self.router(x, context)
+        parts = self.router(self.router_input(x, residual), context)
         merged = [weight.to(compute_dtype(x)) for weight in self._merged(parts)]
         sequences, length = context.token_values.shape
         segments = self.router.num_segments(length)

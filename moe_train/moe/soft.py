@@ -19,10 +19,10 @@ class SoftLayer(MoELayer):
     """Mix tokens into slots, apply each slot's expert, mix the results into tokens."""
 
     def forward(
-        self, x: Float[Tensor, "T D"], context: RouteContext
+        self, x: Float[Tensor, "T D"], context: RouteContext, residual: Float[Tensor, "T D"] | None = None
     ) -> tuple[Float[Tensor, "T D"], MoEStats]:
         """A mixture of all slots' results for every token; `load` counts slots, which no choice can make uneven."""
-        dispatch, combine = self.router(x, context)
+        dispatch, combine = self.router(self.router_input(x, residual), context)
         dtype = compute_dtype(x)
         rows = x.view(*context.token_values.shape, x.shape[1])
         slots = torch.bmm(dispatch.to(dtype).transpose(1, 2), rows.to(dtype))

@@ -1,14 +1,15 @@
 """BASE: in training a linear assignment gives every expert the same number of tokens.
 
-Lewis et al., 2103.16716, sec. 2-3, and fairseq's `base_layer.py`: the score of a token and an expert is x . w_e; the
-balanced assignment with the largest total score is found without gradient (moe_kernels); the expert's output
-is weighed by sigmoid(x . w_e), which is the only way for a gradient to reach w_e. In validation each token takes
-its best expert, so loads are unequal there. No balance loss, no capacity limit. As in the code the vectors w_e begin
-orthogonal, 0.1 long, and the experts' second matrix at 0: the layer begins as the identity, its residual.
-Where we differ: the code shuffles tokens over all workers and then assigns those of a worker, which depends on
-the layout; here the tokens of a routing group (`moe.group_sequences` whole sequences) are assigned among
-themselves, without padding: an expert has at most its share of the real tokens, rounded up. Its auction stops early;
-ours takes shortest augmenting paths instead and is exact. A token's own weight never depends on other tokens.
+Lewis et al., 2103.16716, sec. 2-3, and fairseq's `base_layer.py`: the score of a token and an expert is x . w_e.
+Scores are of the residual stream, experts get its norm. The balanced assignment with the largest total score is found
+without gradient (moe_kernels); the expert's output is weighed by sigmoid(x . w_e), which is the only way for a
+gradient to reach w_e. In validation each token takes its best expert, so loads are unequal there. No balance loss, no
+capacity limit. As in the code the vectors w_e begin orthogonal, 0.1 long, and the experts' second matrix at 0: the
+layer begins as the identity, its residual.
+Where we differ: the code shuffles tokens over all workers and then assigns those of a worker, which depends on the
+layout; here the tokens of a routing group (`moe.group_sequences` whole sequences) are assigned among themselves,
+without padding: an expert has at most its share of the real tokens, rounded up. Its auction stops early; ours takes
+shortest augmenting paths instead and is exact. A token's own weight never depends on other tokens.
 T tokens, D model width, E experts, G groups.
 """
 
@@ -29,6 +30,7 @@ class BaseRouter(nn.Module):
 
     init_gain: float | None = 0.1
     begins_as_identity = True
+    scores_residual = True
 
     def __init__(
         self, config: BalancedRouterConfig, *, d_model: int, num_experts: int, group: int, site: str

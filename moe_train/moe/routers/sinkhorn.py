@@ -3,8 +3,9 @@
 Clark et al., 2202.01169, sec. 3.1, and megatron-core's `sinkhorn_load_balancing`: in training exp(scores) is scaled
 until every token has the same mass and every expert too, and a token goes to the expert of its largest entry; the
 weight is sigmoid(score) of the raw score. So loads are nearly equal, not exactly. In validation each token
-takes its best expert. Only one expert per token is built, which the paper found to be enough. Groups are those of
-base.py; initial values are those of any layer.
+takes its best expert. Scores are those of the normed rows, as in megatron-core; BASE's are of the residual stream. Only
+one expert per token is built, which the paper found to be enough. Groups are those of base.py; initial values are those
+of any layer.
 G groups, S tokens of a group, E experts.
 """
 
@@ -22,6 +23,7 @@ class SinkhornRouter(BaseRouter):
     config: SinkhornRouterConfig
     init_gain = None
     begins_as_identity = False
+    scores_residual = False
 
     def assign(
         self, scores: Float[Tensor, "G S E"], is_real: Bool[Tensor, "G S"] | None

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
-from tiny_model import context, normal, tiny_recipe, tiny_transformer
+from tiny_model import context, global_batch, moe_layer, normal, tiny_recipe, tiny_transformer
 
+from moe_kernels.ops.assignment import balanced_assignment
 from moe_train.config.check import problems
 from moe_train.config.kinds.router import BalancedRouterConfig, SinkhornRouterConfig
 from moe_train.config.notes import notes
+from moe_train.config.registry import REGISTRY
 from moe_train.config.schema import Recipe
 from moe_train.distribute.expert import moe_layers_of
 from moe_train.moe.routers.base import BaseRouter
@@ -132,3 +134,48 @@ def test_what_cannot_be_is_refused(override, sentence):
     sound = ("moe.router.kind=sinkhorn", "moe.capacity_factor=null", "moe.eval_capacity_factor=null")
     (problem,) = problems(tiny_recipe(*sound, override))
     assert sentence in str(problem)
+
+
+@pytest.mark.parametrize("kind", sorted(REGISTRY["moe.router"]))
+def test_the_router_scores_the_residual_stream_in_base_and_its_norm_everywhere_else(kind):
+    seen: dict[str, torch.Tensor] = {}
+    recipe = tiny_recipe(f"moe.router.kind={kind}")
+    model, batch = tiny_transformer(recipe), global_batch(recipe, 0)
+    block = model.blocks[0]
+    block.feedforward_norm.weight.data.fill_(3.0)
+    block.feedforward_norm.register_forward_hook(
+        lambda _, inputs, output: seen.update(stream=inputs[0].flatten(0, 1), normed=output.flatten(0, 1))
+    )
+    block.feedforward.router.register_forward_pre_hook(lambda _, inputs: seen.update(scored=inputs[0]))
+    model(batch.tokens, context(*batch.tokens.shape, training=True))
+    assert torch.equal(seen["scored"], seen["stream" if kind == "base" else "normed"])
+    assert not torch.allclose(seen["stream"], seen["normed"])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_base_layer_is_the_formula_of_the_paper_with_all_its_gradients(training):
+    """y = sigmoid(h . w_e) f_e(norm(h)), where h is the residual stream   # fairseq's base_layer.py."""
+    layer = moe_layer(unlimited("base"))
+    stream = normal(SEQUENCES * LENGTH, 32, seed=3).requires_grad_()
+    rms = torch.nn.functional.rms_norm
+    y, _ = layer(rms(stream, (32,)), context(SEQUENCES, LENGTH, training), stream)
+    scores = stream @ layer.router.weight
+    groups = scores.detach().view(SEQUENCES, LENGTH, -1)
+    chosen = (balanced_assignment(groups).flatten() if training else scores.argmax(1)).long()
+    expected = torch.stack(
+        [
+            torch.sigmoid(scores[token, expert])
+            * (
+                torch.relu(rms(stream[token], (32,)) @ layer.experts.w_in[expert])
+                @ layer.experts.w_out[expert]
+            )
+            for token, expert in enumerate(chosen.tolist())
+        ]
+    )
+    torch.testing.assert_close(y, expected)
+    weights = [stream, *layer.parameters()]
+    grad = normal(*y.shape, seed=4)
+    for mine, wanted in zip(
+        torch.autograd.grad(y, weights, grad), torch.autograd.grad(expected, weights, grad), strict=True
+    ):
+        torch.testing.assert_close(mine, wanted, rtol=1e-4, atol=1e-5)
