@@ -1,6 +1,7 @@
 """Debian packages, fetched and unpacked without installing them and without being root."""
 
 import hashlib
+import os
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -35,10 +36,18 @@ def fetch(name: str, folder: Path) -> Package:
     _run(name, [*APT_GET, name], folder)
     deb = next(folder.glob(f"{name}_*.deb"))
     _run(name, ["dpkg-deb", "-x", str(deb), str(folder / name)], folder)
+    drop_links_out(folder / name)
     with deb.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     version = deb.name.split("_")[1].replace("%3a", ":")
     return Package(version, digest)
+
+
+def drop_links_out(root: Path) -> None:
+    """Remove the links that lead out of an unpacked package: here they would lead to files of this machine."""
+    for path in root.rglob("*"):
+        if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
+            path.unlink()
 
 
 def _run(package: str, command: list[str], folder: Path) -> None:

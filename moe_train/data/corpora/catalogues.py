@@ -8,19 +8,21 @@ from pathlib import Path
 
 import polib
 
+from moe_train.data.corpora.folder import EVERYTHING, find_files
+from moe_train.data.corpora.left_out import LeftOut
 from moe_train.data.corpora.pairs import Pair
 from moe_train.errors import DataError
 
 SUFFIXES = (".mo", ".po")
 
 
-def find_catalogues(root: Path, language: str) -> list[Path]:
+def find_catalogues(root: Path, language: str, left_out: LeftOut) -> list[Path]:
     """The catalogues below `root` that are in `language` by their path: LANGUAGE.po, or in a folder LANGUAGE.
 
     Sorted by path. A country counts as well: de_DE is de.
     """
-    paths = (path for path in root.rglob("*") if path.suffix in SUFFIXES and path.is_file())
-    return sorted(path for path in paths if _is_in(path.relative_to(root), language))
+    found = find_files(root, EVERYTHING, left_out, lambda name: Path(name).suffix in SUFFIXES)
+    return sorted(path for _, path in found if _is_in(path.relative_to(root), language))
 
 
 def read_catalogue(path: Path) -> Iterator[Pair]:

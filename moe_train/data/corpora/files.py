@@ -4,17 +4,19 @@ The standard library without its tests is real text, about 12 MB, and on every m
 """
 
 import glob
-import os
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
 from moe_train.config.kinds.data import FilesCorpusConfig
 from moe_train.data.corpora.corpus import Document, Progress
+from moe_train.data.corpora.folder import EVERYTHING, distinct, find_files, split_glob, unreadable
+from moe_train.data.corpora.left_out import LeftOut
 from moe_train.errors import DataError
 
 NOT_LIBRARY = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"})
 """Folders of a Python installation that hold tests, other people's packages or compiled code."""
+OTHER_SUFFIX = "files whose suffix is not in data.corpus.suffixes"
 
 
 class FilesCorpus:
@@ -24,45 +26,52 @@ class FilesCorpus:
         self._config = config
 
     def documents(self, cache_dir: Path, progress: Progress) -> Iterator[Document]:
-        """The files in the order of their relative names.
+        """The files in the order of their relative names; what is left out is reported to `progress` with its reason.
 
-        A file that is not UTF-8 is left out, and `progress` is told how many were. Raises DataError for a
-        path that is not there, a file or folder that cannot be read, and a corpus without text.
+        Raises DataError for a path that is not there, a file or folder that cannot be read, and a corpus without
+        text.
         """
-        root, paths = self._find()
-        skipped: list[Path] = []
-        found = 0
+        left_out = LeftOut()
+        root, paths = self._find(left_out)
+        num_documents = 0
         for name, path in sorted((_relative(path, root), path) for path in paths):
             try:
                 text = path.read_bytes().decode("utf-8")
             except UnicodeDecodeError:
-                skipped.append(path)
+                left_out.add("files that are not UTF-8", path)
                 continue
             except OSError as error:
-                raise _unreadable(path, error) from None
+                raise unreadable(path, error) from None
             if text.strip():
-                found += 1
+                num_documents += 1
                 yield Document(name, text)
-        if skipped:
-            progress(
-                f"{len(skipped)} of {len(paths)} files are not UTF-8 and are left out; "
-                f"the first is {skipped[0]}"
-            )
-        if not found:
+            elif (
+                self._config.path is not None
+            ):  # the library's empty files are no text that anybody could miss
+                left_out.add("files without text", path)
+        left_out.report(progress)
+        if not num_documents:
             raise DataError(_without_text(self._config, len(paths)))
 
-    def _find(self) -> tuple[Path, list[Path]]:
+    def _find(self, left_out: LeftOut) -> tuple[Path, list[Path]]:
         """The folder that names are relative to, and the files."""
         if self._config.path is None:
             library = Path(sysconfig.get_paths()["stdlib"])
-            return library, list(_walk(library, (".py",), NOT_LIBRARY))
+            found = find_files(
+                library, EVERYTHING, left_out, lambda name: name.endswith(".py"), skip_folders=NOT_LIBRARY
+            )
+            return library, distinct(found, left_out)
         require_there(self._config)
         given = Path(self._config.path).expanduser()
         if given.is_dir():
-            return given, list(_walk(given, tuple(self._config.suffixes), frozenset()))
+            suffixes = tuple(self._config.suffixes)
+            found = find_files(
+                given, EVERYTHING, left_out, lambda name: name.endswith(suffixes), OTHER_SUFFIX
+            )
+            return given, distinct(found, left_out)
         if _is_glob(given):
-            matches = {Path(match) for match in _matches(given)}
-            return _fixed_part(given), [match for match in matches if not match.is_dir()]
+            root, parts = split_glob(given)
+            return root, distinct(find_files(root, parts, left_out), left_out)
         return given.parent, [given]
 
 
@@ -70,12 +79,18 @@ def require_there(config: FilesCorpusConfig) -> None:
     """Raise DataError if no file or folder is where the corpus should be. Reads no file, so it takes no time."""
     given = Path(config.path or ".").expanduser()
     if _is_glob(given):
-        if next(_matches(given), None) is None:
+        root, parts = split_glob(given)
+        if not root.is_dir() or next(find_files(root, parts, LeftOut()), None) is None:
             raise DataError(_without_text(config, 0))
     elif not given.exists():
         raise DataError(
             f"data.corpus.path={config.path}: there is no such file or folder; correct the path "
             "(which is relative to the working directory), or leave it out for Python's standard library"
+        )
+    elif not (given.is_dir() or given.is_file()):
+        raise DataError(
+            f"data.corpus.path={config.path}: is a pipe, a socket or a device, and a corpus is read several times; "
+            "write its text to a folder of files and name that"
         )
 
 
@@ -83,46 +98,15 @@ def _is_glob(given: Path) -> bool:
     return glob.has_magic(str(given)) and not given.exists()
 
 
-def _matches(given: Path) -> Iterator[str]:
-    return glob.iglob(str(given), recursive=True, include_hidden=True)
-
-
 def _without_text(config: FilesCorpusConfig, num_files: int) -> str:
-    return (
-        f"data.corpus.path={config.path}: holds no text ({num_files} files match, with "
-        f"data.corpus.suffixes={','.join(config.suffixes)} in a folder); "
-        "name a folder with UTF-8 text files, or add their suffix"
-    )
-
-
-def _walk(root: Path, suffixes: tuple[str, ...], leave_out: frozenset[str]) -> Iterator[Path]:
-    """Files below `root` that end in one of `suffixes`, without going into folders named in `leave_out`."""
-
-    def unreadable(error: OSError) -> None:
-        raise _unreadable(error.filename, error)
-
-    for folder, subfolders, names in os.walk(root, onerror=unreadable):
-        subfolders[:] = [name for name in subfolders if name not in leave_out]
-        yield from (Path(folder, name) for name in names if name.endswith(suffixes))
-
-
-def _fixed_part(pattern: Path) -> Path:
-    """The folders of a glob before its first wildcard."""
-    fixed = Path(*(part for part in pattern.parts[:1] if not glob.has_magic(part)))
-    for part in pattern.parts[1:]:
-        if glob.has_magic(part) or glob.has_magic(str(fixed)):
-            break
-        fixed /= part
-    return fixed
+    if config.path and _is_glob(Path(config.path).expanduser()):
+        rule, way_out = "", "a glob names files of UTF-8 text; with /**/* at its end it reaches into folders"
+    else:
+        rule = f", with data.corpus.suffixes={','.join(config.suffixes)} in a folder"
+        way_out = "name a folder with UTF-8 text files, or add their suffix"
+    return f"data.corpus.path={config.path}: holds no text ({num_files} files match{rule}); {way_out}"
 
 
 def _relative(path: Path, root: Path) -> str:
     """The path below `root` with forward slashes; bytes that are not UTF-8 are spelt out."""
     return path.relative_to(root).as_posix().encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def _unreadable(path: Path | str, error: OSError) -> DataError:
-    return DataError(
-        f"data.corpus.path: {path} cannot be read ({error.strerror}); "
-        "correct its permissions or move it out of the corpus"
-    )

@@ -6,7 +6,7 @@ each time, so that changed files are noticed.
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -15,10 +15,14 @@ from typing import Any
 from moe_train.config.kinds.data import HuggingFaceCorpusConfig
 from moe_train.data.cache import Facts, obtain
 from moe_train.data.corpora.corpus import Document, Progress
+from moe_train.data.corpora.folder import EVERYTHING, find_files
+from moe_train.data.corpora.left_out import LeftOut
 from moe_train.data.corpora.store import read_documents, write_documents
 from moe_train.errors import DataError
 
 DOCUMENTS_PER_REPORT = 10_000
+DESCRIPTIONS = frozenset({"README.md", "dataset_infos.json", ".gitattributes"})
+"""Files of a data set's folder that hold none of its rows."""
 
 
 class HuggingFaceCorpus:
@@ -33,21 +37,26 @@ class HuggingFaceCorpus:
         Raises DataError if `datasets` is not installed, the data set cannot be reached or read, or has no
         such text field.
         """
+        left_out = LeftOut()
         if Path(self._config.path).expanduser().is_dir():
-            return self._stream(progress)
+            yield from self._stream(progress, left_out)
+            left_out.report(progress)
+            return
         settings = asdict(self._config)
         key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
         folder = cache_dir / "huggingface" / key
 
         def fetch(unfinished: Path) -> Facts:
             progress(f"fetching {self._config.path} from the Hugging Face hub")
-            return {**settings, "documents": write_documents(unfinished, self._stream(progress))}
+            count = write_documents(unfinished, self._stream(progress, left_out))
+            return {**settings, "documents": count, "left_out": left_out.as_dict()}
 
-        obtain(folder, fetch, progress)
-        return read_documents(folder)
+        facts = obtain(folder, fetch, progress)
+        yield from read_documents(folder)
+        LeftOut(facts.get("left_out")).report(progress)
 
-    def _stream(self, progress: Progress) -> Iterator[Document]:
-        for number, row in enumerate(islice(self._rows(), self._config.max_documents)):
+    def _stream(self, progress: Progress, left_out: LeftOut) -> Iterator[Document]:
+        for number, row in enumerate(islice(self._rows(left_out), self._config.max_documents)):
             text = row.get(self._config.text_field)
             if not isinstance(text, str):
                 fields = ", ".join(name for name, value in row.items() if isinstance(value, str))
@@ -57,10 +66,12 @@ class HuggingFaceCorpus:
                 )
             if text.strip():
                 yield Document(f"{number:09d}", text)
+            else:
+                left_out.add("rows without text", f"row {number}")
             if (number + 1) % DOCUMENTS_PER_REPORT == 0:
                 progress(f"read {number + 1} rows of {self._config.path}")
 
-    def _rows(self) -> Iterator[dict[str, Any]]:
+    def _rows(self, left_out: LeftOut) -> Iterator[dict[str, Any]]:
         try:
             import datasets
         except ImportError:
@@ -71,12 +82,22 @@ class HuggingFaceCorpus:
         path = Path(self._config.path).expanduser()
         source = str(path) if path.is_dir() else self._config.path
         try:
-            yield from datasets.load_dataset(
-                source, self._config.name, split=self._config.split, streaming=True
-            )
+            builder = datasets.load_dataset_builder(source, self._config.name)
+            if path.is_dir():
+                _count_unread(path, builder.config.data_files or {}, left_out)
+            yield from builder.as_streaming_dataset(split=self._config.split)
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
             raise DataError(
                 f"data.corpus.path={self._config.path}: cannot be read as a data set with "
                 f"name={self._config.name} and split={self._config.split} ({' '.join(str(error).split())}); "
                 "check these three keys and, unless it is a local folder, the network"
             ) from None
+
+
+def _count_unread(folder: Path, data_files: Mapping[str, Sequence[str]], left_out: LeftOut) -> None:
+    """Count the files of a folder that `datasets` gives to no split: it follows no linked folders, reads one format,
+    and takes no other files where some are named after a split, such as test.txt."""
+    taken = {str(file) for files in data_files.values() for file in files}
+    for _, path in sorted(find_files(folder.absolute(), EVERYTHING, left_out)):
+        if str(path) not in taken and path.name not in DESCRIPTIONS:
+            left_out.add("files that `datasets` gives to no split, such as those behind linked folders", path)

@@ -6,7 +6,7 @@ domain is software, so figures on it compare recipes with each other and say lit
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from moe_train.data.corpora import apt
 from moe_train.data.corpora.alignment import align
 from moe_train.data.corpora.catalogues import find_catalogues, read_catalogue
 from moe_train.data.corpora.corpus import Document, Progress
+from moe_train.data.corpora.left_out import LeftOut
 from moe_train.data.corpora.pairs import select, swapped, write_pairs
 from moe_train.data.corpora.store import read_documents, write_documents
 from moe_train.errors import DataError
@@ -98,21 +99,29 @@ class ParallelDebianCorpus:
                     f"data.corpus.sources: {name} is not a source this corpus can read; "
                     f"choose from {', '.join(SOURCES)}"
                 )
+        return self._selected(names, cache_dir, progress)
+
+    def _selected(self, names: Sequence[str], cache_dir: Path, progress: Progress) -> Iterator[Document]:
+        left_out = LeftOut()
         documents: Iterator[Document] = (
-            document for name in names for document in self._documents_of(name, cache_dir, progress)
+            document for name in names for document in self._documents_of(name, cache_dir, progress, left_out)
         )
         if self._config.target_language == "en":
             documents = map(swapped, documents)
-        return select(documents, self._config.min_words)
+        yield from select(documents, self._config.min_words, left_out)
+        left_out.report(progress)
 
-    def _documents_of(self, name: str, cache_dir: Path, progress: Progress) -> Iterator[Document]:
+    def _documents_of(
+        self, name: str, cache_dir: Path, progress: Progress, left_out: LeftOut
+    ) -> Iterator[Document]:
         language = self._config.foreign
         folder = cache_dir / "parallel" / f"{name}-en-{language}"
-        obtain(folder, partial(_fetch, name, language, progress), progress)
+        facts = obtain(folder, partial(_fetch, name, language, progress), progress)
+        left_out.extend(facts.get("left_out", {}))
         return read_documents(folder)
 
 
-def read_source(name: str, language: str, roots: tuple[Path, Path]) -> Iterator[Document]:
+def read_source(name: str, language: str, roots: tuple[Path, Path], left_out: LeftOut) -> Iterator[Document]:
     """The documents of a source in the order of their paths: English with `language`.
 
     `roots` is where its package in English and its package in the other language are unpacked.
@@ -120,16 +129,21 @@ def read_source(name: str, language: str, roots: tuple[Path, Path]) -> Iterator[
     source = SOURCES[name]
     if isinstance(source, str):
         folder = roots[1] / CATALOGUES
-        for path in find_catalogues(folder, language):
+        for path in find_catalogues(folder, language, left_out) if folder.is_dir() else ():
             yield Document(f"{name}/{path.stem}", write_pairs(read_catalogue(path)))
         return
     for path in sorted(roots[0].glob(source.pages)):
         relative = path.relative_to(roots[0]).as_posix()
         translated = relative.replace(source.part[0], source.part[1].format(language))
-        for translation in sorted(roots[1].glob(translated))[:1]:
+        translations = sorted(roots[1].glob(translated))[:1]
+        if not translations:
+            left_out.add("pages without a translation", f"{name}/{relative}")
+        for translation in translations:
             pairs = align(
                 *(page.read_text(encoding="utf-8", errors="replace") for page in (path, translation))
             )
+            if not pairs:
+                left_out.add("pages whose structure their translation does not share", f"{name}/{relative}")
             yield Document(f"{name}/{relative}", write_pairs(pairs))
 
 
@@ -144,7 +158,10 @@ def _fetch(name: str, language: str, progress: Progress, folder: Path) -> Facts:
             progress(f"fetching Debian package {package}")
             packages[package] = apt.fetch(package, Path(scratch))
         roots = (Path(scratch) / english, Path(scratch) / foreign)
-        count = write_documents(folder, (doc for doc in read_source(name, language, roots) if doc.text))
+        left_out = LeftOut()
+        count = write_documents(
+            folder, (doc for doc in read_source(name, language, roots, left_out) if doc.text)
+        )
     if count == 0:
         raise DataError(
             f"data.corpus.sources: {name} holds no pairs of en and {language} where they are looked for (packages "
@@ -158,4 +175,5 @@ def _fetch(name: str, language: str, progress: Progress, folder: Path) -> Facts:
         "packages": {key: asdict(package) for key, package in packages.items()},
         "licence": source if isinstance(source, str) else source.licence,
         "documents": count,
+        "left_out": left_out.as_dict(),
     }

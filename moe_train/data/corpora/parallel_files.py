@@ -1,14 +1,18 @@
 """A folder of translations: files with a sentence a line, in two languages, and gettext catalogues."""
 
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, zip_longest
 from pathlib import Path
 
 from moe_train.config.kinds.parallel_corpus import ParallelFilesCorpusConfig
 from moe_train.data.corpora.catalogues import find_catalogues, read_catalogue
 from moe_train.data.corpora.corpus import Document, Progress
+from moe_train.data.corpora.folder import EVERYTHING, find_files
+from moe_train.data.corpora.left_out import LeftOut
 from moe_train.data.corpora.pairs import Pair, select, swapped, write_pairs
 from moe_train.errors import DataError
+
+CARRIAGE_RETURNS = "; a carriage return alone ends no line: convert such a file with tr '\\r' '\\n'"
 
 
 class ParallelFilesCorpus:
@@ -21,17 +25,19 @@ class ParallelFilesCorpus:
         self._config = config
 
     def documents(self, cache_dir: Path, progress: Progress) -> Iterator[Document]:
-        """The files in the order of their names, then the catalogues.
+        """The files in the order of their names, then the catalogues; what is left out is reported to `progress`.
 
         Raises DataError for a folder that is not there, two files with different numbers of lines, a file that cannot
         be read, and a folder without pairs.
         """
         require_there(self._config)
         root = Path(self._config.path).expanduser()
-        found = False
-        for document in select(chain(self._aligned(root), self._catalogues(root)), self._config.min_words):
+        left_out, found = LeftOut(), False
+        texts = chain(self._aligned(root, left_out), self._catalogues(root, left_out))
+        for document in select(texts, self._config.min_words, left_out):
             found = True
             yield document
+        left_out.report(progress)
         if not found:
             config = self._config
             raise DataError(
@@ -41,23 +47,26 @@ class ParallelFilesCorpus:
                 f"{config.target_language}.po"
             )
 
-    def _aligned(self, root: Path) -> Iterator[Document]:
+    def _aligned(self, root: Path, left_out: LeftOut) -> Iterator[Document]:
         source, target = f".{self._config.source_language}", f".{self._config.target_language}"
-        for path in sorted(path for path in root.rglob(f"*{source}") if path.with_suffix(target).is_file()):
-            lines = [_lines(side) for side in (path, path.with_suffix(target))]
-            if len(lines[0]) != len(lines[1]):
-                raise DataError(
-                    f"data.corpus.path: {path} has {len(lines[0])} lines and {path.with_suffix(target).name} has "
-                    f"{len(lines[1])}; line n of one must translate line n of the other"
-                )
-            pairs = (Pair(*sides) for sides in zip(*lines, strict=True))
-            yield Document(path.relative_to(root).with_suffix("").as_posix(), write_pairs(pairs))
+        found = find_files(root, EVERYTHING, left_out, lambda name: Path(name).suffix in (source, target))
+        paths = sorted(path for _, path in found)
+        there = set(paths)
+        for path in paths:
+            other = path.with_suffix(target if path.suffix == source else source)
+            if other not in there:
+                left_out.add("files without their translation beside them", path)
+            elif path.suffix == source:
+                pairs = list(align_lines(path, other))
+                if num_blank := sum(bool(pair.source.strip()) != bool(pair.target.strip()) for pair in pairs):
+                    left_out.add("lines whose translation is blank", path, num_blank)
+                yield Document(path.relative_to(root).with_suffix("").as_posix(), write_pairs(pairs))
 
-    def _catalogues(self, root: Path) -> Iterator[Document]:
+    def _catalogues(self, root: Path, left_out: LeftOut) -> Iterator[Document]:
         languages = {self._config.source_language, self._config.target_language}
         if "en" in languages:
             (foreign,) = languages - {"en"}
-            for path in find_catalogues(root, foreign):
+            for path in find_catalogues(root, foreign, LeftOut()):  # links are counted in `_aligned`
                 document = Document(path.relative_to(root).as_posix(), write_pairs(read_catalogue(path)))
                 yield swapped(document) if self._config.target_language == "en" else document
 
@@ -71,10 +80,31 @@ def require_there(config: ParallelFilesCorpusConfig) -> None:
         )
 
 
+def align_lines(source: Path, target: Path) -> Iterator[Pair]:
+    """Line n of one file with line n of the other; blank lines at the end of one that the other lacks do not count.
+
+    Raises DataError if a line with text has no counterpart, and for a file that is not UTF-8 text.
+    """
+    lines = [_lines(side) for side in (source, target)]
+    counts = [len(side) for side in lines]
+    if any(line.strip() for side in lines for line in side[min(counts) :]):
+        hint = CARRIAGE_RETURNS if any("\r" in side[0] for side in lines if len(side) == 1) else ""
+        raise DataError(
+            f"data.corpus.path: {source} has {counts[0]} lines and {target.name} has {counts[1]}; "
+            f"line n of one must translate line n of the other{hint}"
+        )
+    yield from (Pair(*sides) for sides in zip_longest(*lines, fillvalue=""))
+
+
 def _lines(path: Path) -> list[str]:
+    """The lines of a file as `wc -l` counts them, and one that is not ended: neither form feeds nor U+2028 end a line.
+
+    A byte order mark at the beginning is no text; the carriage return of a CR LF becomes white space of its line.
+    """
     try:
-        return path.read_bytes().decode("utf-8").split("\n")
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"data.corpus.path: {path} cannot be read as UTF-8 text ({error}); repair it or move it out of the corpus"
         ) from None
+    return lines if lines[-1] else lines[:-1]

@@ -155,3 +155,21 @@ def test_a_real_package_is_fetched_read_and_then_cached(tmp_path):
 
     assert list(DebianCorpus(config).documents(tmp_path, said)) == documents
     assert len(list(read_documents(tmp_path / "debian" / "fortunes"))) == len(documents)
+
+
+def test_links_that_lead_out_of_a_package_are_never_followed(tmp_path):
+    root = tmp_path / "anarchism"
+    pages = root / "usr/share/doc/anarchism"
+    pages.mkdir(parents=True)
+    (tmp_path / "secret.html").write_text(f"<p>{OTHER}</p>")
+    (pages / "a.html").write_text(f"<p>{PROSE}</p>")
+    for name, target in (
+        ("b.html", "a.html"),
+        ("c.html", str(tmp_path / "secret.html")),
+        ("d.html", "../../../../../secret.html"),
+        ("e.html", "/usr/share/doc/no-such-package/e.html"),
+        ("f.html", "f.html"),
+    ):
+        (pages / name).symlink_to(target)
+    apt.drop_links_out(root)
+    assert [document.text for document in read_package("anarchism", root)] == [PROSE]

@@ -1,6 +1,7 @@
 """Data sets of the Hugging Face hub, by way of local folders."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -34,9 +35,14 @@ def write_parquet(folder: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), folder / "train.parquet")
 
 
-def read(folder: Path, tmp_path: Path, **options) -> list[Document]:
+def read_and_report(folder: Path | str, tmp_path: Path, **options) -> tuple[list[Document], list[str]]:
+    reports: list[str] = []
     config = HuggingFaceCorpusConfig(path=str(folder), **options)
-    return list(HuggingFaceCorpus(config).documents(tmp_path / "cache", lambda _: None))
+    return list(HuggingFaceCorpus(config).documents(tmp_path / "cache", reports.append)), reports
+
+
+def read(folder: Path | str, tmp_path: Path, **options) -> list[Document]:
+    return read_and_report(folder, tmp_path, **options)[0]
 
 
 @pytest.mark.parametrize("write", [write_json_lines, write_parquet])
@@ -80,7 +86,7 @@ def test_without_the_package_the_message_says_how_to_install_it(tmp_path, monkey
 def test_a_hub_data_set_is_fetched_once_and_then_read_from_the_cache(tmp_path, monkeypatch):
     fetched = []
 
-    def rows(self):
+    def rows(self, left_out):
         fetched.append(self._config.path)
         yield from ROWS
 
@@ -94,3 +100,28 @@ def test_a_hub_data_set_is_fetched_once_and_then_read_from_the_cache(tmp_path, m
     assert fetched == ["owner/name"]
     read("owner/name", tmp_path, max_documents=1)
     assert len(fetched) == 2
+
+
+def test_what_is_left_out_of_a_local_data_set_is_reported(folder, tmp_path):
+    write_json_lines(folder)
+    (tmp_path / "elsewhere").mkdir()
+    write_json_lines(tmp_path / "elsewhere")
+    (folder / "more").symlink_to("../elsewhere")
+    (folder / "README.md").write_text("# About\n")
+    os.mkfifo(folder / "train.pipe")
+    documents, reports = read_and_report(folder, tmp_path)
+    assert [document.text for document in documents] == ["first", "third"]
+    assert reports == [
+        "left out of the corpus: pipes, sockets and devices, which are no plain files "
+        f"(1; the first is {folder}/train.pipe)",
+        "left out of the corpus: files that `datasets` gives to no split, such as those behind linked folders "
+        f"(1; the first is {folder}/more/train.jsonl)",
+        "left out of the corpus: rows without text (1; the first is row 1)",
+    ]
+
+
+def test_what_was_left_out_of_a_fetched_data_set_is_reported_at_every_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface.HuggingFaceCorpus, "_rows", lambda self, left_out: iter(ROWS))
+    for _ in range(2):
+        _, reports = read_and_report("owner/name", tmp_path)
+        assert reports[-1] == "left out of the corpus: rows without text (1; the first is row 1)"

@@ -1,5 +1,6 @@
 """Sentence pairs: aligned pages, gettext catalogues, files of lines, and what is left of them."""
 
+import os
 from pathlib import Path
 
 import polib
@@ -14,9 +15,10 @@ from moe_train.data.corpora import apt, parallel_debian
 from moe_train.data.corpora.alignment import align
 from moe_train.data.corpora.catalogues import find_catalogues, read_catalogue
 from moe_train.data.corpora.corpus import Document
+from moe_train.data.corpora.left_out import LeftOut
 from moe_train.data.corpora.pairs import Pair, read_pairs, select, swapped, write_pairs
 from moe_train.data.corpora.parallel_debian import ParallelDebianCorpus, read_source
-from moe_train.data.corpora.parallel_files import ParallelFilesCorpus
+from moe_train.data.corpora.parallel_files import ParallelFilesCorpus, align_lines
 from moe_train.data.listing import fingerprint
 from moe_train.data.prepare import prepare
 from moe_train.data.tokenizer import EOS_ID
@@ -59,16 +61,16 @@ def test_what_is_kept_are_new_sentences_of_enough_words_that_differ_and_are_alik
         Document("2", write_pairs(first)),
         Document("3", write_pairs(second)),
     ]
-    assert list(select(documents, 3)) == [
+    assert list(select(documents, 3, LeftOut())) == [
         Document("1", f"{NUMBERS[0]}\t{ZAHLEN[0]}"),
         Document("3", f"{NUMBERS[1]}\t{ZAHLEN[1]}"),
     ]
-    assert Pair("two words", "zwei Worte") in pairs_of(select(documents, 2))
+    assert Pair("two words", "zwei Worte") in pairs_of(select(documents, 2, LeftOut()))
 
 
 def test_other_way_round_a_sentence_of_the_other_language_counts_once():
     text = write_pairs([Pair(NUMBERS[0], ZAHLEN[0]), Pair(NUMBERS[1], ZAHLEN[0])])
-    assert pairs_of(select([swapped(Document("1", text))], 3)) == [Pair(ZAHLEN[0], NUMBERS[0])]
+    assert pairs_of(select([swapped(Document("1", text))], 3, LeftOut())) == [Pair(ZAHLEN[0], NUMBERS[0])]
 
 
 def test_pages_of_one_structure_are_aligned_block_by_block():
@@ -121,7 +123,7 @@ def test_the_language_of_a_catalogue_is_in_its_path(tmp_path):
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert [path.relative_to(tmp_path).as_posix() for path in find_catalogues(tmp_path, "de")] == [
+    assert [path.relative_to(tmp_path).as_posix() for path in find_catalogues(tmp_path, "de", LeftOut())] == [
         "de.po",
         "de_AT.po",
         "locale/de/LC_MESSAGES/a.mo",
@@ -156,8 +158,75 @@ def test_a_sentence_of_one_file_is_not_used_again_in_a_catalogue(folder):
 
 def test_files_that_do_not_fit_each_other_are_named(folder):
     (folder / "news.de").write_text(ZAHLEN[0])
-    with pytest.raises(DataError, match=r"news.en has 3 lines and news.de has 1; line n"):
+    with pytest.raises(DataError, match=r"news.en has 2 lines and news.de has 1; line n"):
         list(ParallelFilesCorpus(ParallelFilesCorpusConfig(path=str(folder))).documents(folder, silent))
+
+
+def of_lines(tmp_path: Path, source: bytes, target: bytes) -> list[Pair]:
+    for name, content in (("a.en", source), ("a.de", target)):
+        (tmp_path / name).write_bytes(content)
+    return list(align_lines(tmp_path / "a.en", tmp_path / "a.de"))
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n", "\n\n", "\n \n\t\r\n", "\n\n\n\n"])
+@pytest.mark.parametrize("other_end", ["", "\n", "\n\n\n"])
+def test_how_a_file_ends_is_no_difference(tmp_path, end, other_end):
+    for source_end, target_end in ((end, other_end), (other_end, end)):
+        pairs = of_lines(tmp_path, f"a\nb{source_end}".encode(), f"x\ny{target_end}".encode())
+        assert read_pairs(write_pairs(pairs)) == [Pair("a", "x"), Pair("b", "y")]
+
+
+def test_windows_line_ends_and_byte_order_marks_are_no_text(tmp_path):
+    pairs = of_lines(tmp_path, b"\xef\xbb\xbfa\r\nb\r\n", b"x\ny\n")
+    assert read_pairs(write_pairs(pairs)) == [Pair("a", "x"), Pair("b", "y")]
+
+
+@pytest.mark.parametrize("mark", ["\f", "\v", "\x1c", "\x85", "\u2028", "\u2029", "\r"])
+def test_nothing_but_a_line_feed_ends_a_line_on_either_side(tmp_path, mark):
+    source, target = f"a{mark}b\nc\n".encode(), b"x y\nz\n"
+    assert read_pairs(write_pairs(of_lines(tmp_path, source, target))) == [Pair("a b", "x y"), Pair("c", "z")]
+    assert read_pairs(write_pairs(of_lines(tmp_path, target, source))) == [Pair("x y", "a b"), Pair("z", "c")]
+
+
+def test_a_blank_last_line_has_its_place(tmp_path):
+    assert of_lines(tmp_path, b"a\n\n", b"x\ny\n") == [Pair("a", "x"), Pair("", "y")]
+
+
+@pytest.mark.parametrize("target", [b"x\ny\n", b"x\ny", b"x\n", b"", b"x\ny\nz\nw"])
+def test_a_line_of_text_without_a_counterpart_is_refused(tmp_path, target):
+    with pytest.raises(DataError, match=rf"a.en has 3 lines and a.de has {len(target.split())}; line n"):
+        of_lines(tmp_path, b"a\nb\nc", target)
+
+
+def test_a_file_whose_lines_end_in_carriage_returns_alone_comes_with_the_way_out(tmp_path):
+    with pytest.raises(
+        DataError, match=r"2 lines and a.de has 1; .*carriage return alone ends no line: .*tr"
+    ):
+        of_lines(tmp_path, b"a\nb\n", b"x\ry\r")
+
+
+def test_what_is_left_out_of_a_folder_of_translations_is_reported(folder, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "far.en").write_text(
+        "nine ten eleven\n\nfour five six\none two\none two three four"
+    )
+    (tmp_path / "elsewhere" / "far.de").write_text("neun zehn elf\nx y z\nvier fünf sechs\neins zwei\nx y z")
+    (folder / "linked").symlink_to("../elsewhere")
+    (folder / "alone.de").write_text("allein")
+    os.mkfifo(folder / "pipe.en")
+    reports: list[str] = []
+    config = ParallelFilesCorpusConfig(path=str(folder))
+    documents = list(ParallelFilesCorpus(config).documents(folder, reports.append))
+    assert [document.name for document in documents] == ["linked/far", "news", "po/de.po"]
+    assert {report.removeprefix("left out of the corpus: ") for report in reports} == {
+        f"pipes, sockets and devices, which are no plain files (1; the first is {folder}/pipe.en)",
+        f"files without their translation beside them (1; the first is {folder}/alone.de)",
+        f"lines whose translation is blank (1; the first is {folder}/linked/far.en)",
+        "pairs with a side of fewer than data.corpus.min_words=3 words (1; the first is in linked/far: 'one two')",
+        "pairs with a side more than 3 times as long as the other "
+        "(1; the first is in linked/far: 'one two three four')",
+        "pairs whose source sentence has come before (2; the first is in news: 'four five six')",
+    }
 
 
 def test_a_folder_without_such_pairs_says_what_it_needs(folder):
@@ -218,12 +287,14 @@ def debian_roots(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_debian_packages_give_pages_and_catalogues(tmp_path):
     roots = debian_roots(tmp_path)
-    assert list(read_source("libreoffice-help", "de", roots)) == [
+    assert list(read_source("libreoffice-help", "de", roots, LeftOut())) == [
         Document(
             "libreoffice-help/usr/share/libreoffice/help/en-US/text/a.html", f"{NUMBERS[0]}\t{ZAHLEN[0]}"
         )
     ]
-    assert list(read_source("git", "de", roots)) == [Document("git/git", f"{NUMBERS[1]}\t{ZAHLEN[1]}")]
+    assert list(read_source("git", "de", roots, LeftOut())) == [
+        Document("git/git", f"{NUMBERS[1]}\t{ZAHLEN[1]}")
+    ]
 
 
 def test_packages_are_fetched_once_and_kept_with_version_hash_and_licence(tmp_path, monkeypatch):
