@@ -169,7 +169,15 @@ def _trainer(
 def _loader(recipe: Recipe, data: PreparedData) -> Loader | PairLoader:
     length, batch = recipe.data.sequence_length, recipe.data.global_batch
     if recipe.data.corpus.parallel:
-        return PairLoader(data.train, length, batch, recipe.seed)
+        loader = PairLoader(data.train, length, batch, recipe.seed)
+        if loader.pairs.num_too_long:
+            log.info(
+                "left out of training: pairs with a side of more than data.sequence_length=%d tokens (%d of %d)",
+                length,
+                loader.pairs.num_too_long,
+                data.train.num_documents,
+            )
+        return loader
     return Loader(data.train, length, batch, recipe.seed, _batches(recipe, recipe.seed))
 
 

@@ -16,6 +16,7 @@ from moe_train.config.registry import build
 from moe_train.config.schema import Recipe, vocabulary_size
 from moe_train.data.batch import IGNORED, Batch
 from moe_train.data.cache import cache_dir
+from moe_train.data.corpora.lines import lines_of
 from moe_train.data.pair_loader import validation_pairs
 from moe_train.data.prepare import prepare
 from moe_train.data.tokenizer import PAD_ID, Tokenizer
@@ -62,7 +63,9 @@ def main(argv: Sequence[str]) -> int:
     else:
         for batch in _batches(_lines(options.file), tokenizer, recipe.data.sequence_length):
             test = TranslationTest([batch.to(world.device)], tokenizer, world)
-            print("\n".join(pair.hypothesis for pair in test.translations(engine, found.step)), flush=True)
+            for pair in test.translations(engine, found.step):
+                # A line for each line: a model that has learned little may write line breaks.
+                print(" ".join(pair.hypothesis.splitlines()), flush=True)
     return 0
 
 
@@ -116,12 +119,11 @@ def _translate_validation(
 def _lines(file: str) -> list[str]:
     """The lines of a file, or of standard input where it is `-`."""
     try:
-        content = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+        return lines_of(sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes())
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
             f"--file {file}: cannot be read as UTF-8 text ({error}); name another file"
         ) from None
-    return content.splitlines()
 
 
 def _batches(lines: Sequence[str], tokenizer: Tokenizer, longest: int) -> Iterator[Batch]:

@@ -9,6 +9,7 @@ from moe_train.data.corpora.catalogues import find_catalogues, read_catalogue
 from moe_train.data.corpora.corpus import Document, Progress
 from moe_train.data.corpora.folder import EVERYTHING, find_files
 from moe_train.data.corpora.left_out import LeftOut
+from moe_train.data.corpora.lines import lines_of
 from moe_train.data.corpora.pairs import Pair, select, swapped, write_pairs
 from moe_train.errors import DataError
 
@@ -97,14 +98,9 @@ def align_lines(source: Path, target: Path) -> Iterator[Pair]:
 
 
 def _lines(path: Path) -> list[str]:
-    """The lines of a file as `wc -l` counts them, and one that is not ended: neither form feeds nor U+2028 end a line.
-
-    A byte order mark at the beginning is no text; the carriage return of a CR LF becomes white space of its line.
-    """
     try:
-        lines = path.read_bytes().decode("utf-8-sig").split("\n")
+        return lines_of(path.read_bytes())
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"data.corpus.path: {path} cannot be read as UTF-8 text ({error}); repair it or move it out of the corpus"
         ) from None
-    return lines if lines[-1] else lines[:-1]

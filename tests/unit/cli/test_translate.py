@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -110,6 +111,15 @@ def test_sentences_are_learned_with_other_routers_too(folder, moe_train: Command
     assert validation[4]["validation_loss"] < validation[0]["validation_loss"]
 
 
+def test_pairs_that_are_too_long_for_training_are_counted_at_the_start(moe_train: Command, tmp_path):
+    shorter = ("data.sequence_length=4", "steps=1", "data.validation_sequences=1", "decoding.sentences=0")
+    ended = moe_train("run", "pairs.yaml", "--run-dir", str(tmp_path / "run"), *shorter)
+    assert ended.code == 0, ended.errors
+    longer = re.search(r"a side of more than data.sequence_length=4 tokens \((\d+) of 48\)", ended.errors)
+    assert longer is not None
+    assert 0 < int(longer[1]) < 48
+
+
 def test_translate_shows_validation_pairs_and_their_scores(finished, moe_train: Command):
     ended = moe_train("translate", str(finished), "decoding.beam_size=1")
     assert ended.code == 0, ended.errors
@@ -123,7 +133,7 @@ def test_translate_shows_validation_pairs_and_their_scores(finished, moe_train: 
 
 
 def test_translate_writes_a_line_for_every_line_of_a_file(finished, moe_train: Command, tmp_path):
-    (tmp_path / "text").write_text("a b\ng f e\n")
+    (tmp_path / "text").write_bytes("\ufeffa\u2028b\r\n\ng\ff e".encode())
     ended = moe_train(
         "translate",
         str(finished),
@@ -134,7 +144,7 @@ def test_translate_writes_a_line_for_every_line_of_a_file(finished, moe_train: C
         "moe.router.inference=ensemble",
     )
     assert ended.code == 0, ended.errors
-    assert ended.output.count("\n") == 2
+    assert ended.output.count("\n") == 3
 
 
 def test_what_cannot_be_translated_is_said_in_one_message(finished, moe_train: Command, tmp_path):
