@@ -36,9 +36,9 @@ class MoEStats(NamedTuple):
     dropped: Int[Tensor, ""]
     """Assignments beyond the capacity limit."""
     router_entropy: Float[Tensor, ""]
-    """Sum over tokens of the entropy of the router's distribution, in nats; 0 for routers without one."""
+    """Sum over tokens of the entropy of the softmax over all experts, in nats; 0 for routers without logits."""
     router_top_probability: Float[Tensor, ""]
-    """Sum over tokens of the largest probability of that distribution; 0 for routers without one."""
+    """Sum over tokens of the largest probability of that softmax; 0 for routers without logits."""
     losses: dict[str, Float[Tensor, ""]]
     """Auxiliary losses by name, unscaled, a mean over this rank's routing groups or tokens; with gradient."""
     coefficients: dict[str, float]

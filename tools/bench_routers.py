@@ -165,7 +165,7 @@ def _outputs(routing: Any) -> list[Tensor]:
     """What carries a router's gradient: the weights of edges, or the tables of a layer without edges."""
     if isinstance(routing, Routing):
         return [routing.weights]
-    return [routing] if isinstance(routing, Tensor) else list(routing)
+    return [part for part in routing if isinstance(part, Tensor)]
 
 
 def _backward(outputs: list[Tensor], grads: list[Tensor], given: Routing | MoEStats | None) -> None:

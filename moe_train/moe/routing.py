@@ -68,9 +68,9 @@ class Routing:
     num_choices: int
     """Upper bound of `choices`."""
     entropy: Float[Tensor, ""] | None = None
-    """Sum over tokens of the entropy of the router's distribution, in nats; None without a distribution."""
+    """Sum over tokens of the entropy of the softmax over all experts, in nats; None without logits."""
     top_probability: Float[Tensor, ""] | None = None
-    """Sum over tokens of the largest probability of that distribution."""
+    """Sum over tokens of the largest probability of that softmax."""
     losses: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
     """Auxiliary losses by name, unscaled."""
     coefficients: Mapping[str, float] = field(default_factory=dict)

@@ -43,7 +43,7 @@ class SmearLayer(MoELayer):
         self, x: Float[Tensor, "T D"], context: RouteContext, residual: Float[Tensor, "T D"] | None = None
     ) -> tuple[Float[Tensor, "T D"], MoEStats]:
         """Each token through its segment's merged expert; `load` gives it to the expert with the largest part."""
-        parts = self.router(self.router_input(x, residual), context)
+        parts, spread = self.router(self.router_input(x, residual), context)
         merged = [weight.to(compute_dtype(x)) for weight in self._merged(parts)]
         sequences, length = context.token_values.shape
         segments = self.router.num_segments(length)
@@ -52,16 +52,12 @@ class SmearLayer(MoELayer):
         cut = rows.reshape(sequences * segments, size, x.shape[1])
         y = _feed_forward(self.experts.activation, cut, merged).view_as(rows)[:, :length]
         real = slice(None) if context.real_rows is None else context.real_rows
-        top = parts.detach().max(1)
-        largest, entropy, top_probability = (
-            of_segment.view(sequences, segments).repeat_interleave(size, dim=1)[:, :length].flatten()[real]
-            for of_segment in (top.indices, torch.special.entr(parts.detach()).sum(1), top.values)
-        )
+        largest = self.router.of_tokens(parts.argmax(1), context)[real]
         return y.reshape_as(x).to(x.dtype), MoEStats(
             load=torch.bincount(largest, minlength=self.config.num_experts),
             dropped=largest.new_zeros(()),
-            router_entropy=entropy.sum(),
-            router_top_probability=top_probability.sum(),
+            router_entropy=spread.entropy,
+            router_top_probability=spread.top_probability,
             losses={},
             coefficients={},
         )

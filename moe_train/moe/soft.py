@@ -22,7 +22,7 @@ class SoftLayer(MoELayer):
         self, x: Float[Tensor, "T D"], context: RouteContext, residual: Float[Tensor, "T D"] | None = None
     ) -> tuple[Float[Tensor, "T D"], MoEStats]:
         """A mixture of all slots' results for every token; `load` counts slots, which no choice can make uneven."""
-        dispatch, combine = self.router(self.router_input(x, residual), context)
+        dispatch, combine, spread = self.router(self.router_input(x, residual), context)
         dtype = compute_dtype(x)
         rows = x.view(*context.token_values.shape, x.shape[1])
         slots = torch.bmm(dispatch.to(dtype).transpose(1, 2), rows.to(dtype))
@@ -40,8 +40,8 @@ class SoftLayer(MoELayer):
         return torch.bmm(combine.to(dtype), y).view_as(x).to(x.dtype), MoEStats(
             load=torch.bincount(of_slots, minlength=self.config.num_experts),
             dropped=of_slots.new_zeros(()),
-            router_entropy=torch.special.entr(combine.detach()).sum(),
-            router_top_probability=combine.detach().amax(2).sum(),
+            router_entropy=spread.entropy,
+            router_top_probability=spread.top_probability,
             losses={},
             coefficients={},
         )

@@ -80,7 +80,7 @@ def outputs_of(made, x: Tensor, training: bool) -> dict[str, Tensor]:
     """All that is differentiated of a router's results, and what is shown of them."""
     out = made(x, context(SEQUENCES, LENGTH, training, step=3))
     if not isinstance(out, Routing):
-        return {f"parts {i}": part for i, part in enumerate(out if isinstance(out, tuple) else (out,))}
+        return {f"part {i}": part for i, part in enumerate((*out[:-1], *out.spread))}
     nothing = torch.zeros(())
     stats = MoEStats(nothing, nothing, nothing, nothing, dict(out.losses), dict(out.coefficients), out.policy)
     shown = {"shown entropy": out.entropy, "shown top probability": out.top_probability}

@@ -15,34 +15,29 @@ T tokens, D model width, E experts, G groups.
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from moe_kernels.ops.assignment import balanced_assignment
 from moe_train.config.kinds.router import BalancedRouterConfig
 from moe_train.moe.losses import watched, z_loss
 from moe_train.moe.routers.edges import table_routing
-from moe_train.moe.routers.scores import gate_logits, jittered
+from moe_train.moe.routers.gate import GateRouter
 from moe_train.moe.routing import RouteContext, Routing
 
 
-class BaseRouter(nn.Module):
+class BaseRouter(GateRouter):
     """One expert per token: assigned in training, the best in validation."""
+
+    config: BalancedRouterConfig
 
     init_gain: float | None = 0.1
     begins_as_identity = True
     scores_residual = True
 
-    def __init__(
-        self, config: BalancedRouterConfig, *, d_model: int, num_experts: int, group: int, site: str
-    ):
-        super().__init__()
-        self.config, self.num_experts, self.group, self.site = config, num_experts, group, site
-        self.weight = nn.Parameter(torch.empty(d_model, num_experts))
-
     def forward(self, x: Float[Tensor, "T D"], context: RouteContext) -> Routing:
         """Route every token to one expert."""
         with torch.autocast(x.device.type, enabled=False):
-            scores = gate_logits(jittered(x.float(), self.config.jitter, self.site, context), self.weight)
+            scores = self.logits(x, context)
             group_tokens, real = self.group * context.sequence_length, context.real_rows
             if context.training:
                 groups = scores.detach().unflatten(0, (-1, group_tokens))
@@ -58,6 +53,7 @@ class BaseRouter(nn.Module):
             expert_ids.unsqueeze(1),
             weights,
             self.num_experts,
+            spread=self.spread(scores, context),
             losses=losses,
             coefficients={"z": z_coefficient},
         )

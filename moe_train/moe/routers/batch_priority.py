@@ -12,39 +12,32 @@ T tokens, D model width, E experts, K choices.
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from moe_train.config.kinds.router import BatchPriorityRouterConfig
 from moe_train.moe.losses import balance_loss, cv_squared, group_totals, watched, z_loss
 from moe_train.moe.routers.edges import table_routing
+from moe_train.moe.routers.gate import GateRouter
 from moe_train.moe.routers.noise import normal
-from moe_train.moe.routers.scores import gate_logits, jittered, largest, sum_of_entropies, sum_of_largest
+from moe_train.moe.routers.scores import largest
 from moe_train.moe.routing import RouteContext, Routing
 
 
-class BatchPriorityRouter(nn.Module):
+class BatchPriorityRouter(GateRouter):
     """The k largest of a noisy softmax, in order of the tokens' largest gate or of their sum."""
 
-    def __init__(
-        self, config: BatchPriorityRouterConfig, *, d_model: int, num_experts: int, group: int, site: str
-    ):
-        super().__init__()
-        self.config, self.num_experts, self.group, self.site = config, num_experts, group, site
-        self.deviation = config.noise / num_experts
-        self.weight = nn.Parameter(torch.empty(d_model, num_experts))
+    config: BatchPriorityRouterConfig
 
     def forward(self, x: Float[Tensor, "T D"], context: RouteContext) -> Routing:
         """Route every token to k experts."""
         with torch.autocast(x.device.type, enabled=False):
-            clean = noisy = gate_logits(
-                jittered(x.float(), self.config.jitter, self.site, context), self.weight
-            )
-            is_noisy = context.training and self.deviation > 0
-            if is_noisy:
-                noisy = clean + self.deviation * normal(self.num_experts, self.site, context)
+            clean = noisy = self.logits(x, context)
+            deviation = self.config.noise / self.num_experts if context.training else 0.0
+            if deviation > 0:
+                noisy = clean + deviation * normal(self.num_experts, self.site, context)
             probabilities = torch.softmax(noisy, dim=1)
             weights, expert_ids = largest(probabilities.t().contiguous(), self.config.num_choices)
-            chances = self._chances(clean, noisy, expert_ids, is_noisy)
+            chances = self._chances(clean, noisy, expert_ids, deviation)
             by_sum = self.config.priority == "sum"
             losses = self._losses(clean, chances, expert_ids, context)
         return table_routing(
@@ -52,8 +45,7 @@ class BatchPriorityRouter(nn.Module):
             weights,
             self.num_experts,
             priority=weights.detach().sum(1) if by_sum else weights.detach()[:, 0],
-            entropy=sum_of_entropies(probabilities, context.real_rows),
-            top_probability=sum_of_largest(weights[:, :1], context.real_rows),
+            spread=self.spread(clean, context),
             losses=losses,
             coefficients={
                 "importance": self.config.importance_coefficient,
@@ -68,13 +60,13 @@ class BatchPriorityRouter(nn.Module):
         clean: Float[Tensor, "T E"],
         noisy: Float[Tensor, "T E"],
         expert_ids: Int[Tensor, "T K"],
-        is_noisy: bool,
+        deviation: float,
     ) -> Float[Tensor, "T E"]:
         """How likely each expert is among the k, were its noise drawn again; without noise whether it is."""
-        if not is_noisy:
+        if deviation == 0:
             return torch.zeros_like(clean).scatter(1, expert_ids, 1.0)
         threshold = noisy.gather(1, expert_ids[:, -1:])
-        return torch.special.ndtr((clean - threshold) / self.deviation)
+        return torch.special.ndtr((clean - threshold) / deviation)
 
     def _losses(
         self,

@@ -15,43 +15,42 @@ Shared experts are the layer's business: `moe.shared_experts`. T tokens, D model
 """
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from moe_train.config.kinds.router import DeepSeekRouterConfig
 from moe_train.moe.losses import balance_loss, watched, z_loss
 from moe_train.moe.routers.edges import table_routing
-from moe_train.moe.routers.scores import gate_logits, jittered, largest, sum_of_entropies, sum_of_largest
+from moe_train.moe.routers.gate import GateRouter
+from moe_train.moe.routers.scores import largest
 from moe_train.moe.routing import RouteContext, Routing
 
 
-class DeepSeekRouter(nn.Module):
+class DeepSeekRouter(GateRouter):
     """The k experts with the largest biased scores, weighed by the plain ones."""
+
+    config: DeepSeekRouterConfig
 
     bias: Float[Tensor, " E"]
 
     def __init__(
         self, config: DeepSeekRouterConfig, *, d_model: int, num_experts: int, group: int, site: str
     ):
-        super().__init__()
-        self.config, self.group, self.site = config, group, site
+        super().__init__(config, d_model=d_model, num_experts=num_experts, group=group, site=site)
         self.coefficients = {
             "balance": config.balance_coefficient,
             "group_balance": config.group_balance_coefficient,
             "z": config.z_coefficient,
         }
-        self.weight = nn.Parameter(torch.empty(d_model, num_experts))
         self.register_buffer("bias", torch.zeros(num_experts))
 
     def forward(self, x: Float[Tensor, "T D"], context: RouteContext) -> Routing:
         """Route every token to k experts."""
         config = self.config
         with torch.autocast(x.device.type, enabled=False):
-            logits = (
-                gate_logits(jittered(x.float(), self.config.jitter, self.site, context), self.weight)
-                .t()
-                .contiguous()
-            )
+            by_token = self.logits(x, context)
+            logits = by_token.t().contiguous()
             scores = torch.sigmoid(logits) if config.scores == "sigmoid" else torch.softmax(logits, 0)
             expert_ids = largest(self._allowed(scores.detach() + self.bias.unsqueeze(1)), config.num_choices)[
                 1
@@ -60,17 +59,19 @@ class DeepSeekRouter(nn.Module):
             if config.normalize:
                 weights = weights / (weights.sum(1, keepdim=True) + 1e-20)
             shares = scores / (scores.sum(0) + 1e-20)
-            real = context.real_rows
             losses = self._losses(logits.t(), scores.detach(), shares, context)
         return table_routing(
             expert_ids,
             weights * config.weight_scale,
             len(scores),
-            entropy=sum_of_entropies(shares.t(), real),
-            top_probability=sum_of_largest(shares.t(), real),
+            spread=self.spread(by_token, context),
             losses=losses,
             coefficients={name: self.coefficients[name] for name in losses},
         )
+
+    def expert_logits(self, logits: Float[Tensor, "T E"]) -> Float[Tensor, "T E"]:
+        """Of sigmoids their logarithms, so that the softmax is each one's share of their sum."""
+        return F.logsigmoid(logits) if self.config.scores == "sigmoid" else logits
 
     def _losses(
         self,

@@ -17,26 +17,26 @@ T tokens, D model width, E experts.
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from moe_train.config.kinds.router import DenseToSparseRouterConfig
 from moe_train.moe.losses import active_balance_loss, z_loss
 from moe_train.moe.routers.edges import masked_routing, table_routing
+from moe_train.moe.routers.gate import GateRouter
 from moe_train.moe.routers.noise import gumbel
-from moe_train.moe.routers.scores import gate_logits, jittered, sum_of_largest, total_entropy
 from moe_train.moe.routing import RouteContext, Routing
 
 
-class DenseToSparseRouter(nn.Module):
+class DenseToSparseRouter(GateRouter):
     """From one expert to a mixture of all, and on to top-1 by a falling temperature."""
+
+    config: DenseToSparseRouterConfig
 
     def __init__(
         self, config: DenseToSparseRouterConfig, *, d_model: int, num_experts: int, group: int, site: str
     ):
-        super().__init__()
-        self.config, self.num_experts, self.group, self.site = config, num_experts, group, site
+        super().__init__(config, d_model=d_model, num_experts=num_experts, group=group, site=site)
         self.coefficients = {"balance": config.balance_coefficient, "z": config.z_coefficient}
-        self.weight = nn.Parameter(torch.empty(d_model, num_experts))
 
     def forward(self, x: Float[Tensor, "T D"], context: RouteContext) -> Routing:
         """Route every token to a number of experts that the logits decide, once there is a gate."""
@@ -44,7 +44,7 @@ class DenseToSparseRouter(nn.Module):
         if gate_step < 0:
             return self._to_the_first(len(x))
         with torch.autocast(x.device.type, enabled=False):
-            logits = gate_logits(jittered(x.float(), self.config.jitter, self.site, context), self.weight)
+            logits = self.logits(x, context)
             log_probabilities = torch.log_softmax(logits, dim=1)
             probabilities = log_probabilities.exp()
             if context.training:
@@ -61,10 +61,7 @@ class DenseToSparseRouter(nn.Module):
             weights,
             active,
             num_choices=1 if is_sparse else self.num_experts,
-            entropy=total_entropy(
-                probabilities, log_probabilities, None if real is None else real.unsqueeze(1)
-            ),
-            top_probability=sum_of_largest(probabilities, real),
+            spread=self.spread(logits, context),
             losses=losses,
             coefficients=self.coefficients,
         )

@@ -12,6 +12,8 @@ The z-loss is that of the mixture's softmax, the only one there is.
 T tokens, D model width, E experts, K selectors, M digits.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -19,12 +21,15 @@ from torch import Tensor, nn
 from moe_train.config.kinds.router import DSelectKRouterConfig
 from moe_train.moe.losses import active_balance_loss, token_mean, watched, z_loss
 from moe_train.moe.routers.edges import masked_routing
-from moe_train.moe.routers.scores import gate_logits, jittered, sum_of_entropies, sum_of_largest
+from moe_train.moe.routers.gate import GateRouter
+from moe_train.moe.routers.scores import SMALLEST
 from moe_train.moe.routing import RouteContext, Routing
 
 
-class DSelectKRouter(nn.Module):
+class DSelectKRouter(GateRouter):
     """All experts with a weight above 0: many at first, at most k once the selectors are sure."""
+
+    config: DSelectKRouterConfig
 
     init_scale = 1e-4
     """Outputs begin at about +-0.01, in the middle of the smooth step (the code: within gamma / 100)."""
@@ -32,18 +37,16 @@ class DSelectKRouter(nn.Module):
     def __init__(
         self, config: DSelectKRouterConfig, *, d_model: int, num_experts: int, group: int, site: str
     ):
-        super().__init__()
-        self.config, self.num_experts, self.group, self.site = config, num_experts, group, site
+        super().__init__(config, d_model=d_model, num_experts=num_experts, group=group, site=site)
         self.weight = nn.Parameter(torch.empty(d_model, config.num_outputs(num_experts)))
 
     def forward(self, x: Float[Tensor, "T D"], context: RouteContext) -> Routing:
         """Route every token to the experts that its selectors' codes leave."""
-        config, k = self.config, self.config.num_choices
+        config = self.config
         with torch.autocast(x.device.type, enabled=False):
-            outputs = gate_logits(jittered(x.float(), self.config.jitter, self.site, context), self.weight)
-            digits = outputs[:, :-k].unflatten(1, (k, outputs.shape[1] // k - 1))
-            steps = smooth_step(digits, config.gamma)
-            mixture = outputs[:, -k:]
+            outputs = self.logits(x, context)
+            (mixture,) = self.softmaxes(outputs)
+            steps = self._steps(outputs)
             weights = code_products(steps, torch.softmax(mixture, dim=1)).sum(1)
             group_tokens, real = self.group * context.sequence_length, context.real_rows
             losses = {
@@ -56,8 +59,7 @@ class DSelectKRouter(nn.Module):
         return masked_routing(
             weights,
             weights > 0,
-            entropy=sum_of_entropies(weights, real),
-            top_probability=sum_of_largest(weights, real),
+            spread=self.spread(outputs, context),
             losses=losses,
             coefficients={
                 "entropy": config.entropy_coefficient,
@@ -65,6 +67,21 @@ class DSelectKRouter(nn.Module):
                 "z": config.z_coefficient,
             },
         )
+
+    def softmaxes(self, logits: Float[Tensor, "T N"]) -> Sequence[Float[Tensor, "T K"]]:
+        """The one over selectors, of the last outputs."""
+        return (logits[:, -self.config.num_choices :],)
+
+    def expert_logits(self, logits: Float[Tensor, "T N"]) -> Float[Tensor, "T E"]:
+        """Logarithms of the selectors' mixture, which is the softmax of these; next to none for a weight of 0."""
+        (mixture,) = self.softmaxes(logits)
+        weights = code_products(self._steps(logits), torch.softmax(mixture, dim=1)).sum(1)
+        return weights.clamp(min=SMALLEST).log()
+
+    def _steps(self, outputs: Float[Tensor, "T N"]) -> Float[Tensor, "T K M"]:
+        """The smooth step of each selector's digits, which are all outputs but the last."""
+        k = self.config.num_choices
+        return smooth_step(outputs[:, :-k].unflatten(1, (k, outputs.shape[1] // k - 1)), self.config.gamma)
 
 
 def smooth_step(t: Float[Tensor, "*S"], gamma: float) -> Float[Tensor, "*S"]:

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from moe_train.moe.routers.scores import Spread
 from moe_train.moe.routing import Routing
 from moe_train.results import Policy
 
@@ -16,8 +17,7 @@ def table_routing(
     num_experts: int,
     *,
     priority: Float[Tensor, " T"] | None = None,
-    entropy: Float[Tensor, ""] | None = None,
-    top_probability: Float[Tensor, ""] | None = None,
+    spread: Spread | None = None,
     losses: Mapping[str, Float[Tensor, ""]] | None = None,
     coefficients: Mapping[str, float] | None = None,
     alternatives: bool = False,
@@ -36,8 +36,8 @@ def table_routing(
         num_experts=num_experts,
         num_choices=choices,
         priority=priority,
-        entropy=entropy,
-        top_probability=top_probability,
+        entropy=None if spread is None else spread.entropy,
+        top_probability=None if spread is None else spread.top_probability,
         losses=losses or {},
         coefficients=coefficients or {},
         alternatives=alternatives,
@@ -51,8 +51,7 @@ def masked_routing(
     active: Bool[Tensor, "T E"],
     *,
     num_choices: int | None = None,
-    entropy: Float[Tensor, ""] | None = None,
-    top_probability: Float[Tensor, ""] | None = None,
+    spread: Spread | None = None,
     losses: Mapping[str, Float[Tensor, ""]] | None = None,
     coefficients: Mapping[str, float] | None = None,
 ) -> Routing:
@@ -74,8 +73,8 @@ def masked_routing(
         num_tokens=tokens,
         num_experts=experts,
         num_choices=num_choices or experts,
-        entropy=entropy,
-        top_probability=top_probability,
+        entropy=None if spread is None else spread.entropy,
+        top_probability=None if spread is None else spread.top_probability,
         losses=losses or {},
         coefficients=coefficients or {},
     )

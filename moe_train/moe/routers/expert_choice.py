@@ -13,41 +13,32 @@ import math
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from moe_train.config.kinds.router import ExpertChoiceRouterConfig
 from moe_train.moe.losses import z_loss
 from moe_train.moe.routers.edges import masked_routing
-from moe_train.moe.routers.scores import gate_logits, jittered, sum_of_largest, total_entropy
+from moe_train.moe.routers.gate import GateRouter
 from moe_train.moe.routing import RouteContext, Routing
 
 
-class ExpertChoiceRouter(nn.Module):
+class ExpertChoiceRouter(GateRouter):
     """The best tokens of each expert, the same way in training and validation."""
 
-    def __init__(
-        self, config: ExpertChoiceRouterConfig, *, d_model: int, num_experts: int, group: int, site: str
-    ):
-        super().__init__()
-        self.config, self.num_experts, self.group, self.site = config, num_experts, group, site
-        self.weight = nn.Parameter(torch.empty(d_model, num_experts))
+    config: ExpertChoiceRouterConfig
 
     def forward(self, x: Float[Tensor, "T D"], context: RouteContext) -> Routing:
         """Give every expert its tokens; loss `z` is computed so that it can be watched."""
         with torch.autocast(x.device.type, enabled=False):
-            logits = gate_logits(jittered(x.float(), self.config.jitter, self.site, context), self.weight)
-            log_probabilities = torch.log_softmax(logits, dim=1)
-            probabilities = log_probabilities.exp()
+            logits = self.logits(x, context)
+            probabilities = torch.log_softmax(logits, dim=1).exp()
             group_tokens, real = self.group * context.sequence_length, context.real_rows
             groups = probabilities.detach().unflatten(0, (-1, group_tokens))
             chosen = self._chosen(groups, None if real is None else real.view(groups.shape[:2]))
         return masked_routing(
             probabilities,
             chosen.flatten(0, 1),
-            entropy=total_entropy(
-                probabilities, log_probabilities, None if real is None else real.unsqueeze(1)
-            ),
-            top_probability=sum_of_largest(probabilities, real),
+            spread=self.spread(logits, context),
             losses={"z": z_loss(logits, group_tokens, real)},
             coefficients={"z": self.config.z_coefficient},
         )

@@ -13,31 +13,29 @@ T tokens, D model width, E experts.
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from moe_train.config.kinds.router import GShardRouterConfig
 from moe_train.moe.losses import balance_loss
 from moe_train.moe.routers.edges import table_routing
+from moe_train.moe.routers.gate import GateRouter
 from moe_train.moe.routers.noise import gumbel
-from moe_train.moe.routers.scores import gate_logits, jittered, softmax_choice
+from moe_train.moe.routers.scores import softmax_choice
 from moe_train.moe.routing import RouteContext, Routing
 
 EPSILON = 1e-9
 """Added to the sum of the two weights, as in lingvo."""
 
 
-class GShardRouter(nn.Module):
+class GShardRouter(GateRouter):
     """The best expert, and a second one that may be left to chance."""
 
-    def __init__(self, config: GShardRouterConfig, *, d_model: int, num_experts: int, group: int, site: str):
-        super().__init__()
-        self.config, self.group, self.site = config, group, site
-        self.weight = nn.Parameter(torch.empty(d_model, num_experts))
+    config: GShardRouterConfig
 
     def forward(self, x: Float[Tensor, "T D"], context: RouteContext) -> Routing:
         """Route every token to one or two experts."""
         with torch.autocast(x.device.type, enabled=False):
-            logits = gate_logits(jittered(x.float(), self.config.jitter, self.site, context), self.weight)
+            logits = self.logits(x, context)
             group_tokens, real = self.group * context.sequence_length, context.real_rows
             choice = softmax_choice(logits, 2, group_tokens, real)
             expert_ids, weights = choice.expert_ids, choice.weights
@@ -54,8 +52,7 @@ class GShardRouter(nn.Module):
             expert_ids,
             weights,
             logits.shape[1],
-            entropy=choice.entropy,
-            top_probability=choice.top_probability,
+            spread=choice.spread,
             losses=losses,
             coefficients={"balance": self.config.balance_coefficient, "z": self.config.z_coefficient},
             normalize_kept=self.config.normalize_after_limit,

@@ -12,6 +12,7 @@ T tokens, D model width, E experts, G groups of J = E / G neighbouring experts, 
 L = K * M.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,9 +23,10 @@ from torch import Tensor, nn
 from moe_train.config.kinds.router import HierarchicalTopKRouterConfig
 from moe_train.moe.losses import balance_loss, cv_squared, group_totals, watched, z_loss
 from moe_train.moe.routers.edges import table_routing
+from moe_train.moe.routers.gate import GateRouter
 from moe_train.moe.routers.noise import normal
 from moe_train.moe.routers.noisy_top_k import NOISE_FLOOR, chance_of_choice
-from moe_train.moe.routers.scores import gate_logits, jittered, largest, sum_of_entropies, sum_of_largest
+from moe_train.moe.routers.scores import gate_logits, jittered, largest
 from moe_train.moe.routing import RouteContext, Routing
 
 
@@ -37,17 +39,17 @@ class Gate(NamedTuple):
     """To be among the kept, were an option's noise drawn again; without noise whether it is."""
 
 
-class HierarchicalTopKRouter(nn.Module):
+class HierarchicalTopKRouter(GateRouter):
     """K groups of a token, M experts of each; losses `importance` and `load`."""
+
+    config: HierarchicalTopKRouterConfig
 
     init_scale = 0.0
 
     def __init__(
         self, config: HierarchicalTopKRouterConfig, *, d_model: int, num_experts: int, group: int, site: str
     ):
-        super().__init__()
-        self.config, self.group, self.site = config, group, site
-        self.weight = nn.Parameter(torch.empty(d_model, num_experts))
+        super().__init__(config, d_model=d_model, num_experts=num_experts, group=group, site=site)
         self.noise_weight = nn.Parameter(torch.empty(d_model, num_experts))
         self.group_weight = nn.Parameter(torch.empty(d_model, config.num_groups))
         self.group_noise_weight = nn.Parameter(torch.empty(d_model, config.num_groups))
@@ -56,10 +58,15 @@ class HierarchicalTopKRouter(nn.Module):
         """Route every token to K * M experts."""
         config, tokens, num_experts = self.config, x.shape[0], self.weight.shape[1]
         with torch.autocast(x.device.type, enabled=False):
+            logits = self.logits(x, context)
+            of_groups, clean = logits.tensor_split([config.num_groups], dim=1)
             x = jittered(x.float(), config.jitter, self.site, context)
-            of_groups = _noisy(x, self.group_weight, self.group_noise_weight, f"{self.site}.groups", context)
-            groups = _gate(*of_groups, config.top_groups)
-            clean, noisy, deviation = _noisy(x, self.weight, self.noise_weight, self.site, context)
+            groups = _gate(
+                of_groups,
+                *_noisy(x, of_groups, self.group_noise_weight, f"{self.site}.groups", context),
+                config.top_groups,
+            )
+            noisy, deviation = _noisy(x, clean, self.noise_weight, self.site, context)
             inside = _gate(
                 self._by_group(clean),
                 self._by_group(noisy),
@@ -75,15 +82,14 @@ class HierarchicalTopKRouter(nn.Module):
             losses = {
                 "importance": cv_squared(self._totals(gates, context)),
                 "load": cv_squared(self._load(groups, inside, context)),
-                "balance": self._balance(of_groups[0], clean, expert_ids, context),
-                "z": self._z(of_groups[0], clean, context),
+                "balance": self._balance(logits, expert_ids, context),
+                "z": self._z(logits, context),
             }
         return table_routing(
             expert_ids,
             weights,
             num_experts,
-            entropy=sum_of_entropies(weights, context.real_rows),
-            top_probability=sum_of_largest(weights, context.real_rows),
+            spread=self.spread(logits, context),
             losses=losses,
             coefficients={
                 "importance": config.importance_coefficient,
@@ -92,6 +98,21 @@ class HierarchicalTopKRouter(nn.Module):
                 "z": config.z_coefficient,
             },
         )
+
+    def logits(self, x: Float[Tensor, "T D"], context: RouteContext) -> Float[Tensor, "T N"]:
+        """Of groups, then of the experts of each."""
+        x = jittered(x.float(), self.config.jitter, self.site, context)
+        return torch.cat((gate_logits(x, self.group_weight), gate_logits(x, self.weight)), dim=1)
+
+    def softmaxes(self, logits: Float[Tensor, "T N"]) -> Sequence[Float[Tensor, "T _"]]:
+        """One over groups, and one inside each of them."""
+        of_groups, inside = logits.tensor_split([self.config.num_groups], dim=1)
+        return (of_groups, *inside.chunk(self.config.num_groups, dim=1))
+
+    def expert_logits(self, logits: Float[Tensor, "T N"]) -> Float[Tensor, "T E"]:
+        """Logarithms of an expert's probability in its group times that of the group."""
+        of_groups, *inside = (torch.log_softmax(each, dim=1) for each in self.softmaxes(logits))
+        return (of_groups.unsqueeze(2) + torch.stack(inside, dim=1)).flatten(1)
 
     def _by_group(self, values: Float[Tensor, "T E"]) -> Float[Tensor, "R J"]:
         """A row for each token and group."""
@@ -106,33 +127,18 @@ class HierarchicalTopKRouter(nn.Module):
         return (self._totals(groups.chances, context).unsqueeze(2) * share).flatten(1)
 
     def _balance(
-        self,
-        of_groups: Float[Tensor, "T G"],
-        clean: Float[Tensor, "T E"],
-        expert_ids: Int[Tensor, "T L"],
-        context: RouteContext,
+        self, logits: Float[Tensor, "T N"], expert_ids: Int[Tensor, "T L"], context: RouteContext
     ) -> Float[Tensor, ""]:
         """The balance loss, an expert's probability being its group's times its own in it, without noise."""
-        outer, inner = (watched(part, self.config.balance_coefficient) for part in (of_groups, clean))
-        shares = torch.softmax(inner.unflatten(1, (outer.shape[1], -1)), dim=2)
-        probabilities = (torch.softmax(outer, dim=1).unsqueeze(2) * shares).flatten(1)
+        probabilities = self.expert_logits(watched(logits, self.config.balance_coefficient)).exp()
         return balance_loss(
             probabilities, expert_ids, self.group * context.sequence_length, context.real_rows
         )
 
-    def _z(
-        self, of_groups: Float[Tensor, "T G"], clean: Float[Tensor, "T E"], context: RouteContext
-    ) -> Float[Tensor, ""]:
+    def _z(self, logits: Float[Tensor, "T N"], context: RouteContext) -> Float[Tensor, ""]:
         """The z-losses of all gates, summed."""
-        gates = (of_groups, *clean.chunk(self.config.num_groups, dim=1))
-        losses = [
-            z_loss(
-                watched(logits, self.config.z_coefficient),
-                self.group * context.sequence_length,
-                context.real_rows,
-            )
-            for logits in gates
-        ]
+        gates = self.softmaxes(watched(logits, self.config.z_coefficient))
+        losses = [z_loss(gate, self.group * context.sequence_length, context.real_rows) for gate in gates]
         return torch.stack(losses).sum()
 
     def _totals(self, values: Float[Tensor, "T O"], context: RouteContext) -> Float[Tensor, "B O"]:
@@ -142,17 +148,16 @@ class HierarchicalTopKRouter(nn.Module):
 
 def _noisy(
     x: Float[Tensor, "T D"],
-    weight: Float[Tensor, "D O"],
+    clean: Float[Tensor, "T O"],
     noise_weight: Float[Tensor, "D O"],
     site: str,
     context: RouteContext,
-) -> tuple[Float[Tensor, "T O"], Float[Tensor, "T O"], Float[Tensor, "T O"] | None]:
-    """Logits, the same with noise, and its standard deviation; None outside of training   # eq. 4."""
-    clean = gate_logits(x, weight)
+) -> tuple[Float[Tensor, "T O"], Float[Tensor, "T O"] | None]:
+    """The logits with noise, and its standard deviation; None outside of training   # eq. 4."""
     if not context.training:
-        return clean, clean, None
+        return clean, None
     deviation = F.softplus(gate_logits(x, noise_weight)) + NOISE_FLOOR
-    return clean, clean + deviation * normal(weight.shape[1], site, context), deviation
+    return clean + deviation * normal(clean.shape[1], site, context), deviation
 
 
 def _gate(

@@ -19,34 +19,35 @@ from torch import Tensor, nn
 from moe_train.config.kinds.router import NoisyTopKRouterConfig
 from moe_train.moe.losses import balance_loss, cv_squared, group_totals, watched, z_loss
 from moe_train.moe.routers.edges import table_routing
+from moe_train.moe.routers.gate import GateRouter
 from moe_train.moe.routers.noise import normal
-from moe_train.moe.routers.scores import gate_logits, jittered, largest, sum_of_entropies, sum_of_largest
+from moe_train.moe.routers.scores import gate_logits, jittered, largest
 from moe_train.moe.routing import RouteContext, Routing
 
 NOISE_FLOOR = 0.01
 
 
-class NoisyTopKRouter(nn.Module):
+class NoisyTopKRouter(GateRouter):
     """The k largest of noisy logits; losses `importance` and `load`."""
+
+    config: NoisyTopKRouterConfig
 
     init_scale = 0.0
 
     def __init__(
         self, config: NoisyTopKRouterConfig, *, d_model: int, num_experts: int, group: int, site: str
     ):
-        super().__init__()
-        self.config, self.group, self.site = config, group, site
-        self.weight = nn.Parameter(torch.empty(d_model, num_experts))
+        super().__init__(config, d_model=d_model, num_experts=num_experts, group=group, site=site)
         self.noise_weight = nn.Parameter(torch.empty(d_model, num_experts))
 
     def forward(self, x: Float[Tensor, "T D"], context: RouteContext) -> Routing:
         """Route every token to k experts."""
         config, k, num_experts = self.config, self.config.num_choices, self.weight.shape[1]
         with torch.autocast(x.device.type, enabled=False):
-            x = jittered(x.float(), config.jitter, self.site, context)
-            clean = noisy = gate_logits(x, self.weight)
+            clean = noisy = self.logits(x, context)
             if context.training:
-                deviation = F.softplus(gate_logits(x, self.noise_weight)) + NOISE_FLOOR
+                jittery = jittered(x.float(), config.jitter, self.site, context)
+                deviation = F.softplus(gate_logits(jittery, self.noise_weight)) + NOISE_FLOOR
                 noisy = clean + deviation * normal(num_experts, self.site, context)
             values, expert_ids = largest(noisy.t().contiguous(), min(k + 1, num_experts))
             kept = expert_ids[:, :k]
@@ -68,8 +69,7 @@ class NoisyTopKRouter(nn.Module):
             kept,
             weights,
             num_experts,
-            entropy=sum_of_entropies(weights, real),
-            top_probability=sum_of_largest(weights[:, :1], real),
+            spread=self.spread(clean, context),
             losses=losses,
             coefficients={
                 "importance": config.importance_coefficient,

@@ -18,30 +18,30 @@ from torch import Tensor, nn
 from moe_train.config.kinds.router import ReinforceRouterConfig
 from moe_train.moe.losses import balance_loss, entropies, token_mean, watched, z_loss
 from moe_train.moe.routers.edges import table_routing
+from moe_train.moe.routers.gate import GateRouter
 from moe_train.moe.routers.noise import gumbel
-from moe_train.moe.routers.scores import gate_logits, jittered, sum_of_entropies, sum_of_largest
 from moe_train.moe.routing import RouteContext, Routing
 from moe_train.results import Policy
 
 
-class ReinforceRouter(nn.Module):
+class ReinforceRouter(GateRouter):
     """One expert per token: drawn in training, the likeliest in validation."""
+
+    config: ReinforceRouterConfig
 
     init_vector = 0.0
 
     def __init__(
         self, config: ReinforceRouterConfig, *, d_model: int, num_experts: int, group: int, site: str
     ):
-        super().__init__()
-        self.config, self.num_experts, self.group, self.site = config, num_experts, group, site
-        self.weight = nn.Parameter(torch.empty(d_model, num_experts))
+        super().__init__(config, d_model=d_model, num_experts=num_experts, group=group, site=site)
         self.value_weight = nn.Parameter(torch.empty(d_model))
         self.value_offset = nn.Parameter(torch.empty(1))
 
     def forward(self, x: Float[Tensor, "T D"], context: RouteContext) -> Routing:
         """Route every token to one expert, with weight 1."""
         with torch.autocast(x.device.type, enabled=False):
-            logits = gate_logits(jittered(x.float(), self.config.jitter, self.site, context), self.weight)
+            logits = self.logits(x, context)
             log_probabilities = torch.log_softmax(logits, dim=1)
             probabilities = log_probabilities.exp()
             # The largest of logits and Gumbel noise is a draw from their softmax.
@@ -67,8 +67,7 @@ class ReinforceRouter(nn.Module):
             expert_ids,
             torch.ones(len(x), 1, device=x.device),
             self.num_experts,
-            entropy=sum_of_entropies(probabilities, real),
-            top_probability=sum_of_largest(probabilities, real),
+            spread=self.spread(logits, context),
             losses=losses,
             coefficients={
                 "balance": self.config.balance_coefficient,

@@ -1,10 +1,11 @@
-"""What routers with a learned gate do alike: jitter, logits, softmax and the k largest of it, entropy.
+"""What routers with a learned gate do alike: jitter, logits, softmax and the k largest of it, and its spread.
 
 Where torch's operations do it, scores are kept expert by expert ([E, T]): over few experts a softmax is many times
 faster along a leading dim. T tokens, D model width, E experts, K choices.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +44,15 @@ def gate_logits(x: Float[Tensor, "T D"], weight: Float[Tensor, "D E"]) -> Float[
     return F.linear(x.float(), weight.float().t())
 
 
+class Spread(NamedTuple):
+    """How undecided a router is: of the softmax over all experts, without gradient."""
+
+    entropy: Float[Tensor, ""]
+    """Sum over (real) tokens, in nats."""
+    top_probability: Float[Tensor, ""]
+    """Sum over (real) tokens of the largest probability."""
+
+
 @dataclass(frozen=True)
 class Choice:
     """The softmax of a router's logits, and what it comes to."""
@@ -54,10 +64,7 @@ class Choice:
     """Their probabilities, not renormalised."""
     z: Float[Tensor, ""]
     """The z-loss."""
-    entropy: Float[Tensor, ""]
-    """Sum over tokens, in nats, without gradient."""
-    top_probability: Float[Tensor, ""]
-    """Sum over tokens of the largest probability, without gradient."""
+    spread: Spread
 
 
 def softmax_choice(
@@ -79,8 +86,8 @@ def softmax_choice(
     expert_ids = found.expert_ids.long()
     expert_ids = torch.where(expert_ids < 0, first, expert_ids)
     entropy = -torch.dot(probabilities.flatten(), probabilities.clamp(min=SMALLEST).log_().flatten())
-    top = sum_of_largest(found.weights[:, :1])
-    return Choice(found.scores, expert_ids, found.weights, found.z / tokens, entropy, top)
+    spread = Spread(entropy, found.weights[:, 0].detach().sum())
+    return Choice(found.scores, expert_ids, found.weights, found.z / tokens, spread)
 
 
 def by_operations(
@@ -88,14 +95,11 @@ def by_operations(
 ) -> Choice:
     """`softmax_choice` by torch's operations, one after another."""
     by_expert = logits.t().contiguous()
-    log_probabilities = torch.log_softmax(by_expert, dim=0)
-    probabilities = log_probabilities.exp()
+    probabilities = torch.log_softmax(by_expert, dim=0).exp()
     expert_ids = largest(by_expert.detach(), k)[1]
     weights = probabilities.t().gather(1, expert_ids)
-    entropy = total_entropy(probabilities, log_probabilities, is_real)
     z = z_loss(logits, group_tokens, is_real)
-    top = sum_of_largest(weights[:, :1], is_real)
-    return Choice(probabilities.t(), expert_ids, weights, z, entropy, top)
+    return Choice(probabilities.t(), expert_ids, weights, z, spread_of(logits, is_real))
 
 
 def largest(scores: Float[Tensor, "E T"], k: int) -> tuple[Float[Tensor, "T K"], Int[Tensor, "T K"]]:
@@ -112,24 +116,12 @@ def largest(scores: Float[Tensor, "E T"], k: int) -> tuple[Float[Tensor, "T K"],
     return scores.gather(0, expert_ids).t(), expert_ids.t()
 
 
-def sum_of_entropies(shares: Float[Tensor, "T K"], is_real: Bool[Tensor, " T"] | None) -> Float[Tensor, ""]:
-    """Sum of -p ln p over (real) tokens, without gradient: for routers that have no logarithms at hand."""
-    entropies = torch.special.entr(shares.detach())
-    return (entropies if is_real is None else entropies * is_real.unsqueeze(1)).sum()
-
-
-def sum_of_largest(
-    shares: Float[Tensor, "T K"], is_real: Bool[Tensor, " T"] | None = None
-) -> Float[Tensor, ""]:
-    """Sum of the largest p over (real) tokens, without gradient."""
-    tops = shares.detach().amax(1)
-    return (tops if is_real is None else tops * is_real).sum()
-
-
-def total_entropy(
-    probabilities: Tensor, log_probabilities: Tensor, is_real: Tensor | None = None
-) -> Float[Tensor, ""]:
-    """Sum of -p ln p over all elements (where `is_real`, of a shape that fits, is true), without gradient."""
+@torch.no_grad()
+def spread_of(expert_logits: Float[Tensor, "T E"], is_real: Bool[Tensor, " T"] | None) -> Spread:
+    """The spread of the softmax over all experts."""
+    log_probabilities = torch.log_softmax(expert_logits.t().contiguous(), dim=0)
+    probabilities = log_probabilities.exp()
     if is_real is not None:
         probabilities = probabilities * is_real
-    return -torch.dot(probabilities.detach().flatten(), log_probabilities.detach().flatten())
+    entropy = -torch.dot(probabilities.flatten(), log_probabilities.flatten())
+    return Spread(entropy, probabilities.amax(0).sum())

@@ -12,16 +12,28 @@ Conventions: the code also has offsets of both norms and a gain of the first; th
 B sequences, S tokens of one, G segments (one a sequence, or more), D model width, E experts.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from moe_train.config.kinds.router.mixing import SmearRouterConfig
+from moe_train.moe.routers.scores import Spread, spread_of
 from moe_train.moe.routing import RouteContext
 
 FLOOR = 1e-10
 """Added to every part before they are rescaled, as in the code."""
+
+
+class Merges(NamedTuple):
+    """What each segment's expert is merged of; a sequence's segments follow each other."""
+
+    parts: Float[Tensor, "G E"]
+    """Of each expert, in fp32; they sum to 1."""
+    spread: Spread
+    """Of each token's parts before any expert is left out."""
 
 
 class SmearRouter(nn.Module):
@@ -36,20 +48,28 @@ class SmearRouter(nn.Module):
         self.weight = nn.Parameter(torch.empty(d_model, num_experts))
         self.gain = nn.Parameter(torch.empty(d_model))
 
-    def forward(self, x: Float[Tensor, "T D"], context: RouteContext) -> Float[Tensor, "G E"]:
-        """The parts, which sum to 1; a sequence's segments follow each other."""
+    def forward(self, x: Float[Tensor, "T D"], context: RouteContext) -> Merges:
+        """The parts of every segment."""
         with torch.autocast(x.device.type, enabled=False):
             width = x.shape[1:]
             pooled = self._pooled(x.float(), context).flatten(0, 1)
             experts = F.layer_norm(self.weight.t(), width) * self.gain
-            parts = torch.softmax(F.layer_norm(pooled, width) @ experts.t(), dim=1)
+            logits = F.layer_norm(pooled, width) @ experts.t()
+            spread = spread_of(self.of_tokens(logits, context), context.real_rows)
+            parts = torch.softmax(logits, dim=1)
             if not context.training or self.config.drop_experts == 0:
-                return parts
+                return Merges(parts, spread)
             segments = self.num_segments(context.sequence_length)
             draws = context.random.uniform(f"{self.site}.drop_experts", segments, parts.shape[1])
             kept = draws.view_as(parts) >= self.config.drop_experts
             parts = parts * kept + FLOOR
-            return parts / parts.sum(1, keepdim=True)
+            return Merges(parts / parts.sum(1, keepdim=True), spread)
+
+    def of_tokens(self, values: Shaped[Tensor, "G ..."], context: RouteContext) -> Shaped[Tensor, "T ..."]:
+        """What each segment has, for each of its tokens."""
+        length = context.sequence_length
+        by_sequence = values.unflatten(0, (-1, self.num_segments(length)))
+        return by_sequence.repeat_interleave(self.config.segment or length, dim=1)[:, :length].flatten(0, 1)
 
     def num_segments(self, length: int) -> int:
         """Segments of a sequence of `length` tokens; the last may be shorter than the others."""

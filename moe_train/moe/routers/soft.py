@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from moe_train.config.kinds.router.mixing import SoftRouterConfig
+from moe_train.moe.routers.scores import Spread, spread_of
 from moe_train.moe.routing import RouteContext
 
 EPSILON = 1e-6
@@ -28,6 +29,8 @@ class SlotWeights(NamedTuple):
     """Part of each token in a slot; sums to 1 over the real tokens of the sequence."""
     combine: Float[Tensor, "B S N"]
     """Part of each slot in a token; sums to 1 over slots."""
+    spread: Spread
+    """Of the experts' parts in a token, an expert's being the sum of its slots'."""
 
 
 class SoftRouter(nn.Module):
@@ -38,6 +41,7 @@ class SoftRouter(nn.Module):
     def __init__(self, config: SoftRouterConfig, *, d_model: int, num_experts: int, group: int, site: str):
         super().__init__()
         del group, site  # each sequence by itself, and nothing is random
+        self.num_experts = num_experts
         self.weight = nn.Parameter(torch.empty(d_model, num_experts * config.slots_per_expert))
         self.scale = nn.Parameter(torch.empty(1))
 
@@ -49,12 +53,14 @@ class SoftRouter(nn.Module):
                 *context.token_values.shape, self.weight.shape[1]
             )
             combine = torch.softmax(logits, dim=2)
+            of_experts = logits.unflatten(2, (self.num_experts, -1)).logsumexp(3).flatten(0, 1)
+            spread = spread_of(of_experts, context.real_rows)
             if context.is_real is None:
-                return SlotWeights(torch.softmax(logits, dim=1), combine)
+                return SlotWeights(torch.softmax(logits, dim=1), combine, spread)
             padding = ~context.is_real.unsqueeze(2)
             # A sequence of padding alone has no token to share out: its softmax is 0 / 0.
             dispatch = torch.softmax(logits.masked_fill(padding, -torch.inf), dim=1).masked_fill(padding, 0.0)
-            return SlotWeights(dispatch, combine.masked_fill(padding, 0.0))
+            return SlotWeights(dispatch, combine.masked_fill(padding, 0.0), spread)
 
 
 def _unit(vectors: Float[Tensor, "A B"], dim: int) -> Float[Tensor, "A B"]:

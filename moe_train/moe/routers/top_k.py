@@ -11,18 +11,21 @@ T tokens, D model width, E experts, K choices.
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from moe_train.config.kinds.router import SwitchRouterConfig, TopKRouterConfig
 from moe_train.moe.losses import balance_loss
 from moe_train.moe.routers.edges import table_routing
+from moe_train.moe.routers.gate import GateRouter
 from moe_train.moe.routers.noise import gumbel
 from moe_train.moe.routers.scores import gate_logits, jittered, partly_zeroed, softmax_choice
 from moe_train.moe.routing import RouteContext, Routing
 
 
-class TopKRouter(nn.Module):
+class TopKRouter(GateRouter):
     """Logits in fp32, softmax over all experts, the k largest; ties go to the lower expert id."""
+
+    config: SwitchRouterConfig | TopKRouterConfig
 
     def __init__(
         self,
@@ -33,21 +36,17 @@ class TopKRouter(nn.Module):
         group: int,
         site: str,
     ):
-        super().__init__()
-        self.config, self.group, self.site = config, group, site
+        super().__init__(config, d_model=d_model, num_experts=num_experts, group=group, site=site)
         self.reroutes = config.reroutes if isinstance(config, SwitchRouterConfig) else 0
         self.num_choices = config.num_choices + self.reroutes
         self.normalize = isinstance(config, TopKRouterConfig) and config.normalize
         self.samples = isinstance(config, SwitchRouterConfig) and config.policy == "sampling"
         self.input_dropout = config.input_dropout if isinstance(config, SwitchRouterConfig) else 0.0
-        self.weight = nn.Parameter(torch.empty(d_model, num_experts))
 
     def forward(self, x: Float[Tensor, "T D"], context: RouteContext) -> Routing:
         """Route every token; losses `balance` and `z` are always computed, so that they can be watched."""
         with torch.autocast(x.device.type, enabled=False):
-            x = jittered(x.float(), self.config.jitter, self.site, context)
-            x = partly_zeroed(x, self.input_dropout, self.site, context)
-            logits = gate_logits(x, self.weight)
+            logits = self.logits(x, context)
             group_tokens, real = self.group * context.sequence_length, context.real_rows
             choice = softmax_choice(logits, self.num_choices, group_tokens, real)
             expert_ids, weights = choice.expert_ids, choice.weights
@@ -67,9 +66,13 @@ class TopKRouter(nn.Module):
             expert_ids,
             weights,
             logits.shape[1],
-            entropy=choice.entropy,
-            top_probability=choice.top_probability,
+            spread=choice.spread,
             alternatives=self.reroutes > 0,
             losses=losses,
             coefficients={"balance": self.config.balance_coefficient, "z": self.config.z_coefficient},
         )
+
+    def logits(self, x: Float[Tensor, "T D"], context: RouteContext) -> Float[Tensor, "T E"]:
+        """Of the input with jitter and dropout."""
+        x = jittered(x.float(), self.config.jitter, self.site, context)
+        return gate_logits(partly_zeroed(x, self.input_dropout, self.site, context), self.weight)

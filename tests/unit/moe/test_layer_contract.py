@@ -1,5 +1,6 @@
 """What the layer of every kind of router must keep to; a new kind is tested by its line in the registry."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -103,6 +104,24 @@ def test_a_layer_without_tokens_gives_none_and_loses_nothing(kind, training, pad
     assert {
         name: loss.item() for name, loss in rewarded(stats, torch.zeros(0)).losses.items() if loss != 0
     } == {}
+
+
+@pytest.mark.parametrize("padded", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_router_that_learned_nothing_is_undecided_between_all_experts(kind, training, padded):
+    """What `router_entropy` and `router_top_probability` mean, for every kind: ln E and 1 / E where logits are 0."""
+    layer, here = layer_of(kind), context(SEQUENCES, LENGTH, training)
+    for weight in layer.router.parameters():
+        weight.data.zero_()
+    if padded:
+        here = replace(here, is_real=torch.arange(LENGTH) < torch.tensor([[LENGTH], [5], [1]]))
+    _, stats = layer(tokens(), here)
+    num_tokens = int(here.num_real)
+    learns = layer.config.router.num_parameters(WIDTH, EXPERTS) > 0
+    entropy, top = (num_tokens * math.log(EXPERTS), num_tokens / EXPERTS) if learns else (0, 0)
+    assert float(stats.router_entropy) == pytest.approx(entropy, rel=1e-5)
+    assert float(stats.router_top_probability) == pytest.approx(top, rel=1e-5)
 
 
 NO_COLUMNS = {"dselect_k", "random", "thor"}

@@ -10,9 +10,6 @@ from tiny_model import TOKENS, context, normal, vocabulary_of
 from moe_train.config.kinds.router import router as router_configs
 from moe_train.config.registry import REGISTRY, build
 from moe_train.config.schema import Recipe
-from moe_train.moe.routers.dselect_k import DSelectKRouter
-from moe_train.moe.routers.hierarchical_top_k import HierarchicalTopKRouter
-from moe_train.moe.routers.prototypes import PrototypesRouter
 from moe_train.moe.routing import Routing, TableRouter
 from moe_train.random import generator_for
 
@@ -41,16 +38,6 @@ def router(kind: str, **options):
     if isinstance(made, TableRouter):
         made.table = made.make_table(vocabulary_of(TOKENS), generator_for(0, "table"))
     return made
-
-
-def expert_logits(made, x: torch.Tensor) -> list[torch.Tensor]:
-    """The logits of every softmax of a router, or of its only gate, without noise and jitter."""
-    logits = x @ made.weight
-    if isinstance(made, PrototypesRouter):
-        return list(logits.chunk(made.config.prototypes, dim=1))
-    if isinstance(made, HierarchicalTopKRouter):
-        return [x @ made.group_weight, *logits.chunk(made.config.num_groups, dim=1)]
-    return [logits[:, -made.config.k :]] if isinstance(made, DSelectKRouter) else [logits]
 
 
 def tokens() -> torch.Tensor:
@@ -124,13 +111,55 @@ def test_a_sequence_is_routed_the_same_wherever_it_is(kind, training):
 @pytest.mark.parametrize("kind", WITH_LOGITS)
 def test_whatever_has_logits_has_their_z_loss(kind):
     made, x = router(kind, z_coefficient=0.5), tokens()
-    routing = made(x, context(SEQUENCES, LENGTH))
-    expected = sum(logits.logsumexp(1).square().mean() for logits in expert_logits(made, x))
+    here = context(SEQUENCES, LENGTH)
+    routing, softmaxes = made(x, here), made.softmaxes(made.logits(x, here))
+    expected = sum(logits.logsumexp(1).square().mean() for logits in softmaxes)
     torch.testing.assert_close(routing.losses["z"], expected)
     assert routing.coefficients["z"] == 0.5
-    (gradient,) = torch.autograd.grad(routing.losses["z"], made.weight, retain_graph=True)
-    (wanted,) = torch.autograd.grad(expected, made.weight)
-    torch.testing.assert_close(gradient, wanted)
+    parameters = list(made.parameters())
+    gradients = torch.autograd.grad(routing.losses["z"], parameters, retain_graph=True, allow_unused=True)
+    wanted = torch.autograd.grad(expected, parameters, allow_unused=True)
+    assert any(gradient is not None for gradient in gradients)
+    torch.testing.assert_close(gradients, wanted)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", WITH_LOGITS)
+def test_the_spread_of_a_router_is_that_of_the_softmax_over_all_experts_without_noise(kind, training):
+    made, x, here = router(kind), 3 * tokens(), context(SEQUENCES, LENGTH, training)
+    routing, logits = made(x, here), made.expert_logits(made.logits(x, here)).double()
+    distribution = torch.distributions.Categorical(logits=logits)
+    assert logits.shape == (len(x), EXPERTS)
+    torch.testing.assert_close(routing.entropy.double(), distribution.entropy().sum(), rtol=1e-5, atol=1e-5)
+    top = distribution.probs.amax(1).sum()
+    torch.testing.assert_close(routing.top_probability.double(), top, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", WITH_LOGITS)
+def test_the_logits_are_fp32_and_are_what_the_router_goes_by(kind, monkeypatch):
+    made, x, here = router(kind), tokens().bfloat16(), context(SEQUENCES, LENGTH)
+    logits = made.logits(x, here)
+    assert logits.dtype == torch.float32
+    other = logits.flip(1)
+    monkeypatch.setattr(made, "logits", lambda *_: other)
+    changed = made(x, here)
+    monkeypatch.undo()
+    assert not torch.equal(changed.expert_ids, made(x, here).expert_ids)
+    torch.testing.assert_close(changed.losses["z"], made_z(made, other))
+
+
+def made_z(made, logits: torch.Tensor) -> torch.Tensor:
+    """The z-loss of these logits."""
+    return torch.stack([each.logsumexp(1).square().mean() for each in made.softmaxes(logits)]).sum()
+
+
+def test_gates_that_are_a_matrix_product_say_so():
+    """The logits of shipped kinds, written out: W x, and for two levels that of both."""
+    x, here = tokens(), context(SEQUENCES, LENGTH)
+    for kind in sorted(set(REGISTRY["moe.router"]) & set(WITH_LOGITS)):
+        made = router(kind)
+        weights = [made.group_weight, made.weight] if kind == "hierarchical_top_k" else [made.weight]
+        torch.testing.assert_close(made.logits(x, here), torch.cat([x @ each for each in weights], dim=1))
 
 
 @pytest.mark.parametrize("kind", WITH_LOGITS)

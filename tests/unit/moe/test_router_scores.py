@@ -14,7 +14,7 @@ from moe_train.moe.routers.scores import (
     jittered,
     largest,
     softmax_choice,
-    total_entropy,
+    spread_of,
 )
 
 
@@ -44,10 +44,15 @@ def test_equal_scores_go_to_the_lower_expert():
     assert largest(torch.zeros(4, 2), 3)[1].tolist() == [[0, 1, 2]] * 2
 
 
-def test_entropy_is_that_of_torch():
-    probabilities = torch.softmax(normal(5, 7), 0)
-    expected = torch.distributions.Categorical(probabilities.t()).entropy().sum()
-    torch.testing.assert_close(total_entropy(probabilities, probabilities.log()), expected)
+@pytest.mark.parametrize("scale", [0.0, 1.0, 1e4])
+def test_the_spread_is_the_entropy_of_torch_and_the_largest_probability_of_real_tokens(scale):
+    logits, real = (scale * normal(7, 5)).requires_grad_(), torch.arange(7) < 4
+    for is_real, rows in ((None, 7), (real, 4)):
+        distribution = torch.distributions.Categorical(logits=logits.detach()[:rows])
+        spread = spread_of(logits, is_real)
+        torch.testing.assert_close(spread.entropy, distribution.entropy().sum())
+        torch.testing.assert_close(spread.top_probability, distribution.probs.amax(1).sum())
+        assert not spread.entropy.requires_grad
 
 
 @pytest.mark.parametrize(("experts", "k"), [(1, 1), (5, 2), (64, 8)])
@@ -61,11 +66,12 @@ def test_the_kernel_and_the_operations_agree_in_everything_and_in_all_gradients(
     upstream = (normal(40, experts, seed=1), normal(40, k, seed=2), normal(1, seed=3).squeeze())
     gradients = []
     for one in (found, twin):
-        assert not one.entropy.requires_grad
+        assert not one.spread.entropy.requires_grad
         differentiable = (one.probabilities, one.weights, one.z)
         gradients.append(torch.autograd.grad(differentiable, logits, upstream)[0])
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-6)
-    for name in ("probabilities", "weights", "z", "entropy"):
+    torch.testing.assert_close(found.spread, twin.spread, rtol=1e-5, atol=1e-6)
+    for name in ("probabilities", "weights", "z"):
         torch.testing.assert_close(getattr(found, name), getattr(twin, name), rtol=1e-5, atol=1e-6)
 
 

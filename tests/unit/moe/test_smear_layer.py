@@ -21,7 +21,7 @@ def smear(*overrides: str) -> SmearLayer:
 
 @torch.no_grad()
 def parts_of(layer: SmearLayer, x: torch.Tensor, training: bool = False, step: int = 0) -> torch.Tensor:
-    return layer.router(x, context(B, S, training, step=step))
+    return layer.router(x, context(B, S, training, step=step)).parts
 
 
 def test_parts_come_from_the_normalised_mean_of_each_sequence():
@@ -122,7 +122,7 @@ def test_a_segment_is_served_by_what_the_one_before_decided():
     whole = smear()
     for place in (1, 2):
         before = x.view(B, S, D)[:, (place - 1) * 3 : place * 3]
-        alone = whole.router(before.flatten(0, 1), context(B, 3))
+        alone = whole.router(before.flatten(0, 1), context(B, 3)).parts
         torch.testing.assert_close(parts.view(B, 3, E)[:, place], alone)
     y, stats = layer(x, context(B, S))
     merged = [torch.einsum("e,eij->ij", parts[2], weight) for weight in layer.experts.parameters()]

@@ -25,7 +25,7 @@ def soft(experts: int, slots: int) -> SoftLayer:
 
 
 def test_parts_of_tokens_in_a_slot_and_of_slots_in_a_token_sum_to_one():
-    dispatch, combine = soft(3, 2).router(normal(B * S, D), context(B, S))
+    dispatch, combine, _ = soft(3, 2).router(normal(B * S, D), context(B, S))
     assert dispatch.shape == combine.shape == (B, S, 6)
     torch.testing.assert_close(dispatch.sum(1), torch.ones(B, 6))
     torch.testing.assert_close(combine.sum(2), torch.ones(B, S))
@@ -40,7 +40,7 @@ def test_logits_are_scaled_cosines():
     x = torch.zeros(S, D)
     x[:, 2] = 1.0  # a right angle to both slots
     x[0] = 7 * torch.eye(D)[0]
-    dispatch, combine = router(x, context(1, S))
+    dispatch, combine, _ = router(x, context(1, S))
     e = torch.e**2
     assert combine[0, 0].tolist() == pytest.approx([e / (e + 1), 1 / (e + 1)], rel=1e-4)
     assert combine[0, 1].tolist() == pytest.approx([0.5, 0.5])
@@ -49,7 +49,7 @@ def test_logits_are_scaled_cosines():
 
 def test_the_layer_is_the_formula_written_out():
     layer, x = soft(3, 2), normal(B * S, D)
-    dispatch, combine = layer.router(x, context(B, S))
+    dispatch, combine, _ = layer.router(x, context(B, S))
     y, stats = layer(x, context(B, S))
     expected = torch.zeros(B, S, D)
     for sequence, rows in enumerate(x.view(B, S, D)):
@@ -78,7 +78,7 @@ def test_a_large_scale_sorts_tokens_into_slots_of_their_own():
     with torch.no_grad():
         layer.router.weight.copy_(x.t())  # slot i is where token i points
         layer.router.scale.fill_(1e4)
-    dispatch, combine = layer.router(x, context(1, S))
+    dispatch, combine, _ = layer.router(x, context(1, S))
     torch.testing.assert_close(dispatch[0], torch.eye(S))
     torch.testing.assert_close(combine[0], torch.eye(S))
 

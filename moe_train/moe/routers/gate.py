@@ -1,0 +1,43 @@
+"""Routers that score experts by logits, and the one place where such a router says what its logits are.
+
+The contract (tests/unit/moe/test_router_contract.py) asks every router whose recipe is a `GateConfig` for `logits`,
+`softmaxes` and `expert_logits`. A gate that is no matrix product, a cosine's for one, overrides `logits` alone.
+T tokens, D model width, E experts, N outputs of a gate: for most one for each expert.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from moe_train.config.kinds.router.router import GateConfig
+from moe_train.moe.routers.scores import Spread, gate_logits, jittered, spread_of
+from moe_train.moe.routing import RouteContext
+
+
+class GateRouter(nn.Module):
+    """A router with a matrix of logits, x W, and jitter of its input in training."""
+
+    config: GateConfig
+
+    def __init__(self, config: GateConfig, *, d_model: int, num_experts: int, group: int, site: str):
+        super().__init__()
+        self.config, self.num_experts, self.group, self.site = config, num_experts, group, site
+        self.weight = nn.Parameter(torch.empty(d_model, num_experts))
+
+    def logits(self, x: Float[Tensor, "T D"], context: RouteContext) -> Float[Tensor, "T N"]:
+        """The gate's outputs in fp32 before any noise, from which `forward` goes on; call it with autocast off."""
+        return gate_logits(jittered(x.float(), self.config.jitter, self.site, context), self.weight)
+
+    def softmaxes(self, logits: Float[Tensor, "T N"]) -> Sequence[Float[Tensor, "T _"]]:
+        """The logits of each of its softmaxes; the z-loss is the sum of theirs."""
+        return (logits,)
+
+    def expert_logits(self, logits: Float[Tensor, "T N"]) -> Float[Tensor, "T E"]:
+        """A logit for each expert: `router_entropy` and `router_top_probability` are of the softmax over them all."""
+        return logits
+
+    def spread(self, logits: Float[Tensor, "T N"], context: RouteContext) -> Spread:
+        """How undecided the router is about the (real) tokens."""
+        return spread_of(self.expert_logits(logits.detach()), context.real_rows)
