@@ -3,12 +3,13 @@
 L MoE layers, E experts, T tokens.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 
 class Policy(NamedTuple):
@@ -47,6 +48,11 @@ class MoEStats(NamedTuple):
     """Of a router that learns by reward, until it has it."""
     tokens: Int[Tensor, ""] | int = 0
     """Tokens that came to the layer, padding not counted: said by the block around it."""
+
+
+def padded_loads(layers: Sequence[MoEStats]) -> Int[Tensor, "L E"]:
+    """The loads of layers, with zeros after those of a layer that has fewer experts than another."""
+    return pad_sequence([layer.load for layer in layers], batch_first=True)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from moe_cluster.contract import DONE, USAGE
 from moe_train.config.check import problems
 from moe_train.config.load import load_recipe, to_dict, to_yaml
 from moe_train.config.notes import notes
-from moe_train.config.schema import Recipe, moe_layers
+from moe_train.config.schema import Recipe, experts_of_layers, moe_layers
 from moe_train.model.count import ModelCount, count
 
 SHOWN_WORKERS = 16
@@ -54,22 +54,31 @@ def _model(counted: ModelCount) -> list[str]:
 
 
 def _layout(recipe: Recipe, workers: int | None) -> list[str]:
-    expert, experts = recipe.parallel.expert, recipe.moe.num_experts
+    expert, numbers = recipe.parallel.expert, experts_of_layers(recipe)
     data = workers or recipe.parallel.data or max(expert, 1)
     layers = moe_layers(recipe)
     if not layers:
         return [f"layout: {data} worker(s), no MoE layer"]
-    lines = [f"layout: {data} worker(s); MoE layers {', '.join(map(str, layers))} (counted from 0)"]
-    if expert < 1 or data % expert or experts % expert:
+    having = f" of {', '.join(map(str, numbers))} experts" if len(set(numbers)) > 1 else ""
+    lines = [f"layout: {data} worker(s); MoE layers {', '.join(map(str, layers))} (counted from 0){having}"]
+    if expert < 1 or data % expert or any(number % expert for number in numbers):
         return lines
-    share = experts // expert
+    copy = f", shared out among {data // expert} workers" if data > expert else ""
     for rank in range(min(data, SHOWN_WORKERS)):
-        first = rank % expert * share
-        copy = f", shared out among {data // expert} workers" if data > expert else ""
-        lines.append(f"  worker {rank}: experts {first} to {first + share - 1} of each MoE layer{copy}")
+        lines.append(f"  worker {rank}: experts {_held(rank % expert, expert, numbers)}{copy}")
     if data > SHOWN_WORKERS:
         lines.append(f"  and so on to worker {data - 1}")
     return lines
+
+
+def _held(share: int, expert: int, numbers: list[int]) -> str:
+    """The experts of one of `expert` shares: "0 to 3 of each MoE layer", or of each that has equally many."""
+    parts = []
+    for number in dict.fromkeys(numbers):
+        size = number // expert
+        having = f" of {number}" if len(set(numbers)) > 1 else ""
+        parts.append(f"{share * size} to {share * size + size - 1} of each MoE layer{having}")
+    return " and ".join(parts)
 
 
 def _problems(found: list[str]) -> list[str]:

@@ -28,7 +28,7 @@ from moe_train.checkpoint.lineage import record_start
 from moe_train.config.check import require_sound
 from moe_train.config.kinds.router.fixed import NUM_CONTEXTS
 from moe_train.config.registry import build
-from moe_train.config.schema import JobConfig, Recipe, moe_layers, vocabulary_size
+from moe_train.config.schema import JobConfig, Recipe, experts_of_layers, moe_layers, vocabulary_size
 from moe_train.data.batch import Batch
 from moe_train.data.cache import cache_dir
 from moe_train.data.loader import Loader, MakeBatch, validation_batches
@@ -158,7 +158,7 @@ def _trainer(
         validation=_validation(recipe, data, mesh, recipe.data.validation_sequences),
         checkpointer=checkpointer,
         callbacks=CallbackGroup(callbacks),
-        window=LoadWindow(len(moe_layers(recipe)), recipe.moe.num_experts, world.device),
+        window=LoadWindow(experts_of_layers(recipe), world.device),
         watch=process,
         fingerprint=data.fingerprint,
         translation=_translation(recipe, data, mesh),

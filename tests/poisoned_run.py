@@ -15,7 +15,7 @@ from moe_train.callbacks.group import CallbackGroup
 from moe_train.checkpoint.checkpointer import Checkpointer
 from moe_train.checkpoint.lineage import record_start
 from moe_train.config.registry import build
-from moe_train.config.schema import Recipe, moe_layers
+from moe_train.config.schema import Recipe, experts_of_layers
 from moe_train.data.batch import Batch
 from moe_train.monitor.load import LoadWindow
 from moe_train.parallel.plan import Mesh, ParallelPlan
@@ -115,7 +115,7 @@ def make(
         validation=loader.batch(10_000, world.rank, world.size, None),
         checkpointer=checkpointer,
         callbacks=CallbackGroup({"rows": rows}),
-        window=LoadWindow(len(moe_layers(recipe)), recipe.moe.num_experts, world.device),
+        window=LoadWindow(experts_of_layers(recipe), world.device),
         watch=StopAt(stop_at),
         fingerprint="text",
         stability=Stability(recipe.stability),

@@ -23,7 +23,7 @@ from moe_train.callbacks.jsonl import encode_row
 from moe_train.config.kinds.data import BPEConfig
 from moe_train.config.load import load_recipe
 from moe_train.config.registry import build
-from moe_train.config.schema import DataConfig, ModelConfig, MoEConfig, Recipe, moe_layers
+from moe_train.config.schema import DataConfig, ModelConfig, MoEConfig, Recipe, experts_of_layers, moe_layers
 from moe_train.data.batch import Batch
 from moe_train.monitor.load import LoadWindow
 from moe_train.parallel.host_memory import keep_freed_memory
@@ -73,7 +73,7 @@ def measure(name: str, recipe: Recipe, rounds: int) -> list[Row]:
     world = World(rank=0, size=1, local_rank=0, attempt=1, device=torch.device("cpu"))
     mesh = Mesh.build(ParallelPlan.of(1, None, 1), world)
     engine = build("engine", recipe.engine, recipe=recipe, mesh=mesh)
-    window = LoadWindow(len(moe_layers(recipe)), recipe.moe.num_experts, world.device)
+    window = LoadWindow(experts_of_layers(recipe), world.device)
     probabilities = torch.rand(
         recipe.data.global_batch * recipe.data.sequence_length, recipe.moe.num_experts
     ).flatten()

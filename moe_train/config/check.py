@@ -11,7 +11,16 @@ from moe_train.config.kinds.kind import KindConfig
 from moe_train.config.placement import placement_problems
 from moe_train.config.problem import Problem
 from moe_train.config.registry import REGISTRY
-from moe_train.config.schema import Recipe, expert_width, has_causal_moe, head_width, moe_layers, stacks
+from moe_train.config.schema import (
+    Recipe,
+    expert_width,
+    experts_of_layers,
+    has_causal_moe,
+    head_width,
+    moe_layers,
+    stacks,
+    with_equal_layers,
+)
 from moe_train.errors import LayoutError, RecipeError
 
 AT_LEAST_ONE = (
@@ -20,7 +29,6 @@ AT_LEAST_ONE = (
     "model.num_layers",
     "model.d_model",
     "model.num_heads",
-    "moe.num_experts",
     "moe.group_sequences",
     "data.sequence_length",
     "data.global_batch",
@@ -210,12 +218,12 @@ def _corpus(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _kinds(recipe: Recipe) -> Iterator[Problem]:
-    has_experts = bool(moe_layers(recipe))
+    equal = list(with_equal_layers(recipe))
     for place in REGISTRY:
         config = _value(recipe, place)
         assert isinstance(config, KindConfig)
-        if has_experts or not place.startswith("moe."):
-            yield from config.check(recipe)
+        of_layers = equal if place.startswith("moe.") else [recipe]
+        yield from {str(problem): problem for each in of_layers for problem in config.check(each)}.values()
     router = recipe.moe.router
     for stack in stacks(recipe):
         if stack.moe_layers:
@@ -250,12 +258,14 @@ def _layout(recipe: Recipe, workers: int | None) -> Iterator[Problem]:
             f"choose one of {_divisors(data)}, or run with --workers {parallel.expert}",
         )
         return
-    if moe_layers(recipe) and recipe.moe.num_experts % parallel.expert:
+    shared = math.gcd(*experts_of_layers(recipe))
+    if shared % parallel.expert:
+        each = "each of " if isinstance(recipe.moe.num_experts, list) else ""
         yield Problem(
             "parallel.expert",
             parallel.expert,
-            f"must divide moe.num_experts={recipe.moe.num_experts}",
-            f"choose one of {_divisors(recipe.moe.num_experts)}",
+            f"must divide {each}moe.num_experts={recipe.moe.num_experts}",
+            f"choose one of {_divisors(shared)}",
         )
     replicas = (data or 1) // parallel.expert
     for key, width in (("model.d_model", recipe.model.d_model), ("moe.d_ff", expert_width(recipe))):

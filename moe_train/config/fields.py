@@ -7,18 +7,21 @@ import dataclasses
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+NumberOrNumbers = Annotated[Any, int | list[int]]
+"""One whole number for all, or a list. OmegaConf has no such union and takes any value: `misshapen` checks it."""
 IN_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
 def known_fields(section: type, kinds: Mapping[str, type], prefix: str = "") -> dict[str, Any]:
     """Type of every key below the dataclass `section`; `kinds` has the chosen one of each place."""
     fields: dict[str, Any] = {}
-    types_of = get_type_hints(section)  # of constants too, which are no keys
+    types_of = get_type_hints(section, include_extras=True)  # of constants too, which are no keys
     for field in dataclasses.fields(section):
-        key = f"{prefix}{field.name}"
-        fields[key] = kinds.get(key, types_of[field.name])
+        key, declared = f"{prefix}{field.name}", types_of[field.name]
+        declared = declared.__metadata__[0] if get_origin(declared) is Annotated else declared
+        fields[key] = kinds.get(key, declared)
         if is_dataclass(fields[key]):
             fields |= known_fields(fields[key], kinds, f"{key}.")
     return fields
@@ -27,8 +30,9 @@ def known_fields(section: type, kinds: Mapping[str, type], prefix: str = "") -> 
 def in_words(declared: Any) -> str:
     """What a key of this type may hold: "a whole number or null"."""
     if get_origin(declared) in (Union, types.UnionType):
-        inner = [in_words(option) for option in get_args(declared) if option is not type(None)]
-        return " or ".join([*inner, "null"])
+        return " or ".join(
+            "null" if option is type(None) else in_words(option) for option in get_args(declared)
+        )
     if get_origin(declared) is Literal:
         return f"one of {', '.join(get_args(declared))}"
     if get_origin(declared) is list:
@@ -54,6 +58,11 @@ def misshapen(
 
 def _may_hold(declared: Any, value: Any) -> bool:
     """Whether `value` is a list of single values where a list may stand, and no list where none may."""
+    if declared == get_args(NumberOrNumbers)[1]:
+        return all(
+            type(item) is int or (isinstance(item, str) and "${" in item)
+            for item in (value if isinstance(value, list) else [value])
+        )
     if get_origin(declared) in (Union, types.UnionType):
         return any(_may_hold(option, value) for option in get_args(declared))
     if get_origin(declared) is not list:

@@ -44,6 +44,10 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(_wrong_value(key, value, fields, schema))
     try:
         resolved = OmegaConf.merge(schema, OmegaConf.create(merged))
+        for key, value in misshapen(
+            cast(dict[str, Any], OmegaConf.to_container(resolved, resolve=True)), fields
+        ):
+            raise RecipeError(_wrong_value(key, value, fields, schema))
         return cast(Recipe, OmegaConf.to_object(resolved))
     except ConfigKeyError as error:
         raise RecipeError(_unknown_key(error, fields)) from None

@@ -3,7 +3,14 @@
 from collections.abc import Iterator
 
 from moe_train.config.capacity import capacity, effective_factor
-from moe_train.config.schema import Recipe, has_causal_moe, moe_layers, stacks
+from moe_train.config.schema import (
+    Recipe,
+    experts_of_layers,
+    has_causal_moe,
+    moe_layers,
+    stacks,
+    with_equal_layers,
+)
 
 FAR_FROM_ITS_FACTOR = 1.25
 """A capacity so many times what its factor says, or so many times less, is a surprise."""
@@ -17,7 +24,9 @@ def notes(recipe: Recipe) -> list[str]:
             *_far_from_its_factor(recipe),
             *_dropped_in_validation_only(recipe),
             *_not_causal(recipe),
-            *recipe.moe.router.notes(recipe),
+            *dict.fromkeys(
+                note for each in with_equal_layers(recipe) for note in recipe.moe.router.notes(each)
+            ),
         ]
         if moe_layers(recipe)
         else []
@@ -37,7 +46,7 @@ def _dropped_at_balance(recipe: Recipe) -> Iterator[str]:
     """mesh-tensorflow's capacity does not count choices: see `moe/capacity.py`."""
     moe, choices = recipe.moe, recipe.moe.router.num_choices
     longest = max(stack.length for stack in stacks(recipe) if stack.moe_layers)
-    per_expert = choices * moe.group_sequences * longest / moe.num_experts
+    per_expert = choices * moe.group_sequences * longest / min(experts_of_layers(recipe))
     if moe.capacity_convention != "mesh" or per_expert <= moe.min_capacity:
         return
     for key, factor in _factors(recipe).items():
@@ -53,18 +62,22 @@ def _far_from_its_factor(recipe: Recipe) -> Iterator[str]:
     """In a small group with many experts the least number of slots, or rounding, makes another factor of it."""
     for stack in (stack for stack in stacks(recipe) if stack.moe_layers):
         tokens = recipe.moe.group_sequences * stack.length
-        if surprises := list(_other_factors(recipe, tokens)):
+        numbers = sorted(set(stack.num_experts))
+        for number in numbers:
+            layers = f" in layers of {number} experts" if len(numbers) > 1 else ""
+            if not (surprises := list(_other_factors(recipe, tokens, number))):
+                continue
             yield (
-                f"{' and '.join(surprises)} in the {stack.name}: of a group of {tokens:,} tokens an expert takes a "
-                f"whole number, and at least moe.min_capacity={recipe.moe.min_capacity}; a larger "
+                f"{' and '.join(surprises)}{layers} in the {stack.name}: of a group of {tokens:,} tokens an "
+                f"expert takes a whole number, and at least moe.min_capacity={recipe.moe.min_capacity}; a larger "
                 "moe.group_sequences or a smaller moe.min_capacity comes nearer"
             )
 
 
-def _other_factors(recipe: Recipe, tokens: int) -> Iterator[str]:
+def _other_factors(recipe: Recipe, tokens: int, num_experts: int) -> Iterator[str]:
     """Each capacity factor that is another in effect in a group of `tokens` tokens, and which."""
     moe, choices = recipe.moe, recipe.moe.router.num_choices
-    sizes = tokens, moe.num_experts, choices
+    sizes = tokens, num_experts, choices
     for key, factor in _factors(recipe).items():
         slots = capacity(moe.capacity_convention, factor, *sizes, moe.min_capacity)
         effective = effective_factor(moe.capacity_convention, slots, *sizes)

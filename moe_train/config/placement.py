@@ -1,4 +1,4 @@
-"""The rules on which layers are Mixture-of-Experts layers."""
+"""The rules on which layers are Mixture-of-Experts layers, and on how many experts each has."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,8 @@ from moe_train.config.schema import MoEConfig, Recipe, moe_layers, stacks
 
 
 def placement_problems(recipe: Recipe) -> Iterator[Problem]:
-    """Yield what is wrong with the places of the MoE layers."""
+    """Yield what is wrong with the places of the MoE layers and with their numbers of experts."""
+    yield from _experts(recipe)
     moe = recipe.moe
     if moe.layers is not None:
         yield from _listed(recipe, moe.layers)
@@ -20,6 +21,22 @@ def placement_problems(recipe: Recipe) -> Iterator[Problem]:
         )
     else:
         yield from _every_nth(recipe, moe.every)
+
+
+def _experts(recipe: Recipe) -> Iterator[Problem]:
+    number = recipe.moe.num_experts
+    lowest = min(number, default=1) if isinstance(number, list) else number
+    if lowest < 1:
+        yield Problem("moe.num_experts", number, "must be at least 1", "set moe.num_experts=1 or more")
+    layers = moe_layers(recipe)
+    if isinstance(number, list) and layers and len(number) != len(layers):
+        yield Problem(
+            "moe.num_experts",
+            number,
+            f"has {len(number)} number{'s' * (len(number) != 1)}, and the model has {len(layers)} MoE "
+            f"layer{'s' * (len(layers) != 1)}: {', '.join(map(str, layers))} (counted from 0)",
+            "give each of them its number, or one number for all",
+        )
 
 
 def _listed(recipe: Recipe, layers: list[int]) -> Iterator[Problem]:

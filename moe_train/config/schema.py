@@ -4,9 +4,11 @@ Dataclasses are the truth and YAML only overrides them. A node with a `kind` is 
 `registry.py` lists for that kind; the kinds themselves stand in `kinds/`. Nothing here imports torch.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from moe_train.config.fields import NumberOrNumbers
 from moe_train.config.kinds.data import BPEConfig, CorpusConfig, FilesCorpusConfig, TokenizerConfig
 from moe_train.config.kinds.dispatch import AutoDispatchConfig, DispatchConfig
 from moe_train.config.kinds.engine import EngineConfig, NativeEngineConfig
@@ -50,7 +52,7 @@ class MoEConfig:
     dense_first: int = 0  # layers at the bottom of a stack that are dense, whatever `every` says
     layers: list[int] | None = None  # the MoE layers one by one; a decoder's layers follow its encoder's
     stacks: Literal["both", "encoder", "decoder"] = "both"  # encoder_decoder: which stacks have MoE layers
-    num_experts: int = 8
+    num_experts: NumberOrNumbers = 8  # of every MoE layer; a list: of each of them, the lowest first
     d_ff: int | None = None  # hidden width of one expert; null: the dense width
     activation: Literal["relu", "gelu", "swiglu", "geglu"] | None = None  # of experts; null: the model's
     expert_dropout: float = (
@@ -201,6 +203,8 @@ class StackPlan:
     num_layers: int
     moe_layers: tuple[int, ...]
     """Which of them, counted from 0 in the stack, are Mixture-of-Experts layers."""
+    num_experts: tuple[int, ...]
+    """Of each of these layers."""
     length: int
     """Tokens of a sequence."""
     is_causal: bool
@@ -208,22 +212,33 @@ class StackPlan:
     reads_encoder: bool
     """Every layer attends to the output of an encoder too."""
 
+    def experts_of(self, layer: int) -> int:
+        """Experts of a layer, counted from 0 in the stack; a dense one has none."""
+        return dict(zip(self.moe_layers, self.num_experts, strict=True)).get(layer, 0)
+
 
 def stacks(recipe: Recipe) -> tuple[StackPlan, ...]:
     """The stacks of the model, the encoder first."""
     model, joined = recipe.model, recipe.model.architecture == "encoder_decoder"
     source_length, length = recipe.objective.lengths(recipe.data.sequence_length)
+    in_encoder: tuple[int, ...] = ()
     found, below = [], 0
     if model.architecture != "decoder":
         below = (model.num_encoder_layers if joined else None) or model.num_layers
-        layers = _placed(recipe, "encoder", 0, below)
-        found.append(StackPlan("encoder", below, layers, source_length, is_causal=False, reads_encoder=False))
+        in_encoder = _placed(recipe, "encoder", 0, below)
+        experts = _numbers(recipe, len(in_encoder))
+        found.append(StackPlan("encoder", below, in_encoder, experts, source_length, False, False))
     if model.architecture != "encoder":
         layers = _placed(recipe, "decoder", below, model.num_layers)
-        found.append(
-            StackPlan("decoder", model.num_layers, layers, length, is_causal=True, reads_encoder=joined)
-        )
+        experts = _numbers(recipe, len(layers), len(in_encoder))
+        found.append(StackPlan("decoder", model.num_layers, layers, experts, length, True, joined))
     return tuple(found)
+
+
+def _numbers(recipe: Recipe, num_layers: int, below: int = 0) -> tuple[int, ...]:
+    """Experts of each of `num_layers` MoE layers, on `below` others."""
+    number = recipe.moe.num_experts
+    return tuple(number[below : below + num_layers]) if isinstance(number, list) else (number,) * num_layers
 
 
 def _placed(recipe: Recipe, stack: str, below: int, num_layers: int) -> tuple[int, ...]:
@@ -245,6 +260,20 @@ def moe_layers(recipe: Recipe) -> list[int]:
         found += [below + layer for layer in stack.moe_layers]
         below += stack.num_layers
     return found
+
+
+def experts_of_layers(recipe: Recipe) -> list[int]:
+    """Experts of every MoE layer, in the order of `moe_layers`."""
+    return [number for stack in stacks(recipe) for number in stack.num_experts]
+
+
+def with_equal_layers(recipe: Recipe) -> Iterator[Recipe]:
+    """The recipe once for each number of experts that a layer has, as if all MoE layers had that many.
+
+    For rules of the kinds: they read one number, and must hold for each layer.
+    """
+    for number in sorted({number for number in experts_of_layers(recipe) if number > 0}):
+        yield replace(recipe, moe=replace(recipe.moe, num_experts=number))
 
 
 def has_causal_moe(recipe: Recipe) -> bool:

@@ -1,6 +1,6 @@
-"""Expert parallelism: each rank keeps num_experts / expert experts, and rows travel to them."""
+"""Expert parallelism: each rank keeps num_experts / expert experts of a layer, and rows travel to them."""
 
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import nn
@@ -20,7 +20,7 @@ def moe_layers_of(model: Model) -> list[tuple[str, MoELayer]]:
 def apply_expert(model: Model, mesh: Mesh) -> None:
     """Cut the experts of a model on the meta device down to this rank's share, and route rows over the group.
 
-    Collective: one dispatcher serves all layers.
+    Collective: one dispatcher serves all layers with the same number of experts.
 
     The loss of a rank is a mean over its own tokens, and the run's loss is the mean over all ranks. What arrives at
     an expert through the exchange is the *sum* over the ranks of its group, so weight gradients are divided by the
@@ -33,9 +33,9 @@ def apply_expert(model: Model, mesh: Mesh) -> None:
     config, timeout_s = layers[0].config, mesh.world.timeout_s
 
     @cache
-    def dispatcher() -> Dispatcher:
+    def dispatcher(num_experts: int) -> Dispatcher:
         return build(
-            "moe.dispatch", config.dispatch, num_experts=config.num_experts, group=group, timeout_s=timeout_s
+            "moe.dispatch", config.dispatch, num_experts=num_experts, group=group, timeout_s=timeout_s
         )
 
     for layer in layers:
@@ -44,4 +44,4 @@ def apply_expert(model: Model, mesh: Mesh) -> None:
             with torch.device("meta"):
                 setattr(layer.experts, name, nn.Parameter(torch.empty(local, *parameter.shape[1:])))
         layer.experts.gradient_scale /= mesh.plan.expert
-        layer.connect(group, dispatcher)
+        layer.connect(group, partial(dispatcher, layer.config.num_experts))

@@ -31,7 +31,7 @@ from moe_train.optim.norm import squared_norm
 from moe_train.optim.state import forget, sharded_state
 from moe_train.parallel.plan import Mesh
 from moe_train.random import RandomStream
-from moe_train.results import MoEStats, StepResult
+from moe_train.results import MoEStats, StepResult, padded_loads
 
 
 class NativeEngine:
@@ -213,9 +213,9 @@ class NativeEngine:
         following = [router for router in routers if isinstance(router, LoadRouter)]
         if following:
             # One kind of router serves all layers.
-            loads = torch.stack([torch.stack([layer.load for layer in micro]) for micro in stats]).sum(0)
-            for router, load in zip(following, self.mesh.world.sum(loads), strict=True):
-                router.after_update(load)
+            loads = torch.stack([padded_loads(micro) for micro in stats]).sum(0)
+            for router, load, layer in zip(following, self.mesh.world.sum(loads), stats[0], strict=True):
+                router.after_update(load[: len(layer.load)])
 
     def _spawn_experts(self, updates: int) -> None:
         """Make experts out of one where that is due after so many updates, be the last one left out or not.

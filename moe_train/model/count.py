@@ -59,7 +59,9 @@ def count(recipe: Recipe) -> ModelCount:
         forward += _stack_flops(recipe, plan, of_stack)
     return ModelCount(
         parts=parts,
-        active_parameters=sum(parts.values()) - parts["experts"] + _active(recipe, parts["experts"]),
+        active_parameters=sum(parts.values())
+        - parts["experts"]
+        + sum(_active(recipe, plan) for plan in plans),
         flops_per_token=3 * forward * recipe.objective.num_passes // recipe.data.sequence_length,
     )
 
@@ -79,9 +81,9 @@ def _stack_parts(recipe: Recipe, plan: StackPlan) -> dict[str, int]:
         "attention": num_attentions * plan.num_layers * 4 * d * _attention_width(recipe),
         "norms": ((num_attentions + 1) * plan.num_layers + 1) * d,
         "feed_forward": (plan.num_layers - num_moe) * matrices * d * dense_width(recipe),
-        "router": num_moe * recipe.moe.router.num_parameters(d, recipe.moe.num_experts),
+        "router": sum(recipe.moe.router.num_parameters(d, number) for number in plan.num_experts),
         "shared_experts": num_moe * expert_matrices * d * shared_width(recipe),
-        "experts": num_moe * recipe.moe.num_experts * expert_matrices * d * expert_width(recipe),
+        "experts": sum(plan.num_experts) * _expert_weights(recipe),
     }
 
 
@@ -92,7 +94,7 @@ def _stack_flops(recipe: Recipe, plan: StackPlan, parts: Mapping[str, int]) -> i
     """
     source, _ = recipe.objective.lengths(recipe.data.sequence_length)
     matrix = plan.num_layers * recipe.model.d_model * _attention_width(recipe)
-    blocks = parts["feed_forward"] + parts["shared_experts"] + _routed(recipe, plan, parts["experts"])
+    blocks = parts["feed_forward"] + parts["shared_experts"] + _routed(recipe, plan)
     multiplied = plan.length * (4 * matrix + blocks)
     attended = plan.length
     if plan.reads_encoder:
@@ -102,18 +104,26 @@ def _stack_flops(recipe: Recipe, plan: StackPlan, parts: Mapping[str, int]) -> i
     return round(2 * multiplied + scores)
 
 
-def _routed(recipe: Recipe, plan: StackPlan, experts: int) -> float:
+def _routed(recipe: Recipe, plan: StackPlan) -> float:
     """Multiplications of one token in the routers and the routed experts of a stack: as the kind of router says."""
-    router, num_experts = recipe.moe.router, recipe.moe.num_experts
-    of_routers = router.num_products(recipe.model.d_model, num_experts, plan.length)
-    of_experts = router.experts_per_token(num_experts, plan.length) * experts / max(num_experts, 1)
-    return len(plan.moe_layers) * of_routers + of_experts
+    router, d = recipe.moe.router, recipe.model.d_model
+    of_layers = (
+        router.num_products(d, number, plan.length)
+        + router.experts_per_token(number, plan.length) * _expert_weights(recipe)
+        for number in plan.num_experts
+    )
+    return sum(of_layers, 0.0)
 
 
-def _active(recipe: Recipe, experts: int) -> int:
-    """Of the parameters of all experts, those that one token meets."""
-    chosen, num_experts = recipe.moe.router.num_choices, recipe.moe.num_experts
-    return experts * min(chosen, num_experts) // max(num_experts, 1)
+def _active(recipe: Recipe, plan: StackPlan) -> int:
+    """Of the parameters of a stack's experts, those that one token meets."""
+    chosen = sum(min(recipe.moe.router.num_choices, number) for number in plan.num_experts)
+    return chosen * _expert_weights(recipe)
+
+
+def _expert_weights(recipe: Recipe) -> int:
+    """Parameters of one expert."""
+    return _matrices(expert_activation(recipe)) * recipe.model.d_model * expert_width(recipe)
 
 
 def _attention_width(recipe: Recipe) -> int:

@@ -3,6 +3,8 @@
 B sequences, S tokens, R tokens of the encoder's output, D model width, L MoE layers.
 """
 
+from dataclasses import replace
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -38,9 +40,9 @@ class Block(nn.Module):
         self.feedforward_norm = nn.RMSNorm(model.d_model)
         self.feedforward: FeedForward | MoELayer
         self.shared_experts: FeedForward | None = None
-        if layer in plan.moe_layers:
+        if num_experts := plan.experts_of(layer):
             self.feedforward = moe_layer(
-                recipe.moe,
+                replace(recipe.moe, num_experts=num_experts),
                 d_model=model.d_model,
                 d_ff=expert_width(recipe),
                 activation=expert_activation(recipe),

@@ -59,7 +59,7 @@ class MoELayer(nn.Module):
         return Experts(self.config.num_experts, d_model, d_ff, activation)
 
     def connect(self, group: dist.ProcessGroup, dispatcher: Callable[[], Dispatcher]) -> None:
-        """Share the experts out over `group`; `dispatcher` makes, or gives again, the one that all layers share."""
+        """Shard the experts over `group`; `dispatcher` returns the one that all layers of this size share."""
         self.dispatcher = dispatcher()
         self.first_expert = dist.get_rank(group) * (self.config.num_experts // dist.get_world_size(group))
 

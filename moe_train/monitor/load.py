@@ -4,7 +4,7 @@ Each step adds its statistics to one integer buffer on the device, without a hos
 buffer and the row's scalars are summed over the ranks together and copied to the host once. balance.py turns
 the counts into figures; docs/metrics.md lists them.
 
-L MoE layers, E experts.
+L MoE layers, E experts of the layer that has most.
 """
 
 import math
@@ -19,7 +19,7 @@ from torch import Tensor
 from moe_train.errors import CheckpointError
 from moe_train.monitor import balance
 from moe_train.parallel.world import World
-from moe_train.results import MoEStats
+from moe_train.results import MoEStats, padded_loads
 
 UNITS = 2**20
 """Router entropy and probability are counted in units of 2^-20: sums of integers do not depend on order or resumes."""
@@ -34,7 +34,7 @@ class LoadSummary:
     """One logging window, over all ranks."""
 
     load: list[list[int]]
-    """[L][E]: assignments before the capacity limit."""
+    """[L][E of the layer]: assignments before the capacity limit."""
     dropped: list[int]
     """[L]: assignments beyond the capacity limit."""
     router_entropy: list[float]
@@ -65,11 +65,12 @@ class LoadSummary:
 class LoadWindow:
     """This rank's counts since the last row: `add` every step, `reduce` when a row is due."""
 
-    def __init__(self, num_layers: int, num_experts: int, device: torch.device) -> None:
-        self._num_layers, self._num_experts = num_layers, num_experts
-        # Columns: the load of each expert, then NUM_FIGURES figures.
+    def __init__(self, num_experts: Sequence[int], device: torch.device) -> None:
+        """`num_experts` are those of each MoE layer."""
+        self._num_experts = tuple(num_experts)
+        # Columns: the load of each expert, zeros in a layer that has fewer, then NUM_FIGURES figures.
         self._counts: Int[Tensor, "L E_plus_4"] = torch.zeros(
-            num_layers, num_experts + NUM_FIGURES, dtype=torch.int64, device=device
+            len(num_experts), max(num_experts, default=0) + NUM_FIGURES, dtype=torch.int64, device=device
         )
 
     def add(self, stats: tuple[tuple[MoEStats, ...], ...]) -> None:
@@ -77,15 +78,15 @@ class LoadWindow:
 
         `stats` are this rank's, per microbatch, pass and MoE layer.
         """
-        if not self._num_layers:
+        if not self._num_experts:
             return
         for layers in stats:
-            assert len(layers) == self._num_layers, (len(layers), self._num_layers)
+            assert len(layers) == len(self._num_experts), (len(layers), self._num_experts)
             sums = [(layer.router_entropy.detach(), layer.router_top_probability) for layer in layers]
             figures = torch.stack([torch.stack(of_layer) for of_layer in sums]).double()
             # A router that is not finite makes the loss so too, which ends the run; here the cast must hold.
             units = (figures * UNITS).round().nan_to_num(0.0, 0.0, 0.0).long()
-            self._counts[:, :-NUM_FIGURES] += torch.stack([layer.load for layer in layers])
+            self._counts[:, :-NUM_FIGURES] += padded_loads(layers)
             self._counts[:, -4] += torch.stack([layer.dropped for layer in layers])
             self._counts[:, -3:-1] += units
             for place, layer in enumerate(layers):
@@ -98,7 +99,7 @@ class LoadWindow:
         """
         totals, means = self._totals(world, scalars)
         self._counts.zero_()
-        loads = [row[:-NUM_FIGURES] for row in totals]
+        loads = [row[:experts] for row, experts in zip(totals, self._num_experts, strict=True)]
         dropped, entropies, tops, tokens = (
             [row[column] for row in totals] for column in range(-NUM_FIGURES, 0)
         )
@@ -144,7 +145,7 @@ class LoadWindow:
         parts = [self._counts.flatten().double()]
         parts += [scalar.detach().double().reshape(1) for scalar in scalars.values()]
         host = world.sum(torch.cat(parts)).tolist()
-        num_counts, width = self._counts.numel(), self._num_experts + NUM_FIGURES
+        num_counts, width = self._counts.numel(), self._counts.shape[1]
         counts = [round(count) for count in host[:num_counts]]
         assert all(count < EXACT_LIMIT for count in counts), "a logging window must count less than 2^53"
         rows = [counts[start : start + width] for start in range(0, num_counts, width)]

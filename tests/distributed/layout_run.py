@@ -13,7 +13,7 @@ from moe_train.config.schema import Recipe
 from moe_train.engines.native import NativeEngine
 from moe_train.parallel.plan import Mesh, ParallelPlan
 from moe_train.parallel.world import World
-from moe_train.results import MoEStats
+from moe_train.results import MoEStats, padded_loads
 
 STEPS = 5
 
@@ -135,6 +135,8 @@ def allocated_bytes(parameter: Tensor) -> int:
 
 def over_microbatches(stats: tuple[tuple[MoEStats, ...], ...], field: str) -> Tensor:
     """The sum over microbatches of a field of the statistics, stacked over MoE layers."""
+    if field == "load":
+        return sum(padded_loads(micro) if micro else torch.zeros(0) for micro in stats)
     return sum(
         torch.stack([getattr(layer, field) for layer in micro]) if micro else torch.zeros(0)
         for micro in stats

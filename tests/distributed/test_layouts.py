@@ -78,6 +78,8 @@ VARIANTS = [
     ("moe.router.kind=hash", "moe.router.table=dispersed"),
     ("moe.router.kind=random",),
 ]
+PYRAMID = ("moe.num_experts=[4,8]", "moe.scale_expert_gradients=true", *JITTER)
+VARIANTS += [PYRAMID, ("moe.num_experts=[8,4]", "moe.router.kind=deepseek", "moe.shared_experts=1")]
 SHARES = [(2, 1), (2, 2), (4, 2), (4, 4)]
 """Workers, and workers that share the experts out among them."""
 
@@ -131,6 +133,20 @@ def test_every_layout_trains_like_one_process(workers, layout):
     runs = run_workers(workers, train, *RANDOM, *layout)
     assert_same_gradients(one_process(RANDOM), runs, digits=1e-5)
     assert_same_run(one_process(RANDOM), runs, digits=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("workers", "layout"),
+    [
+        (2, ("parallel.expert=2", "moe.dispatch.kind=one_sided")),
+        (4, ("parallel.expert=4", *HIERARCHICAL)),
+        (4, ("parallel.expert=2", "moe.dispatch.kind=all_to_all", "data.micro_batch=1")),
+    ],
+)
+def test_layers_with_different_numbers_of_experts_train_like_one_process(workers, layout):
+    runs = run_workers(workers, train, *DROPOUT, *PYRAMID, *layout)
+    assert_same_gradients(one_process((*DROPOUT, *PYRAMID)), runs, digits=1e-5)
+    assert_same_run(one_process((*DROPOUT, *PYRAMID)), runs, digits=2e-6)
 
 
 @pytest.mark.distributed_exhaustive

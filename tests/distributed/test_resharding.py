@@ -17,12 +17,13 @@ from moe_train.checkpoint.manifest import read_manifest
 from moe_train.parallel.world import World
 
 STEPS = 3
+PYRAMID = ("moe.num_experts=[4,8]",)
 ADAMW = ("optim.kind=adamw", "optim.lr=1e-2")
 
 
 def train_and_save(world: World, run_dir: Path, expert: int) -> None:
-    """A few updates with AdamW, then a checkpoint."""
-    recipe, engine = tiny_engine(world, f"parallel.expert={expert}", *ADAMW)
+    """A few updates with AdamW, then a checkpoint; layers have 4 and 8 experts."""
+    recipe, engine = tiny_engine(world, f"parallel.expert={expert}", *PYRAMID, *ADAMW)
     for step in range(STEPS):
         engine.step(share_of(global_batch(recipe, step), world.rank, world.size), step, stop_requested=False)
     save_engine(world, run_dir, recipe, engine)
@@ -30,7 +31,7 @@ def train_and_save(world: World, run_dir: Path, expert: int) -> None:
 
 def load_and_save(world: World, run_dir: Path, copy_dir: Path, expert: int) -> None:
     """Load the newest checkpoint of `run_dir` on this layout and write what arrived to `copy_dir`."""
-    recipe, engine = tiny_engine(world, f"parallel.expert={expert}", "seed=1", *ADAMW)
+    recipe, engine = tiny_engine(world, f"parallel.expert={expert}", "seed=1", *PYRAMID, *ADAMW)
     later = replace(world, attempt=2)
     checkpointer = Checkpointer(run_dir, recipe.checkpoint, later)
     found = checkpointer.choose("latest")
@@ -68,7 +69,7 @@ def global_tensors(run_dir: Path) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> Path:
-    """A run folder with a checkpoint written by four workers that share eight experts out."""
+    """A run folder with a checkpoint written by four workers that shard four experts and eight."""
     run_dir = tmp_path_factory.mktemp("saved")
     run_workers(4, train_and_save, run_dir, 4)
     return run_dir

@@ -98,6 +98,21 @@ def test_two_workers_then_one_give_the_run_of_one_worker(folder, one_worker):
         assert layout["parameters"]["layers.0.feedforward.experts.w_in"]["shape"] == [4, 32, 40]
 
 
+def test_a_pyramid_of_experts_resumes_on_another_layout_inside_a_logging_window(folder):
+    """Step 5 ends no window of 4 steps, so counts of a layer of 4 experts and of one of 8 travel in its checkpoint."""
+    pyramid = ("moe.num_experts=[4,8]", "log_every=4", "checkpoint.every=5", "steps=12")
+    expected = {row["step"]: row for row in training(run(folder, "pyramid", *pyramid))}
+    shared = ("parallel.expert=4", "--workers", "4")
+    moved = (*pyramid, "parallel.expert=1", "--workers", "1", "--resume", "5")
+    run(folder, "pyramid-moved", *pyramid, *shared)
+    resumed = [row for row in training(run(folder, "pyramid-moved", *moved)) if row["attempt"] == 2]
+    assert [row["step"] for row in resumed] == [8, 12]
+    for row in resumed:
+        assert [len(load) for load in row["moe"]["load"]] == [4, 8]
+        assert [sum(load) for load in row["moe"]["load"]] == [4 * 8 * 16, 4 * 8 * 16]
+        assert row["loss"] == pytest.approx(expected[row["step"]]["loss"], rel=1e-3)
+
+
 @pytest.mark.distributed_exhaustive
 @pytest.mark.parametrize(("workers", "expert"), [(2, 1), (2, 2), (4, 1), (4, 2), (4, 4)])
 def test_every_layout_gives_the_run_of_one_worker(folder, one_worker, workers, expert):

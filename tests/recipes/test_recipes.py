@@ -8,7 +8,7 @@ import pytest
 from moe_train.config.check import problems
 from moe_train.config.load import load_recipe
 from moe_train.config.notes import notes
-from moe_train.config.schema import moe_layers
+from moe_train.config.schema import experts_of_layers, moe_layers
 from moe_train.model.count import count
 from moe_train.show import show
 
@@ -47,7 +47,7 @@ def test_a_tiny_recipe_runs_on_any_small_number_of_workers(path, workers):
     assert problems(recipe, workers) == []
     assert recipe.data.global_batch % 8 == 0
     if moe_layers(recipe):
-        degree = math.gcd(workers, recipe.moe.num_experts)
+        degree = math.gcd(workers, *experts_of_layers(recipe))
         assert problems(load_recipe(path, [f"parallel.expert={degree}"]), workers) == []
 
 

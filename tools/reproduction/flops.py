@@ -6,7 +6,7 @@ that number varies over the run (Dense-to-Sparse) or tokens are dropped, the exp
 
 from dataclasses import dataclass
 
-from moe_train.config.schema import Recipe, moe_layers
+from moe_train.config.schema import Recipe, experts_of_layers
 from moe_train.model.count import count
 
 TRAINING_PASSES = 3
@@ -31,14 +31,13 @@ class FlopAccount:
 
 def account(recipe: Recipe) -> FlopAccount:
     """The FLOPs of `recipe`."""
-    size, num_layers = count(recipe), len(moe_layers(recipe))
-    if not num_layers:
+    size, num_experts = count(recipe), experts_of_layers(recipe)
+    if not num_experts:
         return FlopAccount(size.flops_per_token, size.flops_per_token, 0)
-    of_expert = size.parts["experts"] // (num_layers * recipe.moe.num_experts)
+    of_expert = size.parts["experts"] // sum(num_experts)
     per_assignment = TRAINING_PASSES * 2 * of_expert
-    promised = (
-        min(recipe.moe.router.num_choices, recipe.moe.num_experts) * num_layers * recipe.objective.num_passes
-    )
+    chosen = sum(min(recipe.moe.router.num_choices, number) for number in num_experts)
+    promised = chosen * recipe.objective.num_passes
     return FlopAccount(size.flops_per_token, size.flops_per_token - promised * per_assignment, per_assignment)
 
 

@@ -206,23 +206,20 @@ def _text_hash(run_dir: Path) -> str:
 def _sizes(recipe: Recipe) -> dict[str, Any]:
     """What a result says of its model, without a run."""
     from moe_train.config.capacity import capacity
-    from moe_train.config.schema import moe_layers
+    from moe_train.config.schema import experts_of_layers
     from moe_train.model.count import count
 
     size, moe = count(recipe), recipe.moe
     slots = None
-    if moe.capacity_factor is not None and moe_layers(recipe):
+    num_experts = experts_of_layers(recipe)
+    if moe.capacity_factor is not None and num_experts:
         group = moe.group_sequences * recipe.data.sequence_length
-        of_expert = capacity(
-            moe.capacity_convention,
-            moe.capacity_factor,
-            group,
-            moe.num_experts,
-            moe.router.num_choices,
-            moe.min_capacity,
-        )
         groups = recipe.data.global_batch // moe.group_sequences
-        slots = of_expert * moe.num_experts * groups * len(moe_layers(recipe))
+        convention, factor, choices = moe.capacity_convention, moe.capacity_factor, moe.router.num_choices
+        slots = groups * sum(
+            number * capacity(convention, factor, group, number, choices, moe.min_capacity)
+            for number in num_experts
+        )
     return {
         "total_parameters": size.total_parameters,
         "active_parameters": size.active_parameters,

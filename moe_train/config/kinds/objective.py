@@ -69,7 +69,8 @@ class ConsistencyConfig(ObjectiveConfig):
 
     def _check_passes(self, recipe: "Recipe") -> Iterator[Problem]:
         moe, dropout = recipe.moe, recipe.model.dropout
-        draws = moe.router.draws_in_training(moe.num_experts) or moe.expert_dropout > 0
+        numbers = moe.num_experts if isinstance(moe.num_experts, list) else [moe.num_experts]
+        draws = any(map(moe.router.draws_in_training, numbers)) or moe.expert_dropout > 0
         has_experts = moe.every != 0
         if dropout > 0 or (has_experts and draws):
             return

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from moe_train.config.check import problems
+from moe_train.config.schema import experts_of_layers
 from moe_train.model.count import count
 from moe_train.monitor import balance
 from moe_train.monitor.rows import Row
@@ -34,8 +35,7 @@ FIGURES = (
 def page_content(run: RunRecord) -> dict[str, Any]:
     """All that the page's script draws."""
     points = grouped(run.training, MAX_POINTS)
-    num_layers, num_experts = len(run.layers), run.recipe.moe.num_experts
-    windows = grouped(run.training, max(1, MAX_CELLS // max(1, num_layers * num_experts)))
+    windows = grouped(run.training, max(1, MAX_CELLS // max(1, sum(experts_of_layers(run.recipe)))))
     has_experts = bool(run.layers)
     return {
         "paper": run.recipe.paper,
@@ -93,7 +93,7 @@ def _layer_means(rows: Sequence[Row], key: str) -> list[float | None]:
 
 
 def _loads(rows: Sequence[Row]) -> list[list[int | None]]:
-    """[L][E]: the load of every expert over `rows`, in percent of the fair share."""
+    """[L][E of the layer]: the load of every expert over `rows`, in percent of the fair share."""
     layers = zip(*(row["moe"]["load"] for row in rows), strict=True)
     return [_percent([sum(counts) for counts in zip(*layer, strict=True)]) for layer in layers]
 

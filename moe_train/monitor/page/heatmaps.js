@@ -26,7 +26,7 @@ function loadText(load) {
 // data: {layers, windows: {steps, loads[window][layer][expert]}}; returns a function that shows a window.
 function expertMap(target, data) {
   const width = target.clientWidth || 1000, left = 72, bottom = 24;
-  const numExperts = data.windows.loads[0][0].length;
+  const numExperts = Math.max(...data.windows.loads[0].map((loads) => loads.length));
   const cell = (width - left) / numExperts;
   const row = Math.max(10, Math.min(34, 420 / data.layers.length));
   const gap = cell > 8 ? 2 : 0;
@@ -37,7 +37,7 @@ function expertMap(target, data) {
   const cells = data.layers.map((name, layer) => {
     const middle = row * (layer + 0.5);
     if (row >= 12 || layer % 2 === 0) svg.append(shape("text", { x: 0, y: middle + 4 }, name));
-    return Array.from({ length: numExperts }, (_, expert) => {
+    return data.windows.loads[0][layer].map((_, expert) => {
       const place = { x: left + cell * expert, y: row * layer, width: cell - gap, height: row - gap };
       const rect = shape("rect", { ...place, rx: gap ? 3 : 0, "data-layer": layer, "data-expert": expert });
       svg.append(rect);

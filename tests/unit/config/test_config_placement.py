@@ -7,8 +7,10 @@ from tiny_model import tiny_recipe
 
 from moe_train.config.check import problems
 from moe_train.config.load import load_recipe, to_yaml
-from moe_train.config.schema import moe_layers
+from moe_train.config.notes import notes
+from moe_train.config.schema import experts_of_layers, moe_layers, stacks
 from moe_train.errors import RecipeError
+from moe_train.show import show
 
 RECIPES = Path(__file__).parents[3] / "recipes"
 SIX = "model.num_layers=6"
@@ -125,9 +127,82 @@ def test_a_resolved_recipe_reads_back_the_same(override, tmp_path):
         ("v_moe/h14_last5", [23, 25, 27, 29, 31]),
         ("base/44b", [12]),
         ("hash/1x64", [11]),
+        ("deepspeed_moe/1.3b_pr", list(range(1, 24, 2))),
         ("soft/tiny", [2, 3]),
         ("deepseek/16b", list(range(1, 28))),
     ],
 )
 def test_a_recipe_places_its_layers_as_its_paper_does(name, layers):
     assert moe_layers(load_recipe(RECIPES / f"{name}.yaml")) == layers
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (("moe.num_experts=0",), "moe.num_experts=0: must be at least 1; set moe.num_experts=1 or more."),
+        (("moe.num_experts=[4,0]",), "moe.num_experts=[4, 0]: must be at least 1"),
+        (
+            ("moe.num_experts=[4,8,8]",),
+            "moe.num_experts=[4, 8, 8]: has 3 numbers, and the model has 2 MoE layers: 0, 1 (counted from 0); give",
+        ),
+        (("moe.num_experts=[]",), "moe.num_experts=[]: has 0 numbers, and the model has 2 MoE layers"),
+        (
+            ("moe.num_experts=[4]", "moe.layers=[1]", "parallel.expert=3"),
+            "parallel.expert=3: must divide each of moe.num_experts=[4]; choose one of 1, 2, 4.",
+        ),
+        (
+            ("moe.num_experts=[8,6]", "parallel.expert=4"),
+            "parallel.expert=4: must divide each of moe.num_experts=[8, 6]; choose one of 1, 2.",
+        ),
+        (
+            ("moe.num_experts=[8,2]", "moe.router.kind=top_k", "moe.router.k=4"),
+            "moe.router.k=4: must be between 1 and moe.num_experts=2",
+        ),
+        (("moe.num_experts=[1,8]", "moe.router.kind=gshard"), "moe.num_experts=1: must be at least 2 with"),
+    ],
+)
+def test_a_rule_on_the_experts_of_each_layer_is_said(overrides, sentence):
+    found = [str(problem) for problem in problems(tiny_recipe(*overrides))]
+    assert any(sentence in problem for problem in found), found
+
+
+@pytest.mark.parametrize("value", ["abc", "null", "4.5", "true", "[4,a]", "[[4]]", "{a: 1}", "${name}"])
+def test_what_is_no_number_of_experts_is_said(value):
+    with pytest.raises(RecipeError, match="must be a whole number or a list of whole numbers, such as"):
+        tiny_recipe(f"moe.num_experts={value}")
+
+
+def test_a_number_of_experts_may_be_another_keys():
+    assert tiny_recipe("moe.num_experts=[4,'${parallel.expert}']").moe.num_experts == [4, 1]
+
+
+def test_the_numbers_of_experts_go_to_the_layers_of_both_stacks_in_order():
+    recipe = tiny_recipe(*SPANS, "moe.layers=[2,3,6]", "moe.num_experts=[2,4,8]")
+    encoder, decoder = stacks(recipe)
+    assert [encoder.experts_of(layer) for layer in range(3)] == [0, 0, 2]
+    assert [decoder.experts_of(layer) for layer in range(4)] == [4, 0, 0, 8]
+    assert experts_of_layers(recipe) == [2, 4, 8]
+
+
+def test_a_note_says_which_layers_it_is_about():
+    recipe = load_recipe(RECIPES / "switch" / "tiny.yaml", ["moe.num_experts=[8,64]"])
+    [note] = notes(recipe)
+    assert "in effect (4 slots an expert) in layers of 64 experts in the decoder" in note
+
+
+def test_two_passes_differ_if_any_layer_draws():
+    consistent = ("moe.router.kind=thor", "objective.kind=consistency", "moe.capacity_factor=null")
+    consistent += ("moe.eval_capacity_factor=null",)
+    assert problems(tiny_recipe(*consistent, "moe.num_experts=[1,2]")) == []
+    [problem] = problems(tiny_recipe(*consistent, "moe.num_experts=[1,1]"))
+    assert "with moe.num_experts=[1, 1] nothing is drawn" in str(problem)
+
+
+def test_show_says_which_experts_of_which_layers_a_worker_holds(capsys):
+    shown = ["moe.num_experts=[8,16]", "parallel.expert=4"]
+    assert show(str(RECIPES / "switch" / "tiny.yaml"), shown, 4, as_json=False) == 0
+    shown_lines = capsys.readouterr().out.splitlines()
+    assert "layout: 4 worker(s); MoE layers 1, 3 (counted from 0) of 8, 16 experts" in shown_lines
+    assert (
+        "  worker 1: experts 2 to 3 of each MoE layer of 8 and 4 to 7 of each MoE layer of 16" in shown_lines
+    )

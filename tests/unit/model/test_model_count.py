@@ -111,6 +111,14 @@ def test_the_first_layers_may_be_dense(recipe: Recipe) -> None:
     assert counted.parts["experts"] == 6144  # 3 layers * 4 experts * 2 matrices * 8 * 32
 
 
+def test_every_layer_may_have_its_own_number_of_experts(recipe: Recipe) -> None:
+    recipe.moe.num_experts, recipe.moe.router = [1, 4], TopKRouterConfig(k=2)
+    counted = count(recipe)
+    assert counted.parts["router"] == 40  # 8 * (1 + 4)
+    assert counted.parts["experts"] == 2560  # (1 + 4) experts * 2 matrices * 8 * 32
+    assert counted.active_parameters == counted.total_parameters - 2560 + 512 + 1024  # of 1 and of 4
+
+
 @pytest.mark.parametrize("activation", ["swiglu", "geglu"])
 def test_a_gated_activation_has_a_third_matrix(recipe: Recipe, activation: str) -> None:
     recipe.model.activation = activation  # type: ignore[assignment]

@@ -29,7 +29,7 @@ def stats(
 
 
 def test_microbatches_steps_and_layers_add_up() -> None:
-    window = LoadWindow(num_layers=2, num_experts=3, device=CPU)
+    window = LoadWindow([3, 3], CPU)
     window.add(
         (
             (stats([3, 1, 0], 1, 2.0), stats([0, 0, 4], 2, 1.0)),
@@ -45,7 +45,7 @@ def test_microbatches_steps_and_layers_add_up() -> None:
 
 
 def test_a_row_has_every_figure_of_every_layer() -> None:
-    window = LoadWindow(1, 4, CPU)
+    window = LoadWindow([4], CPU)
     window.add(((stats([8, 4, 4, 0], 4, 16.0, top=10.0),),))
     row = window.reduce(ALONE, {}).as_row()
     assert row["load"] == [[8, 4, 4, 0]]
@@ -62,22 +62,38 @@ def test_a_row_has_every_figure_of_every_layer() -> None:
 
 def test_the_entropy_of_a_layer_is_a_mean_over_the_tokens_that_came_to_it() -> None:
     """Those of an encoder and of its decoder are not equally many, and padding is none."""
-    window = LoadWindow(2, 2, CPU)
+    window = LoadWindow([2, 2], CPU)
     window.add(((stats([8, 0], 0, 4.0), stats([2, 2], 0, 4.0, tokens=2)),))
     assert window.reduce(ALONE, {}).router_entropy == [0.5, 2.0]
 
 
 def test_tokens_of_two_experts_that_lose_one_of_four_have_one_and_a_half() -> None:
     """Layer 0: 4 tokens of 8 assignments, of which 2 are beyond the limit; layer 1: 2 tokens, one expert each."""
-    window = LoadWindow(2, 4, CPU)
+    window = LoadWindow([4, 4], CPU)
     window.add(((stats([4, 2, 1, 1], 2, tokens=4, top=3.0), stats([2, 0, 0, 0], tokens=2)),))
     summary = window.reduce(ALONE, {})
     assert summary.experts_per_token == [1.5, 1.0]
     assert summary.router_top_probability == [0.75, pytest.approx(math.nan, nan_ok=True)]
 
 
+def test_a_layer_with_fewer_experts_than_another_has_a_shorter_list_and_its_own_figures() -> None:
+    first = ((stats([3, 1], 1, 2.0), stats([1, 1, 1, 1], 0, 4.0)),)
+    window = LoadWindow([2, 4], CPU)
+    window.add(first)
+    resumed = LoadWindow([2, 4], CPU)
+    resumed.load_state(json.loads(json.dumps(window.state(ALONE))), ALONE)
+    resumed.add(((stats([1, 3], 2, 2.0), stats([0, 0, 0, 4], 0, 4.0)),))
+    row = resumed.reduce(ALONE, {"loss": torch.tensor(2.0)}).as_row()
+    assert row["load"] == [[4, 4], [1, 1, 1, 5]]
+    assert row["dropped"] == [3, 0]
+    assert row["cv"] == [0.0, pytest.approx(math.sqrt(3) / 2)]
+    assert row["entropy"][0] == pytest.approx(1.0)
+    assert row["dead_fraction"] == [0.0, 0.0]
+    assert row["router_entropy"] == [0.5, 1.0]
+
+
 def test_reducing_begins_a_new_window() -> None:
-    window = LoadWindow(1, 2, CPU)
+    window = LoadWindow([2], CPU)
     window.add(((stats([3, 1], 1, 1.0),),))
     window.reduce(ALONE, {})
     row = window.reduce(ALONE, {}).as_row()
@@ -89,7 +105,7 @@ def test_reducing_begins_a_new_window() -> None:
 
 
 def test_a_dense_model_has_empty_lists_and_still_its_losses() -> None:
-    window = LoadWindow(0, 8, CPU)
+    window = LoadWindow([], CPU)
     window.add(((), ()))
     summary = window.reduce(ALONE, {"loss": torch.tensor(1.0), "other": torch.tensor(3.0)})
     assert summary.scalars == {"loss": 1.0, "other": 3.0}
@@ -97,26 +113,26 @@ def test_a_dense_model_has_empty_lists_and_still_its_losses() -> None:
 
 
 def test_counts_beyond_float32_stay_exact() -> None:
-    window = LoadWindow(1, 2, CPU)
+    window = LoadWindow([2], CPU)
     window.add(((stats([2**40 + 1, 2**24 + 1]),),))
     window.add(((stats([2**40 + 1, 0]),),))
     assert window.reduce(ALONE, {}).load == [[2**41 + 2, 2**24 + 1]]
 
 
 def test_a_router_that_is_not_finite_leaves_the_counts_whole() -> None:
-    window = LoadWindow(1, 2, CPU)
+    window = LoadWindow([2], CPU)
     window.add(((stats([1, 3], 0, math.nan),),))
     assert window.reduce(ALONE, {}).load == [[1, 3]]
 
 
 def test_an_open_window_goes_on_after_a_resume() -> None:
     first, second = ((stats([3, 1], 1, 0.3),),), ((stats([0, 4], 2, 0.7),),)
-    uninterrupted = LoadWindow(1, 2, CPU)
+    uninterrupted = LoadWindow([2], CPU)
     uninterrupted.add(first)
     state = json.loads(json.dumps(uninterrupted.state(ALONE)))
     uninterrupted.add(second)
 
-    resumed = LoadWindow(1, 2, CPU)
+    resumed = LoadWindow([2], CPU)
     resumed.load_state(state, ALONE)
     resumed.add(second)
     assert resumed.reduce(ALONE, {}) == uninterrupted.reduce(ALONE, {})
@@ -125,14 +141,14 @@ def test_an_open_window_goes_on_after_a_resume() -> None:
 def test_the_window_of_another_version_is_refused_with_the_way_out() -> None:
     state = {"counts": [[1, 2, 3, 4, 5]]}  # of two experts, one figure less than is counted
     with pytest.raises(CheckpointError, match=r"\(1, 5\).*counts \(1, 6\).*--resume never"):
-        LoadWindow(1, 2, CPU).load_state(state, ALONE)
+        LoadWindow([2], CPU).load_state(state, ALONE)
 
 
 def _rank(rank: int, store: str, state: dict[str, Any], out: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     world = World(rank, 2, rank, 1, CPU)
-    window = LoadWindow(1, 2, CPU)
+    window = LoadWindow([2], CPU)
     window.load_state(state, world)
     window.add(((stats([1 + rank, 10 * rank], rank, 1.5, tokens=6, top=3.0 + rank),),))
     before = window.state(world)
@@ -142,7 +158,7 @@ def _rank(rank: int, store: str, state: dict[str, Any], out: str) -> None:
 
 
 def test_two_ranks_agree_on_the_sum_of_what_both_saw_and_what_was_saved(tmp_path: Path) -> None:
-    saved = LoadWindow(1, 2, CPU)
+    saved = LoadWindow([2], CPU)
     saved.add(((stats([100, 200], 5, 21.0, tokens=12, top=5.0),),))
     mp.spawn(_rank, (str(tmp_path / "store"), saved.state(ALONE), str(tmp_path)), nprocs=2)
     seen = [json.loads((tmp_path / str(rank)).read_text()) for rank in range(2)]

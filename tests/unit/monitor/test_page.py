@@ -14,7 +14,7 @@ import pytest
 from conftest import require_tool
 
 from moe_train.callbacks.jsonl import encode_row
-from moe_train.config.load import to_yaml
+from moe_train.config.load import load_recipe, to_yaml
 from moe_train.config.schema import Recipe
 from moe_train.errors import MoETrainError, RunError, UsageError
 from moe_train.monitor import balance
@@ -102,6 +102,19 @@ def rendered(page: Path, tmp_path: Path) -> str:
     return subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=60, check=True
     ).stdout
+
+
+def test_chromium_draws_layers_of_two_and_of_four_experts(
+    make_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    run_dir = make_run([train(10, [4, 4], [8, 8, 8, 0]), train(20, [8, 0], [4, 4, 4, 4])])
+    recipe = load_recipe(run_dir / "recipe.yaml")
+    recipe.moe.num_experts = [2, 4]
+    (run_dir / "recipe.yaml").write_text(to_yaml(recipe))
+    page = tmp_path / "page.html"
+    write_page(read_run(run_dir), page)
+    cells = re.findall(r'<rect [^>]*data-layer="(\d)" data-expert="(\d)" fill="', rendered(page, tmp_path))
+    assert cells == [("0", "0"), ("0", "1"), *(("1", str(expert)) for expert in range(4))]
 
 
 def test_chromium_draws_every_figure_of_a_run_that_resumed(
