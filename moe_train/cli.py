@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from moe_cluster.errors import ClusterError
+from moe_cluster.other_launchers import is_of_launcher
 from moe_train.arguments import count, count_or_range, folder, resume_from
 from moe_train.errors import MoETrainError, UsageError
 
@@ -69,6 +70,8 @@ ASK_ENVIRONMENT = ("submit", "resume", "sweep")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command, return its exit code. An error that moe-train can explain becomes one message."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for name in filter(is_of_launcher, tuple(os.environ)):
+        del os.environ[name]
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(
             errors="replace"

@@ -1,4 +1,4 @@
-"""One worker of a run, as a launcher starts it: `python -m moe_train.worker`, under `moe_cluster.contract`.
+"""One worker of a run, as a launcher starts it: `python -P -m moe_train.worker`, under `moe_cluster.contract`.
 
 Apart from `train.py` because importing torch takes seconds: a signal or a failed import in that time must find a
 Process that minds it. Read `train.py` next.
@@ -15,7 +15,7 @@ from moe_train.process import Process
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Be the worker that the environment describes; returns an exit code of the contract."""
-    parser = argparse.ArgumentParser(prog="python -m moe_train.worker", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -P -m moe_train.worker", description=__doc__)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--resume", default="auto")

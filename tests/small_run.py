@@ -65,6 +65,13 @@ def write_corpus(folder: Path) -> None:
         (folder / f"{number}.txt").write_text(" ".join(draw.choices(words, k=600)))
 
 
+def lay_traps(folder: Path) -> None:
+    """Write modules into a working directory that no process of ours may import from there."""
+    (folder / "moe_train").mkdir()
+    for name in ("queue.py", "torch.py", "moe_cluster.py", "moe_train/__init__.py"):
+        (folder / name).write_text("raise SystemExit('a module of the working directory was imported')\n")
+
+
 def environment(folder: Path) -> dict[str, str]:
     """What a run in this process reads, and what it sets and must not leave behind."""
     return {"MOE_TRAIN_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1", "MOE_TRAIN_ATTEMPT": "1"}

@@ -65,6 +65,7 @@ def trained(path: Path, options: argparse.Namespace) -> bool:
         return True
     command = [
         sys.executable,
+        "-P",
         "-m",
         "moe_train.cli",
         "run",

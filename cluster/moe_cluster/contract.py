@@ -1,9 +1,9 @@
 """The contract between a launcher and the trainer: arguments, environment, folders, exit codes.
 
-A launcher (this package) starts `python -m moe_train.worker` and knows nothing else of training; the trainer
+A launcher (this package) starts `python -P -m moe_train.worker` and knows nothing else of training; the trainer
 knows nothing of who started it. All they agree on is on this page, and both import it.
 
-Arguments   python -m moe_train.worker RECIPE --run-dir DIR --resume auto|never|STEP
+Arguments   python -P -m moe_train.worker RECIPE --run-dir DIR --resume auto|never|STEP
             RECIPE is a resolved recipe file (no `_base`, no overrides).
 Environment RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT as torch elastic sets them (absent:
             one worker), and ATTEMPT_VARIABLE and LAUNCHER_VARIABLE below.
@@ -101,7 +101,7 @@ def in_attempts(run_dir: Path, name: str) -> list[Path]:
 
 
 def trainer_arguments(recipe: Path, run_dir: Path, resume: str) -> list[str]:
-    """Arguments of the trainer module, after `python -m moe_train.worker`."""
+    """Arguments of the trainer module, after `python -P -m moe_train.worker`."""
     return [str(recipe), "--run-dir", str(run_dir), "--resume", resume]
 
 

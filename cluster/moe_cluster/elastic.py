@@ -11,7 +11,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from pathlib import Path
 from moe_cluster.contract import ATTEMPT_VARIABLE, FAILED, HEARTBEAT_FILE, LAUNCHER_VARIABLE, attempt_dir
 from moe_cluster.job import Attempt
 from moe_cluster.linux import adopt_orphans, children, end_children, start_deaf
+from moe_cluster.own_code import module_command, with_own_code
 from moe_cluster.stop import StopRequest
 
 POLL_S = 0.1
@@ -34,8 +34,10 @@ IGNORED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 def elastic_command(attempt: Attempt, num_workers: int, rendezvous: Sequence[str]) -> list[str]:
     """The command that starts this host's share of an attempt's workers; `rendezvous` says how hosts meet."""
     own = ["--max-restarts", "0", "--signals-to-handle", "SIGQUIT", "--nproc-per-node", str(num_workers)]
-    elastic = [sys.executable, "-m", "torch.distributed.run", *rendezvous, *own]
-    return [*elastic, "-m", attempt.module, *attempt.arguments]
+    python, *words = module_command(attempt.module, *attempt.arguments)
+    # torch elastic's own `-m` would take a module of the working directory.
+    worker = ["--no-python", python, "-u", *words]
+    return module_command("torch.distributed.run", *rendezvous, *own, *worker)
 
 
 def with_threads(environment: Mapping[str, str], num_workers: int) -> dict[str, str]:
@@ -73,7 +75,7 @@ def _start(
     own = {ATTEMPT_VARIABLE: str(attempt.number), LAUNCHER_VARIABLE: str(os.getpid())}
     return subprocess.Popen(
         command,
-        env={**environment, **attempt.environment, **own},
+        env={**with_own_code(environment), **attempt.environment, **own},
         stdin=subprocess.DEVNULL,
         stderr=log,
         start_new_session=True,

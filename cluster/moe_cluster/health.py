@@ -1,7 +1,7 @@
 """What a node is like before work begins on it: disk, clock, memory, name, GPUs, versions; and what is wrong with it.
 
-    python -m moe_cluster.health --run-dir DIR [--json]           # this node
-    python -m moe_cluster.health --compare node1.json node2.json  # problems of all, and where they differ
+    python -P -m moe_cluster.health --run-dir DIR [--json]           # this node
+    python -P -m moe_cluster.health --compare node1.json node2.json  # problems of all, and where they differ
 
 Workers report it of their nodes at their start (`preflight.py`); a launcher or a person may ask before. What is wrong
 is decided in `health_rules.py`.
@@ -28,9 +28,9 @@ from pathlib import Path
 from moe_cluster.bad_nodes import own_name
 from moe_cluster.contract import DONE, FAILED
 from moe_cluster.nvml import Gpu, gpus
+from moe_cluster.own_code import PACKAGES
 
 GIB = 2**30
-PACKAGES = ("moe_train", "moe_cluster", "moe_kernels")
 SOURCES = (".py", ".cu", ".cuh", ".cpp", ".h")
 XID_SIGN = "NVRM: Xid"
 SHM = Path("/dev/shm")
@@ -207,7 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the report of this node, or the problems of several; FAILED if there is one that keeps a run from going."""
     from moe_cluster.health_rules import problems
 
-    parser = argparse.ArgumentParser(prog="python -m moe_cluster.health", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -P -m moe_cluster.health", description=__doc__)
     parser.add_argument("--run-dir", type=Path, default=Path())
     parser.add_argument("--json", action="store_true", help="print the report as one line of JSON")
     parser.add_argument(

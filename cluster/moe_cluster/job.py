@@ -22,7 +22,7 @@ SECRET = re.compile(
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt: so many workers, each running `python -m MODULE ARGUMENTS`."""
+    """One attempt: so many workers, each running `python -P -m MODULE ARGUMENTS`."""
 
     arguments: tuple[str, ...]
     """What follows the module on its command line; see `contract.trainer_arguments`."""
@@ -66,7 +66,7 @@ class JobSpec:
     run_dir: Path
     """Absolute; on a folder that all nodes see."""
     command: tuple[str, ...]
-    """Arguments of `python -m moe_train.cli`, without the options that name the launcher and its size."""
+    """Arguments of `python -P -m moe_train.cli`, without the options that name the launcher and its size."""
     resources: Resources = Resources()
     environment: Mapping[str, str] = field(default_factory=dict)
     """Set for the job, and readable for whoever may read its script or its record."""

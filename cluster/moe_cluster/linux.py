@@ -106,6 +106,12 @@ def address_of(interface: str) -> str | None:
     return socket.inet_ntoa(answer[20:24])
 
 
+def interface_of(address: str) -> str:
+    """The network interface that has this IPv4 address, or "": gloo takes the one of the host's name, often
+    127.0.1.1, unless it is given another."""
+    return next((name for _, name in socket.if_nameindex() if address_of(name) == address), "")
+
+
 def children(parent: int) -> set[int]:
     """Ids of the processes whose parent is `parent`, zombies included."""
     found = set()

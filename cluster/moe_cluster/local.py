@@ -9,8 +9,11 @@ from moe_cluster.contract import LAUNCHER_LOG, attempt_dir
 from moe_cluster.elastic import elastic_command, run_elastic, with_threads
 from moe_cluster.job import Attempt
 from moe_cluster.launcher import Outcome, outcome_of
+from moe_cluster.linux import interface_of
 from moe_cluster.stop import StopRequest
 from moe_cluster.watch import Watch
+
+LOOPBACK = "127.0.0.1"
 
 
 class LocalLauncher:
@@ -36,7 +39,7 @@ class LocalLauncher:
         exit_code = run_elastic(
             _command(attempt),
             attempt,
-            with_threads(self.environment, attempt.workers),
+            _on_loopback(with_threads(self.environment, attempt.workers)),
             log,
             stop,
             must_end=partial(watch.tell, say),
@@ -45,4 +48,12 @@ class LocalLauncher:
 
 
 def _command(attempt: Attempt) -> list[str]:
-    return elastic_command(attempt, attempt.workers, ["--standalone"])
+    # What --standalone would say, by address: nothing here needs a name, not even this host's own.
+    meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{LOOPBACK}:0", "--local-addr", LOOPBACK]
+    return elastic_command(attempt, attempt.workers, [*meeting, "--rdzv-id", "moe-train"])
+
+
+def _on_loopback(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of workers whose gloo does not look this host's name up, unless a user names an interface."""
+    interface = interface_of(LOOPBACK)
+    return {**({"GLOO_SOCKET_IFNAME": interface} if interface else {}), **environment}

@@ -11,7 +11,6 @@ import shlex
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from moe_cluster.errors import ClusterError, JobError
 from moe_cluster.executor import JobState, JobStatus
 from moe_cluster.job import JobSpec
 from moe_cluster.linux import is_alive, start_time
+from moe_cluster.own_code import module_command, with_own_code
 from moe_cluster.records import JOBS_DIR, jobs_dir
 from moe_cluster.tail import lines_of
 
@@ -116,7 +116,7 @@ class LocalExecutor:
 
 
 def _command(job: JobSpec) -> list[str]:
-    return [sys.executable, "-m", "moe_train.cli", *job.command, "--launcher", "local"]
+    return module_command("moe_train.cli", *job.command, "--launcher", "local")
 
 
 def _prepared(job: JobSpec, job_id: str) -> Path:
@@ -139,7 +139,8 @@ def _file(run_dir: Path, job_id: str) -> Path:
 def _queue_of(paths: Sequence[Path], at_once: int) -> "subprocess.Popen[bytes]":
     """The process that runs these jobs (local_queue.py); it outlives this one."""
     return subprocess.Popen(
-        [sys.executable, "-m", "moe_cluster.local_queue", str(at_once), *map(str, paths)],
+        module_command("moe_cluster.local_queue", str(at_once), *map(str, paths)),
+        env=with_own_code(os.environ),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

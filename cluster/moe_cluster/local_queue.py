@@ -1,4 +1,6 @@
-"""Runs the jobs of the local executor, detached from who submitted them: `python -m moe_cluster.local_queue N FILE...`
+"""Runs the jobs of the local executor, detached from the command that submitted them.
+
+Started as `python -P -m moe_cluster.local_queue N FILE...`.
 
 Each FILE is the state of one job (local_executor.py): its command, and then who runs it and how it ended. N jobs run
 at a time. One that is cancelled gets a SIGTERM, saves and ends, or is not begun; a SIGTERM to the queue cancels all.

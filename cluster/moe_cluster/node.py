@@ -1,4 +1,4 @@
-"""One node's share of an attempt: `python -m moe_cluster.node`, which a launcher starts once on each node.
+"""One node's share of an attempt: `python -P -m moe_cluster.node`, which a launcher starts once on each node.
 
 It runs torch elastic for the workers of this node, with the guarantees of local.py: none of its processes outlives
 it, and a worker is told to stop once it minds signals. What torch elastic says goes to
@@ -19,6 +19,7 @@ from moe_cluster.elastic import elastic_command, run_elastic, with_threads
 from moe_cluster.first_cause import read_endings, was_preempted
 from moe_cluster.job import Attempt
 from moe_cluster.linux import die_with_parent
+from moe_cluster.own_code import module_command
 from moe_cluster.stop import stop_on_signals
 
 END_AT_ONCE = signal.SIGUSR2
@@ -38,8 +39,8 @@ class Share:
     workers: tuple[int, ...]
     """On each node."""
 
-    def words(self, attempt: Attempt) -> list[str]:
-        """The command line of an agent, after the interpreter."""
+    def command(self, attempt: Attempt) -> list[str]:
+        """The command line of an agent."""
         shape = ["--nodes", ",".join(self.nodes), "--workers", ",".join(map(str, self.workers))]
         place = [
             "--run-dir",
@@ -49,16 +50,8 @@ class Share:
             "--port",
             str(self.port),
         ]
-        return [
-            "-m",
-            "moe_cluster.node",
-            *shape,
-            *place,
-            "--module",
-            attempt.module,
-            "--",
-            *attempt.arguments,
-        ]
+        trainer = ["--module", attempt.module, "--", *attempt.arguments]
+        return module_command("moe_cluster.node", *shape, *place, *trainer)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -89,7 +82,7 @@ def _command(attempt: Attempt, share: Share, index: int) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m moe_cluster.node", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -P -m moe_cluster.node", description=__doc__)
     parser.add_argument("--nodes", type=lambda text: text.split(","), required=True)
     parser.add_argument("--workers", type=lambda text: text.split(","), required=True)
     parser.add_argument("--run-dir", type=Path, required=True)

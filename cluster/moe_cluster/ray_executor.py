@@ -16,13 +16,15 @@ from moe_cluster.contract import JOB_VARIABLE, PREEMPTED
 from moe_cluster.errors import ClusterError, JobError
 from moe_cluster.executor import JobState, JobStatus
 from moe_cluster.job import JobSpec, Resources
-from moe_cluster.ray_code import EXCLUDED, code_packages
+from moe_cluster.own_code import module_command, package_folders
 from moe_cluster.ray_rest import job_details
 from moe_cluster.ray_share import SETTINGS, SHARE_VARIABLE
 
 if TYPE_CHECKING:  # Ray takes a second to import, and `render` and `status` do without
     from moe_cluster.ray_client import Client
 
+EXCLUDED = ("__pycache__",)
+"""Of the packages, which travel with a job."""
 STOP_WAIT_S = 600
 """What a cancelled job has to save before Ray kills it; Ray's own default is 3 s."""
 STATES = {
@@ -95,7 +97,7 @@ class RayExecutor:
 def _request(job: JobSpec, job_id: str) -> dict[str, Any]:
     """What the Jobs API is asked for. Raises JobError for what Ray does not have."""
     _require_possible(job)
-    words = ["exec", "python", "-m", "moe_train.cli", *job.command, "--launcher", "ray"]
+    words = ["exec", *module_command("moe_train.cli", *job.command, "--launcher", "ray", python="python")]
     own = {
         JOB_VARIABLE: f"ray:{job_id}",
         SHARE_VARIABLE: json.dumps(_share(job.resources)),
@@ -105,7 +107,7 @@ def _request(job: JobSpec, job_id: str) -> dict[str, Any]:
         "submission_id": job_id,
         "entrypoint": "\n".join([*job.setup, shlex.join(words)]),
         "runtime_env": {
-            "py_modules": code_packages(),
+            "py_modules": package_folders(),
             "excludes": list(EXCLUDED),
             "env_vars": {**SETTINGS, **job.environment, **own},
         },

@@ -1,4 +1,4 @@
-"""A Ray of one's own inside a Slurm job: `python -m moe_cluster.ray_in_slurm COMMAND...`, on the batch node.
+"""A Ray of one's own inside a Slurm job: `python -P -m moe_cluster.ray_in_slurm COMMAND...`, on the batch node.
 
 `srun` starts one Ray (ray_node.py) on each node of the allocation, with a token of this job's own; COMMAND runs
 beside them, and when it ends exactly these Ray processes end: they are steps of this job, and a Ray that others
@@ -21,6 +21,7 @@ from moe_cluster.addresses import address_in_job, with_port
 from moe_cluster.contract import FAILED, PREEMPTED
 from moe_cluster.errors import ClusterError
 from moe_cluster.linux import catches, die_with_parent, start_deaf
+from moe_cluster.own_code import module_command, with_own_code
 from moe_cluster.ray_node import SIGNALS, TOLD
 from moe_cluster.ray_share import SETTINGS
 from moe_cluster.slurm_client import host_names
@@ -55,7 +56,7 @@ class RayOfJob:
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_USAGE_STATS_ENABLED": "0",
         }
-        self.environment = {**SETTINGS, **environment, **own, "RAY_ADDRESS": self._address}
+        self.environment = {**SETTINGS, **with_own_code(environment), **own, "RAY_ADDRESS": self._address}
         self._steps: dict[subprocess.Popen[bytes], Path] = {}
         self._gone_since: float | None = None
 
@@ -107,8 +108,8 @@ class RayOfJob:
         ]
         srun = ["srun", "--overlap", *where, f"--cpus-per-task={self._cpus}", "--kill-on-bad-exit=1"]
         size = [f"--num-cpus={self._cpus}", f"--num-gpus={self._gpus}"]
-        node = [sys.executable, "-m", "moe_cluster.ray_node", f"moe-train-{self._job_id}"]
-        ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *options, *size]
+        node = module_command("moe_cluster.ray_node", f"moe-train-{self._job_id}")
+        ray = module_command("ray.scripts.scripts", "start", "--block", *options, *size)
         with path.open("w") as log:
             step = subprocess.Popen(
                 [*srun, *node, *ray],

@@ -5,9 +5,11 @@ they are numbered and fenced, and only sizes that the recipe's layout allows com
 when a node is lost, and a larger one when there has been room for it for a while: the workers save, and go on as more.
 """
 
+import contextlib
 import json
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -20,8 +22,8 @@ from moe_cluster.contract import JOB_VARIABLE, PREEMPTED, attempt_dir, request_e
 from moe_cluster.errors import JobError
 from moe_cluster.job import Attempt
 from moe_cluster.launcher import Outcome
+from moe_cluster.own_code import package_folders
 from moe_cluster.ray_changes import SETTLE_S, Changes
-from moe_cluster.ray_code import JOB_CONFIG_VARIABLE, code_packages
 from moe_cluster.ray_nodes import RayNode, alive_nodes, fit, room
 from moe_cluster.ray_outcome import outcome_of_ray
 from moe_cluster.ray_share import SETTINGS, SHARE_VARIABLE, Share
@@ -31,6 +33,8 @@ from moe_cluster.stop import StopRequest
 from moe_cluster.watch import Watch
 
 POLL_S = 0.2
+JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Set by the Jobs API for the command of a job."""
 
 
 class RayLauncher:
@@ -73,7 +77,7 @@ class RayLauncher:
     def command(self, attempt: Attempt) -> str:
         """See launcher.py."""
         each = ", ".join(f"{name} {value:g}" for name, value in self.share.resources.items())
-        words = " ".join(["python -m", attempt.module, *attempt.arguments])
+        words = " ".join(["python -P -m", attempt.module, *attempt.arguments])
         return f"Ray Train, {attempt.workers} workers with {each} each: {words}"
 
     def run(self, attempt: Attempt, stop: StopRequest, say: Callable[[str], None]) -> Outcome:
@@ -108,9 +112,11 @@ class RayLauncher:
             os.environ.setdefault(name, value)
         before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
         # A job has its code from the Jobs API.
-        runtime_env = None if self.is_job else {"py_modules": code_packages()}
+        runtime_env = None if self.is_job else {"py_modules": package_folders()}
         try:
-            ray.init(address="auto", runtime_env=runtime_env)
+            # Ray has all workers of a driver search its working directory first; one that is gone holds no modules.
+            with tempfile.TemporaryDirectory() as empty, contextlib.chdir(empty):
+                ray.init(address="auto", runtime_env=runtime_env)
         except ConnectionError as error:
             raise JobError(
                 f"--launcher ray: there is no Ray cluster on this host ({error}); start one, or use `moe-train submit "

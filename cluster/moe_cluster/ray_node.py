@@ -1,4 +1,4 @@
-"""Ray on one node of a Slurm job: `python -m moe_cluster.ray_node NAME RAY...`, which ray_in_slurm.py has srun start.
+"""Runs Ray on one node of a Slurm job: `python -P -m moe_cluster.ray_node NAME RAY...`, started by ray_in_slurm.py.
 
 RAY, a `ray start --block` without its folder, is given one of its own below /tmp, and runs until standard input ends.
 Then all of it is killed, and the folder removed. Slurm signals every process of a job that it is about to end; Ray

@@ -11,7 +11,6 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,7 +29,9 @@ from moe_cluster.contract import (
     PREEMPTED,
     rank_dir,
 )
-from moe_cluster.linux import address_of
+from moe_cluster.linux import interface_of
+from moe_cluster.other_launchers import without_other_launchers
+from moe_cluster.own_code import module_command, with_own_code
 
 LOOK_EVERY_S = 0.5
 END_S = 4.0
@@ -83,8 +84,9 @@ def train(config: Mapping[str, Any]) -> None:
 
 
 def passed_on(environment: Mapping[str, str]) -> dict[str, str]:
-    """What a trainer inherits of the environment of Ray's actor."""
-    return {name: value for name, value in environment.items() if name not in NOT_PASSED_ON}
+    """Returns what a trainer inherits of the environment of Ray's actor, which has that of `ray start`."""
+    inherited = with_own_code(without_other_launchers(environment))
+    return {name: value for name, value in inherited.items() if name not in NOT_PASSED_ON}
 
 
 def tell_ending(folder: Path, exit_code: int) -> str:
@@ -97,17 +99,12 @@ def tell_ending(folder: Path, exit_code: int) -> str:
     return ""
 
 
-def interface_of(address: str) -> str:
-    """The network interface that has this IPv4 address: gloo would take the one of the host's name, often 127.0.1.1."""
-    return next((name for _, name in socket.if_nameindex() if address_of(name) == address), "")
-
-
 def _run(words: list[str], environment: Mapping[str, str], folder: Path) -> int:
     """Run the trainer to its end and return its exit code, or the negative number of the signal that killed it."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOG_FILE).open("a") as log:
         worker = subprocess.Popen(
-            [sys.executable, "-m", *words], env=dict(environment), stdin=subprocess.DEVNULL, stderr=log
+            module_command(*words), env=dict(environment), stdin=subprocess.DEVNULL, stderr=log
         )
     deadline = None
     while True:

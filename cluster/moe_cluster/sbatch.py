@@ -18,6 +18,7 @@ from pathlib import Path
 from moe_cluster.contract import JOB_VARIABLE, PREEMPTED
 from moe_cluster.errors import JobError
 from moe_cluster.job import JobSpec, Resources
+from moe_cluster.own_code import module_command
 from moe_cluster.ray_share import SHARE_VARIABLE, Share
 from moe_cluster.records import JOBS_DIR
 
@@ -200,9 +201,9 @@ def _exports(job: JobSpec) -> Iterator[str]:
 
 def _command(job: JobSpec, python: str) -> str:
     launcher = job.options.get(LAUNCHER, "slurm")
-    words = [python, "-m", "moe_train.cli", *job.command, "--launcher", launcher]
+    words = module_command("moe_train.cli", *job.command, "--launcher", launcher, python=python)
     if launcher == "ray":
-        words = [python, "-m", "moe_cluster.ray_in_slurm", str(job.run_dir / JOBS_DIR), *words]
+        words = module_command("moe_cluster.ray_in_slurm", str(job.run_dir / JOBS_DIR), *words, python=python)
     for word in words:
         _require_text("command", word, may_be_empty=True)
     return f"command=({shlex.join(words)})"

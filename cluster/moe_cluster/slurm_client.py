@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from moe_cluster.errors import ClusterError
 from moe_cluster.executor import JobState, JobStatus
+from moe_cluster.own_code import with_own_code
 
 TIMEOUT_S = 20.0
 UNKNOWN_JOB = "Invalid job id specified"
@@ -40,7 +41,9 @@ FIELD = re.compile(r"(\w+)=(\S*)")
 
 def submit(script: str) -> str:
     """The id of a job that Slurm has made of a script. Raises ClusterError as `call` does, and if it tells no id."""
-    said = call("sbatch", "--parsable", text=script, environment=_of_submission(os.environ, script))
+    said = call(
+        "sbatch", "--parsable", text=script, environment=with_own_code(_of_submission(os.environ, script))
+    )
     # A site's own sbatch may say more before. On a federation the cluster's name stands behind the id.
     job_id = (said.splitlines() or [""])[-1].strip().partition(";")[0]
     if not job_id.isdecimal():

@@ -15,7 +15,6 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -38,6 +37,7 @@ from moe_cluster.job import Attempt
 from moe_cluster.launcher import Outcome, outcome_of
 from moe_cluster.linux import children, start_deaf
 from moe_cluster.node import END_AT_ONCE, Share
+from moe_cluster.own_code import with_own_code
 from moe_cluster.sbatch import WORKERS_VARIABLE
 from moe_cluster.slurm_client import host_names
 from moe_cluster.slurm_ports import free_ports
@@ -130,7 +130,7 @@ class SlurmLauncher:
         with (folder / LAUNCHER_LOG).open("w") as log:
             srun = subprocess.Popen(
                 self._command(attempt),
-                env={**self.environment, **attempt.environment},
+                env={**with_own_code(self.environment), **attempt.environment},
                 stdin=subprocess.DEVNULL,
                 stderr=log,
                 start_new_session=True,
@@ -155,7 +155,7 @@ class SlurmLauncher:
         port = free_ports(int(self.job_id) + attempt.number, 1)[0]
         share = Share(self.fit_nodes[: len(workers)], port, workers)
         own = ["--kill-on-bad-exit=1", "--wait=0"]
-        return [*self._srun(share.nodes), *own, *UNTOLD, sys.executable, *share.words(attempt)]
+        return [*self._srun(share.nodes), *own, *UNTOLD, *share.command(attempt)]
 
     def _srun(self, nodes: Sequence[str]) -> list[str]:
         """One task on each of `nodes`, with all that the job has there: srun takes over neither from the script's

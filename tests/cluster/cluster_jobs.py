@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from full_disks import SharedDisk
 from own_processes import wait_for
-from small_run import RECIPE, write_corpus
+from small_run import RECIPE, lay_traps, write_corpus
 
 ROOT = Path(__file__).parents[2]
 STEPS = 120
@@ -45,6 +45,7 @@ class Terminal(ABC):
     def __init__(self, cluster: Cluster, folder: Path) -> None:
         self.cluster, self.folder = cluster, folder
         write_corpus(folder / "corpus")
+        lay_traps(folder)
         recipe = RECIPE.format(corpus="corpus").replace("steps: 6", f"steps: {STEPS}")
         (folder / "small.yaml").write_text(
             recipe.replace("{every: 2}\njob", "{every: 10, keep_last: 3}\njob")
@@ -58,7 +59,7 @@ class Terminal(ABC):
     def __call__(self, *words: str, code: int = 0, first_on_path: str = "", **extra: str) -> str:
         """Output of a command that ends with `code`: what it printed, or else its one error."""
         done = subprocess.run(
-            [sys.executable, "-m", "moe_train.cli", *words],
+            [sys.executable, "-P", "-m", "moe_train.cli", *words],
             cwd=self.folder,
             env={**os.environ, **self._surroundings(first_on_path), **extra},
             capture_output=True,

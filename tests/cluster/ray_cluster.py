@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from network_nodes import Network, Node
+from small_run import lay_traps
 
 OBJECT_STORE_BYTES = 80_000_000
 GCS_PORT, DASHBOARD_PORT = 6379, 8265
@@ -24,6 +25,9 @@ class RayCluster:
     def __init__(self, network: Network, folder: Path) -> None:
         self.network, self.folder = network, folder
         self.token = secrets.token_hex(32)
+        self.start_folder = folder / "started_here"
+        self.start_folder.mkdir()
+        lay_traps(self.start_folder)
         self.head = network.add(1)
         self.workers = [network.add(2), network.add(3)]
 
@@ -105,7 +109,15 @@ class RayCluster:
 
     def _ray_start(self, node: Node, *options: str) -> None:
         ray = Path(sys.executable).parent / "ray"
-        words = [str(ray), "start", f"--node-ip-address={node.address}", *options]
+        # Ray and the commands of its jobs stand where it was started.
+        words = [
+            "env",
+            f"--chdir={self.start_folder}",
+            str(ray),
+            "start",
+            f"--node-ip-address={node.address}",
+            *options,
+        ]
         words.append(f"--object-store-memory={OBJECT_STORE_BYTES}")
         for _ in range(STARTS):
             done = node.run(words, self.environment, 180)

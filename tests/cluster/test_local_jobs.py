@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from own_processes import OwnProcesses, wait_for
-from small_run import RECIPE, last_validation, train_alone, write_corpus
+from small_run import RECIPE, last_validation, lay_traps, train_alone, write_corpus
 
 pytestmark = pytest.mark.cluster
 
@@ -23,12 +23,13 @@ class Terminal:
     def __init__(self, folder: Path) -> None:
         self.folder, self.processes = folder, OwnProcesses()
         write_corpus(folder / "corpus")
+        lay_traps(folder)
         (folder / "small.yaml").write_text(RECIPE.format(corpus="corpus"))
 
     def __call__(self, *words: str, code: int = 0) -> str:
         """Output of a command that ends with `code`: what it printed, or else its one error."""
         done = subprocess.run(
-            [sys.executable, "-m", "moe_train.cli", *words],
+            [sys.executable, "-P", "-m", "moe_train.cli", *words],
             cwd=self.folder,
             env={
                 **os.environ,

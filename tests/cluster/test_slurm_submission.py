@@ -122,7 +122,7 @@ def test_no_name_makes_slurm_or_a_shell_do_anything(
         assert list(executor.logs(job_id, run_dir, follow=False)) == []
     assert (run_dir / f"jobs/{job_id}.log").exists()
     said = (tmp_path / "said").read_text().split("\0")[:-1]
-    assert said == ["-m", "moe_train.cli", "run", word, "--launcher", "slurm", word]
+    assert said == ["-P", "-m", "moe_train.cli", "run", word, "--launcher", "slurm", word]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted({word, "said", "spy"})
 
 

@@ -136,7 +136,7 @@ class Runner:
             "OMP_NUM_THREADS": "1",
             "MKL_NUM_THREADS": "1",
         }
-        script = [str(HERE / "poison.py"), arm.poison] if arm.poison else ["-m", "moe_train.cli"]
+        script = [str(HERE / "poison.py"), arm.poison] if arm.poison else ["-P", "-m", "moe_train.cli"]
         with log.open("w") as output:
             process = subprocess.Popen(
                 [sys.executable, *script, *arguments],

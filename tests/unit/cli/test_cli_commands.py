@@ -150,10 +150,7 @@ def test_a_dry_run_says_the_command_and_writes_nothing(
     run_dir = tmp_path / "run"
     assert cli.main(["run", str(recipe), "--workers", "2", "--dry-run", "--run-dir", str(run_dir)]) == 0
     output = capsys.readouterr().out
-    assert (
-        f"--nproc-per-node 2 -m moe_train.worker {run_dir}/attempts/1/recipe.yaml --run-dir {run_dir}"
-        in output
-    )
+    assert f"-u -P -m moe_train.worker {run_dir}/attempts/1/recipe.yaml --run-dir {run_dir}" in output
     assert not run_dir.exists()
 
 

@@ -5,8 +5,8 @@ from typing import cast
 
 import pytest
 
+from moe_cluster.linux import interface_of
 from moe_cluster.ray_client import Client, followed
-from moe_cluster.ray_workers import interface_of
 
 
 class Connections:

@@ -23,7 +23,7 @@ def request(job: JobSpec) -> dict:
 def test_a_request_has_the_command_its_code_and_where_the_run_is() -> None:
     asked = request(SMALL)
     assert asked["entrypoint"] == (
-        "exec python -m moe_train.cli run /shared/small.yaml --workers 2 --launcher ray"
+        "exec python -P -m moe_train.cli run /shared/small.yaml --workers 2 --launcher ray"
     )
     packages = [Path(package).name for package in asked["runtime_env"]["py_modules"]]
     assert packages == ["moe_train", "moe_cluster", "moe_kernels"]
@@ -53,7 +53,7 @@ def test_what_a_worker_needs_reaches_the_launcher(resources: Resources, share: S
 @pytest.mark.parametrize("word", ["$(touch harm)", "`touch harm`", "'; touch harm; '", "a && b", "~", "a\nb"])
 def test_no_word_of_a_command_reaches_a_shell_unquoted(word: str) -> None:
     entrypoint = request(replace(SMALL, name=word, command=("run", word)))["entrypoint"]
-    assert shlex.split(entrypoint)[3:] == ["moe_train.cli", "run", word, "--launcher", "ray"]
+    assert shlex.split(entrypoint)[4:] == ["moe_train.cli", "run", word, "--launcher", "ray"]
 
 
 def test_a_job_is_named_by_letters_that_an_address_may_have() -> None:

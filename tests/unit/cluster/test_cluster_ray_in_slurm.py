@@ -72,7 +72,7 @@ def test_the_command_finds_its_ray_and_all_of_it_ends_with_it(job: Job, tmp_path
     assert process.returncode == 7, errors
     head, others = (tmp_path / "calls").read_text().splitlines()
     address = output.strip()
-    node = f"{sys.executable} -m moe_cluster.ray_node moe-train-7 {sys.executable} -m ray.scripts"
+    node = f"{sys.executable} -P -m moe_cluster.ray_node moe-train-7 {sys.executable} -P -m ray.scripts"
     assert f"--nodelist=node1 --cpus-per-task=3 --kill-on-bad-exit=1 {node}" in head
     assert f"start --block --head --node-ip-address=10.77.0.11 --port={address.partition(':')[2]}" in head
     assert f"start --block --address={address} --num-cpus=3" in others

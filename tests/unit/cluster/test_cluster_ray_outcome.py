@@ -123,4 +123,10 @@ def test_an_ending_that_finds_no_room_is_not_half_there(tmp_path: Path) -> None:
 
 def test_a_trainer_inherits_neither_rays_token_nor_slurms_name_of_the_node() -> None:
     actor = {"RAY_AUTH_TOKEN": "secret", "SLURMD_NODENAME": "gpu-17", "SLURM_JOB_ID": "7", "PATH": "/bin"}
-    assert passed_on(actor) == {"SLURM_JOB_ID": "7", "PATH": "/bin"}
+    inherited = {name: value for name, value in passed_on(actor).items() if name != "PYTHONPATH"}
+    assert inherited == {"SLURM_JOB_ID": "7", "PATH": "/bin"}
+
+
+def test_a_trainer_does_not_inherit_the_place_that_another_launcher_gave_ray() -> None:
+    pod = {"RANK": "3", "TORCHELASTIC_USE_AGENT_STORE": "True", "PET_NNODES": "2", "PMI_RANK": "3"}
+    assert not {*pod} & {*passed_on(pod)}

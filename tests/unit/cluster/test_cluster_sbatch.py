@@ -85,7 +85,7 @@ def test_nothing_from_a_recipe_is_run_by_the_shell(tmp_path: Path, word: str) ->
     environment = {"PATH": os.environ["PATH"], "SLURM_JOB_ID": "7"}
     text = script(job, str(spy))
     subprocess.run(["bash"], input=text, text=True, check=True, cwd=tmp_path, env=environment)
-    expected = ["-m", "moe_train.cli", "run", word, "--launcher", "slurm", word]
+    expected = ["-P", "-m", "moe_train.cli", "run", word, "--launcher", "slurm", word]
     assert said.read_text().split("\0")[:-1] == expected
     assert sorted(path.name for path in tmp_path.iterdir()) == ["python", "said"]
 

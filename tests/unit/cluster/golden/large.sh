@@ -26,7 +26,7 @@ export GREETING='it'"'"'s $HOME'
 export MOE_TRAIN_WORKERS_PER_NODE=4
 export MOE_TRAIN_JOB="slurm:$SLURM_JOB_ID"
 module load cuda/13
-command=(/opt/moe/bin/python -m moe_train.cli run /shared/small.yaml --workers 2 --launcher slurm)
+command=(/opt/moe/bin/python -P -m moe_train.cli run /shared/small.yaml --workers 2 --launcher slurm)
 
 # Slurm sends USR1 to this script alone when the time limit is near, and TERM when the job is preempted or cancelled.
 # Either way the run saves, and ends with exit code 75: it can go on. While it starts it ignores signals, so it

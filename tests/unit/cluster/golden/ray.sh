@@ -22,7 +22,7 @@ export MOE_TRAIN_WORKERS_PER_NODE=4
 export MOE_TRAIN_RAY_SHARE='{"resources": {"CPU": 12.0, "GPU": 1.0}, "per_node": 4}'
 export MOE_TRAIN_JOB="slurm:$SLURM_JOB_ID"
 module load cuda/13
-command=(/opt/moe/bin/python -m moe_cluster.ray_in_slurm '/shared/runs/glam 64e/jobs' /opt/moe/bin/python -m moe_train.cli run /shared/small.yaml --workers 2 --launcher ray)
+command=(/opt/moe/bin/python -P -m moe_cluster.ray_in_slurm '/shared/runs/glam 64e/jobs' /opt/moe/bin/python -P -m moe_train.cli run /shared/small.yaml --workers 2 --launcher ray)
 
 # Slurm sends USR1 to this script alone when the time limit is near, and TERM when the job is preempted or cancelled.
 # Either way the run saves, and ends with exit code 75: it can go on. While it starts it ignores signals, so it

@@ -15,13 +15,13 @@ export MOE_TRAIN_WORKERS_PER_NODE=1
 export MOE_TRAIN_JOB="slurm:$SLURM_JOB_ID"
 case "$SLURM_ARRAY_TASK_ID" in
 0)
-  command=(/opt/moe/bin/python -m moe_train.cli run optim.lr=1e-3 --launcher slurm)
+  command=(/opt/moe/bin/python -P -m moe_train.cli run optim.lr=1e-3 --launcher slurm)
   ;;
 1)
-  command=(/opt/moe/bin/python -m moe_train.cli run optim.lr=2e-3 --launcher slurm)
+  command=(/opt/moe/bin/python -P -m moe_train.cli run optim.lr=2e-3 --launcher slurm)
   ;;
 2)
-  command=(/opt/moe/bin/python -m moe_train.cli run optim.lr=4e-3 --launcher slurm)
+  command=(/opt/moe/bin/python -P -m moe_train.cli run optim.lr=4e-3 --launcher slurm)
   ;;
 esac
 
