@@ -5,12 +5,15 @@ expert 0 with weight 1, without a gate; then every expert becomes a masked copy 
 conventions). Gate-sparsify: g = softmax((z + Gumbel noise) / tau) with a temperature tau that falls over the run; a
 token goes to the experts with g above a threshold, and the weights of those are not renormalised. From `hard_step` on
 it goes to the largest g alone, still with noise. Both schedules count the gate's own updates.
-Validation: Switch's top-1 by softmax(z) wherever there is a gate. No capacity limit; the code has one in validation, a
-quarter of the batch for an expert, and keeps the noise there with `use_gumbel_gates`.
-Conventions: the code's `use_gumbel_gates` is `gate: gumbel` (weight g); without it (`gate: softmax`), as is its default
-(codecaution/EvoMoE, fairseq/parameter.py), the weight is softmax(z), without noise and temperature. Temperatures of 2.0
-to 0.3, linear, are the paper's from memory. The code's defaults are 1.0 to 0.5; kdd_scripts/wmt14_en_fr_gumbel.sh has
-2.0 to 0.5, linear in 5,000 updates, and one expert from 6,000 on, of 4.
+An expert's weight is g (`gate: gumbel`, the paper's, `use_gumbel_gates` in the code), and the gradient of the loss
+reaches the logits through it. `gate: softmax` is the code's default (codecaution/EvoMoE, fairseq/parameter.py): the
+weight is softmax(z), without noise and temperature, and g only chooses the experts.
+Validation: top-1 wherever there is a gate, with the weight of the gate at the temperature of that step, but without
+noise: softmax(z / tau), or softmax(z) with `gate: softmax`, which is Switch. The code (fairseq/modules/moe/top1gate.py)
+is top-1 too and has the same two weights; with `use_gumbel_gates` it draws noise there as well, and each expert takes a
+quarter of the batch at most. Here validation draws nothing, so it repeats exactly, and there is no capacity limit.
+Temperatures of 2.0 to 0.3, linear, are the paper's from memory. The code's defaults are 1.0 to 0.5;
+kdd_scripts/wmt14_en_fr_gumbel.sh has 2.0 to 0.5, linear in 5,000 updates, and one expert from 6,000 on, of 4.
 T tokens, D model width, E experts.
 """
 
@@ -47,16 +50,16 @@ class DenseToSparseRouter(GateRouter):
             logits = self.logits(x, context)
             log_probabilities = torch.log_softmax(logits, dim=1)
             probabilities = log_probabilities.exp()
-            if context.training:
-                weights, active = self._training_gate(logits, probabilities, context, gate_step)
-            else:
-                weights, active = probabilities, _one_hot(probabilities)
+            noise = gumbel(self.num_experts, self.site, context) if context.training else 0.0
+            gates = torch.softmax((logits + noise) / self.temperature(gate_step), dim=1)
+            weights = gates if self.config.gate == "gumbel" else probabilities
+            is_sparse = not context.training or self.is_hard(gate_step)
+            active = _one_hot(gates) if is_sparse else gates > self.config.threshold
             group_tokens, real = self.group * context.sequence_length, context.real_rows
             losses = {
                 "balance": active_balance_loss(weights, active, group_tokens, real),
                 "z": z_loss(logits, group_tokens, real),
             }
-        is_sparse = not context.training or self.is_hard(gate_step)
         return masked_routing(
             weights,
             active,
@@ -92,19 +95,6 @@ class DenseToSparseRouter(GateRouter):
             losses={"balance": nothing, "z": nothing},
             coefficients=self.coefficients,
         )
-
-    def _training_gate(
-        self,
-        logits: Float[Tensor, "T E"],
-        probabilities: Float[Tensor, "T E"],
-        context: RouteContext,
-        gate_step: int,
-    ) -> tuple[Float[Tensor, "T E"], Bool[Tensor, "T E"]]:
-        """Weights of all experts, and which of them are used."""
-        noisy = logits + gumbel(self.num_experts, self.site, context)
-        gates = torch.softmax(noisy / self.temperature(gate_step), dim=1)
-        active = _one_hot(gates) if self.is_hard(gate_step) else gates > self.config.threshold
-        return (gates if self.config.gate == "gumbel" else probabilities), active
 
 
 def _one_hot(scores: Float[Tensor, "T E"]) -> Bool[Tensor, "T E"]:

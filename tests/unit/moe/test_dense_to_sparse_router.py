@@ -4,21 +4,30 @@ import math
 
 import pytest
 import torch
-from tiny_model import context, normal, tiny_recipe
+from tiny_model import context, moe_layer, normal, tiny_recipe
+from torch import Tensor
 
 from moe_train.config.check import problems
 from moe_train.config.kinds.router import DenseToSparseRouterConfig, SwitchRouterConfig
 from moe_train.config.notes import notes
+from moe_train.moe.layer import MoELayer
 from moe_train.moe.losses import active_balance_loss, balance_loss
 from moe_train.moe.routers.dense_to_sparse import DenseToSparseRouter
 from moe_train.moe.routers.noise import gumbel
 from moe_train.moe.routers.noise import normal as normal_noise
 from moe_train.moe.routers.top_k import TopKRouter
-from moe_train.moe.routing import Routing
+from moe_train.moe.routing import RouteContext, Routing
 
 EXPERTS = 4
 LOGITS = torch.tensor([math.log(6.0), math.log(3.0), 0.0, 0.0])
 """Their softmax is 6/11, 3/11, 1/11, 1/11."""
+SOUND = (
+    "moe.router.kind=dense_to_sparse",
+    "moe.router.decay_steps=10",
+    "moe.router.hard_step=20",
+    "moe.capacity_factor=null",
+    "moe.eval_capacity_factor=null",
+)
 
 
 def router(**options) -> DenseToSparseRouter:
@@ -39,7 +48,7 @@ def active(routing: Routing) -> float:
 
 
 def test_without_end_of_heat_all_experts_are_active_with_equal_weights():
-    routing = routed(router(temperature_start=1e6, temperature_end=1e6, gate="gumbel"), 16)
+    routing = routed(router(temperature_start=1e6, temperature_end=1e6), 16)
     assert active(routing) == EXPERTS
     torch.testing.assert_close(routing.weights, torch.full((64,), 1 / EXPERTS), rtol=1e-3, atol=0)
 
@@ -56,20 +65,19 @@ def test_after_the_switch_a_token_has_exactly_one_expert():
     routing = routed(router(), 500, step=20)
     assert routing.num_choices == 1
     assert torch.equal(routing.token_ids, torch.arange(500))
-    torch.testing.assert_close(routing.weights, torch.softmax(LOGITS, 0)[routing.expert_ids])
     assert len(routing.expert_ids.unique()) == EXPERTS, "the noise goes on"
 
 
 def test_without_noise_and_threshold_the_gate_is_a_softmax_over_all_experts(monkeypatch):
     monkeypatch.setattr("moe_train.moe.routers.dense_to_sparse.gumbel", lambda *_: torch.zeros(3, EXPERTS))
-    routing = routed(router(threshold=0.0, temperature_start=1.0, temperature_end=1.0, gate="gumbel"), 3)
+    routing = routed(router(threshold=0.0, temperature_start=1.0, temperature_end=1.0), 3)
     assert routing.expert_ids.tolist() == [0, 1, 2, 3] * 3
     assert routing.choices.tolist() == [0, 1, 2, 3] * 3
     torch.testing.assert_close(routing.weights, torch.softmax(LOGITS, 0).repeat(3))
 
 
 def test_the_threshold_leaves_out_small_gates_and_renormalises_nothing():
-    made = router(temperature_start=0.3, temperature_end=0.3, threshold=0.1, gate="gumbel")
+    made = router(temperature_start=0.3, temperature_end=0.3, threshold=0.1)
     routing = routed(made, 2000)
     assert routing.weights.min() > 0.1
     assert 1 < active(routing) < 2.5
@@ -89,13 +97,69 @@ def test_as_many_experts_are_active_as_was_counted_for_equal_logits(temperature,
 
 
 def test_the_weight_of_the_softmax_gate_has_neither_noise_nor_temperature():
-    routing = routed(router(), 100)
-    torch.testing.assert_close(routing.weights, torch.softmax(LOGITS, 0)[routing.expert_ids])
-    assert routed(router(gate="gumbel"), 100).weights.unique().numel() > 100
+    for step in (0, 20):
+        routing = routed(router(gate="softmax"), 100, step=step)
+        torch.testing.assert_close(routing.weights, torch.softmax(LOGITS, 0)[routing.expert_ids])
 
 
-def test_a_hard_gumbel_gate_keeps_the_weight_and_the_gradient_of_the_soft_one():
-    hard, soft = router(gate="gumbel", hard_step=0), router(gate="gumbel", hard_step=None)
+def test_both_gates_choose_the_same_experts_and_only_weigh_them_differently():
+    paper, code = router(), router(gate="softmax")
+    for step in (0, 8, 20):
+        ours, theirs = routed(paper, 50, step=step), routed(code, 50, step=step)
+        slots = [each.token_ids * EXPERTS + each.expert_ids for each in (ours, theirs)]
+        assert torch.equal(slots[0].sort().values, slots[1].sort().values)
+        assert ours.weights.unique().numel() > 40
+
+
+def mixture(layer: MoELayer, x: Tensor, at: RouteContext, temperature: float, threshold: float) -> Tensor:
+    """EvoMoE's layer with every expert computed for every token: y = sum of g_e E_e(x) over experts with g_e > c."""
+    noisy = x @ layer.router.weight + gumbel(layer.router.num_experts, layer.router.site, at)
+    exponentials = torch.exp((noisy - noisy.amax(1, keepdim=True)) / temperature)
+    gates = exponentials / exponentials.sum(1, keepdim=True)
+    kept = torch.where(gates > threshold, gates, 0.0)
+    hidden = torch.relu(torch.einsum("td,edf->tef", x, layer.experts.w_in))
+    return torch.einsum("te,tef,efd->td", kept, hidden, layer.experts.w_out)
+
+
+@pytest.mark.parametrize(("step", "temperature"), [(0, 2.0), (5, 1.15), (10, 0.3), (20, 0.3)])
+def test_the_layer_and_all_its_gradients_are_those_of_a_dense_mixture_by_the_tempered_noisy_gate(
+    step, temperature
+):
+    options = ("model.activation=relu", "moe.router.jitter=0", "moe.router.threshold=0.03")
+    layer = moe_layer(tiny_recipe(*SOUND, *options))
+    x, at = normal(32, 32, seed=7).requires_grad_(), context(2, 16, True, step)
+    noisy = x @ layer.router.weight + gumbel(8, layer.router.site, at)
+    # After the switch the largest gate alone: a threshold for each token, just below it.
+    largest = torch.softmax(noisy / temperature, 1).amax(1, keepdim=True).detach()
+    threshold = largest * (1 - 1e-5) if step == 20 else 0.03
+    upstream, leaves = normal(32, 32, seed=8), (x, *layer.parameters())
+    y, stats = layer(x, at)
+    expected = mixture(layer, x, at, temperature, threshold)
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
+    ours, oracle = (torch.autograd.grad(output, leaves, upstream) for output in (y, expected))
+    for gradient, true_gradient in zip(ours, oracle, strict=True):
+        torch.testing.assert_close(gradient, true_gradient, rtol=1e-3, atol=1e-4)
+    assert oracle[1].abs().max() > 0.1, "the gradient passes the gate"
+    num_edges = int(stats.load.sum())
+    assert num_edges == 32 if step == 20 else 32 < num_edges < 256
+
+
+def test_the_gradient_of_a_gate_is_that_of_a_softmax_over_its_temperature():
+    """dL/dz_i = g_i (u_i - sum_j u_j g_j) / tau for L = sum_j u_j g_j over the experts that are active."""
+    made, upstream = router(hard_step=None), normal(1, EXPERTS)[0]
+    for step, temperature in ((0, 2.0), (10, 0.3)):
+        routing = routed(made, 1, step=step)
+        loss = (upstream[routing.expert_ids] * routing.weights).sum()
+        (gradient,) = torch.autograd.grad(loss, made.weight)
+        noise = gumbel(EXPERTS, "layers.0.router", context(1, 1, True, step))[0]
+        gates = torch.softmax((LOGITS + noise) / temperature, 0)
+        of_active = torch.where(gates > 0.001, upstream, 0.0)
+        expected = gates * (of_active - (of_active * gates).sum()) / temperature
+        torch.testing.assert_close(gradient[0], expected)
+
+
+def test_a_hard_gate_keeps_the_weight_and_the_gradient_of_the_soft_one():
+    hard, soft = router(hard_step=0), router(hard_step=None)
     one, all_of_them = routed(hard, 50), routed(soft, 50)
     first = all_of_them.weights[all_of_them.choices == 0]
     assert torch.equal(one.weights, first)
@@ -108,17 +172,36 @@ def test_a_hard_gumbel_gate_keeps_the_weight_and_the_gradient_of_the_soft_one():
     assert gradients[0][0, one.expert_ids[0]] > 0
 
 
-def test_validation_is_switch_in_every_phase():
-    made, x = router(), normal(30, 1)
-    switch = TopKRouter(
-        SwitchRouterConfig(jitter=0.0), d_model=1, num_experts=EXPERTS, group=1, site="layers.0.router"
-    )
-    switch.weight.data.copy_(made.weight)
+def test_validation_of_the_softmax_gate_is_switch_in_every_phase():
+    made, switch, x = router(gate="softmax"), switch_router(), normal(30, 1)
     for step in (0, 50):
         ours, theirs = (each(x, context(1, 30, False, step)) for each in (made, switch))
         assert torch.equal(ours.expert_ids, theirs.expert_ids)
         torch.testing.assert_close(ours.weights, theirs.weights)
         torch.testing.assert_close(ours.losses["balance"], theirs.losses["balance"])
+
+
+def test_validation_chooses_as_switch_and_weighs_by_the_gate_of_that_step_without_noise():
+    made, switch, x = router(), switch_router(), normal(30, 1)
+    for step, temperature in ((0, 2.0), (5, 1.15), (10, 0.3), (50, 0.3)):
+        ours, theirs = (each(x, context(1, 30, False, step)) for each in (made, switch))
+        assert torch.equal(ours.expert_ids, theirs.expert_ids)
+        assert ours.num_choices == 1
+        torch.testing.assert_close(ours.weights, torch.softmax(x * LOGITS / temperature, 1).amax(1))
+
+
+def switch_router() -> TopKRouter:
+    """Switch with the same logits."""
+    made = TopKRouter(
+        SwitchRouterConfig(jitter=0.0), d_model=1, num_experts=EXPERTS, group=1, site="layers.0.router"
+    )
+    made.weight.data.copy_(LOGITS.unsqueeze(0))
+    return made
+
+
+def test_a_recipe_that_names_no_gate_has_the_papers_and_one_that_names_another_keeps_it():
+    assert tiny_recipe(*SOUND).moe.router.gate == "gumbel"
+    assert tiny_recipe(*SOUND, "moe.router.gate=softmax").moe.router.gate == "softmax"
 
 
 def test_the_temperature_falls_in_a_line_or_by_a_factor_and_then_stays():
@@ -147,7 +230,7 @@ def test_before_the_gate_every_token_goes_to_the_first_expert_with_weight_1(trai
 
 
 def test_the_gate_begins_where_the_phase_of_one_expert_ends_and_its_schedules_with_it():
-    made, plain = router(diversify_steps=3, gate="gumbel"), router(gate="gumbel")
+    made, plain = router(diversify_steps=3), router()
     assert [routed(made, 5, step=step).num_choices for step in (2, 3, 22, 23)] == [1, EXPERTS, EXPERTS, 1]
     assert routed(made, 5, False, step=3).weights.max() < 1, "the gate decides in validation too"
     for step in (0, 4, 10):
@@ -164,7 +247,7 @@ def test_copies_are_made_once_when_the_phase_ends_and_never_without_one():
 
 
 def test_edges_are_listed_by_token_with_the_largest_weight_first():
-    routing = routed(router(gate="gumbel"), 20)
+    routing = routed(router(), 20)
     slots = routing.token_ids * routing.num_choices + routing.choices
     assert torch.equal(slots, slots.sort().values)
     first = routing.choices[1:] == 0
@@ -189,15 +272,6 @@ def test_noise_has_the_moments_of_its_distribution():
     assert draws.isfinite().all()
     assert draws.mean().item() == pytest.approx(0, abs=0.012)
     assert draws.var().item() == pytest.approx(1, abs=0.02)
-
-
-SOUND = (
-    "moe.router.kind=dense_to_sparse",
-    "moe.router.decay_steps=10",
-    "moe.router.hard_step=20",
-    "moe.capacity_factor=null",
-    "moe.eval_capacity_factor=null",
-)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ class DenseToSparseRouterConfig(GateConfig):
     decay_steps: int = 500  # updates of the gate from the first temperature to the last
     threshold: float = 0.001  # experts with a smaller gate are left out
     hard_step: int | None = 500  # updates of the gate after which a token has one expert; null: never
-    gate: Literal["softmax", "gumbel"] = "softmax"  # weight: without noise and temperature, or with both
+    gate: Literal["gumbel", "softmax"] = "gumbel"  # weight: with noise and temperature, or without
     balance_coefficient: float = 0.0  # the paper found no use for it
 
     def draws_in_training(self, num_experts: int) -> bool:
