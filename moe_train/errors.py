@@ -4,7 +4,16 @@ Each message carries the key, the value, the rule that was broken and the way ou
 without a traceback and ends with the error's exit code (`moe_cluster.contract` lists the codes).
 """
 
+import os
 from pathlib import Path
+
+
+def dangling_link(path: Path) -> str:
+    """Says which link on the way to `path`, or at it, leads to a place that is not there; empty if none does."""
+    # os.path instead of Path: it answers "no" where a name is too long or a folder closed.
+    way = (*reversed(path.parents), path)
+    link = next((link for link in way if os.path.islink(link) and not os.path.exists(link)), None)
+    return f"{link} is a link to {os.readlink(link)}, which is not there" if link else ""
 
 
 class MoETrainError(Exception):
@@ -44,9 +53,19 @@ class RunError(MoETrainError):
     def unwritable(cls, run_dir: Path, error: OSError) -> "RunError":
         """What to say of an OSError on a file of `run_dir`: its disk is full, read-only or gone."""
         file = error.filename2 or error.filename  # of a copy, the file that is written comes second
+        if file and (link := dangling_link(Path(file))):
+            return cls.unreachable(run_dir, link)
         return cls(
             f"run_dir={run_dir}: cannot be written ({error.strerror}: {file}); "
             "correct its permissions, free space, or choose another --run-dir"
+        )
+
+    @classmethod
+    def unreachable(cls, run_dir: Path, link: str) -> "RunError":
+        """What to say of a run folder behind a `dangling_link`: its storage was purged, or is not mounted."""
+        return cls(
+            f"run_dir={run_dir}: {link}; make that folder again, correct or remove the link, or choose another "
+            "--run-dir"
         )
 
     @classmethod

@@ -21,24 +21,27 @@ from moe_cluster.contract import (
     OUTCOME_FILE,
     PREEMPTED,
     TRAINER_MODULE,
+    USAGE,
     attempt_dir,
     trainer_arguments,
 )
 from moe_cluster.elastic import with_threads
+from moe_cluster.errors import ClusterError
 from moe_cluster.first_cause import FirstCause, find_first_cause
 from moe_cluster.job import Attempt
 from moe_cluster.launcher import Outcome, launcher
 from moe_cluster.restarts import Restarts
 from moe_cluster.stop import StopRequest, stop_on_signals
 from moe_train.checkpoint.folder import CheckpointFolder
-from moe_train.checkpoint.lineage import has_started, newest_attempt
+from moe_train.checkpoint.lineage import has_started, last_number, newest_attempt
 from moe_train.config.check import problems, require_sound
 from moe_train.config.load import load_recipe
 from moe_train.config.schema import Recipe
-from moe_train.errors import UsageError
+from moe_train.errors import MoETrainError
 from moe_train.process import Process
 from moe_train.requeue import lost_in_vain, stopped_in_vain
-from moe_train.run_folder import RunFolder, attempt_recipe
+from moe_train.resumption import Start, has_begun, plan_start
+from moe_train.run_folder import RECIPE_FILE, RunFolder, attempt_recipe
 
 
 @dataclass(frozen=True)
@@ -77,28 +80,31 @@ def launch(asked: Launch, environment: MutableMapping[str, str]) -> int:
     run_dir = asked.run_dir or Path("runs") / recipe.name
     if asked.dry_run:
         return _show_plan(asked, recipe, allowed, run_dir, environment)
+    # A job's folder is there already, and a job that is started again no longer starts as it was told to.
+    if JOB_VARIABLE not in environment and plan_start(run_dir, recipe, asked.resume) is Start.FINISHED:
+        return _finished(run_dir, recipe)
     with RunFolder(run_dir, environment.get(JOB_VARIABLE, "")) as folder:
         if folder.is_of_same_job:  # what was asked for was done when the job began
             asked = replace(asked, resume="auto")
-        if folder.holds_run and asked.resume == "never":
+        start = plan_start(run_dir, recipe, asked.resume)  # once more: nobody else changes the folder now
+        if start is Start.FINISHED:
+            return _finished(run_dir, recipe)
+        if start is Start.AFRESH:
             _say(f"{run_dir} held a run; it is now {folder.move_aside()}")
-        elif has_begun(run_dir):
-            folder.require_same_run(recipe)
-            finished = folder.finished_step()
-            if asked.resume == "auto" and finished is not None and finished >= recipe.steps:
-                _say(f"{run_dir} is finished: step {finished} of steps={recipe.steps}; raise steps to go on")
-                return DONE
-            require_step(asked.resume, run_dir)
+        elif start is Start.RESUME and folder.holds_run:
             _tell_other_rates(folder.recipe(), recipe)
-        elif asked.resume not in ("auto", "never"):
-            raise UsageError(
-                f"--resume {asked.resume}: {run_dir} holds no run; use --resume auto or its --run-dir"
-            )
         if folder.is_of_same_job and (why := lost_in_vain(folder)):
             _say(why)
             return FAILED
-        exit_code = _attempts(asked, recipe, allowed, folder, environment)
+        exit_code = _attempts_or_none(asked, recipe, allowed, folder, environment)
+    if exit_code == DONE:
+        _tell_how_to_train_on(asked, recipe, run_dir, environment)
     return exit_code if exit_code != PREEMPTED else _stopped(asked, run_dir, environment)
+
+
+def _finished(run_dir: Path, recipe: Recipe) -> int:
+    _say(f"{run_dir} is finished: it has made all of steps={recipe.steps}; raise steps to train on")
+    return DONE
 
 
 def allowed_workers(recipe: Recipe, workers: int | None, min_workers: int | None) -> tuple[int, ...]:
@@ -112,22 +118,6 @@ def allowed_workers(recipe: Recipe, workers: int | None, min_workers: int | None
     return (*(number for number in fewer if not problems(recipe, number)), most)
 
 
-def has_begun(run_dir: Path) -> bool:
-    """Whether a trainer accepted a recipe in this folder; one that it refused binds nobody."""
-    return any(has_started(run_dir, attempt) for attempt in range(1, newest_attempt(run_dir) + 1))
-
-
-def require_step(resume: str, run_dir: Path) -> None:
-    """Raise UsageError if `resume` is the number of a step that the run has no checkpoint of."""
-    steps = CheckpointFolder(run_dir).steps()
-    if resume.isdecimal() and int(resume) not in steps:
-        there = f"has those of steps {', '.join(map(str, steps))}" if steps else "has none"
-        raise UsageError(
-            f"--resume {resume}: {run_dir} holds no checkpoint of that step; it {there}; name one of them, "
-            "or use --resume auto"
-        )
-
-
 def _tell_other_rates(before: Recipe, now: Recipe) -> None:
     schedule = now.optim.schedule
     if schedule.spans_run and now.steps != before.steps:
@@ -135,6 +125,32 @@ def _tell_other_rates(before: Recipe, now: Recipe) -> None:
             f"steps={now.steps}: the run had steps={before.steps} until now; the {schedule.kind} schedule now ends at "
             f"{now.steps}, so the learning rate differs from that of a run of {now.steps} steps from the start"
         )
+
+
+def _attempts_or_none(
+    asked: Launch,
+    recipe: Recipe,
+    allowed: Sequence[int],
+    folder: RunFolder,
+    environment: MutableMapping[str, str],
+) -> int:
+    """`_attempts`, of which a refusal before the first step leaves no trace; a job keeps what its cluster asks for."""
+    try:
+        exit_code = _attempts(asked, recipe, allowed, folder, environment)
+    except (MoETrainError, ClusterError) as error:
+        is_refusal = error.exit_code == USAGE or not newest_attempt(folder.path)
+        if is_refusal and JOB_VARIABLE not in environment:
+            folder.take_back(None, has_begun=has_begun(folder.path))
+        raise
+    newest = newest_attempt(folder.path)
+    if _is_refusal(exit_code, folder.path, newest, environment):
+        folder.take_back(newest, has_begun=has_begun(folder.path))
+    return exit_code
+
+
+def _is_refusal(exit_code: int, run_dir: Path, attempt: int, environment: Mapping[str, str]) -> bool:
+    """Whether an attempt ended before it began, for a reason that has been told in full."""
+    return exit_code == USAGE and not has_started(run_dir, attempt) and JOB_VARIABLE not in environment
 
 
 def _attempts(
@@ -178,7 +194,7 @@ def _stopped(asked: Launch, run_dir: Path, environment: Mapping[str, str]) -> in
     if JOB_VARIABLE in environment and (why := stopped_in_vain(run_dir)):
         _say(why)
         return FAILED
-    _say(f"stopped and saved; go on with: {_resume_line(asked, run_dir, environment)}")
+    _say(f"stopped and saved; go on with: {_command(asked, run_dir, environment)}")
     return PREEMPTED
 
 
@@ -190,7 +206,7 @@ def _next_attempt(
     environment: Mapping[str, str],
     resume: str,
 ) -> Attempt:
-    number = folder.new_attempt(recipe)
+    number = folder.new_attempt(recipe, last_number(folder.path))
     arguments = tuple(trainer_arguments(attempt_recipe(folder.path, number), folder.path, resume))
     threads = _thread_settings(recipe, environment)
     return Attempt(arguments, workers, folder.path, number, threads, asked.module)
@@ -245,7 +261,8 @@ def _told(attempt: Attempt, outcome: Outcome, environment: Mapping[str, str]) ->
             f"{OUTCOME_FILE} could not be written ({error.strerror}); `moe-train status` will not know this end"
         )
     if cause is not None:
-        _report(cause, environment)
+        is_refusal = _is_refusal(outcome.exit_code, attempt.run_dir, attempt.number, environment)
+        _report(cause, environment, is_refusal)
     if sys.stdout.isatty():  # a live view hides the cursor; a rank 0 that was killed did not bring it back
         print("\x1b[?25h", end="", flush=True)
     return outcome
@@ -263,7 +280,7 @@ def _thread_settings(recipe: Recipe, environment: Mapping[str, str]) -> dict[str
 def _show_plan(
     asked: Launch, recipe: Recipe, allowed: Sequence[int], run_dir: Path, environment: Mapping[str, str]
 ) -> int:
-    number, workers = 1 + newest_attempt(run_dir), allowed[-1]
+    number, workers = 1 + last_number(run_dir), allowed[-1]
     arguments = tuple(trainer_arguments(attempt_recipe(run_dir, number), run_dir, asked.resume))
     attempt = Attempt(arguments, workers, run_dir, number, module=asked.module)
     counts = str(workers) if len(allowed) == 1 else f"{workers}, or with fewer nodes {_listed(allowed[:-1])}"
@@ -285,17 +302,32 @@ def _listed(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers))
 
 
-def _report(cause: FirstCause, environment: Mapping[str, str]) -> None:
-    print(f"moe-train: error: {cause}", file=sys.stderr)
+def _report(cause: FirstCause, environment: Mapping[str, str], is_refusal: bool) -> None:
+    print(f"moe-train: error: {cause.sentence if is_refusal else cause}", file=sys.stderr)
     if environment.get("MOE_TRAIN_DEBUG") and cause.traceback:
         print(cause.traceback, file=sys.stderr)
 
 
-def _resume_line(asked: Launch, run_dir: Path, environment: Mapping[str, str]) -> str:
+def _tell_how_to_train_on(
+    asked: Launch, recipe: Recipe, run_dir: Path, environment: Mapping[str, str]
+) -> None:
+    saved = replace(asked, recipe=str(run_dir / RECIPE_FILE), overrides=())
+    more = f"steps={2 * recipe.steps}"
+    print(f"  train on:         {_command(saved, run_dir, environment)} {more}", flush=True)
+
+
+def _command(asked: Launch, run_dir: Path, environment: Mapping[str, str]) -> str:
+    """The command that goes on with a run as it was started."""
     if JOB_VARIABLE in environment:
         return shlex.join(["moe-train", "resume", str(run_dir)])
     line = ["moe-train", "run", asked.recipe, *asked.overrides, "--run-dir", str(run_dir)]
-    line += ["--workers", str(asked.workers)] if asked.workers else []
+    if asked.workers:
+        fewer = asked.min_workers is not None and asked.min_workers < asked.workers
+        line += ["--workers", f"{asked.min_workers}:{asked.workers}" if fewer else str(asked.workers)]
+    if asked.launcher != "local":
+        line += ["--launcher", asked.launcher]
+    if asked.max_restarts:
+        line += ["--max-restarts", str(asked.max_restarts)]
     return shlex.join(line)
 
 

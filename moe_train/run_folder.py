@@ -8,51 +8,27 @@ import fcntl
 import json
 import os
 import secrets
+import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from moe_cluster import records
 from moe_cluster.atomic import replace_text
 from moe_cluster.contract import attempt_dir
-from moe_train.config.load import load_recipe, to_dict, to_yaml
-from moe_train.config.schema import Recipe, moe_layers
-from moe_train.errors import MoETrainError, RunError, UsageError
+from moe_train.config.changes import comparable, require_same
+from moe_train.config.load import load_recipe, to_yaml
+from moe_train.config.schema import Recipe
+from moe_train.errors import MoETrainError, RunError
+from moe_train.made import Made
 
 RECIPE_FILE = "recipe.yaml"
 FINISHED_FILE = "finished.json"
 LOCK_FILE = "lock"
 LOCK_TRIES, LOCK_PAUSE_S = 10, 0.1
 OWNER_FILE = "lock-owner"
-
-# A resume that changed one of these would go on with another model, on other data, or in another random
-# order.
-FIXED = (
-    "seed",
-    "model",
-    "moe",
-    "objective",
-    "optim.kind",
-    "data.corpus",
-    "data.tokenizer",
-    "data.sequence_length",
-    "data.global_batch",
-    "data.validation_fraction",
-)
-# Exceptions below FIXED: where the same text lies now (its fingerprint is checked before a resume), where tokens
-# travel, and how many an expert takes at most.
-FREE = (
-    "data.corpus.path",
-    "moe.dispatch",
-    "moe.capacity_factor",
-    "moe.eval_capacity_factor",
-    "moe.capacity_convention",
-    "moe.min_capacity",
-)
 
 
 class RunFolder:
@@ -65,6 +41,8 @@ class RunFolder:
         """Whether the launcher that was here last belonged to the same job: the cluster has started it again."""
         self._name = secrets.token_hex(8)
         self._lock: int | None = None
+        self._made = Made()
+        self._aside: tuple[Path, Path] | None = None
 
     def __enter__(self) -> "RunFolder":
         """Create the folder and lock it. Raises RunError if it cannot be written or another run holds it.
@@ -73,10 +51,13 @@ class RunFolder:
         of it still lives belongs to an older attempt, which commits nothing more (checkpoint/lineage.py).
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.path / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
+            self._open_lock()
+            assert self._lock is not None
             self.is_of_same_job = bool(self.job) and self._owner()[0] == self.job
             self._take_lock(self._lock)
+            if not self._is_lock_of_folder():  # whoever held it was refused, and took the folder back
+                self._release()
+                return self.__enter__()
             self._claim()
         except BlockingIOError:
             if self.is_of_same_job:
@@ -96,6 +77,18 @@ class RunFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._release()
+
+    def _open_lock(self) -> None:
+        """Open the file to lock, in a folder that is made if it is not there."""
+        for name in (LOCK_FILE, OWNER_FILE, RECIPE_FILE):
+            self._made.expect(self.path / name)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(self.path / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
+
+    def _is_lock_of_folder(self) -> bool:
+        assert self._lock is not None
+        path = self.path / LOCK_FILE
+        return path.exists() and os.path.samestat(path.stat(), os.fstat(self._lock))
 
     def _release(self) -> None:
         if self._lock is not None:
@@ -160,14 +153,17 @@ class RunFolder:
     def move_aside(self) -> Path:
         """Give the folder's content another name and go on with an empty folder; returns the other name.
 
-        What a cluster and its commands know a job by stays where they look for it.
+        Where the folder is a link it stays one: what it leads to is moved, and the new folder takes that place. What a
+        cluster and its commands know a job by stays where they look for it.
         """
-        number = 1
-        while (old := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
+        place, number = self.path.resolve(), 1
+        while (old := place.with_name(f"{place.name}.old-{number}")).exists():
             number += 1
         try:
-            self.path.rename(old)
+            place.rename(old)
+            self._aside = old, place
             self._release()
+            place.mkdir()
             self.__enter__()
             for name in (records.FILE_NAME, records.JOBS_DIR) if self.job else ():
                 if (old / name).exists():
@@ -175,6 +171,23 @@ class RunFolder:
         except OSError as error:
             raise RunError.unwritable(self.path, error) from None
         return old
+
+    def take_back(self, attempt: int | None, *, has_begun: bool) -> None:
+        """Undo a launch that was refused before its attempt began: what it made goes, what it moved comes back.
+
+        `attempt`: the refused one, None if none was made. `has_begun`: an earlier one of the run began, and all else
+        stays.
+        """
+        if attempt is not None:
+            shutil.rmtree(attempt_dir(self.path, attempt), ignore_errors=True)
+        if has_begun:
+            return
+        self._made.take_back()
+        if self._aside is not None:
+            old, place = self._aside
+            with suppress(OSError):  # else both stay, under the names that were told
+                place.rmdir()
+                old.rename(place)
 
     def finished_step(self) -> int | None:
         """The last step of a run that came to its end; None if it did not. Raises RunError if it says neither."""
@@ -199,25 +212,18 @@ class RunFolder:
 
     def require_same_run(self, recipe: Recipe) -> None:
         """Raise UsageError if `recipe` could not go on with what is in the folder."""
-        changed = list(_changes(_compared(self.recipe()), _compared(recipe)))
-        if changed:
-            raise UsageError(
-                "\n".join(
-                    f"{key}={_shown(new)}: {self.path} has {_shown(old)}, which a resume must keep; "
-                    "use that value, --resume never to start afresh, or another --run-dir"
-                    for key, old, new in changed
-                )
-            )
+        require_same(comparable(self.recipe()), comparable(recipe), str(self.path))
 
-    def new_attempt(self, recipe: Recipe) -> int:
-        """Make the folder of the next attempt, the resolved recipe in it; returns its number, from 1.
+    def new_attempt(self, recipe: Recipe, after: int = 0) -> int:
+        """Make the folder of the next attempt, the resolved recipe in it; returns its number, which is above `after`.
 
         The recipe of an earlier attempt stays the run's own until the trainer has accepted the new one.
         """
         try:
             folders = attempt_dir(self.path, 0).parent
+            self._made.expect(folders)
             folders.mkdir(exist_ok=True)
-            number = _make_next(folders)
+            number = _make_next(folders, after)
             replace_text(attempt_recipe(self.path, number), to_yaml(recipe), durable=True)
             if not self.holds_run:
                 replace_text(self.path / RECIPE_FILE, to_yaml(recipe), durable=True)
@@ -226,11 +232,11 @@ class RunFolder:
         return number
 
 
-def _make_next(folders: Path) -> int:
+def _make_next(folders: Path, after: int) -> int:
     """Make the folder with the next number; whoever else makes one at the same moment gets another number."""
     while True:
         taken = (int(entry.name) for entry in folders.iterdir() if entry.name.isdigit())
-        number = 1 + max(taken, default=0)
+        number = 1 + max([after, *taken])
         with suppress(FileExistsError):
             (folders / str(number)).mkdir()
             return number
@@ -250,34 +256,3 @@ def accept_recipe(run_dir: Path, recipe: Recipe) -> None:
 def mark_finished(run_dir: Path, step: int) -> None:
     """Say that the run in `run_dir` ended at `step`; a resume with more steps goes on from there."""
     replace_text(run_dir / FINISHED_FILE, json.dumps({"step": step, "exit_code": 0}) + "\n", durable=True)
-
-
-def _compared(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as data, where two ways to place the same MoE layers are equal."""
-    data = to_dict(recipe)
-    data["moe"] |= dict.fromkeys(("every", "first", "dense_first", "stacks")) | {"layers": moe_layers(recipe)}
-    return data
-
-
-def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Key, old and new value of every fixed key that differs."""
-    old, new = dict(_leaves(before)), dict(_leaves(after))
-    for key in sorted(old.keys() | new.keys()):
-        if _below(key, FIXED) and not _below(key, FREE) and old.get(key) != new.get(key):
-            yield key, old.get(key), new.get(key)
-
-
-def _below(key: str, places: tuple[str, ...]) -> bool:
-    return any(key == place or key.startswith(f"{place}.") for place in places)
-
-
-def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _shown(value: Any) -> str:
-    return "null" if value is None else str(value)

@@ -5,7 +5,6 @@
 
 import logging
 import shutil
-from collections.abc import Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -38,6 +37,7 @@ from moe_train.data.tokenizer import Tokenizer
 from moe_train.decoding.translations import TranslationTest
 from moe_train.engines.engine import Engine
 from moe_train.errors import DataError, RunError, UsageError
+from moe_train.identity import is_same_run
 from moe_train.model.count import count
 from moe_train.moe.routing import Vocabulary
 from moe_train.moe.token_vectors import token_vectors
@@ -48,6 +48,7 @@ from moe_train.parallel.plan import Mesh, ParallelPlan
 from moe_train.parallel.turn import first_of_host
 from moe_train.parallel.world import Meeting, World
 from moe_train.process import Process
+from moe_train.resumption import require_same_recipe
 from moe_train.run_folder import accept_recipe, mark_finished
 from moe_train.stability import Stability
 from moe_train.trainer import Trainer
@@ -75,13 +76,19 @@ def run(recipe: Recipe, run_dir: Path, resume: str, process: Process) -> int:
     checkpointer = Checkpointer(run_dir, recipe.checkpoint, world)
     found = None if resume == "never" else checkpointer.choose("latest" if resume == "auto" else int(resume))
     trainer = _trainer(recipe, mesh, engine, data, checkpointer, run_dir, process)
+    meta = None
     if found is not None:
-        trainer.restore(_load(found, checkpointer, trainer, data))
+        _require_goes_on(found, recipe, data)
+        meta = checkpointer.load(found, engine.state())
     if world.is_main:
         record_start(run_dir, world.attempt, found.origin if found else None)
         accept_recipe(run_dir, recipe)
         shutil.copyfile(data.tokenizer_file, run_dir / "tokenizer.json")
     world.barrier()
+    if found is not None and meta is not None:
+        # A fork or a copy has the weights of another run, but is not to write to that run's page at W&B.
+        is_other_run = world.is_main and not is_same_run(run_dir, found.origin)
+        trainer.restore({**meta, "callbacks": {}} if is_other_run else meta)
 
     size = count(recipe)
     trainer.callbacks.on_start(
@@ -227,10 +234,9 @@ def _vocabulary(recipe: Recipe, data: PreparedData) -> Vocabulary:
     return Vocabulary(size, cache(lambda: torch.from_numpy(data.count_tokens(size))), cache(vectors))
 
 
-def _load(
-    found: Found, checkpointer: Checkpointer, trainer: Trainer, data: PreparedData
-) -> Mapping[str, Any]:
-    """Fill the engine from the checkpoint; refuse to go on with other text than the run began with."""
+def _require_goes_on(found: Found, recipe: Recipe, data: PreparedData) -> None:
+    """Refuse a checkpoint with which this recipe would not go on: of another model or seed, of other text, too late."""
+    require_same_recipe(found.manifest.meta, recipe, str(found.path))
     before = found.manifest.meta["data_fingerprint"]
     if before != data.fingerprint:
         raise DataError(
@@ -238,7 +244,11 @@ def _load(
             f"checkpoint of step {found.step} has {before[:12]}), and going on with other text would not be a "
             "resume; restore the files, or start afresh with --resume never"
         )
-    return checkpointer.load(found, trainer.engine.state())
+    if found.step > recipe.steps:
+        raise UsageError(
+            f"steps={recipe.steps}: the checkpoint to go on from is of step {found.step}; raise steps, or name an "
+            "earlier one with --resume STEP"
+        )
 
 
 def _layout(mesh: Mesh, state: ShardedState) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any, NoReturn, Protocol
 from moe_cluster.contract import DONE, PREEMPTED
 from moe_train.callbacks.group import CallbackGroup
 from moe_train.checkpoint.checkpointer import Checkpointer
+from moe_train.config.changes import comparable
 from moe_train.config.schema import Recipe
 from moe_train.data.batch import Batch
 from moe_train.data.loader import Loader
@@ -178,6 +179,7 @@ class Trainer:
     def _save(self) -> None:
         meta = {
             "step": self.step,
+            "recipe": comparable(self.recipe),
             "data_fingerprint": self.fingerprint,
             "window": self.window.state(self.mesh.world),
             "callbacks": self.callbacks.state_dict(),

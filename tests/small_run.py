@@ -5,6 +5,7 @@ The fixtures are a plugin that tests/conftest.py loads; tests/unit/cli and tests
 
 import hashlib
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from moe_train import cli
-from moe_train.run_folder import OWNER_FILE
+from moe_train.run_folder import OWNER_FILE, RECIPE_FILE
 
 RECIPE = """\
 name: small
@@ -97,6 +98,19 @@ def contents(path: Path) -> dict[str, str]:
         str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest()
         for file in sorted(path.rglob("*"))
         if file.is_file() and file.name != OWNER_FILE
+    }
+
+
+def tree(path: Path) -> dict[str, str]:
+    """All that is below `path`, empty folders and links too: folder, where a link leads, or the hash of a content."""
+    return {
+        str(each.relative_to(path)): f"-> {os.readlink(each)}"
+        if each.is_symlink()
+        else "folder"
+        if each.is_dir()
+        else hashlib.sha256(each.read_bytes()).hexdigest()
+        for each in sorted(path.rglob("*"))
+        if each.name != OWNER_FILE or not each.with_name(RECIPE_FILE).exists()
     }
 
 

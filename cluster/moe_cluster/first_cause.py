@@ -72,12 +72,17 @@ class FirstCause:
     is_explained: bool = False
     """The error is a sentence for the user, who need not know where it was raised."""
 
-    def __str__(self) -> str:
+    @property
+    def sentence(self) -> str:
+        """What happened, without where to read more."""
         who = "the workers' launcher" if self.rank is None else f"rank {self.rank}"
         when = "before the first step" if self.step is None else f"after step {self.step}"
         if self.is_explained:
-            return f"{self.error}\n  said by {who} on {self.host} {when}; read {self.log}"
-        return f"{who} on {self.host} failed {when}: {self.error}\n  read {self.log}"
+            return f"{self.error}\n  said by {who} on {self.host} {when}"
+        return f"{who} on {self.host} failed {when}: {self.error}"
+
+    def __str__(self) -> str:
+        return f"{self.sentence}{'; ' if self.is_explained else chr(10) + '  '}read {self.log}"
 
 
 def find_first_cause(attempt: Path, endings: Sequence[Ending]) -> FirstCause:

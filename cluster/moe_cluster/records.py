@@ -1,5 +1,6 @@
 """Which jobs a run was given to: one line each in the run's folder, so that any machine that sees it can ask.
 
+A job belongs to the folder that it was made for. A copy of the folder has a copy of the file, and disowns its jobs.
 Nothing secret is in a record: tokens and keys stay in the environment of whoever submits or asks.
 """
 
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from moe_cluster.errors import ClusterError
 from moe_cluster.job import JobSpec, Resources
+from moe_cluster.place import Place
 
 FILE_NAME = "jobs.jsonl"
 JOBS_DIR = "jobs"
@@ -33,6 +35,8 @@ class JobRecord:
     directives: tuple[str, ...] = ()
     """Without those of the site."""
     max_restarts: int = 0
+    place: Place | None = None
+    """Of the folder that the job was made for; None in records of older versions."""
 
     def __str__(self) -> str:
         return f"{self.cluster}:{self.id}"
@@ -54,7 +58,23 @@ def append(run_dir: Path, record: JobRecord) -> None:
 
 
 def read(run_dir: Path) -> list[JobRecord]:
-    """All records, the newest last; empty where nothing was submitted. Raises ClusterError for a damaged line."""
+    """The records of the folder's own jobs, the newest last; empty where nothing was submitted.
+
+    Raises ClusterError for a damaged line.
+    """
+    return [record for record in _all(run_dir) if _belongs(record, run_dir)]
+
+
+def disowned(run_dir: Path) -> list[JobRecord]:
+    """The records of jobs that were made for the folder of which this one is a copy. Raises ClusterError."""
+    return [record for record in _all(run_dir) if not _belongs(record, run_dir)]
+
+
+def _belongs(record: JobRecord, run_dir: Path) -> bool:
+    return record.place is None or record.place.is_of(run_dir)
+
+
+def _all(run_dir: Path) -> list[JobRecord]:
     path = run_dir / FILE_NAME
     try:
         lines = path.read_text(errors="replace").splitlines()
@@ -86,7 +106,9 @@ def _parsed(path: Path, number: int, line: str) -> JobRecord:
     try:
         entry = json.loads(line)
         resources, directives = Resources(**entry.pop("resources")), tuple(entry.pop("directives"))
-        return JobRecord(resources=resources, directives=directives, **entry)
+        stood = entry.pop("place", None)
+        place = Place(**stood) if stood else None
+        return JobRecord(resources=resources, directives=directives, place=place, **entry)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ClusterError(
             f"{path}: line {number} is not a record of a job ({error}); remove that line, and the others count"

@@ -50,7 +50,7 @@ class Restarts:
 
 def stops_in_vain(run_dir: Path) -> int:
     """How many of the last attempts in a row were stopped and left no newer checkpoint than the one before them did."""
-    ends = _outcomes(run_dir)
+    ends = outcomes(run_dir)
     saved = [None, *(end.get("saved") for end in ends)]
     stops = 0
     for before, end in reversed(list(zip(saved, ends, strict=False))):
@@ -77,7 +77,7 @@ def lost_attempts(run_dir: Path, job: str) -> list[int]:
     return [int(folder.name) for folder in lost if _read(folder / OUTCOME_FILE).get("exit_code") not in ended]
 
 
-def _outcomes(run_dir: Path) -> list[dict[str, Any]]:
+def outcomes(run_dir: Path) -> list[dict[str, Any]]:
     """Of the attempts whose end a launcher saw, in their order."""
     return [end for path in in_attempts(run_dir, OUTCOME_FILE) if (end := _read(path))]
 

@@ -160,10 +160,6 @@ def _closing_lines(info: RunInfo, exit_code: int) -> list[str]:
             f"  see the experts:  moe-train monitor {folder} --html {quote(f'{info.run_dir}/experts.html')}"
         )
     lines.append(f"  its checkpoints:  moe-train ckpt ls {folder}")
-    if exit_code == DONE:
-        saved = quote(f"{info.run_dir}/recipe.yaml")
-        more = f"--run-dir {folder} steps={2 * info.recipe.steps}"
-        lines.append(f"  train on:         moe-train run {saved} {more}")
     return lines
 
 

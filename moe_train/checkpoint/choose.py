@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Literal, TypeVar, cast
 
 from moe_train.checkpoint.folder import CheckpointFolder
-from moe_train.checkpoint.lineage import Origin, eligible_steps
+from moe_train.checkpoint.lineage import eligible_steps, limits, unexplained_steps
 from moe_train.checkpoint.manifest import Manifest
 from moe_train.checkpoint.verify import check_files, check_manifest
 from moe_train.errors import CheckpointError
+from moe_train.identity import Origin
 from moe_train.parallel.world import World
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ class Found:
     @property
     def origin(self) -> Origin:
         """What an attempt that resumes from it records."""
-        return Origin(self.manifest.attempt, self.step)
+        return Origin(self.manifest.attempt, self.step, self.manifest.run)
 
 
 def choose(folder: CheckpointFolder, wanted: Wanted, world: World, newest: float = math.inf) -> Found | None:
@@ -77,7 +78,14 @@ def _candidates(folder: CheckpointFolder, wanted: Wanted, attempt: int) -> list[
         return eligible[::-1]
     if wanted in eligible:
         return [wanted]
-    why = "was written by an attempt that a newer one had superseded" if wanted in present else "is not there"
+    if wanted in present and not limits(folder.run_dir, attempt):
+        return [wanted]  # no attempt is on record, and the user has named the checkpoint to go on from
+    if wanted not in present:
+        why = "is not there"
+    elif wanted in unexplained_steps(folder):
+        why = "was written by no attempt of this run"
+    else:
+        why = "was written by an attempt that a newer one had superseded"
     raise CheckpointError(f"{folder.committed(wanted)}: {why}; choose one of {eligible}, or --resume auto")
 
 

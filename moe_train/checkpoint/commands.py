@@ -79,7 +79,7 @@ def _list(folder: CheckpointFolder, wanted: int | None) -> int:
         except CheckpointError as error:
             print(f"{step:>10} {'?':>7} {'?':>10} {'?':>7} {'?':>8}  bad: {error}")
             continue
-        state = "eligible" if lineage.is_eligible(known, step, manifest.attempt) else "fenced"
+        state = "eligible" if lineage.is_eligible(known, step, manifest.writer) else "fenced"
         age = _age((datetime.now(UTC) - datetime.fromisoformat(manifest.time)).total_seconds())
         size = f"{manifest.size / 2**20:.1f} MiB"
         print(f"{step:>10} {manifest.attempt:>7} {size:>10} {manifest.workers:>7} {age:>8}  {state}")

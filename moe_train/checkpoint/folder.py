@@ -111,10 +111,10 @@ def remove(path: Path) -> None:
     try:
         if COMMITTED.fullmatch(path.name):
             path = set_aside(path, "deleted-0")
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             _remove_tree(path)
         else:
-            path.unlink()
+            path.unlink()  # of a link, itself: what it leads to was put there by somebody else
     except FileNotFoundError:
         return  # somebody else removed it
 

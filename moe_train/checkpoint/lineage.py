@@ -3,45 +3,50 @@
 Each attempt records at its start what it resumed from. A checkpoint is eligible if the newest earlier attempt
 wrote it, or an ancestor of that one at a step not beyond the one its successor resumed from. So whatever an
 older attempt commits after a newer one began - a worker cut off from the network, say - is never selected. No
-clock is involved.
+clock is involved. Attempts and checkpoints also carry the id of their run (`identity.py`), so what another run wrote
+under the same number is not selected either.
 """
 
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 from moe_cluster.contract import attempt_dir
 from moe_train.checkpoint.folder import CheckpointFolder, explain, write_durably
 from moe_train.checkpoint.manifest import read_manifest
 from moe_train.errors import CheckpointError
+from moe_train.identity import Origin, Writer, begin_attempt, read_identity
 
 FILE_NAME = "start.json"
-Limits = Mapping[int, float]
-"""Attempt -> the last of its steps that is on the lineage; infinite for the newest."""
+Limits = Mapping[Writer, float]
+"""Writer -> the last of its steps that is on the lineage; infinite for the newest."""
 
 
-@dataclass(frozen=True)
-class Origin:
-    """The checkpoint an attempt resumed from."""
+class Start(NamedTuple):
+    """What an attempt recorded at its start."""
 
-    attempt: int
-    step: int
+    writer: Writer
+    resumed_from: Origin | None
 
 
 def record_start(run_dir: Path, attempt: int, resumed_from: Origin | None) -> None:
-    """Write `attempts/K/start.json`; one rank does it, between choosing and the first save.
+    """Write `attempts/K/start.json` and the run's identity; one rank does it, between choosing and the first save.
 
     `resumed_from` is None for an attempt that starts anew. Raises CheckpointError if the folder cannot be
     written.
     """
     folder = attempt_dir(run_dir, attempt)
-    origin = None if resumed_from is None else {"attempt": resumed_from.attempt, "step": resumed_from.step}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        content = json.dumps({"attempt": attempt, "resumed_from": origin}).encode()
-        write_durably(folder / FILE_NAME, content)
+        content = {
+            "attempt": attempt,
+            "run": begin_attempt(run_dir, attempt).id,
+            "resumed_from": None if resumed_from is None else asdict(resumed_from),
+        }
+        write_durably(folder / FILE_NAME, json.dumps(content).encode())
     except OSError as error:
         raise explain(error, f"recording the start of attempt {attempt}", folder) from None
 
@@ -56,18 +61,42 @@ def newest_attempt(run_dir: Path) -> int:
     return max(_attempts(run_dir), default=0)
 
 
+def count_attempts(run_dir: Path) -> int:
+    """How many attempts have a folder."""
+    return len(_attempts(run_dir))
+
+
+def started_attempts(run_dir: Path) -> list[int]:
+    """The numbers of the attempts that have recorded their start, ascending."""
+    return sorted(number for number in _attempts(run_dir) if has_started(run_dir, number))
+
+
+def last_number(run_dir: Path) -> int:
+    """The highest number that an attempt is known to have had, its folder still there or not; 0 if there is none.
+
+    Raises CheckpointError or RunError for files that cannot be read.
+    """
+    known = read_identity(run_dir)
+    recorded = known.last_attempt if known else 0
+    return max(recorded, newest_attempt(run_dir), newest_writer(CheckpointFolder(run_dir)))
+
+
 def limits(run_dir: Path, attempt: int) -> Limits:
-    """The lineage seen from `attempt`: its own, if it has started, or that of the newest attempt before it.
+    """The lineage seen from `attempt`: its own, if it has started, or that of the newest attempt before it, or that of
+    the checkpoint which the run was forked from.
 
     Attempts that never started are passed over. Raises CheckpointError for a start.json that cannot be read.
     """
-    started = [number for number in _attempts(run_dir) if number <= attempt and has_started(run_dir, number)]
-    found: dict[int, float] = {}
-    current, last = max(started, default=None), math.inf
-    while current is not None and current not in found:
-        found[current] = last
-        origin = _origin(run_dir, current)
-        current, last = (origin.attempt, origin.step) if origin else (None, 0)
+    started = [number for number in started_attempts(run_dir) if number <= attempt]
+    found: dict[Writer, float] = {}
+    start = _start(run_dir, started[-1]) if started else None
+    fork = _fork(run_dir)
+    writer, last = (start.writer, math.inf) if start else (fork.writer, fork.step) if fork else (None, 0)
+    while writer is not None and writer not in found:
+        found[writer] = last
+        start = _start(run_dir, writer.attempt)
+        origin = start.resumed_from if start and start.writer == writer else None
+        writer, last = (origin.writer, origin.step) if origin else (None, 0)
     return found
 
 
@@ -81,22 +110,39 @@ def eligible_steps(folder: CheckpointFolder, attempt: int) -> list[int]:
     return [step for step in folder.steps() if is_eligible(known, step, writer(folder.committed(step)))]
 
 
-def is_eligible(known: Limits, step: int, written_by: int | None) -> bool:
-    """Whether a checkpoint of `step` by attempt `written_by` (None: unknown) is on a lineage."""
+def unexplained_steps(folder: CheckpointFolder) -> list[int]:
+    """Steps of committed checkpoints that no recorded attempt wrote or resumed from, ascending: of another run, or of
+    attempts whose records are gone."""
+    starts = [_start(folder.run_dir, number) for number in started_attempts(folder.run_dir)]
+    origins = [_fork(folder.run_dir), *(start.resumed_from for start in starts if start)]
+    known = {start.writer for start in starts if start} | {origin.writer for origin in origins if origin}
+    writers = {step: writer(folder.committed(step)) for step in folder.steps()}
+    return [step for step, wrote in writers.items() if wrote is not None and wrote not in known]
+
+
+def is_eligible(known: Limits, step: int, written_by: Writer | None) -> bool:
+    """Whether a checkpoint of `step` by `written_by` (None: unknown) is on a lineage."""
     return written_by is None or step <= known.get(written_by, -1)
 
 
-def writer(checkpoint: Path) -> int | None:
-    """The attempt that wrote a committed checkpoint, None if its manifest cannot be read."""
+def writer(checkpoint: Path) -> Writer | None:
+    """Who wrote a committed checkpoint, None if its manifest cannot be read."""
     try:
-        return read_manifest(checkpoint).attempt
+        return read_manifest(checkpoint).writer
     except CheckpointError:
         return None
 
 
+def writer_of(run_dir: Path, attempt: int) -> Writer:
+    """As whom `attempt`, which has started, writes checkpoints."""
+    start = _start(run_dir, attempt)
+    return start.writer if start else Writer("", attempt)
+
+
 def newest_writer(folder: CheckpointFolder) -> int:
     """The newest attempt that a committed checkpoint is of; 0 if there is none of which it is known."""
-    return max((writer(folder.committed(step)) or 0 for step in folder.steps()), default=0)
+    writers = [writer(folder.committed(step)) for step in folder.steps()]
+    return max((wrote.attempt for wrote in writers if wrote), default=0)
 
 
 def refuse_if_superseded(run_dir: Path, attempt: int) -> None:
@@ -113,12 +159,21 @@ def _attempts(run_dir: Path) -> list[int]:
     return [int(path.name) for path in root.iterdir() if path.name.isdigit()] if root.is_dir() else []
 
 
-def _origin(run_dir: Path, attempt: int) -> Origin | None:
+def _fork(run_dir: Path) -> Origin | None:
+    known = read_identity(run_dir)
+    return known.forked_from if known else None
+
+
+def _start(run_dir: Path, attempt: int) -> Start | None:
+    """What `attempt` recorded; None if it has no record. Raises CheckpointError for one that cannot be read."""
     path = attempt_dir(run_dir, attempt) / FILE_NAME
     try:
-        origin = json.loads(path.read_bytes())["resumed_from"]
-        return None if origin is None else Origin(int(origin["attempt"]), int(origin["step"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        data = json.loads(path.read_bytes())
+        origin = data["resumed_from"]
+        return Start(Writer(data.get("run", ""), attempt), None if origin is None else Origin(**origin))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise CheckpointError(
             f"{path}: cannot be read, so what led to attempt {attempt} is not known; restore it "
             f'or write {{"attempt": {attempt}, "resumed_from": null}} into it to forget what came before'

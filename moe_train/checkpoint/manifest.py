@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_train.errors import CheckpointError
+from moe_train.identity import Writer
 
 FILE_NAME = "manifest.json"
 FORMAT = "moe-train-checkpoint-1"
@@ -84,6 +85,13 @@ class Manifest:
     tensors: Mapping[str, TensorEntry]
     meta: Mapping[str, Any]
     """What the trainer wants back: JSON-ready data."""
+    run: str = ""
+    """Id of the run; empty in checkpoints of older versions."""
+
+    @property
+    def writer(self) -> Writer:
+        """Who wrote it."""
+        return Writer(self.run, self.attempt)
 
     @property
     def size(self) -> int:

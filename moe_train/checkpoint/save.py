@@ -122,7 +122,8 @@ def _commit(save: Save, reports: list[RankReport], meta: Mapping[str, Any]) -> N
                 f"step {save.step} is not saved: {name} {finding}; the engine must describe each element once"
             )
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    manifest = Manifest(save.step, save.attempt, save.size, now, _versions(), files, tensors, meta)
+    run = lineage.writer_of(save.folder.run_dir, save.attempt).run
+    manifest = Manifest(save.step, save.attempt, save.size, now, _versions(), files, tensors, meta, run)
     write_durably(save.temporary / FILE_NAME, manifest.to_bytes())
     for path in save.temporary.iterdir():
         if path.name not in files and path.name != FILE_NAME:
@@ -141,7 +142,7 @@ def _publish(save: Save) -> None:
         if written_by is not None and lineage.is_eligible(known, save.step, written_by):
             remove(save.temporary)  # the same step of the same lineage is there already
             return
-        aside = set_aside(target, f"fenced-{'unknown' if written_by is None else written_by}")
+        aside = set_aside(target, f"fenced-{'unknown' if written_by is None else written_by.attempt}")
         logger.warning("%s does not lead to attempt %d: moved to %s.", target, save.attempt, aside.name)
     os.rename(save.temporary, target)
     make_durable(save.folder.root)

@@ -110,6 +110,10 @@ def _read(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
         first = " ".join(str(error).split())
         raise RecipeError(f"recipe={path}: is not valid YAML ({first}); correct that line") from None
+    if data in (None, {}):
+        raise RecipeError(
+            f"recipe={path}: is empty; write at least one key, such as `name: my-run`, or name another file"
+        )
     if not isinstance(data, dict):
         raise RecipeError(f"recipe={path}: must be a mapping of keys to values, not a {type(data).__name__}")
     return cast(dict[str, Any], data)

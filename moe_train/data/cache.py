@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_cluster.atomic import make_durable
-from moe_train.errors import DataError
+from moe_train.errors import DataError, dangling_link
 
 Facts = Mapping[str, Any]
 """What the builder of an entry wants to know of it later, as JSON-ready data."""
@@ -47,8 +47,9 @@ def obtain(entry: Path, fill: Callable[[Path], Facts], progress: Callable[[str],
         with _locked(entry, progress):
             return _verified_or_built(entry, fill, progress)
     except OSError as error:
+        why = dangling_link(entry) or error.strerror or error
         raise DataError(
-            f"MOE_TRAIN_CACHE: the cache entry {entry} cannot be read or built ({error.strerror or error}); "
+            f"MOE_TRAIN_CACHE: the cache entry {entry} cannot be read or built ({why}); "
             "set MOE_TRAIN_CACHE to a folder that can be written and has room"
         ) from None
 

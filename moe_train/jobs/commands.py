@@ -17,7 +17,7 @@ from moe_cluster.executor import executor
 from moe_cluster.records import JobRecord
 from moe_cluster.tail import SCHEDULER_S, lines_of
 from moe_train.checkpoint.lineage import newest_attempt
-from moe_train.errors import MoETrainError, RunError, UsageError
+from moe_train.errors import MoETrainError, RunError, UsageError, dangling_link
 from moe_train.jobs.progress import MARKS, Progress, age, read_progress, run_folder
 from moe_train.run_folder import RunFolder
 
@@ -41,6 +41,8 @@ def list_runs(arguments: Sequence[str]) -> int:
     parser.add_argument("folder", nargs="?", type=Path, default=Path("runs"), help="(default: runs)")
     parser.add_argument("--json", action="store_true", help="for programs: a JSON list")
     options = parser.parse_args(arguments)
+    if link := dangling_link(options.folder):
+        raise UsageError(f"{options.folder}: {link}; correct or remove the link, or name another folder")
     if not os.path.isdir(options.folder):  # Path fails where a name is too long or a folder closed
         raise UsageError(f"{options.folder}: there is no such folder; `moe-train run RECIPE` makes runs/NAME")
     print_runs(list(_progress_below(options.folder)), options.folder, as_json=options.json)
@@ -136,6 +138,12 @@ def _runs_below(folder: Path) -> Iterator[Path]:
 
 def _last_job(run_dir: Path) -> JobRecord:
     found = records.read(run_dir)
+    if not found and (others := records.disowned(run_dir)):
+        original = others[-1].place.path if others[-1].place else "another folder"
+        raise UsageError(
+            f"RUN={run_dir}: is a copy of {original}, whose jobs ({', '.join(map(str, others))}) are not its own; name that "
+            "folder to ask about them or to end them; `moe-train submit` makes a job of the copy"
+        )
     if not found:
         hint = (
             "stop it where it runs (Ctrl-C)"

@@ -19,6 +19,7 @@ from moe_cluster.atomic import replace_text
 from moe_cluster.errors import ClusterError
 from moe_cluster.executor import JobStatus, executor
 from moe_cluster.job import JobSpec
+from moe_cluster.place import Place
 from moe_cluster.records import JOBS_DIR, JobRecord
 from moe_train.config.load import to_yaml
 from moe_train.config.schema import Recipe
@@ -102,6 +103,7 @@ def _recorded(run_dir: Path, asked: Request, job_id: str) -> list[str]:
         options=asked.options,
         directives=asked.directives,
         max_restarts=asked.max_restarts,
+        place=Place.of(run_dir),
     )
     try:
         records.append(run_dir, record)

@@ -19,8 +19,8 @@ from moe_train.jobs.progress import last_recipe, run_folder
 from moe_train.jobs.request import add_options, parsed, request
 from moe_train.jobs.submission import hand_over, of_run, require_free
 from moe_train.jobs.text import anchored
-from moe_train.launch import has_begun, require_step
-from moe_train.run_folder import RECIPE_FILE, RunFolder
+from moe_train.resumption import Start, plan_start
+from moe_train.run_folder import RECIPE_FILE
 
 SUBMIT_EPILOG = """\
 examples:
@@ -82,25 +82,14 @@ def _hand_over(
         print(script, end="")
         return DONE
     require_free(submission)
-    require_step(resume, run_dir)
-    if resume != "never" and has_begun(run_dir):
-        RunFolder(run_dir).require_same_run(recipe)
-        if resume == "auto":
-            _require_unfinished(run_dir, recipe)
+    if plan_start(run_dir, recipe, resume) is Start.FINISHED:
+        raise UsageError(f"steps={recipe.steps}: {run_dir} is finished at that step; raise steps to train on")
     (job_id,) = hand_over(asked, [submission], [spec])
     print(f"submitted {asked.cluster}:{job_id}; {run_dir}")
     print(f"  how it stands:  moe-train status {run_dir}")
     print(f"  what it says:   moe-train logs -f {run_dir}")
     print(f"  end it:         moe-train cancel {run_dir}")
     return DONE
-
-
-def _require_unfinished(run_dir: Path, recipe: Recipe) -> None:
-    finished = RunFolder(run_dir).finished_step()
-    if finished is not None and finished >= recipe.steps:
-        raise UsageError(
-            f"steps={recipe.steps}: {run_dir} is finished at step {finished}; raise steps to go on"
-        )
 
 
 def _job_of(name: str, cluster: str) -> str:

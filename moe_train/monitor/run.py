@@ -11,7 +11,7 @@ from typing import Any
 from moe_cluster.contract import ERROR_FILE
 from moe_train.config.load import load_recipe
 from moe_train.config.schema import Recipe, moe_layers
-from moe_train.errors import RunError, UsageError
+from moe_train.errors import RunError, UsageError, dangling_link
 from moe_train.monitor.rows import METRICS_FILE, Row, current_rows, read_rows
 from moe_train.run_folder import RECIPE_FILE
 
@@ -50,6 +50,8 @@ def find_run(name: str, marks: Sequence[str] = (RECIPE_FILE,)) -> Path:
     Raises UsageError if no run is there, RunError if it is not for us to see.
     """
     for folder in (Path(name), Path("runs", name)):
+        if link := dangling_link(folder):
+            raise RunError.unreachable(folder, link)
         try:
             if any((folder / mark).is_file() for mark in marks):
                 return folder

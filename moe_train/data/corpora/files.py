@@ -12,7 +12,7 @@ from moe_train.config.kinds.data import FilesCorpusConfig
 from moe_train.data.corpora.corpus import Document, Progress
 from moe_train.data.corpora.folder import EVERYTHING, distinct, find_files, split_glob, unreadable
 from moe_train.data.corpora.left_out import LeftOut
-from moe_train.errors import DataError
+from moe_train.errors import DataError, dangling_link
 
 NOT_LIBRARY = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"})
 """Folders of a Python installation that hold tests, other people's packages or compiled code."""
@@ -84,8 +84,8 @@ def require_there(config: FilesCorpusConfig) -> None:
             raise DataError(_without_text(config, 0))
     elif not given.exists():
         raise DataError(
-            f"data.corpus.path={config.path}: there is no such file or folder; correct the path "
-            "(which is relative to the working directory), or leave it out for Python's standard library"
+            f"data.corpus.path={config.path}: {dangling_link(given) or 'there is no such file or folder'}; correct "
+            "the path (which is relative to the working directory), or leave it out for Python's standard library"
         )
     elif not (given.is_dir() or given.is_file()):
         raise DataError(

@@ -11,7 +11,7 @@ from moe_train.data.corpora.folder import EVERYTHING, find_files
 from moe_train.data.corpora.left_out import LeftOut
 from moe_train.data.corpora.lines import lines_of
 from moe_train.data.corpora.pairs import Pair, select, swapped, write_pairs
-from moe_train.errors import DataError
+from moe_train.errors import DataError, dangling_link
 
 CARRIAGE_RETURNS = "; a carriage return alone ends no line: convert such a file with tr '\\r' '\\n'"
 
@@ -74,9 +74,10 @@ class ParallelFilesCorpus:
 
 def require_there(config: ParallelFilesCorpusConfig) -> None:
     """Raise DataError if there is no folder where the corpus should be."""
-    if not Path(config.path).expanduser().is_dir():
+    given = Path(config.path).expanduser()
+    if not given.is_dir():
         raise DataError(
-            f"data.corpus.path={config.path}: there is no such folder; correct the path "
+            f"data.corpus.path={config.path}: {dangling_link(given) or 'there is no such folder'}; correct the path "
             "(which is relative to the working directory)"
         )
 

@@ -10,17 +10,20 @@ from threaded_ranks import one_rank
 
 from moe_train.checkpoint.checkpointer import Checkpointer
 from moe_train.checkpoint.commands import main
-from moe_train.checkpoint.lineage import Origin, record_start
+from moe_train.checkpoint.lineage import record_start
 from moe_train.checkpoint.verify import verify
 from moe_train.config.schema import CheckpointConfig
 from moe_train.errors import UsageError
+from moe_train.identity import Origin, read_identity
 
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
     """Attempt 1 saved 10 and 20, attempt 2 went on from 10 and saved 30 and 40."""
-    for attempt, origin, steps in ((1, None, (10, 20)), (2, Origin(1, 10), (30, 40))):
-        record_start(tmp_path, attempt, origin)
+    record_start(tmp_path, 1, None)
+    origin = Origin(1, 10, read_identity(tmp_path).id)
+    for attempt, resumed_from, steps in ((1, None, (10, 20)), (2, origin, (30, 40))):
+        record_start(tmp_path, attempt, resumed_from)
         config = CheckpointConfig(asynchronous=False, keep_last=0)
         checkpointer = Checkpointer(tmp_path, config, one_rank(attempt))
         for step in steps:

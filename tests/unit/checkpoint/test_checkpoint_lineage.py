@@ -10,9 +10,10 @@ from threaded_ranks import one_rank, run_ranks
 
 from moe_train.checkpoint.checkpointer import Checkpointer
 from moe_train.checkpoint.layout import Shard
-from moe_train.checkpoint.lineage import Origin, limits, record_start
+from moe_train.checkpoint.lineage import limits, record_start
 from moe_train.config.schema import CheckpointConfig
 from moe_train.errors import CheckpointError
+from moe_train.identity import Origin, read_identity
 
 
 def checkpointer(run_dir: Path, attempt: int, **config) -> Checkpointer:
@@ -34,22 +35,25 @@ def names(run_dir: Path) -> list[str]:
 def test_limits_follow_the_chain_of_resumes(tmp_path):
     assert limits(tmp_path, 1) == {}
     record_start(tmp_path, 1, None)
-    assert limits(tmp_path, 2) == {1: inf}
-    record_start(tmp_path, 2, Origin(1, 300))
+    run = read_identity(tmp_path).id
+    assert limits(tmp_path, 2) == {(run, 1): inf}
+    record_start(tmp_path, 2, Origin(1, 300, run))
     (tmp_path / "attempts" / "3").mkdir()  # died before it started
-    record_start(tmp_path, 4, Origin(2, 500))
-    assert limits(tmp_path, 3) == {2: inf, 1: 300}
-    assert limits(tmp_path, 5) == {4: inf, 2: 500, 1: 300}
-    record_start(tmp_path, 5, Origin(1, 100))
-    assert limits(tmp_path, 6) == {5: inf, 1: 100}
+    record_start(tmp_path, 4, Origin(2, 500, run))
+    assert limits(tmp_path, 3) == {(run, 2): inf, (run, 1): 300}
+    assert limits(tmp_path, 5) == {(run, 4): inf, (run, 2): 500, (run, 1): 300}
+    record_start(tmp_path, 5, Origin(1, 100, run))
+    assert limits(tmp_path, 6) == {(run, 5): inf, (run, 1): 100}
     record_start(tmp_path, 6, None)
-    assert limits(tmp_path, 7) == {6: inf}
+    assert limits(tmp_path, 7) == {(run, 6): inf}
 
 
 def test_what_a_superseded_attempt_committed_is_never_selected(tmp_path):
     record_start(tmp_path, 1, None)
     save(tmp_path, 1, 100, 200)
-    record_start(tmp_path, 2, Origin(1, 100))  # 200 is what attempt 1 commits after attempt 2 has chosen
+    record_start(
+        tmp_path, 2, Origin(1, 100, read_identity(tmp_path).id)
+    )  # 200 is what attempt 1 commits after attempt 2 has chosen
     third = checkpointer(tmp_path, 3)
     assert third.steps() == [100]
     assert third.choose("latest").step == 100
@@ -72,7 +76,7 @@ def test_a_superseded_attempt_refuses_to_commit(tmp_path):
 def test_a_fenced_checkpoint_of_the_same_step_is_moved_aside(tmp_path):
     record_start(tmp_path, 1, None)
     save(tmp_path, 1, 100, 200)
-    record_start(tmp_path, 2, Origin(1, 100))
+    record_start(tmp_path, 2, Origin(1, 100, read_identity(tmp_path).id))
     save(tmp_path, 2, 200)
     assert names(tmp_path) == ["step_00000100", "step_00000200", "step_00000200.fenced-1"]
     assert checkpointer(tmp_path, 3).choose(200).manifest.meta == {"by": 2}
@@ -94,7 +98,7 @@ def test_a_fenced_checkpoint_is_not_taken_for_the_success_of_a_failed_save(tmp_p
 def test_a_step_that_is_on_the_lineage_already_stays_as_it_is(tmp_path):
     record_start(tmp_path, 1, None)
     save(tmp_path, 1, 100)
-    record_start(tmp_path, 2, Origin(1, 100))
+    record_start(tmp_path, 2, Origin(1, 100, read_identity(tmp_path).id))
     save(tmp_path, 2, 100)
     assert names(tmp_path) == ["step_00000100"]
     assert checkpointer(tmp_path, 3).choose(100).manifest.attempt == 1
@@ -126,6 +130,6 @@ def test_a_commit_cleans_up_after_dead_attempts_and_leaves_fenced_ones(tmp_path)
     save(tmp_path, 1, 100, 200)
     for name in ("step_00000300.tmp-1", "step_00000050.deleted-1"):
         (tmp_path / "checkpoints" / name).mkdir()
-    record_start(tmp_path, 2, Origin(1, 100))
+    record_start(tmp_path, 2, Origin(1, 100, read_identity(tmp_path).id))
     save(tmp_path, 2, 150, keep_last=1)
     assert names(tmp_path) == ["step_00000150", "step_00000200"]

@@ -184,8 +184,10 @@ def test_a_list_is_no_recipe(write):
     assert "must be a mapping of keys to values, not a list" in refusal(write("r.yaml", "- 1\n- 2"))
 
 
-def test_an_empty_file_is_a_recipe_of_defaults(write):
-    assert load_recipe(write("r.yaml", "")).steps == 1000
+@pytest.mark.parametrize("content", ["", "# all of it\n# is comments\n", "{}\n", "---\n"])
+def test_an_empty_file_is_no_recipe(write, content):
+    assert "r.yaml: is empty; write at least one key" in refusal(write("r.yaml", content))
+    assert "r.yaml: is empty" in refusal(write("based.yaml", "_base: r.yaml\nsteps: 3\n"))
 
 
 def test_reading_a_recipe_does_not_import_torch():

@@ -10,7 +10,7 @@ from moe_cluster.contract import FAILED, JOB_VARIABLE, PREEMPTED
 from moe_train.config.load import load_recipe
 from moe_train.jobs.progress import last_recipe
 from moe_train.jobs.submission import LOCK_FILE, write_recipe
-from moe_train.launch import Launch, _resume_line, _stopped
+from moe_train.launch import Launch, _command, _stopped
 
 NOBODY = "http://127.0.0.1:9"  # the discard port, where nothing listens
 TRANSLATION = ("objective.kind=translation", "model.architecture=encoder_decoder")
@@ -41,7 +41,7 @@ def test_a_submission_that_nobody_takes_leaves_neither_a_record_nor_a_recipe(
             "gone: there is no such folder",
         ),
         (["--workers-per-node", "0"], "0 is not a whole number of at least 1"),
-        (["steps=6"], "steps=6: {run} is finished at step 6"),
+        (["steps=6"], "steps=6: {run} is finished at that step; raise steps to train on"),
     ],
 )
 @pytest.mark.parametrize("cluster", ["local", "slurm"])
@@ -58,7 +58,7 @@ def test_a_step_that_a_run_has_not_saved_is_refused_where_there_is_no_run(
     moe_train: Command, tmp_path: Path
 ) -> None:
     ended = moe_train("submit", "small.yaml", "--run-dir", str(tmp_path / "new"), "--resume", "4")
-    ended.refuses("--resume 4: ", "holds no checkpoint of that step; it has none")
+    ended.refuses("--resume 4: ", "holds no run; use --resume auto")
     assert not (tmp_path / "new").exists()
 
 
@@ -90,10 +90,8 @@ def test_a_sweep_that_cannot_run_is_refused(moe_train: Command, words: list[str]
 
 def test_inside_a_job_a_stopped_run_says_how_the_job_is_made_again() -> None:
     asked, run_dir = Launch("/r/my run/jobs/recipe-1.yaml", workers=4), Path("/r/my run")
-    assert _resume_line(asked, run_dir, {JOB_VARIABLE: "slurm:12"}) == "moe-train resume '/r/my run'"
-    assert _resume_line(asked, run_dir, {}).startswith(
-        "moe-train run '/r/my run/jobs/recipe-1.yaml' --run-dir"
-    )
+    assert _command(asked, run_dir, {JOB_VARIABLE: "slurm:12"}) == "moe-train resume '/r/my run'"
+    assert _command(asked, run_dir, {}).startswith("moe-train run '/r/my run/jobs/recipe-1.yaml' --run-dir")
 
 
 def test_a_job_that_is_stopped_too_early_again_and_again_is_not_queued_for_ever(

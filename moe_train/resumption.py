@@ -1,0 +1,197 @@
+"""Decides how a launch goes on with what lies in its run folder, and refuses what would lose or confuse something.
+
+`run`, `submit` and `sweep` all ask here, before anything is written. Nothing here writes. Read `run_folder.py` next.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from moe_cluster.contract import attempt_dir
+from moe_cluster.restarts import outcomes
+from moe_train.checkpoint.folder import CheckpointFolder
+from moe_train.checkpoint.lineage import (
+    eligible_steps,
+    newest_attempt,
+    started_attempts,
+    unexplained_steps,
+)
+from moe_train.checkpoint.manifest import read_manifest
+from moe_train.config.changes import changed_keys, comparable, require_same, shown
+from moe_train.config.schema import Recipe
+from moe_train.errors import CheckpointError, RunError, UsageError, dangling_link
+from moe_train.identity import read_identity
+from moe_train.run_folder import RunFolder
+
+
+class Start(Enum):
+    """What a launch does with its run folder."""
+
+    NEW = "begin a run in an empty folder"
+    AFRESH = "move the run that is there aside and begin another"
+    RESUME = "go on with the run that is there"
+    FINISHED = "nothing: the run has made all its steps"
+
+
+def plan_start(run_dir: Path, recipe: Recipe, resume: str) -> Start:
+    """What `resume` (auto, never or a step) means for this folder and recipe.
+
+    Raises UsageError for what is no resume of the run there, RunError or CheckpointError for a folder that cannot be
+    read.
+    """
+    require_reachable(run_dir)
+    folder, checkpoints = RunFolder(run_dir), CheckpointFolder(run_dir)
+    if resume == "never":
+        return Start.AFRESH if folder.holds_run or checkpoints.steps() else Start.NEW
+    if has_begun(run_dir):
+        folder.require_same_run(recipe)
+        _require_explained(checkpoints, resume)
+        require_step(resume, run_dir)
+        return _with_steps_left(folder, checkpoints, recipe, resume)
+    if not checkpoints.steps():
+        if resume == "auto":
+            return Start.NEW
+        raise UsageError(
+            f"--resume {resume}: {run_dir} holds no run; use --resume auto, or the run's own folder"
+        )
+    if resume == "auto":
+        raise UsageError(_of_no_attempt(checkpoints, checkpoints.steps()))
+    require_step(resume, run_dir)
+    _require_recipe_of(checkpoints.committed(int(resume)), recipe)
+    _require_later_step(recipe, resume)
+    return Start.RESUME
+
+
+def has_begun(run_dir: Path) -> bool:
+    """Whether a trainer accepted a recipe in this folder, or it was forked; a recipe that was refused binds nobody."""
+    if started_attempts(run_dir):
+        return True
+    identity = read_identity(run_dir)
+    return identity is not None and identity.forked_from is not None
+
+
+def require_reachable(run_dir: Path) -> None:
+    """Raise RunError if the folder is a file, or is or lies behind a link to a place that is not there."""
+    for path in (run_dir, CheckpointFolder(run_dir).root):
+        if link := dangling_link(path):
+            raise RunError.unreachable(run_dir, link)
+    if os.path.exists(run_dir) and not os.path.isdir(run_dir):
+        raise RunError(f"run_dir={run_dir}: is a file, not a folder; choose another --run-dir")
+
+
+def require_step(resume: str, run_dir: Path) -> None:
+    """Raise UsageError if `resume` is the number of a step that the run has no checkpoint of, or cannot go on from."""
+    if not resume.isdecimal():
+        return
+    checkpoints = CheckpointFolder(run_dir)
+    steps = checkpoints.steps()
+    if int(resume) not in steps:
+        there = f"has those of steps {_listed(steps)}" if steps else "has none"
+        raise UsageError(
+            f"--resume {resume}: {run_dir} holds no checkpoint of that step; it {there}; name one of them, "
+            "or use --resume auto"
+        )
+    eligible = eligible_steps(checkpoints, newest_attempt(run_dir))
+    if has_begun(run_dir) and int(resume) not in eligible:
+        raise UsageError(
+            f"--resume {resume}: the checkpoint of that step in {run_dir} does not lead to the run's newest attempt; "
+            f"name one of steps {_listed(eligible)}, or use --resume auto"
+        )
+
+
+def require_same_recipe(checkpoint_meta: Mapping[str, Any], recipe: Recipe, where: str) -> None:
+    """Raise UsageError if a checkpoint's meta has another model, data or seed than `recipe`.
+
+    A key that only one of them has is of another version of moe-train, and decides nothing.
+    """
+    saved = checkpoint_meta.get("recipe")
+    if saved is not None:
+        require_same(saved, comparable(recipe), where)
+
+
+def _require_recipe_of(checkpoint: Path, recipe: Recipe) -> None:
+    run_dir = checkpoint.parents[1]
+    folder = RunFolder(run_dir)
+    if folder.holds_run:
+        folder.require_same_run(recipe)
+    try:
+        manifest = read_manifest(checkpoint)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; choose another step with --resume") from None
+    require_same_recipe(manifest.meta, recipe, str(checkpoint))
+
+
+def _require_explained(checkpoints: CheckpointFolder, resume: str) -> None:
+    """Refuse checkpoints of another run that are newer than this run's own: they are either wanted or in the way."""
+    if resume != "auto":
+        return
+    newest = max(eligible_steps(checkpoints, newest_attempt(checkpoints.run_dir)), default=-1)
+    if newer := [step for step in unexplained_steps(checkpoints) if step > newest]:
+        raise UsageError(_of_no_attempt(checkpoints, newer))
+
+
+def _require_still_there(checkpoints: CheckpointFolder, finished: int | None) -> None:
+    """Refuse to train from the first step again where something had been saved, and all of it is gone."""
+    run_dir = checkpoints.run_dir
+    if checkpoints.steps():
+        return
+    saved = [outcome.get("saved") or 0 for outcome in outcomes(run_dir)]
+    if newest := max([*saved, finished or 0]):
+        raise UsageError(
+            f"run_dir={run_dir}: had saved step {newest}, and {checkpoints.root} holds no checkpoint any more; "
+            "bring it back, start afresh with --resume never, or choose another --run-dir"
+        )
+
+
+def _of_no_attempt(checkpoints: CheckpointFolder, steps: Sequence[int]) -> str:
+    run_dir = checkpoints.run_dir
+    attempts = attempt_dir(run_dir, 0).parent
+    if has_begun(run_dir):
+        why, way_out = "they are of another run", "move them out of the folder"
+    else:
+        why, way_out = f"they were copied here or {attempts} was removed", f"resume with --resume {steps[-1]}"
+    return (
+        f"run_dir={run_dir}: the checkpoints of steps {_listed(steps)} were written by none of its attempts: {why}; "
+        f"{way_out}, start afresh with --resume never, which moves the folder aside, or choose another --run-dir"
+    )
+
+
+def _with_steps_left(folder: RunFolder, checkpoints: CheckpointFolder, recipe: Recipe, resume: str) -> Start:
+    finished = folder.finished_step()
+    if resume != "auto":
+        _require_later_step(recipe, resume)
+        return Start.RESUME
+    eligible = eligible_steps(checkpoints, newest_attempt(folder.path))
+    newest = max([*eligible, finished or 0])
+    if newest > recipe.steps:
+        raise UsageError(
+            f"steps={recipe.steps}: {folder.path} has already made {newest} steps; raise steps to train on, go back "
+            "with --resume STEP, start afresh with --resume never, or choose another --run-dir"
+        )
+    if newest < recipe.steps:
+        _require_still_there(checkpoints, finished)
+        return Start.RESUME
+    if changed := changed_keys(comparable(folder.recipe()), comparable(recipe)):
+        raise UsageError(
+            "\n".join(
+                f"{key}={shown(new)}: {folder.path} has made all its {newest} steps with {shown(old)}, and none is "
+                "left to train with another value; raise steps to train on, start afresh with --resume never, or "
+                "choose another --run-dir"
+                for key, old, new in changed
+            )
+        )
+    return Start.RESUME if finished is None else Start.FINISHED
+
+
+def _require_later_step(recipe: Recipe, resume: str) -> None:
+    if int(resume) >= recipe.steps:
+        raise UsageError(
+            f"--resume {resume}: nothing is left to train from there with steps={recipe.steps}; raise steps, or name "
+            "an earlier step"
+        )
+
+
+def _listed(steps: Sequence[int]) -> str:
+    return ", ".join(map(str, steps)) or "none"
