@@ -3,6 +3,14 @@
 import argparse
 import math
 from pathlib import Path
+from typing import Any
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes options by their full names only: an abbreviation would change its meaning with the next option."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **{**options, "allow_abbrev": False})
 
 
 def count(text: str) -> int:

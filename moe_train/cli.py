@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from moe_cluster.errors import ClusterError
 from moe_cluster.other_launchers import is_of_launcher
-from moe_train.arguments import count, count_or_range, folder, resume_from
+from moe_train.arguments import Parser, count, count_or_range, folder, resume_from
 from moe_train.errors import MoETrainError, UsageError
 
 DEBUG_VARIABLE = "MOE_TRAIN_DEBUG"
@@ -57,6 +57,7 @@ DELEGATED = {
     "logs": ("moe_train.jobs.commands:logs", "what a run's job printed; -f follows"),
     "cancel": ("moe_train.jobs.commands:cancel", "end a run's job"),
     "resume": ("moe_train.jobs.submit:resume", "hand a run to its cluster again, to go on"),
+    "fork": ("moe_train.fork:main", "a new run from a run's checkpoint"),
     "list": ("moe_train.jobs.commands:list_runs", "all runs, one a row"),
     "sweep": ("moe_train.jobs.sweep:main", "submit one recipe with several values of some keys"),
     "monitor": ("moe_train.monitor.commands:main", "what the experts of a run did, as one HTML page"),
@@ -147,9 +148,7 @@ def _show(options: argparse.Namespace) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     plain = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        "moe-train", description=DESCRIPTION, epilog=EPILOG, formatter_class=plain
-    )
+    parser = Parser("moe-train", description=DESCRIPTION, epilog=EPILOG, formatter_class=plain)
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from moe_train.arguments import Parser
 from moe_train.checkpoint.checkpointer import Checkpointer, Found
 from moe_train.checkpoint.lineage import newest_attempt
 from moe_train.config.check import require_sound
@@ -149,7 +150,7 @@ def _batches(lines: Sequence[str], tokenizer: Tokenizer, longest: int) -> Iterat
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="moe-train translate",
         description="Translate with a run's checkpoint.",
         epilog=EPILOG,

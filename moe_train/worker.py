@@ -4,18 +4,18 @@ Apart from `train.py` because importing torch takes seconds: a signal or a faile
 Process that minds it. Read `train.py` next.
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from moe_train.arguments import Parser
 from moe_train.process import Process
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Be the worker that the environment describes; returns an exit code of the contract."""
-    parser = argparse.ArgumentParser(prog="python -P -m moe_train.worker", description=__doc__)
+    parser = Parser(prog="python -P -m moe_train.worker", description=__doc__)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--resume", default="auto")

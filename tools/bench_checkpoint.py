@@ -71,7 +71,7 @@ def measure(mib: int, rounds: int, folder: Path) -> dict[str, float]:
 def main() -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--mib", type=int, default=256, help="size of the state")
     parser.add_argument("--rounds", type=int, default=7)

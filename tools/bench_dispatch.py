@@ -86,7 +86,9 @@ def _tables(options: argparse.Namespace) -> Iterator[list[Row]]:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="The one-sided exchange against gloo's all-to-all.")
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description="The one-sided exchange against gloo's all-to-all."
+    )
     parser.add_argument("--quick", action="store_true", help="one tiny case: that it works, not how fast")
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4], help="processes, 1 thread each")
     parser.add_argument("--rounds", type=int, default=7, help="rounds that count; the median is shown")

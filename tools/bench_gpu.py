@@ -37,7 +37,7 @@ Step = Callable[[], object]
 
 def main() -> None:
     """Measure and print; `--json` also writes the rows."""
-    parser = argparse.ArgumentParser(description="Kernels and a layer on one GPU.")
+    parser = argparse.ArgumentParser(allow_abbrev=False, description="Kernels and a layer on one GPU.")
     parser.add_argument("--rounds", type=int, default=20)
     add_output_options(parser)
     options = parser.parse_args()

@@ -73,7 +73,9 @@ def _tables(options: argparse.Namespace) -> Iterator[list[Row]]:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="One MoE layer against its bare matrix products.")
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description="One MoE layer against its bare matrix products."
+    )
     parser.add_argument("--quick", action="store_true", help="d_model 256 in fp32 with 8 and 64 experts only")
     add_output_options(parser)
     parser.add_argument("--budget-s", type=float, default=480.0, help="wall time of the whole table, about")

@@ -36,7 +36,9 @@ LOG_EVERY = (1, 10)
 
 def main() -> None:
     """Measure and print; `--json` also writes the rows."""
-    parser = argparse.ArgumentParser(description="The monitor's share of a training step.")
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description="The monitor's share of a training step."
+    )
     parser.add_argument("--rounds", type=int, default=20, help="steps of every model")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--sequences", type=int, default=32, help="of 128 tokens, in a batch")

@@ -27,7 +27,9 @@ Statistics = Callable[[Tensor, int], tuple[Tensor, Tensor, Tensor, Tensor, Tenso
 
 def main() -> None:
     """Measure and print; `--json` also writes the rows."""
-    parser = argparse.ArgumentParser(description="Router statistics in one pass against torch's operations.")
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description="Router statistics in one pass against torch's operations."
+    )
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
     add_output_options(parser)

@@ -54,7 +54,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     kinds = sorted(REGISTRY["moe.router"])
-    parser = argparse.ArgumentParser(description="Every router's time over its layer's.")
+    parser = argparse.ArgumentParser(allow_abbrev=False, description="Every router's time over its layer's.")
     parser.add_argument("--experts", type=int, nargs="+", default=[8, 64, 256])
     parser.add_argument(
         "--routers", nargs="+", default=kinds, choices=kinds, metavar="KIND", help="some of them"

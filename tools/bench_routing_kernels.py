@@ -28,7 +28,7 @@ GROUPS, TOKENS = 32, 128
 def main() -> None:
     """Measure and print; `--json` also writes the rows."""
     parser = argparse.ArgumentParser(
-        description="Routers' small kernels against what else computes the same."
+        allow_abbrev=False, description="Routers' small kernels against what else computes the same."
     )
     parser.add_argument("--rounds", type=int, default=7)
     add_output_options(parser)

@@ -68,7 +68,9 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="A whole training step against a dense model.")
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description="A whole training step against a dense model."
+    )
     parser.add_argument("--workers", type=int, nargs="+", choices=(1, 2), default=[1, 2])
     parser.add_argument("--experts", type=int, nargs="+", default=[8, 32], help="numbers of experts")
     parser.add_argument("--rounds", type=int, default=12, help="steps of every system")

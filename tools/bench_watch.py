@@ -29,7 +29,9 @@ from moe_train.process import Process
 
 def main() -> None:
     """Measure and print; `--json` also writes the row."""
-    parser = argparse.ArgumentParser(description="The heartbeat's share of a training step.")
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description="The heartbeat's share of a training step."
+    )
     parser.add_argument(
         "--seconds", type=float, default=20.0, help="of steps, with the heartbeat beside them"
     )

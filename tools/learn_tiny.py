@@ -25,7 +25,9 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train what is not finished, print the table; 1 if a run failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs/tiny"))
     parser.add_argument(
         "--only", action="append", metavar="WORD", help="recipes whose name has one of these words"

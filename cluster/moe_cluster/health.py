@@ -207,7 +207,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the report of this node, or the problems of several; FAILED if there is one that keeps a run from going."""
     from moe_cluster.health_rules import problems
 
-    parser = argparse.ArgumentParser(prog="python -P -m moe_cluster.health", description=__doc__)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, prog="python -P -m moe_cluster.health", description=__doc__
+    )
     parser.add_argument("--run-dir", type=Path, default=Path())
     parser.add_argument("--json", action="store_true", help="print the report as one line of JSON")
     parser.add_argument(

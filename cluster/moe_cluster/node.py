@@ -82,7 +82,9 @@ def _command(attempt: Attempt, share: Share, index: int) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -P -m moe_cluster.node", description=__doc__)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, prog="python -P -m moe_cluster.node", description=__doc__
+    )
     parser.add_argument("--nodes", type=lambda text: text.split(","), required=True)
     parser.add_argument("--workers", type=lambda text: text.split(","), required=True)
     parser.add_argument("--run-dir", type=Path, required=True)

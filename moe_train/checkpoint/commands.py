@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from moe_train.arguments import Parser
 from moe_train.checkpoint import lineage
 from moe_train.checkpoint.folder import COMMITTED, CheckpointFolder, Leftover, explain, remove
 from moe_train.checkpoint.manifest import read_manifest
@@ -33,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="moe-train ckpt", description="Look after a run's checkpoints.")
+    parser = Parser(prog="moe-train ckpt", description="Look after a run's checkpoints.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in (
         ("ls", "list them: step, attempt, size, workers, age, and whether a resume may use them"),

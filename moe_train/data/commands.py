@@ -3,12 +3,12 @@
 On a cluster whose workers have no network, `build` on a machine that has one fills a shared cache.
 """
 
-import argparse
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from moe_train.arguments import Parser
 from moe_train.config.check import require_sound
 from moe_train.config.load import load_recipe
 from moe_train.config.registry import build as build_kind
@@ -25,9 +25,7 @@ def main(argv: list[str], cache_override: str | None) -> int:
 
     Returns the exit code. Raises RecipeError or DataError for a recipe or a corpus that cannot be used.
     """
-    parser = argparse.ArgumentParser(
-        prog="moe-train data", description="Build and describe corpora and tokenizers."
-    )
+    parser = Parser(prog="moe-train data", description="Build and describe corpora and tokenizers.")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, purpose in (
         (

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from moe_cluster.contract import DONE, FAILED
 from moe_cluster.sites import read_sites, sites_file
-from moe_train.arguments import folder, positive
+from moe_train.arguments import Parser, folder, positive
 from moe_train.config.load import load_recipe
 from moe_train.errors import UsageError
 from moe_train.jobs.commands import print_runs
@@ -135,7 +135,7 @@ def _rank(progress: Progress) -> tuple[bool, float]:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "moe-train sweep",
         description="Submit one recipe with several values of some keys.",
         epilog=EPILOG,

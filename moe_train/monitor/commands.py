@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from moe_train.arguments import Parser
 from moe_train.monitor import balance
 from moe_train.monitor.page.document import write_page
 from moe_train.monitor.run import RunRecord, find_run, read_run
@@ -23,7 +24,7 @@ examples:
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns its exit code. Raises MoETrainError for a run that cannot be read."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "moe-train monitor",
         description="Show what the experts of a run did.",
         epilog=EPILOG,

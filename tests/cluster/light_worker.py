@@ -30,7 +30,7 @@ def work(process: Process) -> int:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("recipe")
     parser.add_argument("--run-dir", type=Path)
     parser.add_argument("--resume")

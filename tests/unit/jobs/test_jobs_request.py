@@ -17,7 +17,7 @@ RECIPE = "recipes/switch/tiny.yaml"
 
 
 def asked(*words: str, sites: Sites | None = None, last: JobRecord | None = None) -> Request:
-    parser = argparse.ArgumentParser(exit_on_error=False)
+    parser = argparse.ArgumentParser(allow_abbrev=False, exit_on_error=False)
     add_options(parser)
     return request(parser.parse_args(words), sites or Sites(), last)
 
