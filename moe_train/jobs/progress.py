@@ -1,6 +1,5 @@
 """How a run stands: what its folder says of its training, and what the scheduler says of its job. Without torch."""
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,19 +8,18 @@ from typing import Any
 from moe_cluster import records
 from moe_cluster.atomic import has_no_room
 from moe_cluster.bad_nodes import left_out
-from moe_cluster.contract import OUTCOME_FILE, attempt_dir
-from moe_cluster.errors import ClusterError
-from moe_cluster.executor import JobStatus, executor
+from moe_cluster.contract import attempt_dir
+from moe_cluster.executor import JobStatus
 from moe_cluster.findings import recorded
 from moe_cluster.records import JobRecord
 from moe_train.checkpoint.folder import CheckpointFolder
-from moe_train.checkpoint.lineage import newest_attempt
-from moe_train.config.load import load_recipe
+from moe_train.checkpoint.lineage import count_attempts, newest_attempt
 from moe_train.config.schema import Recipe
 from moe_train.errors import RunError
 from moe_train.monitor.rows import METRICS_FILE, Row, current_rows, read_rows
 from moe_train.monitor.run import find_run
-from moe_train.run_folder import FINISHED_FILE, RECIPE_FILE, RunFolder
+from moe_train.monitor.state import read_state
+from moe_train.run_folder import RECIPE_FILE
 
 MARKS = (RECIPE_FILE, records.FILE_NAME)
 """A folder with one of these is that of a run that was started or submitted."""
@@ -33,7 +31,7 @@ class Progress:
 
     run_dir: Path
     state: str
-    """One word: queued, running, finished, stopped, failed, cancelled, unknown."""
+    """One word: see monitor/state.py."""
     step: int | None
     """Updates made, as far as rows tell; None before the first row."""
     steps: int | None
@@ -76,12 +74,6 @@ def run_folder(name: str) -> Path:
     return find_run(name, MARKS).absolute()
 
 
-def last_recipe(run_dir: Path) -> Path | None:
-    """What the run was last trained with, or submitted with since; None if neither can be found."""
-    found = [*(run_dir / records.JOBS_DIR).glob("recipe-*.yaml"), *run_dir.glob(RECIPE_FILE)]
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)
-
-
 def read_progress(run_dir: Path, *, ask: bool = True, ask_finished: bool = False) -> Progress:
     """Read a run's folder and, with `ask`, ask the scheduler of its last job; with `ask_finished` even if the run has
     come to its end. Raises MoETrainError or ClusterError for a folder that cannot be read."""
@@ -92,56 +84,32 @@ def read_progress(run_dir: Path, *, ask: bool = True, ask_finished: bool = False
 
 
 def _read(run_dir: Path, ask: bool, ask_finished: bool) -> Progress:
-    found = records.read(run_dir)
-    job = found[-1] if found else None
-    found_recipe = last_recipe(run_dir)
-    recipe = load_recipe(found_recipe) if found_recipe else None
-    is_over = _is_finished(run_dir, recipe) and not _came_after(run_dir / FINISHED_FILE, job)
-    status, said = _asked(run_dir, job) if ask and (ask_finished or not is_over) else (None, "")
+    state = read_state(run_dir, ask=ask, ask_finished=ask_finished)
+    recipe = state.recipe
     rows = current_rows(read_rows(run_dir / METRICS_FILE))
     training = [row for row in rows if "loss" in row]
     validation = [row["validation_loss"] for row in rows if "validation_loss" in row]
     last = training[-1] if training else {}
-    outcome = _outcome(run_dir)
-    state = _state(run_dir, recipe, job, status, outcome)
     step = last.get("step", 0 if rows else None)
     return Progress(
         run_dir=run_dir,
-        state=state,
+        state=state.word,
         step=step,
         steps=recipe.steps if recipe else None,
         loss=last.get("loss"),
         validation_loss=validation[-1] if validation else None,
         tokens_per_second=last.get("tokens_per_second"),
         saved_step=max(CheckpointFolder(run_dir).steps(), default=None),
-        attempts=newest_attempt(run_dir),
-        job=job,
-        status=status,
-        said=(outcome.get("cause") if state in ("failed", "running") else None)
-        or _no_room(run_dir, state)
-        or _found(run_dir, state)  # a scheduler may have words for a job that runs well, too
-        or said,
+        attempts=count_attempts(run_dir),
+        job=state.job,
+        status=state.status,
+        said=(state.cause if state.word != "queued" else "")
+        or _no_room(run_dir, state.word)
+        or _found(run_dir, state.word)  # a scheduler may have words for a job that runs well, too
+        or state.said,
         since=(run_dir / METRICS_FILE).stat().st_mtime if rows else None,
-        left_s=_left(recipe, last) if state == "running" else None,
+        left_s=_left(recipe, last) if state.word == "running" else None,
     )
-
-
-def _asked(run_dir: Path, job: JobRecord | None) -> tuple[JobStatus | None, str]:
-    if job is None:
-        return None, ""
-    try:
-        status = executor(job.cluster, job.options).status(job.id, run_dir)
-    except ClusterError as error:
-        return None, str(error)
-    return status, status.reason
-
-
-def _outcome(run_dir: Path) -> dict[str, Any]:
-    """How the newest attempt ended; empty while it runs, or where its launcher was killed."""
-    try:
-        return dict(json.loads((attempt_dir(run_dir, newest_attempt(run_dir)) / OUTCOME_FILE).read_text()))
-    except (OSError, ValueError, TypeError):
-        return {}
 
 
 def _found(run_dir: Path, state: str) -> str:
@@ -159,44 +127,6 @@ def _no_room(run_dir: Path, state: str) -> str:
     return (
         f"the disk of {run_dir} is full; what it has saved is intact: free space, and `moe-train resume` it"
     )
-
-
-def _state(
-    run_dir: Path,
-    recipe: Recipe | None,
-    job: JobRecord | None,
-    status: JobStatus | None,
-    outcome: dict[str, Any],
-) -> str:
-    active = None if status is None or status.state.is_over else status
-    if _is_finished(run_dir, recipe) and not (active and _came_after(run_dir / FINISHED_FILE, job)):
-        return "finished"
-    if active:
-        return "queued" if active.state == "pending" else "running"
-    if RunFolder(run_dir).is_held():
-        return "running"
-    if outcome:
-        return {0: "finished", 75: "stopped"}.get(outcome.get("exit_code", 1), "failed")
-    if status is not None:
-        return {"done": "stopped"}.get(str(status.state), str(status.state))
-    return "killed" if job is None and newest_attempt(run_dir) else "unknown"
-
-
-def _came_after(path: Path, job: JobRecord | None) -> bool:
-    """Whether the job was submitted after that file was written: it is to start the run afresh."""
-    try:
-        return job is not None and job.time > path.stat().st_mtime
-    except OSError:
-        return True  # it has begun to
-
-
-def _is_finished(run_dir: Path, recipe: Recipe | None) -> bool:
-    """Whether it came to the last step of its recipe; a file that does not say it says no."""
-    try:
-        finished = RunFolder(run_dir).finished_step()
-    except RunError:
-        return False
-    return recipe is not None and finished is not None and finished >= recipe.steps
 
 
 def _left(recipe: Recipe | None, last: Row) -> float | None:

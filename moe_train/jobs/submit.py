@@ -11,14 +11,15 @@ from pathlib import Path
 from moe_cluster import records
 from moe_cluster.contract import DONE
 from moe_cluster.sites import read_sites, sites_file
-from moe_train.arguments import folder, resume_from
+from moe_train.arguments import Parser, folder, resume_from
 from moe_train.config.load import load_recipe
 from moe_train.config.schema import Recipe
 from moe_train.errors import UsageError
-from moe_train.jobs.progress import last_recipe, run_folder
+from moe_train.jobs.progress import run_folder
 from moe_train.jobs.request import add_options, parsed, request
 from moe_train.jobs.submission import hand_over, of_run, require_free
 from moe_train.jobs.text import anchored
+from moe_train.monitor.state import last_recipe
 from moe_train.resumption import Start, plan_start
 from moe_train.run_folder import RECIPE_FILE
 
@@ -105,7 +106,7 @@ def _job_of(name: str, cluster: str) -> str:
 
 
 def _parser(command: str, what: str, epilog: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         f"moe-train {command}",
         description=f"{what[0].upper()}{what[1:]}.",
         epilog=epilog,

@@ -3,20 +3,16 @@
 Works for a run that has not written a row yet, one that is running, and one that is over.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from moe_cluster.contract import ERROR_FILE
 from moe_train.config.load import load_recipe
 from moe_train.config.schema import Recipe, moe_layers
 from moe_train.errors import RunError, UsageError, dangling_link
 from moe_train.monitor.rows import METRICS_FILE, Row, current_rows, read_rows
+from moe_train.monitor.state import read_state
 from moe_train.run_folder import RECIPE_FILE
-
-ENDS = {"finished": "finished", "stopped": "stopped, can be resumed", "not_finite": "failed"}
-"""Event that ends an attempt -> what the run is then; after any other row it is running, or was killed."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +24,7 @@ class RunRecord:
     validation: Sequence[Row]
     events: Sequence[Row]
     state: str
-    """How the run stands, in words."""
+    """How the run stands, in one word: see state.py."""
     attempts: int
     workers: int
     """Of the newest attempt; 0 before it began."""
@@ -63,10 +59,9 @@ def find_run(name: str, marks: Sequence[str] = (RECIPE_FILE,)) -> Path:
 
 
 def read_run(run_dir: Path) -> RunRecord:
-    """Read a run folder. Raises RecipeError or RunError for a file that cannot be read."""
+    """Read a run folder, and ask its job's scheduler. Raises MoETrainError or ClusterError for what cannot be read."""
     recipe = load_recipe(run_dir / RECIPE_FILE)
-    written = read_rows(run_dir / METRICS_FILE)
-    rows = current_rows(written)
+    rows = current_rows(read_rows(run_dir / METRICS_FILE))
     attempts = [int(entry.name) for entry in (run_dir / "attempts").glob("*") if entry.name.isdigit()]
     newest = run_dir / "attempts" / str(max(attempts, default=0))
     return RunRecord(
@@ -74,15 +69,7 @@ def read_run(run_dir: Path) -> RunRecord:
         training=[row for row in rows if "loss" in row],
         validation=[row for row in rows if "validation_loss" in row],
         events=[row for row in rows if "event" in row],
-        state=_state(written, newest),
+        state=read_state(run_dir).word,
         attempts=len(attempts),
         workers=len(list(newest.glob("rank-*"))),
     )
-
-
-def _state(written: Sequence[Mapping[str, Any]], newest: Path) -> str:
-    if any(newest.glob(f"rank-*/{ERROR_FILE}")):
-        return "failed"
-    if not written:
-        return "no rows yet"
-    return ENDS.get(written[-1].get("event", ""), "running, or killed")

@@ -8,9 +8,9 @@ from small_run import Command, contents
 
 from moe_cluster.contract import FAILED, JOB_VARIABLE, PREEMPTED
 from moe_train.config.load import load_recipe
-from moe_train.jobs.progress import last_recipe
 from moe_train.jobs.submission import LOCK_FILE, write_recipe
 from moe_train.launch import Launch, _command, _stopped
+from moe_train.monitor.state import last_recipe
 
 NOBODY = "http://127.0.0.1:9"  # the discard port, where nothing listens
 TRANSLATION = ("objective.kind=translation", "model.architecture=encoder_decoder")
