@@ -16,6 +16,7 @@ from moe_cluster.errors import ClusterError
 from moe_cluster.executor import executor
 from moe_cluster.records import JobRecord
 from moe_cluster.tail import SCHEDULER_S, lines_of
+from moe_train.arguments import Parser
 from moe_train.checkpoint.lineage import newest_attempt
 from moe_train.errors import MoETrainError, RunError, UsageError, dangling_link
 from moe_train.jobs.progress import MARKS, Progress, age, read_progress, run_folder
@@ -37,7 +38,7 @@ def status(arguments: Sequence[str]) -> int:
 
 def list_runs(arguments: Sequence[str]) -> int:
     """A table of all runs in a folder."""
-    parser = argparse.ArgumentParser("moe-train list", description="All runs below a folder, one a row.")
+    parser = Parser("moe-train list", description="All runs below a folder, one a row.")
     parser.add_argument("folder", nargs="?", type=Path, default=Path("runs"), help="(default: runs)")
     parser.add_argument("--json", action="store_true", help="for programs: a JSON list")
     options = parser.parse_args(arguments)
@@ -141,8 +142,8 @@ def _last_job(run_dir: Path) -> JobRecord:
     if not found and (others := records.disowned(run_dir)):
         original = others[-1].place.path if others[-1].place else "another folder"
         raise UsageError(
-            f"RUN={run_dir}: is a copy of {original}, whose jobs ({', '.join(map(str, others))}) are not its own; name that "
-            "folder to ask about them or to end them; `moe-train submit` makes a job of the copy"
+            f"RUN={run_dir}: is a copy of {original}, whose jobs ({', '.join(map(str, others))}) are not its own; "
+            "name that folder to ask about them or to end them; `moe-train submit` makes a job of the copy"
         )
     if not found:
         hint = (
@@ -216,6 +217,6 @@ def _duration(seconds: float | None) -> str:
 
 
 def _parser(command: str, what: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(f"moe-train {command}", description=what)
+    parser = Parser(f"moe-train {command}", description=what)
     parser.add_argument("run", metavar="RUN", help="a run folder, or its name below runs/")
     return parser

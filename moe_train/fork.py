@@ -1,0 +1,129 @@
+"""`moe-train fork`: a new run that begins at a checkpoint of another, with its recipe and tokenizer. Without torch.
+
+The new folder is filled under another name and renamed when it is whole. It gets an id of its own, so neither run ever
+takes the other's checkpoints or jobs for its own.
+"""
+
+import argparse
+import secrets
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from moe_cluster.contract import DONE
+from moe_cluster.place import Place
+from moe_train.arguments import Parser, count, folder
+from moe_train.checkpoint.folder import CheckpointFolder, write_durably
+from moe_train.checkpoint.lineage import eligible_steps, newest_attempt
+from moe_train.checkpoint.manifest import read_manifest
+from moe_train.checkpoint.verify import verify
+from moe_train.errors import CheckpointError, RunError, UsageError, dangling_link
+from moe_train.identity import Identity, Origin, new_id
+from moe_train.made import Made
+from moe_train.monitor.run import find_run
+from moe_train.run_folder import RECIPE_FILE, RunFolder
+
+TOKENIZER_FILE = "tokenizer.json"
+EPILOG = """\
+examples:
+  moe-train fork runs/switch-tiny runs/lower-rate               from the newest good checkpoint
+  moe-train fork runs/switch-tiny runs/lower-rate --step 100
+  moe-train run runs/lower-rate/recipe.yaml --run-dir runs/lower-rate optim.lr=1e-4
+
+The new run's rows begin where it was forked; RUN keeps those before, and is not changed.
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command; returns its exit code. Raises MoETrainError, and leaves no new folder then."""
+    parser = Parser(
+        "moe-train fork",
+        description="Make a new run that begins at a checkpoint of another.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", metavar="RUN", help="a run folder, or its name below runs/")
+    parser.add_argument(
+        "new", metavar="NEW", type=folder, help="folder of the new run, which must not be there yet"
+    )
+    parser.add_argument(
+        "--step", type=count, metavar="N", help="of the checkpoint (default: the newest good one)"
+    )
+    options = parser.parse_args(arguments)
+    run_dir = find_run(options.run)
+    _require_new(options.new, run_dir)
+    recipe = RunFolder(run_dir).recipe()
+    step = _chosen(CheckpointFolder(run_dir), options.step)
+    _fill(run_dir, options.new, step)
+    print(f"{options.new} begins at step {step} of {run_dir}")
+    line = ["moe-train", "run", str(options.new / RECIPE_FILE), "--run-dir", str(options.new)]
+    more = f" steps={2 * step}" if step >= recipe.steps else ""
+    print(f"  train it:  {shlex.join(line)}{more}")
+    return DONE
+
+
+def _require_new(new: Path, run_dir: Path) -> None:
+    if link := dangling_link(new):
+        raise RunError.unreachable(new, link)
+    if new.exists() and not (new.is_dir() and not any(new.iterdir())):
+        raise UsageError(f"NEW={new}: is there already; name a folder that is not, or an empty one")
+    if new.resolve().is_relative_to(run_dir.resolve()):
+        raise UsageError(f"NEW={new}: lies inside of {run_dir}; name a folder beside it")
+
+
+def _chosen(checkpoints: CheckpointFolder, wanted: int | None) -> int:
+    """The step to fork from. Raises UsageError or CheckpointError if there is none that is good."""
+    run_dir = checkpoints.run_dir
+    eligible = eligible_steps(checkpoints, newest_attempt(run_dir))
+    if not eligible:
+        raise UsageError(f"RUN={run_dir}: holds no checkpoint to fork from; train it to its first one")
+    if wanted is not None and wanted not in eligible:
+        listed = ", ".join(map(str, eligible))
+        raise UsageError(f"--step {wanted}: {run_dir} has no such checkpoint; it has those of steps {listed}")
+    last = ""
+    for step in reversed(eligible) if wanted is None else [wanted]:
+        if not (findings := verify(checkpoints.committed(step))):
+            return step
+        last = f"{checkpoints.committed(step)}: is bad ({'; '.join(findings)})"
+        if wanted is None:
+            print(f"moe-train: {last} and is passed over", file=sys.stderr)
+    raise CheckpointError(f"{last}; choose another one with --step, or restore it from a copy")
+
+
+def _fill(run_dir: Path, new: Path, step: int) -> None:
+    """Make the new run's folder, whole or not at all. Raises RunError or CheckpointError."""
+    source, made = CheckpointFolder(run_dir).committed(step), Made()
+    place = new.resolve()  # a link to an empty folder stays a link
+    draft = place.with_name(f".{place.name}.{secrets.token_hex(4)}.tmp")
+    made.expect(draft.parent)
+    try:
+        target = CheckpointFolder(draft).committed(step)
+        target.parent.mkdir(parents=True)
+        shutil.copytree(source, target)
+        if findings := verify(target):
+            raise CheckpointError(f"{source}: changed while it was copied ({'; '.join(findings)}); try again")
+        write_durably(target.parent / "latest", f"{target.name}\n".encode())
+        for name in (RECIPE_FILE, TOKENIZER_FILE):
+            if (run_dir / name).exists():
+                shutil.copyfile(run_dir / name, draft / name)
+        manifest = read_manifest(target)
+        origin = Origin(manifest.attempt, step, manifest.run)
+        stands = Place(str(place), draft.stat().st_ino)
+        Identity(new_id(), stands, forked_from=origin, parent=str(run_dir.resolve())).write(draft)
+        draft.rename(place)
+    except (OSError, shutil.Error, CheckpointError) as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        made.take_back()
+        if isinstance(error, CheckpointError):
+            raise
+        raise _unfinished(new, error) from None
+
+
+def _unfinished(new: Path, error: OSError) -> RunError:
+    if isinstance(error, shutil.Error):  # of copytree: source, target and reason of each file
+        return RunError(
+            f"NEW={new}: cannot be made ({error.args[0][0][2]}); free space, or name another folder"
+        )
+    return RunError.unwritable(new, error)
