@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny_model import context, moe_layer, normal, tiny_recipe, vocabulary
 
+from moe_train.config.kinds.router import BalancedRouterConfig
 from moe_train.config.kinds.router.router import GateConfig
 from moe_train.config.registry import REGISTRY
 from moe_train.moe.layer import MoELayer
@@ -16,9 +17,10 @@ from moe_train.random import generator_for
 
 SEQUENCES, LENGTH, WIDTH, EXPERTS = 3, 8, 32, 8
 KINDS = sorted(REGISTRY["moe.router"])
-LEAKS = {"expert_choice", "batch_priority", "soft", "smear"}
-GATED = [kind for kind in KINDS if issubclass(REGISTRY["moe.router"][kind].config, GateConfig)]
-IN_TRAINING_ONLY = ["base", "sinkhorn"]
+CONFIGS = {kind: REGISTRY["moe.router"][kind].config for kind in KINDS}
+GATED = [kind for kind in KINDS if issubclass(CONFIGS[kind], GateConfig)]
+ASSIGNED = [kind for kind in KINDS if issubclass(CONFIGS[kind], BalancedRouterConfig)]
+"""Kinds that look at later tokens too, but in training alone."""
 SCHEDULED = {"dense_to_sparse"}
 """Their validation depends on the step, by a schedule of the recipe."""
 
@@ -85,13 +87,13 @@ def test_a_sequence_gets_the_same_wherever_it_is(kind, training):
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_a_token_gets_depends_on_later_tokens_only_where_the_configuration_says_so(kind):
     layer = layer_of(kind)
-    assert layer.config.router.sees_later_tokens == (kind in LEAKS)
+    leaks = layer.config.router.sees_later_tokens
     x, other = tokens(1), tokens(1)
     other[LENGTH // 2 :] = normal(LENGTH - LENGTH // 2, WIDTH, seed=51)
-    here = context(1, LENGTH, training=kind not in IN_TRAINING_ONLY)
+    here = context(1, LENGTH, training=kind not in ASSIGNED)
     first, second = (layer(rows, here)[0][: LENGTH // 2] for rows in (x, other))
     # batch_priority leaks by the order in which full experts serve; nothing is full here.
-    assert torch.allclose(first, second, atol=1e-6) == (kind not in LEAKS - {"batch_priority"})
+    assert torch.allclose(first, second, atol=1e-6) == (not leaks or kind == "batch_priority")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -127,14 +129,11 @@ def test_a_router_that_learned_nothing_is_undecided_between_all_experts(kind, tr
     assert float(stats.router_top_probability) == pytest.approx(top, rel=1e-5)
 
 
-NO_COLUMNS = {"dselect_k", "random", "thor"}
-"""Kinds in which an expert's number means something: a code, or what a draw comes to."""
-
-
 @pytest.mark.parametrize(
     ("kind", "training"),
     # In training noise is drawn for an expert's number.
-    [(kind, False) for kind in sorted(set(KINDS) - NO_COLUMNS)] + [(kind, True) for kind in IN_TRAINING_ONLY],
+    [(kind, False) for kind in KINDS if not CONFIGS[kind].depends_on_expert_number]
+    + [(kind, True) for kind in ASSIGNED],
 )
 def test_the_order_of_experts_does_not_matter(kind, training):
     """Neighbours change places, which leaves every group of hierarchical_top_k and every prototype as it is."""
@@ -184,11 +183,7 @@ def test_one_expert_is_a_plain_block_with_weight_one_or_the_sigmoid_of_its_score
     assert int(stats.dropped) == 0
 
 
-BY_PLACE = {"hash", "random", "thor", "expert_choice"}
-"""Kinds that give equal tokens different experts: by id, by chance, or by who comes first."""
-
-
-@pytest.mark.parametrize("kind", sorted(set(KINDS) - BY_PLACE))
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if not CONFIGS[kind].may_split_equal_tokens])
 def test_tokens_that_are_all_alike_get_the_same_and_crowd_at_the_same_experts(kind):
     layer = layer_of(kind)
     x = tokens(1)[:1].expand(SEQUENCES * LENGTH, -1)

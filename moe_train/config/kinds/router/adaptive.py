@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from moe_train.config.kinds.router.router import GateConfig, capacity_must_be_null
 from moe_train.config.problem import Problem
@@ -118,6 +118,8 @@ class DenseToSparseRouterConfig(GateConfig):
 @dataclass
 class DSelectKRouterConfig(GateConfig):
     """DSelect-k (2106.03760): a smooth choice by binary codes; at most k experts once the codes are settled."""
+
+    depends_on_expert_number: ClassVar[bool] = True
 
     kind: str = "dselect_k"
     k: int = 2  # selectors, so experts per token in the end

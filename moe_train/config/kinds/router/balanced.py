@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from moe_train.config.kinds.router.router import GateConfig, capacity_must_be_null
 from moe_train.config.problem import Problem
@@ -50,6 +50,8 @@ class SinkhornRouterConfig(BalancedRouterConfig):
 @dataclass
 class ExpertChoiceRouterConfig(GateConfig):
     """Expert choice (2202.09368): every expert takes its best tokens, so a token has from none to all experts."""
+
+    may_split_equal_tokens: ClassVar[bool] = True
 
     kind: str = "expert_choice"
     tokens_per_expert: float = (

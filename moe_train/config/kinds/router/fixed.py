@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from moe_train.config.kinds.objective import MaskedConfig
 from moe_train.config.kinds.router.router import RouterConfig
@@ -21,6 +21,8 @@ LARGEST_CLUSTERED_VOCABULARY = 2**17
 @dataclass
 class FixedRouterConfig(RouterConfig):
     """Base of routers without parameters."""
+
+    may_split_equal_tokens: ClassVar[bool] = True
 
     def num_parameters(self, d_model: int, num_experts: int) -> int:
         return 0
@@ -78,6 +80,8 @@ class HashRouterConfig(FixedRouterConfig):
 @dataclass
 class RandomRouterConfig(FixedRouterConfig):
     """Every token to an expert drawn anew at each step: the floor that learned routing must beat."""
+
+    depends_on_expert_number: ClassVar[bool] = True
 
     kind: str = "random"
 

@@ -17,6 +17,10 @@ class RouterConfig(KindConfig):
 
     choices_compete: ClassVar[bool] = True
     """An expert can be the first choice of one token and the second of another."""
+    depends_on_expert_number: ClassVar[bool] = False
+    """Routing goes by an expert's number, a code or the outcome of a draw, not by what was learned for it."""
+    may_split_equal_tokens: ClassVar[bool] = False
+    """Equal tokens can get different experts: by their ids, by chance, or by the order in which they come."""
 
     @property
     def sees_later_tokens(self) -> bool:

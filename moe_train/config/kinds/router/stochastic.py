@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 class ThorRouterConfig(RouterConfig):
     """THOR (2110.04260): one random expert per layer and forward pass, for the whole batch."""
 
+    depends_on_expert_number: ClassVar[bool] = True
+    may_split_equal_tokens: ClassVar[bool] = True
+
     kind: str = "thor"
     inference: Literal["sequence", "token", "batch", "ensemble", "fixed"] = "sequence"  # see routers/thor.py
     fixed_expert: int = 0  # which one, for inference=fixed
