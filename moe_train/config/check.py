@@ -167,6 +167,13 @@ def _model(recipe: Recipe) -> Iterator[Problem]:
             f"leaves an odd head width {head_width(model)}, which rotary positions cannot halve",
             "choose a head count or model.head_width that gives an even width, or model.positions=learned",
         )
+    if model.positions == "transformer_xl" and model.d_model % 2:
+        yield Problem(
+            "model.d_model",
+            model.d_model,
+            "must be even with model.positions=transformer_xl, for half of a sinusoid is sines and half cosines",
+            "choose an even width, or model.positions=relative",
+        )
     yield from _architecture(recipe)
     yield from placement_problems(recipe)
 

@@ -34,7 +34,8 @@ class ModelConfig:
     head_width: int | None = None  # of queries, keys and values; null: d_model / num_heads
     d_ff: int | None = None  # hidden width of a dense feed-forward block; null: 4 * d_model
     activation: Literal["relu", "gelu", "swiglu", "geglu"] = "relu"
-    positions: Literal["rotary", "learned", "relative"] = "rotary"  # relative: T5's bucketed bias
+    # relative: T5's bucketed bias; transformer_xl: scores of sinusoids of the distance, in each layer its own
+    positions: Literal["rotary", "learned", "relative", "transformer_xl"] = "rotary"
     dropout: float = 0.0  # on embeddings and on every block's output, training only
     tied_embeddings: bool = True  # output head = token embedding
     init_scale: float = 0.1  # s of Switch (2101.03961) sec. 2.4: std = sqrt(s / fan_in), truncated at 2 std

@@ -1,4 +1,6 @@
-"""Multi-head attention with rotary, learned or T5-relative positions: to the own sequence, or to an encoder's output.
+"""Multi-head attention to the own sequence, with the positions of the recipe, or to an encoder's output.
+
+Transformer-XL's positions stand in transformer_xl.py.
 
 B sequences, S tokens, R tokens of what is attended to (S in self-attention), D model width, H heads, W width of a
 head.
@@ -12,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from moe_train.config.schema import ModelConfig, head_width
+from moe_train.model.transformer_xl import DistanceScores
 
 NUM_BUCKETS = 32
 MAX_DISTANCE = 128
@@ -22,11 +25,17 @@ HIDDEN = -1e9
 class Attention(nn.Module):
     """softmax(q k^T / sqrt(W) + bias) v, then a projection; no biases in the matrices."""
 
-    def __init__(self, config: ModelConfig, *, is_causal: bool = True):
+    def __init__(self, config: ModelConfig, *, is_causal: bool = True, reads_memory: bool = False):
+        """`reads_memory`: it attends to an encoder's output, which has no positions."""
         super().__init__()
         width, of_heads = config.d_model, config.num_heads * head_width(config)
         self.num_heads, self.is_causal = config.num_heads, is_causal
-        self.rotary = config.positions == "rotary"
+        self.rotary = config.positions == "rotary" and not reads_memory
+        self.distances = (
+            DistanceScores(width, config.num_heads, head_width(config), is_causal=is_causal)
+            if config.positions == "transformer_xl" and not reads_memory
+            else None
+        )
         self.query = nn.Linear(width, of_heads, bias=False)
         self.key = nn.Linear(width, of_heads, bias=False)
         self.value = nn.Linear(width, of_heads, bias=False)
@@ -47,8 +56,11 @@ class Attention(nn.Module):
             project(rows).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for project, rows in ((self.query, x), (self.key, read), (self.value, read))
         )
-        if self.rotary and memory is None:
+        if self.rotary:
             query, key = rotate(query), rotate(key)
+        if self.distances is not None:
+            query, scores = self.distances(query)
+            bias = scores if bias is None else scores + bias
         mask = None if bias is None else bias.to(query.dtype)
         causal = self.is_causal and mask is None and memory is None
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)

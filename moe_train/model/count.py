@@ -2,7 +2,8 @@
 
 A product with a weight matrix costs 2 FLOPs per weight and token; attention's two products with the sequence
 cost 4 * S * (heads * head width) per token and layer. Looking an embedding up is free, the output head is not,
-norms are not counted. The backward pass costs twice the forward pass. A token is one of the text's: what an objective
+norms are not counted, nor is the product of Transformer-XL's distances with their matrix, which is made once for all
+sequences of a pass. The backward pass costs twice the forward pass. A token is one of the text's: what an objective
 makes an encoder and a decoder read of it is counted whole. V vocabulary, S sequence length, E experts.
 """
 
@@ -75,6 +76,7 @@ def _stack_parts(recipe: Recipe, plan: StackPlan) -> dict[str, int]:
         "rotary": 0,
         "learned": plan.length * d,
         "relative": RELATIVE_BUCKETS * model.num_heads,
+        "transformer_xl": plan.num_layers * (d + 2) * _attention_width(recipe),
     }
     return {
         "positions": positions[model.positions],
@@ -100,8 +102,15 @@ def _stack_flops(recipe: Recipe, plan: StackPlan, parts: Mapping[str, int]) -> i
     if plan.reads_encoder:
         multiplied += plan.length * 2 * matrix + source * 2 * matrix
         attended += source
-    scores = 4 * plan.length * attended * plan.num_layers * _attention_width(recipe)
-    return round(2 * multiplied + scores)
+    scored = plan.length * (4 * attended + 2 * _distances(recipe, plan))
+    return round(2 * multiplied + scored * plan.num_layers * _attention_width(recipe))
+
+
+def _distances(recipe: Recipe, plan: StackPlan) -> int:
+    """Distances with which Transformer-XL's positions score a token."""
+    if recipe.model.positions != "transformer_xl":
+        return 0
+    return plan.length if plan.is_causal else 2 * plan.length - 1
 
 
 def _routed(recipe: Recipe, plan: StackPlan) -> float:

@@ -36,7 +36,9 @@ class Block(nn.Module):
         self.attention_norm = nn.RMSNorm(model.d_model)
         self.attention = Attention(model, is_causal=plan.is_causal)
         self.cross_attention_norm = nn.RMSNorm(model.d_model) if plan.reads_encoder else None
-        self.cross_attention = Attention(model, is_causal=False) if plan.reads_encoder else None
+        self.cross_attention = (
+            Attention(model, is_causal=False, reads_memory=True) if plan.reads_encoder else None
+        )
         self.feedforward_norm = nn.RMSNorm(model.d_model)
         self.feedforward: FeedForward | MoELayer
         self.shared_experts: FeedForward | None = None

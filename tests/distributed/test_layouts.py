@@ -45,6 +45,7 @@ FAST = [
     (4, ("parallel.expert=2", "data.micro_batch=1", "engine.reshard_after_forward=true")),
     (4, ("parallel.expert=4", *HIERARCHICAL)),
 ]
+TRANSFORMER_XL = ("model.positions=transformer_xl", "model.activation=geglu", "moe.activation=gelu", *JITTER)
 VARIANTS = [
     (
         "moe.router.kind=top_k",
@@ -55,6 +56,7 @@ VARIANTS = [
     ),
     ("model.positions=relative", "model.activation=gelu", "moe.every=2", "moe.capacity_factor=null", *JITTER),
     ("model.positions=learned", "moe.every=0"),
+    TRANSFORMER_XL,
     ("moe.router.kind=gshard", "model.activation=geglu", *JITTER),
     (
         "moe.router.kind=gshard",
@@ -147,6 +149,13 @@ def test_layers_with_different_numbers_of_experts_train_like_one_process(workers
     runs = run_workers(workers, train, *DROPOUT, *PYRAMID, *layout)
     assert_same_gradients(one_process((*DROPOUT, *PYRAMID)), runs, digits=1e-5)
     assert_same_run(one_process((*DROPOUT, *PYRAMID)), runs, digits=2e-6)
+
+
+def test_transformer_xls_positions_train_like_one_process():
+    layout = ("parallel.expert=2", "data.micro_batch=2", "engine.reshard_after_forward=true")
+    runs = run_workers(4, train, *DROPOUT, *TRANSFORMER_XL, *layout)
+    assert_same_gradients(one_process((*DROPOUT, *TRANSFORMER_XL)), runs, digits=1e-5)
+    assert_same_run(one_process((*DROPOUT, *TRANSFORMER_XL)), runs, digits=2e-6)
 
 
 @pytest.mark.distributed_exhaustive

@@ -22,6 +22,7 @@ VARIANTS = [
     (*SPANS[:-1], "moe.stacks=encoder", "moe.router.kind=expert_choice", *UNLIMITED),
     (*MASKED, "moe.router.kind=expert_choice", *UNLIMITED),
     (*MASKED, "moe.router.kind=batch_priority", "model.positions=learned"),
+    (*SPANS, "model.positions=transformer_xl"),
 ]
 EVERY_LAYOUT = [
     (1, ("data.micro_batch=2",)),

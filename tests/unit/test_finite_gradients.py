@@ -211,7 +211,7 @@ def test_an_objective_has_a_finite_loss_and_gradient_however_far_apart_its_logit
         assert not gradient[0, -1].any(), "nothing is predicted there"
 
 
-@pytest.mark.parametrize("positions", ["rotary", "learned", "relative"])
+@pytest.mark.parametrize("positions", ["rotary", "learned", "relative", "transformer_xl"])
 @pytest.mark.parametrize("kind", ["switch", "soft", "smear"])
 @pytest.mark.parametrize("scale", [0.0, 1e4])
 def test_norms_attention_and_experts_have_finite_gradients_at_rows_of_zeros_and_at_huge_ones(

@@ -47,9 +47,15 @@ def context_of(batch: Batch) -> RouteContext:
     return RouteContext(False, 0.0, RandomStream(0, 0, batch.sequence_ids), batch.tokens)
 
 
-@pytest.fixture(scope="module", params=["sequence", "token", "batch", "ensemble"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        *(f"moe.router.inference={way}" for way in ("sequence", "token", "batch", "ensemble")),
+        "model.positions=transformer_xl",
+    ],
+)
 def model(request):
-    made = tiny_transformer(tiny_recipe(*THOR, f"moe.router.inference={request.param}"))
+    made = tiny_transformer(tiny_recipe(*THOR, request.param))
     with torch.no_grad():
         for name, parameter in made.named_parameters():
             parameter.copy_(normal(*parameter.shape, seed=len(name)) * 0.4)

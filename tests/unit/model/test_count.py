@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from moe_train.model.count import RELATIVE_BUCKETS, count
 from moe_train.model.transformer import build_on_meta
+from moe_train.model.transformer_xl import DistanceScores
 
 SPANS = ("model.architecture=encoder_decoder", "objective.kind=span_corruption", "objective.sentinels=4")
 SHAPES = [
@@ -16,6 +17,8 @@ SHAPES = [
     ("model.activation=gelu", "model.positions=learned"),
     ("model.activation=swiglu", "model.positions=relative", "model.tied_embeddings=false"),
     ("moe.every=0",),
+    ("model.positions=transformer_xl", "model.head_width=12"),
+    (*SPANS, "model.positions=transformer_xl", "model.num_encoder_layers=3"),
     (
         "model.num_layers=4",
         "moe.layers=[0,2,3]",
@@ -71,7 +74,21 @@ def test_the_formula_counts_the_flops_of_a_training_step(overrides):
         logits, _ = model(*arguments)
         logits.sum().backward()
     tokens = recipe.data.global_batch * recipe.data.sequence_length
-    assert counter.get_total_flops() // tokens == count(recipe).flops_per_token
+    # Made once for all sequences, forward and for the matrix's gradient: the formula leaves it out.
+    of_distances = sum(
+        2 * 2 * (length if module.is_causal else 2 * length - 1) * module.project.weight.numel()
+        for stack, length in stacks_of(model, batch)
+        for module in stack.modules()
+        if isinstance(module, DistanceScores)
+    )
+    assert (counter.get_total_flops() - of_distances) // tokens == count(recipe).flops_per_token
+
+
+def stacks_of(model, batch):
+    """Each stack with the length of its sequences."""
+    if batch.source is None:
+        return [(model, batch.tokens.shape[1])]
+    return [(model.encoder, batch.source.shape[1]), (model.decoder, batch.tokens.shape[1])]
 
 
 def product_flops(_, left, right, out_shape, **__):

@@ -8,7 +8,7 @@ from tiny_model import context, global_batch, tiny_recipe, tiny_transformer
 
 SPANS = ("model.architecture=encoder_decoder", "objective.kind=span_corruption", "objective.sentinels=8")
 MASKED = ("model.architecture=encoder", "objective.kind=masked")
-POSITIONS = ["rotary", "learned", "relative"]
+POSITIONS = ["rotary", "learned", "relative", "transformer_xl"]
 DROPLESS = ("moe.capacity_factor=null", "moe.eval_capacity_factor=null")
 
 

@@ -71,6 +71,15 @@ def test_learned_positions_are_looked_up_for_free(recipe: Recipe, positions: str
     assert after.flops_per_token == before.flops_per_token
 
 
+def test_transformer_xls_positions_have_a_matrix_and_two_vectors_in_each_layer(recipe: Recipe) -> None:
+    before = count(recipe)
+    recipe.model.positions = "transformer_xl"
+    after = count(recipe)
+    assert after.parts["positions"] == 320  # 4 layers * (8 * 8 + 2 * 8)
+    assert after.active_parameters - before.active_parameters == 320
+    assert after.flops_per_token - before.flops_per_token == 3 * 2 * 16 * 8 * 4  # 2 * S * d, 4 layers
+
+
 def test_an_untied_head_adds_parameters_but_no_flops(recipe: Recipe) -> None:
     tied = count(recipe)
     recipe.model.tied_embeddings = False

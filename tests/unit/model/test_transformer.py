@@ -6,7 +6,7 @@ from tiny_model import context, global_batch, tiny_recipe, tiny_transformer
 
 from moe_train.model.stack import dropout
 
-POSITIONS = ["rotary", "learned", "relative"]
+POSITIONS = ["rotary", "learned", "relative", "transformer_xl"]
 
 
 def logits_of(model, tokens, **about):
