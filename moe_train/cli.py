@@ -6,13 +6,13 @@ one of the two places that read the environment.
 
 import argparse
 import importlib
-import io
 import os
 import sys
 from collections.abc import Sequence
 
 from moe_cluster.errors import ClusterError
 from moe_cluster.other_launchers import is_of_launcher
+from moe_cluster.output import finish_output, lost_output, protect_output
 from moe_train.arguments import Parser, count, count_or_range, folder, resume_from
 from moe_train.errors import MoETrainError, UsageError
 
@@ -66,6 +66,10 @@ DELEGATED = {
     "translate": ("moe_train.translate:main", "translate with a run's checkpoint, and score it"),
 }
 ASK_ENVIRONMENT = ("submit", "resume", "sweep")
+ACTIONS = ("run", "submit", "resume", "sweep", "cancel")
+"""Commands that do not end for want of a standard output, which only tells what they do."""
+PRINTS = frozenset({"--dry-run", "--help", "-h"})
+"""Options that have any command print something and do no more."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,12 +77,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     for name in filter(is_of_launcher, tuple(os.environ)):
         del os.environ[name]
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(
-            errors="replace"
-        )  # a terminal without the letters of a name shows question marks
+    is_result = not arguments or arguments[0] not in ACTIONS or not PRINTS.isdisjoint(arguments)
+    protect_output(is_result)
     try:
-        return _dispatch(arguments)
+        return _dispatched(arguments, is_result)
     except (MoETrainError, ClusterError) as error:
         if os.environ.get(DEBUG_VARIABLE):
             raise
@@ -87,10 +89,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("moe-train: interrupted; checkpoints written before are intact", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output has gone (`moe-train show R | head`); Python must not flush into it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader of our output has gone: `moe-train show R | head`
         return INTERRUPTED
+
+
+def _dispatched(arguments: list[str], is_result: bool) -> int:
+    """Run one command to its end, and look whether its output has arrived."""
+    try:
+        exit_code = finish_output(_dispatch(arguments))
+    except SystemExit:  # argparse has printed its help
+        finish_output(0)
+        raise
+    if not is_result and arguments[0] != "run" and (failure := lost_output(sys.stdout)):
+        print(f"moe-train: standard output could not be written ({failure.strerror})", file=sys.stderr)
+    return exit_code
 
 
 def _dispatch(arguments: list[str]) -> int:

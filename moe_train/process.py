@@ -31,6 +31,7 @@ from moe_cluster.contract import (
     rank_dir,
 )
 from moe_cluster.linux import die_with_parent, stop_signals
+from moe_cluster.output import output_stream
 from moe_train.errors import MoETrainError, RunError, TrainingError
 from moe_train.heartbeat import Heartbeat
 from moe_train.progress import Progress
@@ -80,7 +81,9 @@ class Process:
             die_with_parent(self._launcher)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._log = (self.folder / LOG_FILE).open("a", buffering=1)
+            self._log = (self.folder / LOG_FILE).open(
+                "a", buffering=1, encoding="utf-8", errors="backslashreplace"
+            )
         except OSError as error:
             raise RunError.unwritable(self.run_dir, error) from None
         if self._launcher is not None:
@@ -131,7 +134,8 @@ class Process:
             raise KeyboardInterrupt
         if not self.stop_requested and self._launcher is None:
             note = b"\nmoe-train: stopping: saving at the next step (Ctrl-C again ends at once, unsaved)\n"
-            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, note)
+            with suppress(OSError):  # a terminal that is gone, a full disk
+                os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, note)
         name = signal.Signals(number).name
         self._heartbeat.ask_to_stop(f"{name}: the time limit is near" if number == signal.SIGUSR1 else name)
 
@@ -176,12 +180,10 @@ class Process:
 
     def _send_output_to_log(self) -> None:
         """Keep the terminal for what rank 0 says on purpose; whatever native code prints goes to log.txt."""
-        sys.stdout.flush()
+        terminal = output_stream(os.dup(1), sys.stdout, is_result=False)
         sys.stderr.flush()
         if self.rank == 0:
-            sys.stdout = sys.stderr = os.fdopen(
-                os.dup(1), "w", buffering=1, encoding=sys.stdout.encoding, errors="replace"
-            )
+            sys.stdout = sys.stderr = terminal
         for descriptor in (1, 2):
             os.dup2(self._log.fileno(), descriptor)
 
@@ -229,8 +231,7 @@ class _TerminalHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.name.startswith("moe_train") or record.levelno >= logging.ERROR:
-            with suppress(BrokenPipeError):
-                sys.stderr.write(f"{record.getMessage()}\n")
+            sys.stderr.write(f"{record.getMessage()}\n")
 
 
 def _exit_code(error: BaseException) -> int | None:

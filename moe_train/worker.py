@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from moe_cluster.output import protect_output
 from moe_train.arguments import Parser
 from moe_train.process import Process
 
@@ -20,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--resume", default="auto")
     arguments = parser.parse_args(argv)
+    protect_output(is_result=False)
     with Process.of_worker(arguments.run_dir, os.environ) as process:
         from moe_train.config.load import load_recipe
 

@@ -9,6 +9,7 @@ allocate its host buffers, is shown on its own.
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 import torch
 from measurement import interleave, machine, median_ratio, peak_memory_gib, text_table, write_rows
 
+from moe_cluster.output import run_main
 from moe_train.checkpoint.checkpointer import Checkpointer
 from moe_train.checkpoint.layout import Shard
 from moe_train.checkpoint.lineage import record_start
@@ -87,4 +89,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_main(main))

@@ -16,6 +16,7 @@ import argparse
 import ctypes
 import multiprocessing
 import queue
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ from measurement import Row, add_output_options, interleave, median_ratio, peak_
 from plain_exchange import PlainExchange
 from torch import Tensor
 
+from moe_cluster.output import run_main
 from moe_train.config.kinds.dispatch import AllToAllDispatchConfig, OneSidedDispatchConfig
 from moe_train.moe.dispatch.all_to_all import AllToAllDispatcher
 from moe_train.moe.dispatch.dispatcher import Dispatcher
@@ -263,4 +265,4 @@ def _each_round(over_ranks: Callable[[list[float]], float], name: str, ranks: li
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_main(main))

@@ -12,6 +12,7 @@ T tokens, K choices, D model width, F = 4 D hidden width, E experts.
 
 import argparse
 import statistics
+import sys
 from collections.abc import Callable, Mapping
 
 import torch
@@ -20,6 +21,7 @@ from bench_router import by_torch, one_pass
 from measurement import Row, add_output_options, interleave, median_ratio, report
 from torch import Tensor
 
+from moe_cluster.output import run_main
 from moe_kernels.exchange import Exchange
 from moe_kernels.ops.uniform import uniform
 from moe_kernels.select import choose
@@ -165,4 +167,4 @@ def medians(times: Mapping[str, list[float]]) -> dict[str, float]:
 CASES = ((draws, DRAWS), (router, ROUTERS), (exchange, EXCHANGES), (layer, LAYERS))
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_main(main))

@@ -13,6 +13,7 @@ T tokens, D model width, F = 4 D hidden width, E experts.
 import argparse
 import logging
 import os
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ import torch.distributed as dist
 from measurement import Row, add_output_options, interleave, median_ratio, peak_memory_gib, report
 from torch import Tensor, nn
 
+from moe_cluster.output import run_main
 from moe_train.config.kinds.router import TopKRouterConfig
 from moe_train.config.schema import MoEConfig
 from moe_train.moe.layer import MoELayer
@@ -292,4 +294,4 @@ def _huggingface_layer(case: Case) -> nn.Module:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_main(main))

@@ -10,6 +10,7 @@ the monitor's share, monitor_ms / step_ms, for a row at every step and at every 
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from measurement import Row, machine, peak_memory_gib, text_table, write_rows
 
+from moe_cluster.output import run_main
 from moe_train.callbacks.jsonl import encode_row
 from moe_train.config.kinds.data import BPEConfig
 from moe_train.config.load import load_recipe
@@ -130,4 +132,4 @@ def _row(window: LoadWindow, world: World, result: StepResult) -> dict[str, Any]
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_main(main))

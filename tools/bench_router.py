@@ -10,6 +10,7 @@ without it.
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable
 
@@ -17,6 +18,7 @@ import torch
 from measurement import Row, add_output_options, interleave, median_ratio, peak_memory_gib, report
 from torch import Tensor
 
+from moe_cluster.output import run_main
 from moe_kernels.ops.router import router_statistics
 from moe_kernels.select import choose
 
@@ -86,4 +88,4 @@ def _timed(work: Statistics, logits: Tensor, upstream: tuple[Tensor, ...], backw
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_main(main))

@@ -22,6 +22,7 @@ import torch
 from measurement import Row, add_output_options, interleave, median_ratio, peak_memory_gib, report
 from torch import Tensor, nn
 
+from moe_cluster.output import run_main
 from moe_train.config.kinds.objective import ConsistencyConfig, LanguageConfig
 from moe_train.config.kinds.router import RouterConfig, SoftRouterConfig
 from moe_train.config.registry import REGISTRY
@@ -220,4 +221,4 @@ class _Progress:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_main(main))

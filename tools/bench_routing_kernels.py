@@ -9,6 +9,7 @@
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable
 
@@ -17,6 +18,7 @@ from measurement import Row, add_output_options, interleave, median_ratio, repor
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from moe_cluster.output import run_main
 from moe_kernels.ops.assignment import balanced_assignment
 from moe_kernels.ops.uniform import uniform
 from moe_kernels.reference.uniform import uniform as uniform_by_torch
@@ -87,4 +89,4 @@ def _seconds(measure: Callable[[], object]) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_main(main))

@@ -33,6 +33,7 @@ from measurement import Row, add_output_options, interleave, median_ratio, peak_
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from moe_cluster.output import run_main
 from moe_train.checkpoint.layout import Shard
 from moe_train.config.kinds.data import BPEConfig
 from moe_train.config.kinds.optim import AdamWConfig, ConstantScheduleConfig
@@ -334,4 +335,4 @@ def _clip(shared: list[nn.Parameter], experts: list[nn.Parameter], limit: float,
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_main(main))

@@ -10,6 +10,7 @@ in which the main thread reports it.
 
 import argparse
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -19,6 +20,7 @@ import torch
 from bench_monitor import random_batch
 from measurement import Row, add_output_options, peak_memory_gib, report
 
+from moe_cluster.output import run_main
 from moe_train.config.load import load_recipe
 from moe_train.config.registry import build
 from moe_train.parallel.host_memory import keep_freed_memory
@@ -84,4 +86,4 @@ def _clock_of(name: str) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_main(main))

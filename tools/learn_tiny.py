@@ -17,6 +17,7 @@ from typing import Any
 
 from measurement import machine, text_table
 
+from moe_cluster.output import run_main
 from moe_train.config.load import load_recipe
 from moe_train.monitor.rows import METRICS_FILE, read_rows
 
@@ -101,4 +102,4 @@ def row_of(path: Path, run_dir: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_main(main))

@@ -11,7 +11,6 @@ share are measured once. `--rehearse` makes every run 4 steps long and throws th
 
 import argparse
 import logging
-import os
 import signal
 import statistics
 import sys
@@ -25,6 +24,7 @@ from reproduction.report import collect, document
 from reproduction.result import load
 from reproduction.runs import ROOT, Runner
 
+from moe_cluster.output import OutputError, finish_output, protect_output
 from moe_train.errors import MoETrainError
 from moe_train.model.count import count
 
@@ -38,18 +38,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     logging.basicConfig(format="%(message)s")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    protect_output(
+        is_result=options.what in ("list", "plan")
+    )  # a measurement of hours goes on without its reader
     try:
         _act(options)
-    except MoETrainError as error:
+        return finish_output(0)
+    except (MoETrainError, OutputError) as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:  # the reader has gone (`| head`); Python must not flush into its pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader has gone (`| head`)
         return 130
     except KeyboardInterrupt:
         print("stopped; what was measured is kept", file=sys.stderr)
         return 130
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -28,6 +28,7 @@ from pathlib import Path
 from moe_cluster.bad_nodes import own_name
 from moe_cluster.contract import DONE, FAILED
 from moe_cluster.nvml import Gpu, gpus
+from moe_cluster.output import run_main
 from moe_cluster.own_code import PACKAGES
 
 GIB = 2**30
@@ -229,4 +230,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_main(main))

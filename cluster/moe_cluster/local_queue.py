@@ -18,6 +18,7 @@ from types import FrameType
 
 from moe_cluster.atomic import replace_text
 from moe_cluster.linux import start_time
+from moe_cluster.output import protect_output
 
 POLL_S = 0.2
 
@@ -87,4 +88,5 @@ def _started(path: Path) -> "subprocess.Popen[bytes]":
 
 
 if __name__ == "__main__":
+    protect_output(is_result=False)
     sys.exit(main(sys.argv[1:]))

@@ -19,6 +19,7 @@ from moe_cluster.elastic import elastic_command, run_elastic, with_threads
 from moe_cluster.first_cause import read_endings, was_preempted
 from moe_cluster.job import Attempt
 from moe_cluster.linux import die_with_parent
+from moe_cluster.output import protect_output
 from moe_cluster.own_code import module_command
 from moe_cluster.stop import stop_on_signals
 
@@ -96,4 +97,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    protect_output(is_result=False)
     sys.exit(main())

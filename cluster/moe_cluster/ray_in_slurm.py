@@ -21,6 +21,7 @@ from moe_cluster.addresses import address_in_job, with_port
 from moe_cluster.contract import FAILED, PREEMPTED
 from moe_cluster.errors import ClusterError
 from moe_cluster.linux import catches, die_with_parent, start_deaf
+from moe_cluster.output import protect_output
 from moe_cluster.own_code import module_command, with_own_code
 from moe_cluster.ray_node import SIGNALS, TOLD
 from moe_cluster.ray_share import SETTINGS
@@ -195,6 +196,7 @@ def _text(log: Path) -> str:
 
 
 if __name__ == "__main__":
+    protect_output(is_result=False)
     try:
         sys.exit(main(sys.argv[2:], os.environ, Path(sys.argv[1])))
     except ClusterError as error:

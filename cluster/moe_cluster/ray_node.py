@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 from moe_cluster.contract import DONE, FAILED
 from moe_cluster.linux import adopt_orphans, end_children
+from moe_cluster.output import protect_output
 
 TOLD = "moe-train: this node is told to end"
 """What is said once a signal has come: Slurm may tell the steps of a job sooner than its script."""
@@ -65,4 +66,5 @@ def _wait(ray: "subprocess.Popen[bytes]") -> int:
 
 
 if __name__ == "__main__":
+    protect_output(is_result=False)
     sys.exit(main(sys.argv[1], sys.argv[2:]))

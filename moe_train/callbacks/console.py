@@ -5,7 +5,6 @@ The rows are those of metrics.jsonl; a value that is missing or was not finite i
 
 import atexit
 import logging
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from shlex import quote
@@ -18,19 +17,10 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from moe_cluster.contract import DONE, PREEMPTED
+from moe_cluster.output import lost_output
 from moe_train.callbacks.callback import Callback, Row, RunInfo
 
 log = logging.getLogger(__name__)
-
-
-class _Output(RichConsole):
-    """A stream whose reader may go (`moe-train run R | head`): rich would end the run for that."""
-
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-        # Python flushes the stream once more when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
-        log.warning("nobody reads the output any more; training goes on, and metrics.jsonl has every row")
 
 
 class Console(Callback):
@@ -39,7 +29,8 @@ class Console(Callback):
     def __init__(self, stream: IO[str] | None = None) -> None:
         """`stream`: where to write; by default what sys.stdout is now."""
         stream = stream or sys.stdout
-        self._rich = _Output(file=stream, highlight=False)
+        self._stream, self._has_told_loss = stream, False
+        self._rich = RichConsole(file=stream, highlight=False)
         self._is_live = stream.isatty()
         self._live: Live | None = None
         self._info: RunInfo
@@ -76,6 +67,11 @@ class Console(Callback):
     def _print(self, line: str) -> None:
         """Print `line` as it is: above the live view, neither wrapped nor read as markup."""
         self._rich.print(line, markup=False, soft_wrap=True)
+        failure = lost_output(self._stream)
+        if failure is not None and not self._has_told_loss:
+            self._has_told_loss = True
+            why = "nobody reads it any more" if isinstance(failure, BrokenPipeError) else failure.strerror
+            log.warning("the output is lost (%s); training goes on, and metrics.jsonl has every row", why)
 
 
 def training_line(row: Row, steps: int) -> str:
