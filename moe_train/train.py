@@ -18,7 +18,7 @@ from moe_cluster.node_check import check_node
 from moe_cluster.preflight import preflight
 from moe_train.callbacks.callback import Callback, RunInfo
 from moe_train.callbacks.console import Console
-from moe_train.callbacks.group import CallbackGroup
+from moe_train.callbacks.group import CallbackGroup, offered_callback
 from moe_train.callbacks.jsonl import JsonlSink
 from moe_train.callbacks.wandb import WandbSink
 from moe_train.checkpoint.checkpointer import Checkpointer, Found
@@ -157,6 +157,7 @@ def _trainer(
     callbacks: dict[str, Callback] = {}
     if world.is_main:
         callbacks = {"jsonl": JsonlSink(), "wandb": WandbSink(recipe.monitor.wandb), "console": Console()}
+        callbacks |= {name: offered_callback(name) for name in recipe.monitor.callbacks}
     return Trainer(
         recipe=recipe,
         mesh=mesh,

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from moe_train.callbacks.callback import Callback, Row, RunInfo
-from moe_train.errors import MoETrainError
+from moe_train.config.plug_ins import make_callback
+from moe_train.errors import MoETrainError, RecipeError
 
 log = logging.getLogger(__name__)
 
@@ -55,3 +56,14 @@ class CallbackGroup:
             except Exception:
                 log.exception("callback %s failed and is switched off; training goes on", name)
                 del self._callbacks[name]
+
+
+def offered_callback(name: str) -> Callback:
+    """The callback that an installed package offers by this name."""
+    made = make_callback(name)
+    if not isinstance(made, Callback):
+        raise RecipeError(
+            f"monitor.callbacks={name}: its package makes a {type(made).__name__}, not a Callback; derive its class "
+            "from moe_train.callbacks.callback.Callback, or leave it out"
+        )
+    return made

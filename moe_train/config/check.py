@@ -9,6 +9,7 @@ from dataclasses import fields, is_dataclass
 
 from moe_train.config.kinds.kind import KindConfig
 from moe_train.config.placement import placement_problems
+from moe_train.config.plug_ins import callback_problem
 from moe_train.config.problem import Problem
 from moe_train.config.registry import REGISTRY
 from moe_train.config.schema import (
@@ -76,6 +77,7 @@ def problems(recipe: Recipe, workers: int | None = None) -> list[Problem]:
         *_model(recipe),
         *_corpus(recipe),
         *_kinds(recipe),
+        *_callbacks(recipe),
     ]
     return found or [*_layout(recipe, workers), *_batch(recipe, workers), *recipe.stability.check(recipe)]
 
@@ -222,6 +224,12 @@ def _corpus(recipe: Recipe) -> Iterator[Problem]:
             f"model.architecture={recipe.model.architecture} reads sentence pairs",
             "use data.corpus.kind=parallel_debian, or parallel_files with a folder of your own",
         )
+
+
+def _callbacks(recipe: Recipe) -> Iterator[Problem]:
+    for name in dict.fromkeys(recipe.monitor.callbacks):
+        if problem := callback_problem(name):
+            yield problem
 
 
 def _kinds(recipe: Recipe) -> Iterator[Problem]:

@@ -1,8 +1,10 @@
 """What is sound in a recipe but may surprise: `moe-train show` says it, nothing is refused for it."""
 
 from collections.abc import Iterator
+from operator import attrgetter
 
 from moe_train.config.capacity import capacity, effective_factor
+from moe_train.config.registry import REGISTRY
 from moe_train.config.schema import (
     Recipe,
     experts_of_layers,
@@ -18,7 +20,7 @@ FAR_FROM_ITS_FACTOR = 1.25
 
 def notes(recipe: Recipe) -> list[str]:
     """A sentence for each surprise; `recipe` must be one that has no problem."""
-    return (
+    of_experts = (
         [
             *_dropped_at_balance(recipe),
             *_far_from_its_factor(recipe),
@@ -31,6 +33,15 @@ def notes(recipe: Recipe) -> list[str]:
         if moe_layers(recipe)
         else []
     )
+    return [*of_experts, *_of_packages(recipe)]
+
+
+def _of_packages(recipe: Recipe) -> Iterator[str]:
+    """Whoever repeats the run needs these packages too."""
+    for place, kinds in REGISTRY.items():
+        kind = attrgetter(place)(recipe).kind
+        if package := kinds[kind].package:
+            yield f"{place}.kind={kind}: comes from the package {package}, which every worker must have"
 
 
 def _factors(recipe: Recipe) -> dict[str, float]:

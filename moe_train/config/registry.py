@@ -1,5 +1,7 @@
 """Which dataclass and which code stand behind every `kind`. The only place to add a line for a new one.
 
+Kinds of installed packages stand beside them, and need no line here: plug_ins.py.
+
 The code is named as text and imported when it is built, so that reading, checking and showing a recipe never
 imports torch. An implementation is called as `Implementation(config, **context)`; what the context holds is the
 business of the place in the recipe (routers get the model's width, corpora nothing).
@@ -7,24 +9,14 @@ business of the place in the recipe (routers get the model's width, corpora noth
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from moe_train.config.kinds import data, dispatch, engine, objective, optim, parallel_corpus, router
 from moe_train.config.kinds.kind import KindConfig
+from moe_train.config.plug_ins import Kind, Kinds
+from moe_train.errors import RecipeError
 
-
-@dataclass(frozen=True)
-class Kind:
-    """A recipe dataclass and where its implementation is ("module:name"); the first of a place is its default."""
-
-    config: type[KindConfig]
-    implementation: str
-    layer: str | None = None
-    """For a router: the layer it works in, if that is not `moe_train.moe.layer:MoELayer`."""
-
-
-REGISTRY: Mapping[str, Mapping[str, Kind]] = {
+OWN_KINDS: Mapping[str, Mapping[str, Kind]] = {
     "moe.router": {
         "switch": Kind(router.SwitchRouterConfig, "moe_train.moe.routers.top_k:TopKRouter"),
         "top_k": Kind(router.TopKRouterConfig, "moe_train.moe.routers.top_k:TopKRouter"),
@@ -124,15 +116,34 @@ REGISTRY: Mapping[str, Mapping[str, Kind]] = {
 }
 
 
+PLUG_INS: Mapping[str, tuple[str, type[KindConfig]]] = {
+    "moe.router": ("moe_train.routers", router.RouterConfig),
+    "moe.dispatch": ("moe_train.dispatchers", dispatch.DispatchConfig),
+    "objective": ("moe_train.objectives", objective.ObjectiveConfig),
+    "data.corpus": ("moe_train.corpora", data.CorpusConfig),
+    "data.tokenizer": ("moe_train.tokenizers", data.TokenizerConfig),
+    "optim": ("moe_train.optimizers", optim.OptimConfig),
+    "optim.schedule": ("moe_train.schedules", optim.ScheduleConfig),
+    "engine": ("moe_train.engines", engine.EngineConfig),
+}
+"""The entry points that a package adds kinds by, and what their dataclasses derive from."""
+
+REGISTRY: Mapping[str, Kinds] = {
+    place: Kinds(place, *PLUG_INS[place], own) for place, own in OWN_KINDS.items()
+}
+"""The kinds of every place, with those of installed packages."""
+
+
 def implementation(place: str, kind: str) -> Any:
     """The class or function that `kind` names at `place` ("moe.router", ...), imported now."""
-    return _imported(REGISTRY[place][kind].implementation)
+    known = REGISTRY[place][kind]
+    return _imported(known.implementation, f"{place}.kind={kind}", known.package)
 
 
 def layer_class(kind: str) -> Any:
     """The class of layer that `kind` of router works in, imported now; None for the usual one."""
-    layer = REGISTRY["moe.router"][kind].layer
-    return None if layer is None else _imported(layer)
+    known = REGISTRY["moe.router"][kind]
+    return None if known.layer is None else _imported(known.layer, f"moe.router.kind={kind}", known.package)
 
 
 def build(place: str, config: KindConfig, /, **context: Any) -> Any:
@@ -140,7 +151,15 @@ def build(place: str, config: KindConfig, /, **context: Any) -> Any:
     return implementation(place, config.kind)(config, **context)
 
 
-def _imported(name: str) -> Any:
+def _imported(name: str, key: str, package: str | None) -> Any:
     """What "module:name" names."""
     module, _, attribute = name.partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    if package is None:
+        return getattr(importlib.import_module(module), attribute)
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # an import runs the package's own code
+        raise RecipeError(
+            f"{key}: {name} of the package {package} cannot be imported ({type(error).__name__}: {error}); "
+            "correct the package, or uninstall it"
+        ) from error

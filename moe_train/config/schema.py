@@ -129,6 +129,7 @@ class MonitorConfig:
     """What watches the experts. metrics.jsonl is always written."""
 
     wandb: WandbConfig = field(default_factory=WandbConfig)
+    callbacks: list[str] = field(default_factory=list)  # names of those that installed packages offer
 
 
 @dataclass
