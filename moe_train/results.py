@@ -3,8 +3,9 @@
 L MoE layers, E experts, T tokens.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 from jaxtyping import Float, Int
@@ -25,6 +26,22 @@ class Policy(NamedTuple):
     """Factor of the baseline's loss in the total."""
 
 
+class SetLoss(NamedTuple):
+    """A loss of sums over sets of tokens: see moe/losses.py."""
+
+    totals: Float[Tensor, "G N"]
+    """The sums over each of G sets; with gradient."""
+    of_totals: Callable[[Float[Tensor, "G N"]], Float[Tensor, ""]]
+    """The loss of these sums, a mean over sets."""
+    is_part: bool
+    """The sums are those of one share of the global batch, of which all tokens are one set."""
+
+    @property
+    def value(self) -> Float[Tensor, ""]:
+        """The loss of the tokens at hand."""
+        return self.of_totals(self.totals)
+
+
 class MoEStats(NamedTuple):
     """What one MoE layer saw in one forward pass, on this rank's tokens.
 
@@ -41,13 +58,15 @@ class MoEStats(NamedTuple):
     router_top_probability: Float[Tensor, ""]
     """Sum over tokens of the largest probability of that softmax; 0 for routers without logits."""
     losses: dict[str, Float[Tensor, ""]]
-    """Auxiliary losses by name, unscaled, a mean over this rank's routing groups or tokens; with gradient."""
+    """Auxiliary losses by name, unscaled, a mean over this rank's sets of tokens; with gradient."""
     coefficients: dict[str, float]
     """Factor of each auxiliary loss in the total."""
     policy: Policy | None = None
     """Of a router that learns by reward, until it has it."""
     tokens: Int[Tensor, ""] | int = 0
     """Tokens that came to the layer, padding not counted: said by the block around it."""
+    batch_losses: Mapping[str, SetLoss] = MappingProxyType({})
+    """Those of `losses` that are losses of the global batch, until moe/whole_batch.py has summed it up."""
 
 
 def padded_loads(layers: Sequence[MoEStats]) -> Int[Tensor, "L E"]:

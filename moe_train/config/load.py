@@ -21,6 +21,16 @@ from moe_train.config.registry import REGISTRY
 from moe_train.config.schema import Recipe
 from moe_train.errors import RecipeError
 
+IN_EVERY_SAVED_RECIPE = frozenset(
+    (
+        *("name", "paper", "seed", "steps", "log_every", "validate_every", "precision", "model", "moe"),
+        *("objective", "data", "optim", "parallel", "engine", "checkpoint", "monitor", "job"),
+    )
+)
+"""A run saves its recipe with every key written out: a file with all of these is such a one."""
+MEANT_BEFORE = {"moe.router.balance_over": "group"}
+"""What runs did that were saved before a key existed, where its default is another now: a resume goes on with it."""
+
 SOURCE_TREE = Path(__file__).resolve().parents[2] / "recipes"
 INSTALLED = Path(__file__).resolve().parents[1] / "_recipes"
 
@@ -39,6 +49,8 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         "name", source.stem if source.parent.name in ("", ".") else f"{source.parent.name}-{source.stem}"
     )
     kinds = _chosen_kinds(merged)
+    if merged.keys() >= IN_EVERY_SAVED_RECIPE:
+        _fill_younger_keys(merged, known_fields(Recipe, kinds))
     schema, fields = _schema_for(kinds), known_fields(Recipe, kinds)
     for key, value in misshapen(merged, fields):
         raise RecipeError(_wrong_value(key, value, fields, schema))
@@ -168,6 +180,15 @@ def _chosen_kinds(merged: dict[str, Any]) -> dict[str, type]:
             )
         chosen[place] = known[kind].config
     return chosen
+
+
+def _fill_younger_keys(saved: dict[str, Any], fields: Mapping[str, Any]) -> None:
+    """Write out what a saved recipe meant by not having a key that is younger."""
+    for key, value in MEANT_BEFORE.items():
+        place, _, name = key.rpartition(".")
+        node = _at(saved, place)
+        if key in fields and isinstance(node, dict):
+            node.setdefault(name, value)
 
 
 def _schema_for(kinds: Mapping[str, type]) -> DictConfig:

@@ -26,6 +26,7 @@ def notes(recipe: Recipe) -> list[str]:
             *_far_from_its_factor(recipe),
             *_dropped_in_validation_only(recipe),
             *_not_causal(recipe),
+            *_counted_first(recipe),
             *dict.fromkeys(
                 note for each in with_equal_layers(recipe) for note in recipe.moe.router.notes(each)
             ),
@@ -115,4 +116,16 @@ def _not_causal(recipe: Recipe) -> Iterator[str]:
         yield (
             f"{limits}: with {choices} choices a token's second choice can lose its slot to the first choice of a "
             "later token (GShard's order), so what a token gets depends on tokens after it; null keeps the model causal"
+        )
+
+
+def _counted_first(recipe: Recipe) -> Iterator[str]:
+    """A loss of the whole batch needs the sums of all microbatches before any of them has a gradient."""
+    micro, batch = recipe.data.micro_batch, recipe.data.global_batch
+    workers = recipe.parallel.data or 1
+    if micro is not None and micro * workers < batch and recipe.moe.router.learns_from_batch:
+        yield (
+            f"data.micro_batch={micro} with moe.router.balance_over=batch: where a worker has more than one microbatch "
+            f"(fewer than {batch // micro} workers), every update counts the loads first, in a forward pass over all "
+            "of them: about a third more time; moe.router.balance_over=group needs none"
         )

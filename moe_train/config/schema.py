@@ -66,7 +66,7 @@ class MoEConfig:
     capacity_convention: Literal["mesh", "deepspeed", "vmoe"] = "mesh"  # see moe/capacity.py
     min_capacity: int = 4  # slots an expert has at least in every routing group
     group_sequences: int = (
-        1  # sequences in one routing group: capacity and balance loss are counted in a group
+        1  # sequences in one routing group, in which capacity is counted; see moe.router.balance_over too
     )
     router: RouterConfig = field(default_factory=SwitchRouterConfig)
     dispatch: DispatchConfig = field(default_factory=AutoDispatchConfig)

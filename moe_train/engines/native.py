@@ -26,6 +26,7 @@ from moe_train.errors import TrainingError
 from moe_train.model.transformer import EncoderDecoder
 from moe_train.moe.policy import rewarded, token_losses
 from moe_train.moe.routing import LoadRouter, RouteContext, Vocabulary
+from moe_train.moe.whole_batch import batch_sums, of_whole_batch
 from moe_train.objectives.objective import Objective, TrainingLoss
 from moe_train.optim.norm import squared_norm
 from moe_train.optim.state import forget, sharded_state
@@ -46,6 +47,7 @@ class NativeEngine:
         self.parameters = dict(self.model.named_parameters())
         self.objective: Objective = build("objective", recipe.objective)
         self.num_passes = recipe.objective.num_passes
+        self.learns_from_batch = recipe.moe.router.learns_from_batch and bool(moe_layers_of(self.model))
         self.schedule = build("optim.schedule", recipe.optim.schedule, steps=recipe.steps)
         self.locals = {name: shard.data for name, shard in self.shards.items()}
         self.optimizer: torch.optim.Optimizer = build("optim", recipe.optim, shards=self.shards, mesh=mesh)
@@ -154,6 +156,8 @@ class NativeEngine:
     ) -> tuple[list[TrainingLoss], tuple[tuple[MoEStats, ...], ...]]:
         """All passes and the backward of every microbatch; gradients are reduced over ranks with the last one."""
         self.model.train()
+        shares = len(batches) * self.mesh.world.size
+        sums = self._count(batches, step) if len(batches) > 1 and self.learns_from_batch else None
         losses: list[TrainingLoss] = []
         stats: list[tuple[MoEStats, ...]] = []
         for index, batch in enumerate(batches):
@@ -162,6 +166,13 @@ class NativeEngine:
             passes = [
                 _rewarded(*self._forward(batch, step, number), batch) for number in range(self.num_passes)
             ]
+            if len(batches) == 1 < shares:
+                sums = batch_sums(self.mesh.world, [layers for _, layers in passes], self.num_passes)
+            if sums is not None:
+                passes = [
+                    (logits, of_whole_batch(layers, of_pass, shares))
+                    for (logits, layers), of_pass in zip(passes, sums, strict=True)
+                ]
             loss = self.objective.training_loss([logits for logits, _ in passes], batch)
             total = loss.total + sum(
                 layer.coefficients[name] * auxiliary
@@ -172,7 +183,25 @@ class NativeEngine:
             (total / len(batches)).backward()
             losses.append(loss.detached())
             stats.extend(tuple(_detached(of_layer) for of_layer in of_layers) for _, of_layers in passes)
+        if sums is None and shares > 1:
+            # Nothing is learned from the batch's sums, so they are there to be seen: in the end is soon enough.
+            sums = batch_sums(self.mesh.world, stats, self.num_passes)
+            stats = [
+                of_whole_batch(layers, sums[index % self.num_passes], shares)
+                for index, layers in enumerate(stats)
+            ]
         return losses, tuple(stats)
+
+    @torch.no_grad()
+    def _count(self, batches: Sequence[Batch], step: int) -> Tensor:
+        """The sums of the batch's losses, by a forward pass over every microbatch before any has a gradient.
+
+        Draws are functions of the step and the sequence, so these passes route as those with gradient do. Collective.
+        """
+        stats = [
+            self._forward(batch, step, number)[1] for batch in batches for number in range(self.num_passes)
+        ]
+        return batch_sums(self.mesh.world, stats, self.num_passes)
 
     def _clear_gradients(self) -> None:
         owned = {id(tensor) for buffers in self.expert_gradients for tensor in buffers.tensors}
@@ -241,6 +270,9 @@ def _detached(stats: MoEStats) -> MoEStats:
     return stats._replace(
         router_entropy=stats.router_entropy.detach(),
         losses={name: loss.detach() for name, loss in stats.losses.items()},
+        batch_losses={
+            name: part._replace(totals=part.totals.detach()) for name, part in stats.batch_losses.items()
+        },
     )
 
 

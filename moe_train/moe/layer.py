@@ -105,6 +105,7 @@ class MoELayer(nn.Module):
             losses=dict(routing.losses),
             coefficients=dict(routing.coefficients),
             policy=routing.policy,
+            batch_losses=dict(routing.batch_losses),
         )
 
     def _expert_dropout(

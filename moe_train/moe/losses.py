@@ -1,14 +1,24 @@
 """Auxiliary losses of routers, each a pure function of logits and choices.
 
-All are means over routing groups of equal size, so that the mean over microbatches and ranks is the value of the
-global batch on every layout. Where there is padding (`is_real` is false), a group's or a sequence's share or mean is
-that of its real tokens, and one without any counts as 0.
-G groups, S tokens in a group, E experts, K choices.
+Losses of tokens (z, entropy) are means over routing groups of equal size. A balance loss is one of sums over a set of
+tokens (`SetLoss`): a sequence, a routing group or the global batch, as `moe.router.balance_over` says, and a mean over
+sets. So the mean over microbatches and ranks is the value of the global batch on every layout; where the batch is one
+set, `whole_batch.py` makes it so. Where there is padding (`is_real` is false), a set's share or mean is that of its
+real tokens, and one without any counts as 0.
+G groups or sets, S tokens in one, E experts, K choices.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from moe_train.moe.routing import RouteContext
+from moe_train.results import SetLoss
 
 
 def watched(values: Float[Tensor, "*S"], coefficient: float) -> Float[Tensor, "*S"]:
@@ -21,29 +31,74 @@ def mean_or_zero(values: Float[Tensor, "G ..."]) -> Float[Tensor, ""]:
     return values.mean() if len(values) else values.sum()
 
 
-def balance_loss(
-    probabilities: Float[Tensor, "T E"],
-    expert_ids: Int[Tensor, "T K"],
-    group_tokens: int,
-    is_real: Bool[Tensor, " T"] | None = None,
-) -> Float[Tensor, ""]:
-    """E * sum_i f_i * P_i, a mean over groups   # Switch (2101.03961) eq. 4-6.
+@dataclass(frozen=True)
+class TokenSets:
+    """The sets of tokens in each of which a balance loss asks for even loads."""
 
-    f_i: share of the group's assignments that go to expert i, before the capacity limit, without gradient.
-    P_i: mean probability of expert i in the group. 1 when both are uniform, up to E at full collapse; it can
+    size: int | None
+    """Tokens of a set; None: all tokens of the global batch are one, and those at hand are a part of it."""
+    is_real: Bool[Tensor, " T"] | None = None
+
+    @classmethod
+    def of(
+        cls, over: Literal["sequence", "group", "batch"], group: int, context: RouteContext
+    ) -> "TokenSets":
+        """What `moe.router.balance_over` names, with `group` sequences in a routing group."""
+        sizes = {"sequence": context.sequence_length, "group": group * context.sequence_length, "batch": None}
+        return cls(sizes[over], context.real_rows)
+
+    def totals(self, values: Float[Tensor, "T E"]) -> Float[Tensor, "G E"]:
+        """The sum over each set's (real) tokens."""
+        return group_totals(values, self.size, self.is_real)
+
+    def counts(self, expert_ids: Int[Tensor, "T K"], num_experts: int) -> Int[Tensor, "G E"]:
+        """How many of each set's (real) tokens go to each expert."""
+        tokens, choices = expert_ids.shape
+        edges = expert_ids.reshape(-1)
+        num_sets = 1 if self.size is None else tokens // self.size
+        if self.size is not None:
+            sets = torch.arange(num_sets, device=edges.device).repeat_interleave(self.size * choices)
+            edges = sets * num_experts + edges
+        if self.is_real is not None:
+            edges = edges[self.is_real.repeat_interleave(choices)]
+        return torch.bincount(edges, minlength=num_sets * num_experts).view(num_sets, num_experts)
+
+    def num_tokens(self, tokens: int, like: Float[Tensor, "..."]) -> Float[Tensor, "G 1"]:
+        """How many of `tokens` tokens (real ones) each set has, in the precision of `like`."""
+        if self.is_real is not None:
+            return self.totals(self.is_real.unsqueeze(1).to(like.dtype))
+        sets, size = (1, tokens) if self.size is None else (tokens // self.size, self.size)
+        return like.new_full((sets, 1), size)
+
+    def loss(
+        self, totals: Float[Tensor, "G N"], of_totals: Callable[[Float[Tensor, "G N"]], Float[Tensor, ""]]
+    ) -> SetLoss:
+        """The loss `of_totals(totals)`, a mean over sets; the totals of a set are the sums of those of its parts."""
+        return SetLoss(totals, of_totals, is_part=self.size is None)
+
+
+def balance_loss(
+    probabilities: Float[Tensor, "T E"], expert_ids: Int[Tensor, "T K"], sets: TokenSets
+) -> SetLoss:
+    """E * sum_i f_i * P_i, a mean over sets   # Switch (2101.03961) eq. 4-6.
+
+    f_i: share of the set's assignments that go to expert i, before the capacity limit, without gradient.
+    P_i: mean probability of expert i in the set. 1 when both are uniform, up to E at full collapse; it can
     be below 1 (f = (.9, .1) with P = (.45, .55) gives 0.92).
     """
     tokens, experts = probabilities.shape
-    groups, choices = tokens // group_tokens, expert_ids.shape[1]
-    group = torch.arange(groups, device=expert_ids.device).repeat_interleave(group_tokens * choices)
-    edges = group * experts + expert_ids.reshape(-1)
-    if is_real is not None:
-        edges = edges[is_real.repeat_interleave(choices)]
-    counts = torch.bincount(edges, minlength=groups * experts)
-    counts = counts.view(groups, experts).to(probabilities.dtype)
-    assigned = group_tokens * choices if is_real is None else counts.sum(1, keepdim=True).clamp(min=1)
-    share, mean_probability = counts / assigned, group_means(probabilities, group_tokens, is_real)
-    return experts * mean_or_zero((share * mean_probability).sum(1))
+    counts = sets.counts(expert_ids, experts).to(probabilities.dtype)
+    sums = sets.totals(probabilities)
+    totals = torch.cat((counts, sums, sets.num_tokens(tokens, sums)), dim=1)
+    return sets.loss(totals, partial(share_times_probability, choices=expert_ids.shape[1]))
+
+
+def share_times_probability(totals: Float[Tensor, "G N"], choices: int) -> Float[Tensor, ""]:
+    """E * sum_i f_i * P_i of each expert's tokens, each expert's probabilities and all tokens, summed over a set."""
+    experts = totals.shape[1] // 2
+    counts, sums, tokens = totals.split((experts, experts, 1), dim=1)
+    tokens = tokens.clamp(min=1)
+    return experts * mean_or_zero((counts / (tokens * choices) * (sums / tokens)).sum(1))
 
 
 def group_means(
@@ -56,11 +111,13 @@ def group_means(
 
 
 def group_totals(
-    values: Float[Tensor, "T E"], group_tokens: int, is_real: Bool[Tensor, " T"] | None = None
+    values: Float[Tensor, "T E"], group_tokens: int | None, is_real: Bool[Tensor, " T"] | None = None
 ) -> Float[Tensor, "G E"]:
-    """The sum over each group's (real) tokens."""
+    """The sum over each group's (real) tokens; None: all are one group."""
     if is_real is not None:
         values = values * is_real.unsqueeze(1)
+    if group_tokens is None:
+        return values.sum(0, keepdim=True)
     return values.unflatten(0, (-1, group_tokens)).sum(1)
 
 
@@ -89,21 +146,21 @@ def entropies(log_probabilities: Float[Tensor, "T E"]) -> Float[Tensor, " T"]:
 
 
 def active_balance_loss(
-    weights: Float[Tensor, "T E"],
-    active: Bool[Tensor, "T E"],
-    group_tokens: int,
-    is_real: Bool[Tensor, " T"] | None = None,
-) -> Float[Tensor, ""]:
-    """E * sum_i mean_t(w_ti) * mean_t(i is active for t), a mean over groups   # EvoMoE (2112.14397), code.
+    weights: Float[Tensor, "T E"], active: Bool[Tensor, "T E"], sets: TokenSets
+) -> SetLoss:
+    """E * sum_i mean_t(w_ti) * mean_t(i is active for t), a mean over sets   # EvoMoE (2112.14397), code.
 
     There w_ti is 0 where i is not active; here it is what the gate gives i all the same, as in Switch. With one active
     expert per token this is `balance_loss`; with all of them and weights that sum to 1 it is E.
     """
-    share = group_means(active.to(weights.dtype), group_tokens, is_real)
-    return weights.shape[1] * mean_or_zero((share * group_means(weights, group_tokens, is_real)).sum(1))
+    sums = sets.totals(weights)
+    totals = torch.cat(
+        (sets.totals(active.to(weights.dtype)), sums, sets.num_tokens(len(weights), sums)), dim=1
+    )
+    return sets.loss(totals, partial(share_times_probability, choices=1))
 
 
 def cv_squared(totals: Float[Tensor, "G E"]) -> Float[Tensor, ""]:
-    """var_i / mean_i^2, a mean over groups   # Shazeer et al. (1701.06538) eq. 6-11; population variance."""
+    """var_i / mean_i^2, a mean over sets   # Shazeer et al. (1701.06538) eq. 6-11; population variance."""
     mean = totals.mean(1, keepdim=True)
     return mean_or_zero((totals - mean).square().mean(1, keepdim=True) / (mean.square() + 1e-10))

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from moe_train.random import RandomStream
-from moe_train.results import Policy
+from moe_train.results import Policy, SetLoss
 
 SMALLEST_SUM = 1e-9
 """Weights of a token that sum to less are divided by this: a kept second choice may have a probability of 0."""
@@ -72,7 +72,9 @@ class Routing:
     top_probability: Float[Tensor, ""] | None = None
     """Sum over tokens of the largest probability of that softmax."""
     losses: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
-    """Auxiliary losses by name, unscaled."""
+    """Auxiliary losses by name, unscaled, of the tokens at hand."""
+    batch_losses: Mapping[str, SetLoss] = field(default_factory=dict)
+    """Those of `losses` that are losses of the global batch, of which these tokens may be a part."""
     coefficients: Mapping[str, float] = field(default_factory=dict)
     priority: Float[Tensor, " T"] | None = None
     """Among equal choices an expert serves tokens with a higher one first; None: earlier tokens first."""

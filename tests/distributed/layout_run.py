@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from balanced_routers import padded
 from tiny_model import global_batch, share_of, tiny_recipe, vocabulary
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -117,6 +118,24 @@ def train(world: World, *overrides: str) -> LayoutRun:
     run.parameters = boxes(engine, engine.locals)
     run.allocated = {name: allocated_bytes(parameter) for name, parameter in engine.model.named_parameters()}
     return run
+
+
+def balanced_update(
+    world: World, is_padded: bool, *overrides: str
+) -> tuple[dict[str, float], dict[str, Box], float]:
+    """One update and a validation pass over batches that not all ranks have: losses, gradients, validation loss."""
+    recipe, engine = tiny_engine(world, *overrides)
+    gradients: dict[str, Box] = {}
+    engine.optimizer.register_step_pre_hook(
+        lambda *_: gradients.update(
+            boxes(engine, {name: local.grad for name, local in engine.locals.items()})
+        )
+    )
+    batch = global_batch(recipe, 0)
+    share = share_of(padded(batch) if is_padded else batch, world.rank, world.size, recipe.data.micro_batch)
+    result = engine.step(share, 0, False)
+    losses = {name: mean(world, loss) for name, loss in result.losses.items()}
+    return losses, gradients, engine.evaluate(share_of(batch, world.rank, world.size), 1)
 
 
 def boxes(engine: NativeEngine, tensors: dict[str, Tensor | None]) -> dict[str, Box]:

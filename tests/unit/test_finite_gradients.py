@@ -155,12 +155,16 @@ LOSSES: dict[str, tuple[Callable[[Tensor], Tensor], Formula]] = {
     "entropy": (lambda z: losses.entropies(z.log_softmax(1)).mean(), written_out_entropy),
     "z": (losses.z_loss, written_out_z),
     "balance": (
-        lambda z: losses.balance_loss(probabilities(z), first_choices(z), len(z)),
+        lambda z: losses.balance_loss(probabilities(z), first_choices(z), losses.TokenSets(None)).value,
         written_out_balance,
     ),
     "active balance": (
-        lambda z: losses.active_balance_loss(
-            probabilities(z), torch.zeros_like(z).scatter(1, first_choices(z), 1).bool(), len(z)
+        lambda z: (
+            losses.active_balance_loss(
+                probabilities(z),
+                torch.zeros_like(z).scatter(1, first_choices(z), 1).bool(),
+                losses.TokenSets(None),
+            ).value
         ),
         written_out_balance,
     ),

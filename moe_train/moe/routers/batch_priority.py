@@ -3,9 +3,9 @@
 Riquelme et al., 2106.05974, sec. 2-4, and google-research/vmoe. p = softmax(x W + noise) with noise of standard
 deviation 1 / E (as in the code) in training; the k largest of the noisy p, not renormalised. Losses: CV^2 of the
 importance (sum of the clean softmax) and of the load (chance to be among the k: Phi((clean - k-th noisy logit) / std);
-in validation the plain count), each in a routing group. An expert takes tokens by their largest p, as in the code, or
-by the sum of their k p, the paper's other score (sec. 4), all first choices before any second. So a token's place
-depends on later tokens, and causal objectives refuse it.
+in validation the plain count), of the batch as in the paper, where the code takes each routing group. An expert takes
+tokens by their largest p, as in the code, or by the sum of their k p, the paper's other score (sec. 4), all first
+choices before any second. So a token's place depends on later tokens, and causal objectives refuse it.
 Conventions: the load's formula is from memory.
 T tokens, D model width, E experts, K choices.
 """
@@ -15,8 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from moe_train.config.kinds.router import BatchPriorityRouterConfig
-from moe_train.moe.losses import balance_loss, cv_squared, group_totals, watched, z_loss
-from moe_train.moe.routers.edges import table_routing
+from moe_train.moe.losses import TokenSets, balance_loss, cv_squared, watched, z_loss
+from moe_train.moe.routers.edges import Loss, table_routing
 from moe_train.moe.routers.gate import GateRouter
 from moe_train.moe.routers.noise import normal
 from moe_train.moe.routers.scores import largest
@@ -74,12 +74,13 @@ class BatchPriorityRouter(GateRouter):
         chances: Float[Tensor, "T E"],
         expert_ids: Int[Tensor, "T K"],
         context: RouteContext,
-    ) -> dict[str, Float[Tensor, ""]]:
+    ) -> dict[str, Loss]:
         config, groups = self.config, (self.group * context.sequence_length, context.real_rows)
+        sets = TokenSets.of(config.balance_over, self.group, context)
         shares = torch.softmax(clean, dim=1)
         return {
-            "importance": cv_squared(group_totals(shares, *groups)),
-            "load": cv_squared(group_totals(chances, *groups)),
-            "balance": balance_loss(watched(shares, config.balance_coefficient), expert_ids, *groups),
+            "importance": sets.loss(sets.totals(shares), cv_squared),
+            "load": sets.loss(sets.totals(chances), cv_squared),
+            "balance": balance_loss(watched(shares, config.balance_coefficient), expert_ids, sets),
             "z": z_loss(watched(clean, config.z_coefficient), *groups),
         }

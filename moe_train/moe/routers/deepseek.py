@@ -6,7 +6,7 @@ groups whose k / top_groups largest s + b have the largest sum, as the V3 paper 
 published code has a constant 2, its value there; V2's code takes the largest alone).
 Loss-free balancing (Wang et al., 2408.15664, alg. 1): b_i += rate * sign(mean load - load_i) after every update, with
 the loads of the global batch; b has no gradient and stands still in validation. Only differences of b matter.
-The balance loss is sequence-wise where a routing group is a sequence (V3 eq. 17-20): f counts the k largest s, not
+The balance loss is sequence-wise by default (V3 eq. 17-20): f counts the k largest s, not
 s + b, and P is s divided by its sum. V2 (eq. 23-25, from memory) and its code count the experts that tokens were sent
 to, after the limit on groups; here f is V3's whatever the keys.
 The device-level loss of V1 (eq. 15-17) and V2 is sum_d f'_d P'_d, f' the mean of f over the experts of device d, P' the
@@ -20,8 +20,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from moe_train.config.kinds.router import DeepSeekRouterConfig
-from moe_train.moe.losses import balance_loss, watched, z_loss
-from moe_train.moe.routers.edges import table_routing
+from moe_train.moe.losses import TokenSets, balance_loss, watched, z_loss
+from moe_train.moe.routers.edges import Loss, table_routing
 from moe_train.moe.routers.gate import GateRouter
 from moe_train.moe.routers.scores import largest
 from moe_train.moe.routing import RouteContext, Routing
@@ -79,21 +79,22 @@ class DeepSeekRouter(GateRouter):
         scores: Float[Tensor, "E T"],
         shares: Float[Tensor, "E T"],
         context: RouteContext,
-    ) -> dict[str, Float[Tensor, ""]]:
+    ) -> dict[str, Loss]:
         """Balance and z-loss; the balance of groups where there are any."""
         num_experts, num_groups = len(shares), self.config.num_groups
         plain = largest(scores, self.config.num_choices)[1]
-        groups = self.group * context.sequence_length, context.real_rows
+        sets = TokenSets.of(self.config.balance_over, self.group, context)
         balanced = {"balance": num_experts} | ({"group_balance": num_groups} if num_groups > 1 else {})
-        losses = {
+        losses: dict[str, Loss] = {
             name: balance_loss(
-                watched(shares, self.coefficients[name]).unflatten(0, (sets, -1)).sum(1).t(),
-                plain // (num_experts // sets),
-                *groups,
+                watched(shares, self.coefficients[name]).unflatten(0, (number, -1)).sum(1).t(),
+                plain // (num_experts // number),
+                sets,
             )
-            for name, sets in balanced.items()
+            for name, number in balanced.items()
         }
-        return losses | {"z": z_loss(watched(logits, self.coefficients["z"]), *groups)}
+        group_tokens, real = self.group * context.sequence_length, context.real_rows
+        return losses | {"z": z_loss(watched(logits, self.coefficients["z"]), group_tokens, real)}
 
     def _allowed(self, biased: Float[Tensor, "E T"]) -> Float[Tensor, "E T"]:
         """The scores, -inf outside of the best groups of each token."""

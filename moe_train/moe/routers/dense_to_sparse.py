@@ -23,8 +23,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from moe_train.config.kinds.router import DenseToSparseRouterConfig
-from moe_train.moe.losses import active_balance_loss, z_loss
-from moe_train.moe.routers.edges import masked_routing, table_routing
+from moe_train.moe.losses import TokenSets, active_balance_loss, z_loss
+from moe_train.moe.routers.edges import Loss, masked_routing, table_routing
 from moe_train.moe.routers.gate import GateRouter
 from moe_train.moe.routers.noise import gumbel
 from moe_train.moe.routing import RouteContext, Routing
@@ -56,8 +56,9 @@ class DenseToSparseRouter(GateRouter):
             is_sparse = not context.training or self.is_hard(gate_step)
             active = _one_hot(gates) if is_sparse else gates > self.config.threshold
             group_tokens, real = self.group * context.sequence_length, context.real_rows
-            losses = {
-                "balance": active_balance_loss(weights, active, group_tokens, real),
+            sets = TokenSets.of(self.config.balance_over, self.group, context)
+            losses: dict[str, Loss] = {
+                "balance": active_balance_loss(weights, active, sets),
                 "z": z_loss(logits, group_tokens, real),
             }
         return masked_routing(

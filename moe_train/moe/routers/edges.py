@@ -1,6 +1,7 @@
 """From a table of choices, or of weights, to edges. T tokens, E experts, K choices."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -8,7 +9,9 @@ from torch import Tensor
 
 from moe_train.moe.routers.scores import Spread
 from moe_train.moe.routing import Routing
-from moe_train.results import Policy
+from moe_train.results import Policy, SetLoss
+
+Loss = Float[Tensor, ""] | SetLoss
 
 
 def table_routing(
@@ -18,7 +21,7 @@ def table_routing(
     *,
     priority: Float[Tensor, " T"] | None = None,
     spread: Spread | None = None,
-    losses: Mapping[str, Float[Tensor, ""]] | None = None,
+    losses: Mapping[str, Loss] | None = None,
     coefficients: Mapping[str, float] | None = None,
     alternatives: bool = False,
     normalize_kept: bool = False,
@@ -38,7 +41,7 @@ def table_routing(
         priority=priority,
         entropy=None if spread is None else spread.entropy,
         top_probability=None if spread is None else spread.top_probability,
-        losses=losses or {},
+        **_by_set(losses or {}),
         coefficients=coefficients or {},
         alternatives=alternatives,
         normalize_kept=normalize_kept,
@@ -52,7 +55,7 @@ def masked_routing(
     *,
     num_choices: int | None = None,
     spread: Spread | None = None,
-    losses: Mapping[str, Float[Tensor, ""]] | None = None,
+    losses: Mapping[str, Loss] | None = None,
     coefficients: Mapping[str, float] | None = None,
 ) -> Routing:
     """Each token to the experts where `active` is true, however many: the largest weight is its first choice.
@@ -75,9 +78,18 @@ def masked_routing(
         num_choices=num_choices or experts,
         entropy=None if spread is None else spread.entropy,
         top_probability=None if spread is None else spread.top_probability,
-        losses=losses or {},
+        **_by_set(losses or {}),
         coefficients=coefficients or {},
     )
+
+
+def _by_set(losses: Mapping[str, Loss]) -> dict[str, Any]:
+    """`losses` and `batch_losses` of a `Routing`."""
+    sets = {name: loss for name, loss in losses.items() if isinstance(loss, SetLoss)}
+    return {
+        "losses": {**losses, **{name: loss.value for name, loss in sets.items()}},
+        "batch_losses": {name: loss for name, loss in sets.items() if loss.is_part},
+    }
 
 
 def _by_token_and_weight(token_ids: Int[Tensor, " N"], weights: Float[Tensor, " N"]) -> Int[Tensor, " N"]:

@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from moe_train.config.kinds.router import GShardRouterConfig
-from moe_train.moe.losses import balance_loss
-from moe_train.moe.routers.edges import table_routing
+from moe_train.moe.losses import TokenSets, balance_loss
+from moe_train.moe.routers.edges import Loss, table_routing
 from moe_train.moe.routers.gate import GateRouter
 from moe_train.moe.routers.noise import gumbel
 from moe_train.moe.routers.scores import softmax_choice
@@ -37,6 +37,7 @@ class GShardRouter(GateRouter):
         with torch.autocast(x.device.type, enabled=False):
             logits = self.logits(x, context)
             group_tokens, real = self.group * context.sequence_length, context.real_rows
+            sets = TokenSets.of(self.config.balance_over, self.group, context)
             choice = softmax_choice(logits, 2, group_tokens, real)
             expert_ids, weights = choice.expert_ids, choice.weights
             if context.training and self.config.second_expert == "sampling":
@@ -44,8 +45,8 @@ class GShardRouter(GateRouter):
                 weights = choice.probabilities.gather(1, expert_ids)
             if not self.config.normalize_after_limit:
                 weights = weights / (weights.sum(1, keepdim=True) + EPSILON)
-            losses = {
-                "balance": balance_loss(choice.probabilities, expert_ids[:, :1], group_tokens, real),
+            losses: dict[str, Loss] = {
+                "balance": balance_loss(choice.probabilities, expert_ids[:, :1], sets),
                 "z": choice.z,
             }
         routing = table_routing(

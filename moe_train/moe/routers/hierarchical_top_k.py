@@ -4,7 +4,7 @@ Shazeer et al., 1701.06538, appendix B: every group i has a gate of its own over
 y = sum_ij Gp(x)_i * G_i(x)_j * E_ij(x)                                            # eq. 12
 importance of ij = sum_x Gp(x)_i * G_i(x)_j                                        # eq. 13
 load of ij = Load_p(X)_i * Load_i(X_i)_j / |X_i|, X_i the tokens sent to group i   # eq. 14
-with the losses CV^2 of both over all experts, in each routing group. Each gate is the noisy top-k one of
+with the losses CV^2 of both over all experts, in a batch (`balance_over`). Each gate is the noisy top-k one of
 noisy_top_k.py, and begins at 0 like it. Equations 13 and 14 and their numbers are from memory. A gate is computed for
 every token, also those of groups that were not chosen, which costs what the flat gate costs.
 The balance loss, and the z-loss as a sum over all gates, are of logits without noise; the paper has neither.
@@ -13,6 +13,7 @@ L = K * M.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -21,13 +22,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from moe_train.config.kinds.router import HierarchicalTopKRouterConfig
-from moe_train.moe.losses import balance_loss, cv_squared, group_totals, watched, z_loss
-from moe_train.moe.routers.edges import table_routing
+from moe_train.moe.losses import TokenSets, balance_loss, cv_squared, watched, z_loss
+from moe_train.moe.routers.edges import Loss, table_routing
 from moe_train.moe.routers.gate import GateRouter
 from moe_train.moe.routers.noise import normal
 from moe_train.moe.routers.noisy_top_k import NOISE_FLOOR, chance_of_choice
 from moe_train.moe.routers.scores import gate_logits, jittered, largest
 from moe_train.moe.routing import RouteContext, Routing
+from moe_train.results import SetLoss
 
 
 class Gate(NamedTuple):
@@ -79,10 +81,11 @@ class HierarchicalTopKRouter(GateRouter):
             expert_ids = (inside.kept.gather(1, own) + own * per_group).flatten(1)
             weights = (inside.weights.gather(1, own) * groups.weights.unsqueeze(2)).flatten(1)
             gates = torch.zeros(tokens, num_experts, device=x.device).scatter(1, expert_ids, weights)
-            losses = {
-                "importance": cv_squared(self._totals(gates, context)),
-                "load": cv_squared(self._load(groups, inside, context)),
-                "balance": self._balance(logits, expert_ids, context),
+            sets = TokenSets.of(config.balance_over, self.group, context)
+            losses: dict[str, Loss] = {
+                "importance": sets.loss(sets.totals(gates), cv_squared),
+                "load": self._load(groups, inside, sets),
+                "balance": self._balance(logits, expert_ids, sets),
                 "z": self._z(logits, context),
             }
         return table_routing(
@@ -118,22 +121,19 @@ class HierarchicalTopKRouter(GateRouter):
         """A row for each token and group."""
         return values.unflatten(1, (self.config.num_groups, -1)).flatten(0, 1)
 
-    def _load(self, groups: Gate, inside: Gate, context: RouteContext) -> Float[Tensor, "B E"]:
-        """The smooth estimate of each expert's load in each of B routing groups   # eq. 14."""
+    def _load(self, groups: Gate, inside: Gate, sets: TokenSets) -> SetLoss:
+        """CV^2 of the smooth estimate of each expert's load   # eq. 14."""
         member = torch.zeros_like(groups.chances).scatter(1, groups.kept, 1.0)
-        members = self._totals(member, context)
-        among = self._totals((inside.chances * member.unsqueeze(2)).flatten(1), context)
-        share = among.unflatten(1, (members.shape[1], -1)) / members.clamp(min=1).unsqueeze(2)
-        return (self._totals(groups.chances, context).unsqueeze(2) * share).flatten(1)
+        among = (inside.chances * member.unsqueeze(2)).flatten(1)
+        totals = sets.totals(torch.cat((groups.chances, member, among), dim=1))
+        return sets.loss(totals, partial(load_imbalance, num_groups=self.config.num_groups))
 
     def _balance(
-        self, logits: Float[Tensor, "T N"], expert_ids: Int[Tensor, "T L"], context: RouteContext
-    ) -> Float[Tensor, ""]:
+        self, logits: Float[Tensor, "T N"], expert_ids: Int[Tensor, "T L"], sets: TokenSets
+    ) -> SetLoss:
         """The balance loss, an expert's probability being its group's times its own in it, without noise."""
         probabilities = self.expert_logits(watched(logits, self.config.balance_coefficient)).exp()
-        return balance_loss(
-            probabilities, expert_ids, self.group * context.sequence_length, context.real_rows
-        )
+        return balance_loss(probabilities, expert_ids, sets)
 
     def _z(self, logits: Float[Tensor, "T N"], context: RouteContext) -> Float[Tensor, ""]:
         """The z-losses of all gates, summed."""
@@ -141,9 +141,17 @@ class HierarchicalTopKRouter(GateRouter):
         losses = [z_loss(gate, self.group * context.sequence_length, context.real_rows) for gate in gates]
         return torch.stack(losses).sum()
 
-    def _totals(self, values: Float[Tensor, "T O"], context: RouteContext) -> Float[Tensor, "B O"]:
-        """Sums over the real tokens of each routing group."""
-        return group_totals(values, self.group * context.sequence_length, context.real_rows)
+
+def load_imbalance(totals: Float[Tensor, "B N"], num_groups: int) -> Float[Tensor, ""]:
+    """CV^2 of the loads in B sets."""
+    return cv_squared(estimated_load(totals, num_groups))
+
+
+def estimated_load(totals: Float[Tensor, "B N"], num_groups: int) -> Float[Tensor, "B E"]:
+    """Each expert's load, from sums of the chances of groups, of their members, and of experts' chances there."""
+    chances, members, among = totals.tensor_split((num_groups, 2 * num_groups), dim=1)
+    shares = among.unflatten(1, (num_groups, -1)) / members.clamp(min=1).unsqueeze(2)
+    return (chances.unsqueeze(2) * shares).flatten(1)
 
 
 def _noisy(

@@ -5,9 +5,9 @@ G = softmax over the k largest of H, 0 elsewhere                                
 importance = CV^2 of sum_t G_t, load = CV^2 of sum_t P_t                                         # eq. 6, 8-11
 P_ti is the chance that expert i is among the k if its noise alone were drawn again: Phi((x Wg - threshold) / sigma),
 the threshold being the (k+1)-th largest of H where i is among the k, else the k-th. Without noise, or with k = E,
-the load is the plain count, without a gradient. The softplus' offset is the code's; the paper has none. CV^2 is
-taken in each routing group, the paper's in a batch. Balance and z-loss, which the paper has not, are of x Wg without
-noise. Both matrices begin at 0, so that routing starts as pure noise.
+the load is the plain count, without a gradient. The softplus' offset is the code's; the paper has none. Balance and
+z-loss, which the paper has not, are of x Wg without noise. Both matrices begin at 0, so that routing starts as pure
+noise.
 The paper has no capacity limit: use moe.capacity_factor=null. T tokens, D model width, E experts, K choices.
 """
 
@@ -17,8 +17,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from moe_train.config.kinds.router import NoisyTopKRouterConfig
-from moe_train.moe.losses import balance_loss, cv_squared, group_totals, watched, z_loss
-from moe_train.moe.routers.edges import table_routing
+from moe_train.moe.losses import TokenSets, balance_loss, cv_squared, watched, z_loss
+from moe_train.moe.routers.edges import Loss, table_routing
 from moe_train.moe.routers.gate import GateRouter
 from moe_train.moe.routers.noise import normal
 from moe_train.moe.routers.scores import gate_logits, jittered, largest
@@ -58,11 +58,12 @@ class NoisyTopKRouter(GateRouter):
             else:
                 load = torch.zeros_like(clean).scatter(1, kept, 1.0)
             group_tokens, real = self.group * context.sequence_length, context.real_rows
+            sets = TokenSets.of(config.balance_over, self.group, context)
             shares = torch.softmax(watched(clean, config.balance_coefficient), dim=1)
-            losses = {
-                "importance": cv_squared(group_totals(gates, group_tokens, real)),
-                "load": cv_squared(group_totals(load, group_tokens, real)),
-                "balance": balance_loss(shares, kept, group_tokens, real),
+            losses: dict[str, Loss] = {
+                "importance": sets.loss(sets.totals(gates), cv_squared),
+                "load": sets.loss(sets.totals(load), cv_squared),
+                "balance": balance_loss(shares, kept, sets),
                 "z": z_loss(watched(clean, config.z_coefficient), group_tokens, real),
             }
         return table_routing(

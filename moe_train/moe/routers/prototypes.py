@@ -11,12 +11,12 @@ T tokens, D model width, E experts, K prototypes of M experts.
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from moe_train.config.kinds.router import PrototypesRouterConfig
-from moe_train.moe.losses import balance_loss, z_loss
-from moe_train.moe.routers.edges import table_routing
+from moe_train.moe.losses import TokenSets, balance_loss, z_loss
+from moe_train.moe.routers.edges import Loss, table_routing
 from moe_train.moe.routers.gate import GateRouter
 from moe_train.moe.routing import RouteContext, Routing
 
@@ -34,10 +34,10 @@ class PrototypesRouter(GateRouter):
             logits = self.logits(x, context)
             probabilities = torch.log_softmax(logits.t().reshape(prototypes, size, -1), dim=1).exp()
             weights, best = probabilities.max(1)
-            losses = self._losses(logits, probabilities, best, context)
-        first = torch.arange(0, num_experts, size, device=x.device)
+            expert_ids = best.t() + torch.arange(0, num_experts, size, device=x.device)
+            losses = self._losses(logits, probabilities.flatten(0, 1).t(), expert_ids, context)
         return table_routing(
-            best.t() + first,
+            expert_ids,
             weights.t(),
             num_experts,
             spread=self.spread(logits, context),
@@ -50,12 +50,14 @@ class PrototypesRouter(GateRouter):
         return logits.chunk(self.config.prototypes, dim=1)
 
     def _losses(
-        self, logits: Tensor, probabilities: Float[Tensor, "K M T"], best: Tensor, context: RouteContext
-    ) -> dict[str, Tensor]:
+        self,
+        logits: Float[Tensor, "T E"],
+        probabilities: Float[Tensor, "T E"],
+        expert_ids: Int[Tensor, "T K"],
+        context: RouteContext,
+    ) -> dict[str, Loss]:
+        """Sums over prototypes: with K choices the factor E of the balance loss is a prototype's E / K."""
         group_tokens, real = self.group * context.sequence_length, context.real_rows
-        balance = [
-            balance_loss(of_one.t(), chosen.unsqueeze(1), group_tokens, real)
-            for of_one, chosen in zip(probabilities, best, strict=True)
-        ]
+        sets = TokenSets.of(self.config.balance_over, self.group, context)
         z = [z_loss(of_one, group_tokens, real) for of_one in self.softmaxes(logits)]
-        return {"balance": torch.stack(balance).sum(), "z": torch.stack(z).sum()}
+        return {"balance": balance_loss(probabilities, expert_ids, sets), "z": torch.stack(z).sum()}

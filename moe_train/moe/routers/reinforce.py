@@ -16,8 +16,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from moe_train.config.kinds.router import ReinforceRouterConfig
-from moe_train.moe.losses import balance_loss, entropies, token_mean, watched, z_loss
-from moe_train.moe.routers.edges import table_routing
+from moe_train.moe.losses import TokenSets, balance_loss, entropies, token_mean, watched, z_loss
+from moe_train.moe.routers.edges import Loss, table_routing
 from moe_train.moe.routers.gate import GateRouter
 from moe_train.moe.routers.noise import gumbel
 from moe_train.moe.routing import RouteContext, Routing
@@ -48,8 +48,9 @@ class ReinforceRouter(GateRouter):
             noise = gumbel(self.num_experts, self.site, context) if context.training else 0.0
             expert_ids = (logits.detach() + noise).argmax(1, keepdim=True)
             group_tokens, real = self.group * context.sequence_length, context.real_rows
-            losses = {
-                "balance": balance_loss(probabilities, expert_ids, group_tokens, real),
+            sets = TokenSets.of(self.config.balance_over, self.group, context)
+            losses: dict[str, Loss] = {
+                "balance": balance_loss(probabilities, expert_ids, sets),
                 "z": z_loss(watched(logits, self.config.z_coefficient), group_tokens, real),
                 "entropy": token_mean(
                     entropies(watched(log_probabilities, self.config.entropy_coefficient)), group_tokens, real

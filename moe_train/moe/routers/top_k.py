@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from moe_train.config.kinds.router import SwitchRouterConfig, TopKRouterConfig
-from moe_train.moe.losses import balance_loss
-from moe_train.moe.routers.edges import table_routing
+from moe_train.moe.losses import TokenSets, balance_loss
+from moe_train.moe.routers.edges import Loss, table_routing
 from moe_train.moe.routers.gate import GateRouter
 from moe_train.moe.routers.noise import gumbel
 from moe_train.moe.routers.scores import gate_logits, jittered, partly_zeroed, softmax_choice
@@ -48,6 +48,7 @@ class TopKRouter(GateRouter):
         with torch.autocast(x.device.type, enabled=False):
             logits = self.logits(x, context)
             group_tokens, real = self.group * context.sequence_length, context.real_rows
+            sets = TokenSets.of(self.config.balance_over, self.group, context)
             choice = softmax_choice(logits, self.num_choices, group_tokens, real)
             expert_ids, weights = choice.expert_ids, choice.weights
             if self.samples and context.training:
@@ -58,8 +59,8 @@ class TopKRouter(GateRouter):
             if self.normalize:
                 weights = weights / weights.sum(-1, keepdim=True)
             chosen = expert_ids[:, :1] if self.reroutes else expert_ids
-            losses = {
-                "balance": balance_loss(choice.probabilities, chosen, group_tokens, real),
+            losses: dict[str, Loss] = {
+                "balance": balance_loss(choice.probabilities, chosen, sets),
                 "z": choice.z,
             }
         return table_routing(

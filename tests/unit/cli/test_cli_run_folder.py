@@ -137,6 +137,20 @@ def test_a_resume_with_another_model_or_order_names_key_and_both_values(
     assert seed.startswith("seed=1: ")
 
 
+def test_a_run_made_before_balance_had_a_place_says_what_a_recipe_of_today_would_change(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    with RunFolder(tmp_path / "run") as folder:
+        folder.new_attempt(recipe)
+        saved = tmp_path / "run/recipe.yaml"
+        saved.write_text(saved.read_text().replace("    balance_over: batch\n", ""))
+        with pytest.raises(
+            UsageError, match=r"moe.router.balance_over=batch: .* has group, which a resume must"
+        ):
+            folder.require_same_run(recipe)
+        folder.require_same_run(folder.recipe())
+
+
 def test_starting_afresh_moves_the_old_run_aside(recipe: Recipe, tmp_path: Path) -> None:
     for number in (1, 2):
         with RunFolder(tmp_path / "run") as folder:

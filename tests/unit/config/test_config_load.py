@@ -221,3 +221,25 @@ def test_an_override_that_is_no_yaml_is_named_in_one_line():
         load_recipe("switch/tiny", ["steps=["])
     assert str(refused.value).startswith("override=steps=[: is not valid YAML (")
     assert "\n" not in str(refused.value)
+
+
+def saved_before(recipe, lacking: str) -> str:
+    """What a run saved of `recipe` when there was no such key of the router."""
+    lines = to_yaml(recipe).splitlines(keepends=True)
+    return "".join(line for line in lines if not line.strip().startswith(f"{lacking}:"))
+
+
+@pytest.mark.parametrize("name", ["switch/tiny", "sparsely_gated/tiny", "deepseek/tiny"])
+def test_a_run_that_was_saved_before_balance_had_a_place_goes_on_with_its_groups(write, name):
+    recipe = load_recipe(RECIPES / f"{name}.yaml")
+    saved = write("recipe.yaml", saved_before(recipe, "balance_over"))
+    assert recipe.moe.router.balance_over != "group"
+    assert load_recipe(saved).moe.router.balance_over == "group"
+    assert load_recipe(saved, ["moe.router.balance_over=batch"]).moe.router.balance_over == "batch"
+    again = write("again.yaml", to_yaml(recipe))
+    assert load_recipe(again) == recipe
+
+
+def test_a_router_without_a_balance_loss_has_none_in_what_a_run_saved(write):
+    recipe = load_recipe(RECIPES / "hash" / "tiny.yaml")
+    assert load_recipe(write("recipe.yaml", to_yaml(recipe))) == recipe

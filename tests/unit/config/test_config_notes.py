@@ -108,3 +108,21 @@ def test_each_stack_is_told_of_the_slots_in_its_own_groups():
         "moe.capacity_factor=1 is 2 in effect",
         "moe.capacity_factor=1 is 8.98 in effect",
     ]
+
+
+def test_a_pass_that_counts_loads_before_the_update_is_told():
+    recipe = Recipe()
+    recipe.data.micro_batch = 8  # of 32
+    (note,) = notes(recipe)
+    assert note.startswith(
+        "data.micro_batch=8 with moe.router.balance_over=batch: where a worker has more than one"
+    )
+    assert "(fewer than 4 workers)" in note
+    recipe.parallel.data = 4
+    assert notes(recipe) == []
+    recipe.parallel.data = 2
+    assert len(notes(recipe)) == 1
+    recipe.moe.router.balance_coefficient = 0
+    assert notes(recipe) == []
+    recipe.moe.router.balance_coefficient, recipe.moe.router.balance_over = 0.01, "group"
+    assert notes(recipe) == []

@@ -1,10 +1,13 @@
 """Updates of objectives that make two passes over a batch."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from tiny_model import global_batch, one_worker, share_of, tiny_recipe
 
 from moe_train.config.registry import build
+from moe_train.data.batch import Batch
 from moe_train.engines.native import NativeEngine
 from moe_train.model.count import count
 
@@ -28,13 +31,13 @@ def engine(*overrides: str) -> NativeEngine:
     return build("engine", recipe.engine, recipe=recipe, mesh=one_worker())
 
 
-def update(made: NativeEngine, step: int = 0):
-    """One step on the whole batch; returns the gradient of every parameter and the result."""
+def update(made: NativeEngine, step: int = 0, change: Callable[[Batch], Batch] = lambda batch: batch):
+    """One step on the whole batch, as `change` makes it; returns the gradient of every parameter and the result."""
     gradients = {}
     hook = made.optimizer.register_step_pre_hook(
         lambda *_: gradients.update({name: local.grad.clone() for name, local in made.locals.items()})
     )
-    batches = share_of(global_batch(made.recipe, step), 0, 1, made.recipe.data.micro_batch)
+    batches = share_of(change(global_batch(made.recipe, step)), 0, 1, made.recipe.data.micro_batch)
     result = made.step(batches, step, False)
     hook.remove()
     return gradients, result

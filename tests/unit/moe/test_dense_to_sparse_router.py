@@ -11,7 +11,7 @@ from moe_train.config.check import problems
 from moe_train.config.kinds.router import DenseToSparseRouterConfig, SwitchRouterConfig
 from moe_train.config.notes import notes
 from moe_train.moe.layer import MoELayer
-from moe_train.moe.losses import active_balance_loss, balance_loss
+from moe_train.moe.losses import TokenSets, active_balance_loss, balance_loss
 from moe_train.moe.routers.dense_to_sparse import DenseToSparseRouter
 from moe_train.moe.routers.noise import gumbel
 from moe_train.moe.routers.noise import normal as normal_noise
@@ -258,9 +258,12 @@ def test_the_balance_of_active_experts_is_that_of_switch_for_one_and_the_number_
     probabilities = torch.softmax(normal(12, EXPERTS), 1)
     chosen = probabilities.argmax(1, keepdim=True)
     one_hot = torch.zeros(12, EXPERTS, dtype=torch.bool).scatter(1, chosen, True)
-    ours = active_balance_loss(probabilities, one_hot, 6)
-    torch.testing.assert_close(ours, balance_loss(probabilities, chosen, 6))
-    assert active_balance_loss(probabilities, torch.ones_like(one_hot), 6).item() == pytest.approx(EXPERTS)
+    sets = TokenSets(6)
+    ours = active_balance_loss(probabilities, one_hot, sets).value
+    torch.testing.assert_close(ours, balance_loss(probabilities, chosen, sets).value)
+    assert active_balance_loss(probabilities, torch.ones_like(one_hot), sets).value.item() == pytest.approx(
+        EXPERTS
+    )
 
 
 def test_noise_has_the_moments_of_its_distribution():

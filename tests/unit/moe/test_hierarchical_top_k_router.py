@@ -6,7 +6,8 @@ from tiny_model import context, normal, tiny_recipe
 
 from moe_train.config.kinds.router import HierarchicalTopKRouterConfig, NoisyTopKRouterConfig
 from moe_train.config.registry import build
-from moe_train.moe.routers.hierarchical_top_k import Gate
+from moe_train.moe.losses import TokenSets
+from moe_train.moe.routers.hierarchical_top_k import Gate, estimated_load
 from moe_train.moe.routers.noise import normal as standard_normal
 
 B, S, D, E = 3, 9, 12, 8
@@ -64,11 +65,13 @@ def test_one_group_is_the_flat_gate(training):
         torch.testing.assert_close(one.losses[name], other.losses[name])
 
 
-def test_losses_in_validation_are_those_of_counts_and_weights():
+@pytest.mark.parametrize(("over", "sets"), [("sequence", B), ("batch", 1)])
+def test_losses_in_validation_are_those_of_counts_and_weights(over, sets):
     made, x = router(4, 2, 2), normal(B * S, D, seed=9)
+    made.config.balance_over = over
     routing = made(x, context(B, S))
-    importance = dense(routing).view(B, S, E).sum(1)
-    load = (dense(routing) > 0).float().view(B, S, E).sum(1)  # Load_p * Load_i / |X_i| with plain counts
+    importance = dense(routing).view(sets, -1, E).sum(1)
+    load = (dense(routing) > 0).float().view(sets, -1, E).sum(1)  # Load_p * Load_i / |X_i| with plain counts
     for name, totals in (("importance", importance), ("load", load)):
         expected = (totals.var(1, correction=0) / totals.mean(1) ** 2).mean()
         torch.testing.assert_close(routing.losses[name], expected)
@@ -81,7 +84,7 @@ def test_the_load_of_a_group_is_shared_out_among_its_experts_by_its_own_tokens()
     )
     chances = torch.tensor([[[0.5, 0.5], [9.0, 9.0]], [[0.1, 0.9], [9.0, 9.0]], [[9.0, 9.0], [0.2, 0.8]]])
     inside = Gate(torch.zeros(3, 2, 1).long(), torch.ones(3, 2, 1), chances)
-    load = made._load(groups, inside, context(1, 3))
+    load = estimated_load(made._load(groups, inside, TokenSets(3)).totals, num_groups=2)
     # group 0: load 1.8, tokens 0 and 1; group 1: load 1.2, token 2 alone
     assert load[0].tolist() == pytest.approx([1.8 * 0.3, 1.8 * 0.7, 1.2 * 0.2, 1.2 * 0.8])
 

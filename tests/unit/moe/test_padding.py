@@ -8,7 +8,7 @@ from tiny_model import context, moe_layer, normal, tiny_recipe, vocabulary
 
 from moe_train.config.check import problems
 from moe_train.config.registry import REGISTRY
-from moe_train.moe.losses import balance_loss, z_loss
+from moe_train.moe.losses import TokenSets, balance_loss, z_loss
 from moe_train.moe.routing import TableRouter
 from moe_train.random import generator_for
 
@@ -128,14 +128,16 @@ def test_a_sequence_of_padding_alone_is_no_trouble(kind):
 def test_losses_of_groups_of_padding_alone_are_zero():
     logits = normal(8, 4)
     none = torch.zeros(8, dtype=torch.bool)
-    assert float(balance_loss(logits.softmax(1), logits.argmax(1, keepdim=True), 4, none)) == 0
+    assert (
+        float(balance_loss(logits.softmax(1), logits.argmax(1, keepdim=True), TokenSets(4, none)).value) == 0
+    )
     assert float(z_loss(logits, 4, none)) == 0
     all_real = ~none
     for mine, plain in (
         (z_loss(logits, 4, all_real), z_loss(logits)),
         (
-            balance_loss(logits.softmax(1), logits.argmax(1, keepdim=True), 4, all_real),
-            balance_loss(logits.softmax(1), logits.argmax(1, keepdim=True), 4),
+            balance_loss(logits.softmax(1), logits.argmax(1, keepdim=True), TokenSets(4, all_real)).value,
+            balance_loss(logits.softmax(1), logits.argmax(1, keepdim=True), TokenSets(4)).value,
         ),
     ):
         torch.testing.assert_close(mine, plain)

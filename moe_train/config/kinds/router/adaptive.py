@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from moe_train.config.kinds.router.router import GateConfig, capacity_must_be_null
+from moe_train.config.kinds.router.router import BalanceLossConfig, BalanceOver, capacity_must_be_null
 from moe_train.config.problem import Problem
 
 if TYPE_CHECKING:
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class DenseToSparseRouterConfig(GateConfig):
+class DenseToSparseRouterConfig(BalanceLossConfig):
     """EvoMoE (2112.14397): one expert that all become copies of, if there is such a phase; then its gate.
 
     The gate begins with all experts, and has one from `hard_step` on. `num_choices` is 1, what it comes to; before
@@ -32,6 +32,7 @@ class DenseToSparseRouterConfig(GateConfig):
     hard_step: int | None = 500  # updates of the gate after which a token has one expert; null: never
     gate: Literal["gumbel", "softmax"] = "gumbel"  # weight: with noise and temperature, or without
     balance_coefficient: float = 0.0  # the paper found no use for it
+    balance_over: BalanceOver = "batch"  # the code: all tokens that come to the layer
 
     def draws_in_training(self, num_experts: int) -> bool:
         return num_experts > 1
@@ -116,7 +117,7 @@ class DenseToSparseRouterConfig(GateConfig):
 
 
 @dataclass
-class DSelectKRouterConfig(GateConfig):
+class DSelectKRouterConfig(BalanceLossConfig):
     """DSelect-k (2106.03760): a smooth choice by binary codes; at most k experts once the codes are settled."""
 
     depends_on_expert_number: ClassVar[bool] = True
@@ -126,6 +127,7 @@ class DSelectKRouterConfig(GateConfig):
     gamma: float = 1.0  # width of the smooth step
     entropy_coefficient: float = 1e-6  # of the selectors' entropy, which settles them
     balance_coefficient: float = 0.0  # of the balance loss, as in dense_to_sparse
+    balance_over: BalanceOver = "batch"  # the paper has no such loss; as in dense_to_sparse
 
     @property
     def num_choices(self) -> int:

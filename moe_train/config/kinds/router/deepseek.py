@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from moe_train.config.kinds.router.router import GateConfig, k_must_fit
+from moe_train.config.kinds.router.router import BalanceLossConfig, BalanceOver, k_must_fit
 from moe_train.config.problem import Problem
 
 if TYPE_CHECKING:
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class DeepSeekRouterConfig(GateConfig):
+class DeepSeekRouterConfig(BalanceLossConfig):
     """DeepSeek-V3 (2412.19437) by default; moe.shared_experts and moe.d_ff make the rest of DeepSeekMoE."""
 
     kind: str = "deepseek"
@@ -25,6 +25,7 @@ class DeepSeekRouterConfig(GateConfig):
     bias_rate: float = 0.001  # loss-free balancing: change of an expert's bias per update; 0: none
     balance_coefficient: float = 0.0  # of the balance loss
     group_balance_coefficient: float = 0.0  # of the same over groups, V1's and V2's device-level balance loss
+    balance_over: BalanceOver = "sequence"  # V3 eq. 17-20; in V1 and V2 too T is a sequence's length
 
     @property
     def num_choices(self) -> int:

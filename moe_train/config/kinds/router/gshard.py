@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from moe_train.config.kinds.router.router import GateConfig
+from moe_train.config.kinds.router.router import BalanceLossConfig, BalanceOver
 from moe_train.config.problem import Problem
 
 if TYPE_CHECKING:
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class GShardRouterConfig(GateConfig):
+class GShardRouterConfig(BalanceLossConfig):
     """GShard (2006.16668), also GLaM's: the best expert, and a second one that may be left to chance."""
 
     kind: str = "gshard"
@@ -22,6 +22,7 @@ class GShardRouterConfig(GateConfig):
         False  # the two weights are made to sum to 1 after, not before, any is dropped
     )
     balance_coefficient: float = 0.01
+    balance_over: BalanceOver = "group"  # alg. 1: its loss is one of the S tokens of a group
 
     @property
     def num_choices(self) -> int:

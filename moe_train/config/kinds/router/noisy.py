@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moe_train.config.kinds.router.router import GateConfig
+from moe_train.config.kinds.router.router import BalanceLossConfig, BalanceOver
 from moe_train.config.problem import Problem
 
 if TYPE_CHECKING:
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class NoisyTopKRouterConfig(GateConfig):
+class NoisyTopKRouterConfig(BalanceLossConfig):
     """Shazeer et al. (1701.06538): the k largest of logits with learned noise, softmax over these k."""
 
     kind: str = "noisy_top_k"
@@ -20,6 +20,7 @@ class NoisyTopKRouterConfig(GateConfig):
     importance_coefficient: float = 0.1  # w_importance: of CV^2 of the experts' summed weights
     load_coefficient: float = 0.1  # w_load: of CV^2 of the smooth estimate of the loads
     balance_coefficient: float = 0.0  # of the balance loss
+    balance_over: BalanceOver = "batch"  # eq. 6-11: sums over "a batch of training examples"
 
     @property
     def num_choices(self) -> int:
@@ -44,7 +45,7 @@ class NoisyTopKRouterConfig(GateConfig):
 
 
 @dataclass
-class HierarchicalTopKRouterConfig(GateConfig):
+class HierarchicalTopKRouterConfig(BalanceLossConfig):
     """The same on two levels (appendix B): groups of experts first, then experts of the chosen groups."""
 
     kind: str = "hierarchical_top_k"
@@ -54,6 +55,7 @@ class HierarchicalTopKRouterConfig(GateConfig):
     importance_coefficient: float = 0.1  # as in noisy_top_k
     load_coefficient: float = 0.1
     balance_coefficient: float = 0.0  # of the balance loss
+    balance_over: BalanceOver = "batch"  # as in noisy_top_k
 
     @property
     def num_choices(self) -> int:

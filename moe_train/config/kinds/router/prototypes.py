@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from moe_train.config.kinds.router.router import GateConfig
+from moe_train.config.kinds.router.router import BalanceLossConfig, BalanceOver
 from moe_train.config.problem import Problem
 
 if TYPE_CHECKING:
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class PrototypesRouterConfig(GateConfig):
+class PrototypesRouterConfig(BalanceLossConfig):
     """M6-T (2105.15082): the experts in `prototypes` sets, and the best one of every set."""
 
     choices_compete: ClassVar[bool] = False
@@ -20,6 +20,7 @@ class PrototypesRouterConfig(GateConfig):
     kind: str = "prototypes"
     prototypes: int = 2  # sets of experts, so experts per token
     balance_coefficient: float = 0.01
+    balance_over: BalanceOver = "batch"  # Hetu's KTop1Gate: all tokens that come to the layer
 
     @property
     def num_choices(self) -> int:

@@ -2,13 +2,21 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from moe_train.config.kinds.kind import KindConfig
 from moe_train.config.problem import Problem
 
 if TYPE_CHECKING:
     from moe_train.config.schema import Recipe
+
+BalanceOver = Literal["sequence", "group", "batch"]
+BALANCE_COEFFICIENTS = (
+    "balance_coefficient",
+    "group_balance_coefficient",
+    "importance_coefficient",
+    "load_coefficient",
+)
 
 
 @dataclass
@@ -46,6 +54,11 @@ class RouterConfig(KindConfig):
 
     def draws_in_training(self, num_experts: int) -> bool:
         """What a token gets in training is a matter of chance too, so that two passes over a batch differ."""
+        return False
+
+    @property
+    def learns_from_batch(self) -> bool:
+        """Some loss that counts is one of all tokens of the global batch together: see moe/whole_batch.py."""
         return False
 
     def check_stack(self, name: str, length: int) -> Iterator[Problem]:
@@ -86,6 +99,19 @@ class GateConfig(RouterConfig):
                     "must be at least 0, or training makes large what this loss is there to make small",
                     f"its default is {field.default}",
                 )
+
+
+@dataclass
+class BalanceLossConfig(GateConfig):
+    """Base of routers that learn to use their experts evenly, by a loss of the loads of a set of tokens."""
+
+    balance_over: BalanceOver = (
+        "batch"  # tokens whose loads are to be even: of each sequence, routing group or batch
+    )
+
+    @property
+    def learns_from_batch(self) -> bool:
+        return self.balance_over == "batch" and any(getattr(self, name, 0) for name in BALANCE_COEFFICIENTS)
 
 
 def capacity_must_be_null(recipe: "Recipe") -> Iterator[Problem]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from moe_train.config.kinds.router.router import GateConfig, k_must_fit
+from moe_train.config.kinds.router.router import BalanceLossConfig, BalanceOver, k_must_fit
 from moe_train.config.problem import Problem
 
 if TYPE_CHECKING:
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class SwitchRouterConfig(GateConfig):
+class SwitchRouterConfig(BalanceLossConfig):
     """Switch (2101.03961): one expert per token, weight = its probability."""
 
     kind: str = "switch"
@@ -23,6 +23,7 @@ class SwitchRouterConfig(GateConfig):
     )
     jitter: float = 0.01  # mesh-tensorflow's
     balance_coefficient: float = 0.01  # alpha of eq. 4
+    balance_over: BalanceOver = "batch"  # eq. 4-6: "a batch B with T tokens"
 
     def draws_in_training(self, num_experts: int) -> bool:
         draws = self.policy == "sampling" or self.input_dropout > 0 or self.jitter > 0
@@ -63,13 +64,14 @@ class SwitchRouterConfig(GateConfig):
 
 
 @dataclass
-class TopKRouterConfig(GateConfig):
+class TopKRouterConfig(BalanceLossConfig):
     """Softmax over all experts, the k largest chosen."""
 
     kind: str = "top_k"
     k: int = 2  # experts per token
     normalize: bool = True  # the k weights of a token sum to 1
     balance_coefficient: float = 0.01
+    balance_over: BalanceOver = "batch"  # as in switch, whose loss it is
 
     @property
     def num_choices(self) -> int:

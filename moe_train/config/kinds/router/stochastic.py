@@ -4,7 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from moe_train.config.kinds.router.router import GateConfig, RouterConfig, capacity_must_be_null
+from moe_train.config.kinds.router.router import (
+    BalanceLossConfig,
+    BalanceOver,
+    RouterConfig,
+    capacity_must_be_null,
+)
 from moe_train.config.problem import Problem
 
 if TYPE_CHECKING:
@@ -47,7 +52,7 @@ class ThorRouterConfig(RouterConfig):
 
 
 @dataclass
-class ReinforceRouterConfig(GateConfig):
+class ReinforceRouterConfig(BalanceLossConfig):
     """RL-R (2202.01169): a policy draws each token's expert and learns by REINFORCE from the token's loss."""
 
     signed_coefficients: ClassVar[tuple[str, ...]] = ("entropy_coefficient",)
@@ -57,6 +62,7 @@ class ReinforceRouterConfig(GateConfig):
     value_coefficient: float = 0.01  # of the Huber loss of the baseline, which predicts a token's loss
     entropy_coefficient: float = 5e-4  # of the policy's entropy; below 0 keeps it from becoming sure
     balance_coefficient: float = 0.01  # of the balance loss
+    balance_over: BalanceOver = "batch"  # as in switch, whose loss it is
 
     def num_parameters(self, d_model: int, num_experts: int) -> int:
         return d_model * (num_experts + 1) + 1

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from moe_train.config.kinds.router.router import GateConfig, k_must_fit
+from moe_train.config.kinds.router.router import BalanceLossConfig, BalanceOver, k_must_fit
 from moe_train.config.problem import Problem
 
 if TYPE_CHECKING:
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class BatchPriorityRouterConfig(GateConfig):
+class BatchPriorityRouterConfig(BalanceLossConfig):
     """V-MoE (2106.05974) with batch-prioritised routing: full experts refuse the least sure tokens."""
 
     kind: str = "batch_priority"
@@ -22,6 +22,9 @@ class BatchPriorityRouterConfig(GateConfig):
     importance_coefficient: float = 0.005
     load_coefficient: float = 0.005
     balance_coefficient: float = 0.0  # of the balance loss
+    balance_over: BalanceOver = (
+        "batch"  # appendix A sums over a batch of images; the code over a routing group
+    )
 
     @property
     def sees_later_tokens(self) -> bool:
