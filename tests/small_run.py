@@ -5,10 +5,11 @@ The fixtures are a plugin that tests/conftest.py loads; tests/unit/cli and tests
 
 import hashlib
 import json
+import logging
 import os
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,7 +132,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def moe_train(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+def moe_train(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Iterator[Command]:
     """Runs one command in the working directory."""
     monkeypatch.chdir(folder)
     for name, value in environment(folder).items():
@@ -145,7 +148,9 @@ def moe_train(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
             code = int(end.code or 0)
         return Ended(code, *capfd.readouterr())
 
-    return run
+    handlers = list(logging.getLogger("ray").handlers)
+    yield run
+    logging.getLogger("ray").handlers = handlers  # Ray's own would write to this test's stderr in later tests
 
 
 @pytest.fixture(scope="module")

@@ -46,15 +46,19 @@ class LocalExecutor:
         for job in jobs:
             self._require_simple(job)
         ids = [secrets.token_hex(4) for _ in jobs]
-        queue = None
+        paths, queue = [_file(job.run_dir, job_id) for job, job_id in zip(jobs, ids, strict=True)], None
         try:
-            paths = [_prepared(job, job_id) for job, job_id in zip(jobs, ids, strict=True)]
+            for job, job_id in zip(jobs, ids, strict=True):
+                _prepare(job, job_id)
             queue = _queue_of(paths, at_once or len(jobs))
             for path in paths:
                 replace_text(path.with_suffix(".queue"), f"{queue.pid} {start_time(queue.pid)}")
         except OSError as error:
             if queue is not None:
                 queue.terminate()
+            for path in paths:
+                path.unlink(missing_ok=True)
+                path.with_suffix(".queue").unlink(missing_ok=True)
             raise ClusterError(
                 f"{error.filename}: cannot be used ({error.strerror}); free space or correct its permissions; nothing "
                 "was submitted"
@@ -119,17 +123,16 @@ def _command(job: JobSpec) -> list[str]:
     return module_command("moe_train.cli", *job.command, "--launcher", "local")
 
 
-def _prepared(job: JobSpec, job_id: str) -> Path:
-    """The file of a job that is about to be queued."""
-    path = jobs_dir(job) / f"{job_id}.json"
+def _prepare(job: JobSpec, job_id: str) -> None:
+    """Write the file of a job that is about to be queued."""
+    jobs_dir(job)
     own = {JOB_VARIABLE: f"local:{job_id}"}
     content = {
         "command": _command(job),
         "environment": {**job.environment, **own},
         "host": socket.gethostname(),
     }
-    replace_text(path, json.dumps(content, indent=1) + "\n")
-    return path
+    replace_text(_file(job.run_dir, job_id), json.dumps(content, indent=1) + "\n")
 
 
 def _file(run_dir: Path, job_id: str) -> Path:

@@ -25,6 +25,7 @@ from moe_train.config.load import to_yaml
 from moe_train.config.schema import Recipe
 from moe_train.errors import RunError
 from moe_train.jobs.request import Request
+from moe_train.made import Made
 
 LOCK_FILE = "lock"
 """In the folder of a run's jobs: held by the command that hands the run over, released by its end however it ends."""
@@ -61,28 +62,49 @@ def hand_over(
     """Give runs to a cluster and return their jobs' ids; `specs` are in the order of `submissions`.
 
     Raises RunError, before anything is written, if another command has handed one of them over since it was looked
-    at. Raises ClusterError or RunError if not all were taken; those that were are on record, as the message says.
+    at. Raises ClusterError or RunError if not all were taken; those that were are on record, as the message says, and
+    of the others nothing is left.
     """
-    with ExitStack() as held:
-        for submission in submissions:
-            held.enter_context(_alone(submission))
-        taken: list[str] = []
-        lost: list[str] = []
-        try:
+    common, made, taken = Made(), [Made() for _ in submissions], list[str]()
+    run_dirs = [submission.run_dir for submission in submissions]
+    common.expect(Path(os.path.commonpath(run_dirs)) / JOBS_DIR)  # of a sweep on Slurm
+    for each, run_dir in zip(made, run_dirs, strict=True):
+        each.expect(run_dir / JOBS_DIR / LOCK_FILE)
+    try:
+        with ExitStack() as held:
             for submission in submissions:
-                write_recipe(submission.recipe_file, submission.recipe)
-            for submission, job_id in zip(
-                submissions, asked.executor.submit_many(specs, at_once), strict=True
-            ):
-                taken.append(job_id)
-                lost += _recorded(submission.run_dir, asked, job_id)
-        except (ClusterError, RunError) as error:
-            for submission in submissions[len(taken) :]:
-                submission.recipe_file.unlink(missing_ok=True)
-            raise type(error)("\n".join([*lost, f"{error}{_so_far(len(taken), specs)}"])) from None
+                held.enter_context(_alone(submission))
+            _hand_over(asked, submissions, specs, at_once, taken)
+    except (ClusterError, RunError):
+        for each in made[len(taken) :]:
+            each.take_back()
+        if not taken:
+            common.take_back()
+        raise
+    return taken
+
+
+def _hand_over(
+    asked: Request,
+    submissions: Sequence[Submission],
+    specs: Sequence[JobSpec],
+    at_once: int | None,
+    taken: list[str],
+) -> None:
+    """Give runs that are held to a cluster, and add the id of each job that it takes to `taken`."""
+    lost: list[str] = []
+    try:
+        for submission in submissions:
+            write_recipe(submission.recipe_file, submission.recipe)
+        for submission, job_id in zip(submissions, asked.executor.submit_many(specs, at_once), strict=True):
+            taken.append(job_id)
+            lost += _recorded(submission.run_dir, asked, job_id)
+    except (ClusterError, RunError) as error:
+        for submission in submissions[len(taken) :]:
+            submission.recipe_file.unlink(missing_ok=True)
+        raise type(error)("\n".join([*lost, f"{error}{_so_far(len(taken), specs)}"])) from None
     if lost:
         raise RunError("\n".join(lost))
-    return taken
 
 
 def _so_far(number: int, specs: Sequence[JobSpec]) -> str:

@@ -73,7 +73,7 @@ def test_a_killed_worker_is_named_and_the_run_goes_on_in_a_second_attempt(launch
 
     again = launcher.run("--workers", "2", "steps=6")
     assert again.returncode == 0
-    assert "is finished: step 6" in again.stderr
+    assert "is finished: it has made all of steps=6" in again.stderr
     assert launcher.attempts == 2
 
 

@@ -111,6 +111,7 @@ def test_jobs_of_a_sweep_that_were_taken_before_one_was_refused_are_on_record(
     assert [len(found) for found in jobs.values()] == [1, 0, 0]
     recipes = sorted((tmp_path / "sweep").rglob("recipe-*.yaml"))
     assert recipes == [tmp_path / "sweep/seed=0/jobs/recipe-1.yaml"]
+    assert [path.name for path in (tmp_path / "sweep").iterdir()] == ["seed=0"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user that has no name")
