@@ -4,7 +4,8 @@
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,17 @@ def plan_start(run_dir: Path, recipe: Recipe, resume: str) -> Start:
     _require_recipe_of(checkpoints.committed(int(resume)), recipe)
     _require_later_step(recipe, resume)
     return Start.RESUME
+
+
+@contextmanager
+def options_explained() -> Iterator[None]:
+    """Says of refusals whose options they name, for commands that do not have them."""
+    try:
+        yield
+    except UsageError as error:
+        if "--resume" not in str(error):
+            raise
+        raise UsageError(f"{error}\n  (--resume and --run-dir are options of `run` and `submit`)") from None
 
 
 def has_begun(run_dir: Path) -> bool:

@@ -262,7 +262,8 @@ def _layout(recipe: Recipe, workers: int | None) -> Iterator[Problem]:
             "parallel.data",
             parallel.data,
             f"must equal the number of workers, which is {workers}",
-            f"run with --workers {parallel.data}, or set parallel.data=null",
+            f"run with --workers {parallel.data} (a job has --nodes times --workers-per-node), or set "
+            "parallel.data=null",
         )
         return
     if data is not None and data % parallel.expert:
@@ -270,7 +271,8 @@ def _layout(recipe: Recipe, workers: int | None) -> Iterator[Problem]:
             "parallel.expert",
             parallel.expert,
             f"must divide the number of workers, which is {data}",
-            f"choose one of {_divisors(data)}, or run with --workers {parallel.expert}",
+            f"choose one of {_divisors(data)}, or run with --workers {parallel.expert} (a job has --nodes times "
+            "--workers-per-node)",
         )
         return
     shared = math.gcd(*experts_of_layers(recipe))

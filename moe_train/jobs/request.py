@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -114,12 +114,19 @@ def parsed(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argpars
     return options
 
 
-def request(options: argparse.Namespace, sites: Sites, last: JobRecord | None = None) -> Request:
-    """What was asked for, over what the run's last job had, over the site's defaults."""
+def request(
+    options: argparse.Namespace, sites: Sites, last: JobRecord | None = None, workers: int = 1
+) -> Request:
+    """What was asked for, over what the run's last job had, over the site's defaults.
+
+    `workers`: what a run had until now that had no job on this cluster.
+    """
     cluster = options.cluster or (last.cluster if last else sites.default)
     before = last if last and last.cluster == cluster else None
     site, sizes = sites.of(cluster), before.resources if before else Resources()
     least, nodes = options.nodes or (sizes.min_nodes, sizes.nodes)
+    if before is None:
+        sizes = replace(sizes, workers_per_node=max(1, workers // nodes))
     asked = dict(options.option) | ({"address": options.address} if options.address else {})
     return Request(
         cluster=cluster,

@@ -18,7 +18,7 @@ from moe_train.jobs.progress import Progress, read_progress
 from moe_train.jobs.request import add_options, parsed, request
 from moe_train.jobs.submission import Submission, hand_over, is_free, of_run
 from moe_train.jobs.text import anchored
-from moe_train.resumption import Start, plan_start
+from moe_train.resumption import Start, options_explained, plan_start
 
 EPILOG = """\
 examples:
@@ -104,7 +104,8 @@ def combinations(overrides: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
 def _is_finished(submission: Submission) -> bool:
     """Whether the run came to the last step of this recipe. Raises UsageError if the folder has another run, or one
     that this recipe does not go on with."""
-    return plan_start(submission.run_dir, submission.recipe, "auto") is Start.FINISHED
+    with options_explained():
+        return plan_start(submission.run_dir, submission.recipe, "auto") is Start.FINISHED
 
 
 def _wait(runs: Sequence[Path]) -> None:

@@ -96,3 +96,13 @@ def test_an_empty_recipe_is_refused(moe_train: Command, folder: Path, tmp_path: 
     before = tree(folder)
     moe_train(command, str(tmp_path / "empty.yaml")).refuses("empty.yaml: is empty", "name: ")
     assert tree(folder) == before
+
+
+def test_commands_without_these_options_say_whose_they_are(
+    moe_train: Command, run_dir: Path, tmp_path: Path
+) -> None:
+    options = "(--resume and --run-dir are options of `run` and `submit`)"
+    moe_train("resume", str(run_dir), "optim.lr=0.5").refuses("optim.lr=0.5: ", options)
+    run_dir.rename(tmp_path / "seed=0")
+    words = ("sweep", "small.yaml", "seed=0,1", "--dir", str(tmp_path), "--dry-run")
+    moe_train(*words, "optim.lr=0.5").refuses(options)

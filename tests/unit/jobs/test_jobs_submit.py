@@ -92,6 +92,21 @@ def test_inside_a_job_a_stopped_run_says_how_the_job_is_made_again() -> None:
     assert _command(asked, run_dir, {}).startswith("moe-train run '/r/my run/jobs/recipe-1.yaml' --run-dir")
 
 
+def test_the_command_that_resumes_has_all_that_the_run_was_started_with() -> None:
+    asked = Launch(
+        "r.yaml",
+        ("steps=3", "name=a b"),
+        workers=4,
+        min_workers=2,
+        launcher="slurm",
+        resume="never",
+        max_restarts=3,
+    )
+    assert _command(asked, Path("runs/x"), {}) == (
+        "moe-train run r.yaml steps=3 'name=a b' --run-dir runs/x --workers 2:4 --launcher slurm --max-restarts 3"
+    )
+
+
 def test_a_job_that_is_stopped_too_early_again_and_again_is_not_queued_for_ever(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
