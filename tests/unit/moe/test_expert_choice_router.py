@@ -161,7 +161,7 @@ def test_the_load_is_the_chance_that_another_draw_of_an_expert_s_noise_would_cho
     router = batch_priority(3, 4, k=2, noise=2.0)
     clean, noisy = normal(1, 4, seed=1), normal(1, 4, seed=2)
     ids = noisy.topk(2).indices
-    chance = router._chances(clean, noisy, ids, True)[0]
+    chance = router._chances(clean, noisy, ids, 0.5)[0]
     draws = clean[0] + 0.5 * normal(200_000, 4, seed=3)
     # The code's threshold is the k-th noisy logit, the expert's own included.
     counted = (draws > noisy[0, ids[0, 1]]).float().mean(0)
