@@ -42,7 +42,14 @@ def plan_start(run_dir: Path, recipe: Recipe, resume: str) -> Start:
     Raises UsageError for what is no resume of the run there, RunError or CheckpointError for a folder that cannot be
     read.
     """
-    require_reachable(run_dir)
+    try:
+        require_reachable(run_dir)
+        return _plan(run_dir, recipe, resume)
+    except OSError as error:
+        raise RunError.unreadable(run_dir, error) from None
+
+
+def _plan(run_dir: Path, recipe: Recipe, resume: str) -> Start:
     folder, checkpoints = RunFolder(run_dir), CheckpointFolder(run_dir)
     if resume == "never":
         return Start.AFRESH if folder.holds_run or checkpoints.steps() else Start.NEW
@@ -74,6 +81,15 @@ def options_explained() -> Iterator[None]:
         if "--resume" not in str(error):
             raise
         raise UsageError(f"{error}\n  (--resume and --run-dir are options of `run` and `submit`)") from None
+
+
+def workers_until_now(run_dir: Path) -> int:
+    """How many workers the newest attempt that began had; 1 before the first. Raises RunError."""
+    try:
+        started = started_attempts(run_dir)
+        return len(list(attempt_dir(run_dir, started[-1]).glob("rank-*"))) if started else 1
+    except OSError as error:
+        raise RunError.unreadable(run_dir, error) from None
 
 
 def has_begun(run_dir: Path) -> bool:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from moe_cluster.contract import attempt_dir
 from moe_train.checkpoint.folder import CheckpointFolder, explain, write_durably
 from moe_train.checkpoint.manifest import read_manifest
-from moe_train.errors import CheckpointError
+from moe_train.errors import CheckpointError, RunError
 from moe_train.identity import Origin, Writer, begin_attempt, read_identity
 
 FILE_NAME = "start.json"
@@ -156,7 +156,12 @@ def refuse_if_superseded(run_dir: Path, attempt: int) -> None:
 
 def _attempts(run_dir: Path) -> list[int]:
     root = attempt_dir(run_dir, 0).parent
-    return [int(path.name) for path in root.iterdir() if path.name.isdigit()] if root.is_dir() else []
+    try:
+        return [int(path.name) for path in root.iterdir() if path.name.isdigit()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise RunError.unreadable(run_dir, error) from None
 
 
 def _fork(run_dir: Path) -> Origin | None:

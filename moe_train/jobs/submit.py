@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from moe_cluster import records
-from moe_cluster.contract import DONE, attempt_dir
+from moe_cluster.contract import DONE
 from moe_cluster.sites import read_sites, sites_file
 from moe_train.arguments import Parser, folder, resume_from
-from moe_train.checkpoint.lineage import started_attempts
 from moe_train.config.load import load_recipe
 from moe_train.config.schema import Recipe
 from moe_train.errors import UsageError
@@ -21,7 +20,7 @@ from moe_train.jobs.request import add_options, parsed, request
 from moe_train.jobs.submission import hand_over, of_run, require_free
 from moe_train.jobs.text import anchored
 from moe_train.monitor.state import last_recipe
-from moe_train.resumption import Start, options_explained, plan_start
+from moe_train.resumption import Start, options_explained, plan_start, workers_until_now
 from moe_train.run_folder import RECIPE_FILE
 
 SUBMIT_EPILOG = """\
@@ -78,7 +77,7 @@ def _hand_over(
 ) -> int:
     submission = of_run(run_dir, anchored(recipe))
     asked = request(
-        options, read_sites(sites_file(environment)), submission.last, workers=_workers_until_now(run_dir)
+        options, read_sites(sites_file(environment)), submission.last, workers=workers_until_now(run_dir)
     )
     after = [_job_of(name, asked.cluster) for name in options.after]
     spec = asked.spec(submission.recipe, submission.recipe_file, run_dir, resume, after)
@@ -95,12 +94,6 @@ def _hand_over(
     print(f"  what it says:   moe-train logs -f {run_dir}")
     print(f"  end it:         moe-train cancel {run_dir}")
     return DONE
-
-
-def _workers_until_now(run_dir: Path) -> int:
-    """How many workers the newest attempt that began had; 1 before the first."""
-    started = started_attempts(run_dir)
-    return len(list(attempt_dir(run_dir, started[-1]).glob("rank-*"))) if started else 1
 
 
 def _job_of(name: str, cluster: str) -> str:

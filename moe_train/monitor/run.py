@@ -60,6 +60,13 @@ def find_run(name: str, marks: Sequence[str] = (RECIPE_FILE,)) -> Path:
 
 def read_run(run_dir: Path) -> RunRecord:
     """Read a run folder, and ask its job's scheduler. Raises MoETrainError or ClusterError for what cannot be read."""
+    try:
+        return _read(run_dir)
+    except OSError as error:
+        raise RunError.unreadable(run_dir, error) from None
+
+
+def _read(run_dir: Path) -> RunRecord:
     recipe = load_recipe(run_dir / RECIPE_FILE)
     rows = current_rows(read_rows(run_dir / METRICS_FILE))
     attempts = [int(entry.name) for entry in (run_dir / "attempts").glob("*") if entry.name.isdigit()]

@@ -25,15 +25,17 @@ import sys
 from pathlib import Path
 from moe_train import cli
 run_dir = Path(sys.argv[1])
-commands = [["status"], ["logs"], ["logs", "--rank", "0"], ["cancel"], ["resume", "--dry-run"], ["list"]]
-for name in sys.argv[2:]:
+commands = [["status"], ["logs"], ["logs", "--rank", "0"], ["cancel"], ["resume", "--dry-run"], ["list"], ["monitor"]]
+commands += [["run", sys.argv[2], "--run-dir"], ["submit", sys.argv[2], "--run-dir"]]  # of a finished run
+commands += [["fork"]]
+for name in sys.argv[3:]:
     path = run_dir / name
     mode = path.stat().st_mode
     path.chmod(0)
     for command in commands:
         print(f"# {' '.join(command)} {name}", file=sys.stderr)
         try:
-            cli.main([*command, str(run_dir)])
+            cli.main([*command, str(run_dir), *(["/proc/new"] if command == ["fork"] else [])])
         except Exception as error:
             print(f"Traceback: {command} {name} {error!r}", file=sys.stderr)
     path.chmod(mode)
@@ -48,12 +50,22 @@ def without_privileges() -> list[str]:
     return [require_tool("setpriv", "util-linux"), "--bounding-set=-dac_override,-dac_read_search"]
 
 
-def test_a_run_that_is_not_ours_to_read_is_one_sentence_whatever_of_it_is_closed(run_dir: Path) -> None:
+def test_a_run_that_is_not_ours_to_read_is_one_sentence_whatever_of_it_is_closed(
+    run_dir: Path, folder: Path
+) -> None:
     (run_dir / "jobs").mkdir()
     (run_dir / "jobs.jsonl").write_text(json.dumps({**RECORD, "directives": []}) + "\n")
     paths = map(str, (ROOT, ROOT / "cluster", ROOT / "kernels"))
     done = subprocess.run(
-        [*without_privileges(), sys.executable, "-c", EACH, str(run_dir), *PRIVATE],
+        [
+            *without_privileges(),
+            sys.executable,
+            "-c",
+            EACH,
+            str(run_dir),
+            str(folder / "small.yaml"),
+            *PRIVATE,
+        ],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         capture_output=True,
         text=True,
