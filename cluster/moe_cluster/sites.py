@@ -21,6 +21,17 @@ from moe_cluster.errors import JobError
 from moe_cluster.executor import EXECUTORS
 
 FILE_NAME = "moe-train/cluster.yaml"
+TAGS_KEPT = ("tag:yaml.org,2002:null", "tag:yaml.org,2002:merge")
+
+
+class _TextLoader(yaml.SafeLoader):
+    """Keeps every plain value but null as it was written: an account 007 is no number, and `on` is not True."""
+
+
+_TextLoader.yaml_implicit_resolvers = {
+    letter: [(tag, pattern) for tag, pattern in resolvers if tag in TAGS_KEPT]
+    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 @dataclass(frozen=True)
@@ -54,7 +65,7 @@ def sites_file(environment: Mapping[str, str]) -> Path:
 def read_sites(path: Path) -> Sites:
     """What `path` says; nothing if it is not there. Raises JobError with the key that is wrong."""
     try:
-        content = yaml.safe_load(path.read_text()) or {}
+        content = yaml.load(path.read_text(), Loader=_TextLoader) or {}
     except FileNotFoundError:
         return Sites()
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -85,7 +96,7 @@ def _site(path: Path, cluster: str, entry: Any) -> Site:
             raise JobError(f"{path}: {cluster}.{key}={value!r}: must be {shape}")
         pairs = value.items() if isinstance(value, dict) else [(None, line) for line in value]
         for name, item in pairs:
-            if not isinstance(item, str | int | float):
+            if not isinstance(item, str):
                 raise JobError(
                     f"{path}: {cluster}.{key}: {'' if name is None else f'{name}='}{item!r}: must be text or a number"
                 )

@@ -74,6 +74,7 @@ def problems(recipe: Recipe, workers: int | None = None) -> list[Problem]:
     """All that keeps `recipe` from running (on `workers` workers, if that is known)."""
     found = list(_not_finite(recipe)) or [
         *_ranges(recipe),
+        *_empty_text(recipe),
         *_model(recipe),
         *_corpus(recipe),
         *_kinds(recipe),
@@ -146,6 +147,17 @@ def _ranges(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(
             "name", repr(recipe.name), "must be usable as a folder's name", "use letters, digits and dashes"
         )
+
+
+def _empty_text(section: object, prefix: str = "") -> Iterator[Problem]:
+    """What `key=$VARIABLE` leaves of a variable that is not set."""
+    for field in fields(section):  # type: ignore[arg-type]
+        key, value = f"{prefix}{field.name}", getattr(section, field.name)
+        if is_dataclass(value):
+            yield from _empty_text(value, f"{key}.")
+        elif value == "" and field.default != "" and key != "name":
+            default = "null" if field.default is None else field.default
+            yield Problem(key, "''", "is empty", f"set it, or leave it out for its default, {default}")
 
 
 def _names_a_folder(name: str) -> bool:

@@ -5,12 +5,15 @@ OmegaConf checks values while it merges, but speaks of its own classes; what a u
 
 import dataclasses
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 NumberOrNumbers = Annotated[Any, int | list[int]]
-"""One whole number for all, or a list. OmegaConf has no such union and takes any value: `misshapen` checks it."""
+"""One whole number for all, or a list. OmegaConf has no such union and takes any value: `misshapen` checks it, and
+`read_numbers` makes numbers of its text."""
+UNSET = "???"
+"""OmegaConf takes this text for a value that is still to come, and would leave the default in silence."""
 IN_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -41,6 +44,24 @@ def in_words(declared: Any) -> str:
     return IN_WORDS.get(declared, "a section with keys of its own")
 
 
+def choices(declared: Any) -> list[str]:
+    """The values that a key of this type is limited to; none if it is not limited."""
+    options = get_args(declared) if get_origin(declared) in (Union, types.UnionType) else (declared,)
+    return [value for option in options if get_origin(option) is Literal for value in get_args(option)]
+
+
+def unknown(
+    data: Mapping[str, Any], fields: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """(key, value) of every key that no section has."""
+    for name, value in data.items():
+        key = f"{prefix}{name}"
+        if key not in fields:
+            yield key, value
+        elif is_dataclass(fields[key]) and isinstance(value, dict):
+            yield from unknown(value, fields, f"{key}.")
+
+
 def misshapen(
     data: Mapping[str, Any], fields: Mapping[str, Any], prefix: str = ""
 ) -> Iterator[tuple[str, Any]]:
@@ -58,10 +79,12 @@ def misshapen(
 
 def _may_hold(declared: Any, value: Any) -> bool:
     """Whether `value` is a list of single values where a list may stand, and no list where none may."""
+    if value == UNSET:
+        return False
     if declared == get_args(NumberOrNumbers)[1]:
         return all(
-            type(item) is int or (isinstance(item, str) and "${" in item)
-            for item in (value if isinstance(value, list) else [value])
+            type(item) is int or (isinstance(item, str) and ("${" in item or _is_whole(item)))
+            for item in _listed(value)
         )
     if get_origin(declared) in (Union, types.UnionType):
         return any(_may_hold(option, value) for option in get_args(declared))
@@ -70,8 +93,35 @@ def _may_hold(declared: Any, value: Any) -> bool:
     return isinstance(value, list) and not any(isinstance(item, list | dict) for item in value)
 
 
+def _is_whole(text: str) -> bool:
+    try:
+        int(text)
+    except ValueError:
+        return False
+    return True
+
+
+def read_numbers(data: dict[str, Any], fields: Mapping[str, Any], prefix: str = "") -> None:
+    """Make numbers of the text of every NumberOrNumbers, in place; OmegaConf reads all other values itself."""
+    for name, value in data.items():
+        declared = fields[f"{prefix}{name}"]
+        if is_dataclass(declared):
+            read_numbers(value, fields, f"{prefix}{name}.")
+        elif declared == get_args(NumberOrNumbers)[1]:
+            items = [int(item) if _is_whole(item) else item for item in _listed(value)]
+            data[name] = items if isinstance(value, list) else items[0]
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
 def as_written(value: Any) -> str:
     """A value as YAML writes it."""
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {as_written(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, Sequence) and not isinstance(value, str):  # OmegaConf's own lists too
+        return "[" + ", ".join(map(as_written, value)) + "]"
     return "null" if value is None else str(value)

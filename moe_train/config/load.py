@@ -2,23 +2,24 @@
 
 YAML cannot say which dataclass stands at a node, so loading makes two passes: the layers are merged as plain
 data, the `kind` of each registered place picks its dataclass, and the data is merged into that. A layer that
-changes a kind starts that node afresh: options of the old kind do not leak into the new one.
+changes a kind starts that node afresh: options of the old kind do not leak into the new one. Values are text until
+they meet their field (`yaml_reader.py`); `refusals.py` has the words for keys and values that do not fit.
 """
 
-import difflib
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
-from moe_train.config.fields import as_written, in_words, known_fields, misshapen
+from moe_train.config.fields import as_written, known_fields, misshapen, read_numbers, unknown
+from moe_train.config.find import find_base, find_recipe
+from moe_train.config.refusals import unknown_key, wrong_kind, wrong_value
 from moe_train.config.registry import REGISTRY
 from moe_train.config.schema import Recipe
+from moe_train.config.yaml_reader import read_value, read_yaml
 from moe_train.errors import RecipeError
 
 IN_EVERY_SAVED_RECIPE = frozenset(
@@ -30,9 +31,6 @@ IN_EVERY_SAVED_RECIPE = frozenset(
 """A run saves its recipe with every key written out: a file with all of these is such a one."""
 MEANT_BEFORE = {"moe.router.balance_over": "group"}
 """What runs did that were saved before a key existed, where its default is another now: a resume goes on with it."""
-
-SOURCE_TREE = Path(__file__).resolve().parents[2] / "recipes"
-INSTALLED = Path(__file__).resolve().parents[1] / "_recipes"
 
 
 def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -52,20 +50,22 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if merged.keys() >= IN_EVERY_SAVED_RECIPE:
         _fill_younger_keys(merged, known_fields(Recipe, kinds))
     schema, fields = _schema_for(kinds), known_fields(Recipe, kinds)
-    for key, value in misshapen(merged, fields):
-        raise RecipeError(_wrong_value(key, value, fields, schema))
+    if problems := [
+        *(unknown_key(key, value, fields, kinds) for key, value in unknown(merged, fields)),
+        *(wrong_value(key, value, fields, schema) for key, value in misshapen(merged, fields)),
+    ]:
+        raise RecipeError("\n".join(problems))
+    read_numbers(merged, fields)
     try:
         resolved = OmegaConf.merge(schema, OmegaConf.create(merged))
         for key, value in misshapen(
             cast(dict[str, Any], OmegaConf.to_container(resolved, resolve=True)), fields
         ):
-            raise RecipeError(_wrong_value(key, value, fields, schema))
+            raise RecipeError(wrong_value(key, value, fields, schema))
         return cast(Recipe, OmegaConf.to_object(resolved))
-    except ConfigKeyError as error:
-        raise RecipeError(_unknown_key(error, fields)) from None
     except OmegaConfBaseException as error:
         key = (error.full_key or str(error.key)).partition("[")[0]  # of a list, without the place in it
-        raise RecipeError(_wrong_value(key, _at(merged, key), fields, schema)) from None
+        raise RecipeError(wrong_value(key, _at(merged, key), fields, schema)) from None
 
 
 def to_yaml(recipe: Recipe) -> str:
@@ -78,48 +78,30 @@ def to_dict(recipe: Recipe) -> dict[str, Any]:
     return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(recipe)))
 
 
-def find_recipe(recipe: str | Path) -> Path:
-    """The file a recipe argument means: a path, or a name below the recipes that come with moe-train."""
-    given = Path(recipe)
-    relative = Path(*given.parts[1:]) if given.parts[:1] == ("recipes",) else given
-    shipped = SOURCE_TREE if os.path.isdir(SOURCE_TREE) else INSTALLED
-    for name in (given, Path(f"{given}.yaml"), shipped / relative, shipped / f"{relative}.yaml"):
-        # os.path instead of Path: it answers "no" where a name is too long for the file system.
-        if os.path.isfile(name):
-            return name
-    if os.path.isdir(given):
-        raise RecipeError(f"recipe={recipe}: is a folder; name one YAML file in it")
-    known = sorted(str(path.relative_to(shipped)) for path in shipped.glob("[!_]*/*.yaml"))
-    close = difflib.get_close_matches(str(relative), known, n=1, cutoff=0.7)
-    folders = ", ".join(sorted({Path(name).parent.name for name in known})) or "none"
-    hint = f"did you mean recipes/{close[0]}?" if close else f"recipes/ has one folder a system: {folders}"
-    raise RecipeError(f"recipe={recipe}: there is no such file; {hint}")
-
-
 def _layers(path: Path, above: tuple[Path, ...]) -> Iterator[dict[str, Any]]:
     """The bases of `path`, furthest first, then `path` itself, as plain data."""
     if path.resolve() in above:
         raise RecipeError(f"_base={path}: a recipe cannot be its own base; remove one of the `_base` lines")
     data = _read(path)
-    bases = data.pop("_base", [])
-    for base in [bases] if isinstance(bases, str) else bases:
-        base_path = path.parent / base
-        if not base_path.is_file():
-            raise RecipeError(
-                f"_base={base}: {path} names a base that is not there; correct the relative path"
-            )
-        yield from _layers(base_path, (*above, path.resolve()))
+    bases = data.pop("_base", None) or []
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise RecipeError(
+            f"_base={as_written(bases)}: must be a file or a list of files; correct it in {path}"
+        )
+    for base in bases:
+        yield from _layers(find_base(base, path), (*above, path.resolve()))
     yield data
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        data = OmegaConf.to_container(OmegaConf.load(path))
+        data = read_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(
             f"recipe={path}: cannot be read ({error.strerror}); check the file's permissions"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         first = " ".join(str(error).split())
         raise RecipeError(f"recipe={path}: is not valid YAML ({first}); correct that line") from None
     if data in (None, {}):
@@ -128,34 +110,62 @@ def _read(path: Path) -> dict[str, Any]:
         )
     if not isinstance(data, dict):
         raise RecipeError(f"recipe={path}: must be a mapping of keys to values, not a {type(data).__name__}")
-    return cast(dict[str, Any], data)
+    _require_nested(data, f"recipe={path}")
+    return data
+
+
+def _require_nested(data: Mapping[str, Any], where: str, above: tuple[str, ...] = ()) -> None:
+    """Refuse `optim.lr: 1e-3` as one key of a mapping: dots are for key=value alone."""
+    for key, value in data.items():
+        if "." in key:
+            parts = [*above, *key.split(".")]
+            nested = f"{': {'.join(parts)}: {as_written(value)}{'}' * (len(parts) - 1)}"
+            raise RecipeError(
+                f"{'.'.join(parts)}: {where} has it as one key, and keys are nested in YAML; write {nested}"
+            )
+        if isinstance(value, dict):
+            _require_nested(value, where, (*above, key))
 
 
 def _dotlist(overrides: Sequence[str]) -> dict[str, Any]:
+    """All overrides as one layer; of two values for a key the last one counts."""
+    layer: dict[str, Any] = {}
     for override in overrides:
-        if "=" not in override or override.startswith("="):
+        key, equals, text = override.partition("=")
+        if not key or not equals:
             raise RecipeError(f"override={override}: must have the form key=value, for example optim.lr=1e-3")
-    try:
-        return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides))))
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        reason = " ".join(str(error).split())
-        raise RecipeError(
-            f"override={' '.join(overrides)}: is not valid YAML ({reason}); quote the value"
-        ) from None
+        try:
+            value = read_value(text)
+        except yaml.YAMLError as error:
+            reason = " ".join(str(error).split())
+            raise RecipeError(f"override={override}: is not valid YAML ({reason}); quote the value") from None
+        if isinstance(value, dict):
+            _require_nested(value, f"override={override}", tuple(key.split(".")))
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        _merge(layer, value)
+    return layer
 
 
-def _overlay(below: dict[str, Any], above: dict[str, Any], path: str = "") -> None:
-    """Merge `above` into `below` in place; a changed `kind` empties its node first."""
-    if path in REGISTRY and "kind" in above:
-        default = next(iter(REGISTRY[path]))
-        if above["kind"] != below.get("kind", default):
-            below.clear()
+def _merge(below: dict[str, Any], above: Mapping[str, Any]) -> None:
+    """Merge `above` into `below` in place."""
     for key, value in above.items():
-        here = f"{path}.{key}" if path else str(key)
         if isinstance(value, dict) and isinstance(below.get(key, {}), dict):
-            _overlay(below.setdefault(key, {}), value, here)
+            _merge(below.setdefault(key, {}), value)
         else:
             below[key] = value
+
+
+def _overlay(below: dict[str, Any], above: Mapping[str, Any]) -> None:
+    """Merge `above` into `below` in place; a changed `kind` empties its node first."""
+    for place, known in REGISTRY.items():
+        old, new = _at(below, place), _at(above, place)
+        default = next(iter(known))
+        if not isinstance(old, dict) or not isinstance(new, dict):
+            continue
+        if new.get("kind", old.get("kind", default)) != old.get("kind", default):
+            old.clear()
+    _merge(below, above)
 
 
 def _replace_placement(below: dict[str, Any], above: dict[str, Any]) -> None:
@@ -175,9 +185,7 @@ def _chosen_kinds(merged: dict[str, Any]) -> dict[str, type]:
         node = _at(merged, place)
         kind = node.get("kind", next(iter(known))) if isinstance(node, dict) else next(iter(known))
         if not isinstance(kind, str) or kind not in known:
-            raise RecipeError(
-                f"{place}.kind={as_written(kind)}: is not known; choose one of {', '.join(known)}"
-            )
+            raise RecipeError(wrong_kind(place, kind))
         chosen[place] = known[kind].config
     return chosen
 
@@ -197,32 +205,6 @@ def _schema_for(kinds: Mapping[str, type]) -> DictConfig:
     for place, config in kinds.items():
         OmegaConf.update(schema, place, OmegaConf.structured(config), merge=False)
     return schema
-
-
-def _unknown_key(error: ConfigKeyError, fields: Mapping[str, Any]) -> str:
-    key = error.full_key or str(error.key)
-    leaf = key.rsplit(".", 1)[-1]
-    close = difflib.get_close_matches(key, fields, n=1) or [
-        name for name in fields if name.endswith(f".{leaf}")
-    ]
-    hint = f"did you mean {close[0]}?" if close else "`moe-train show` lists every key of a recipe"
-    return f"{key}: there is no such key in a recipe; {hint}"
-
-
-def _wrong_value(key: str, value: Any, fields: Mapping[str, Any], schema: DictConfig) -> str:
-    shown = as_written(value)
-    if isinstance(value, str) and "${" in value:
-        return (
-            f"{key}={shown}: cannot be resolved to {in_words(fields[key])}; name a key that is there, in full"
-        )
-    if key in REGISTRY:
-        kinds = ", ".join(REGISTRY[key])
-        return f"{key}={shown}: is a section, not a value; choose with {key}.kind, one of {kinds}"
-    if is_dataclass(fields[key]):
-        inside = [name for name in fields if name.startswith(f"{key}.")]
-        return f"{key}={shown}: is a section, not a value; set its keys, {', '.join(inside)}"
-    default = as_written(OmegaConf.select(schema, key, default=None))
-    return f"{key}={shown}: must be {in_words(fields[key])}; its default is {default}"
 
 
 def _at(data: Any, key: str) -> Any:

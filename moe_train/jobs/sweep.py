@@ -71,7 +71,7 @@ def values(override: str) -> list[str]:
     for letter in text:
         if quote:
             quote = "" if letter == quote else quote
-        elif letter in "\"'":
+        elif letter in "\"'" and (depth or not parts[-1]):  # later it is an apostrophe
             quote = letter
         else:
             depth += (letter in "[{(") - (letter in ")}]")

@@ -2,15 +2,20 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from moe_train.config.fields import choices, known_fields
+from moe_train.config.find import find_recipe
 from moe_train.config.kinds.optim import SGDConfig
 from moe_train.config.kinds.router import TopKRouterConfig
-from moe_train.config.load import find_recipe, load_recipe, to_dict, to_yaml
+from moe_train.config.load import load_recipe, to_dict, to_yaml
+from moe_train.config.registry import REGISTRY
+from moe_train.config.schema import Recipe
 from moe_train.errors import RecipeError
 
 RECIPES = Path(__file__).parents[3] / "recipes"
@@ -95,7 +100,7 @@ def test_what_is_written_out_reads_back_the_same(write):
         ("steps=abc", "steps=abc: must be a whole number; its default is 1000"),
         ("steps=1.5", "steps=1.5: must be a whole number; its default is 1000"),
         ("steps=null", "steps=null: must be a whole number; its default is 1000"),
-        ("steps.x=3", "steps={'x': 3}: must be a whole number; its default is 1000"),
+        ("steps.x=3", "steps={x: 3}: must be a whole number; its default is 1000"),
         ("optim.lr=fast", "optim.lr=fast: must be a number; its default is 0.001"),
         ("optim.clip=x", "optim.clip=x: must be a number or null; its default is 1.0"),
         ("job.threads=two", "job.threads=two: must be a whole number or null; its default is null"),
@@ -107,7 +112,7 @@ def test_what_is_written_out_reads_back_the_same(write):
         ),
         (
             "monitor.wandb.tags={a: 1}",
-            "monitor.wandb.tags={'a': 1}: must be a list of text, such as [a, b]; its default is []",
+            "monitor.wandb.tags={a: 1}: must be a list of text, such as [a, b]; its default is []",
         ),
         ("parallel=4", "parallel=4: is a section, not a value; set its keys, parallel.data, parallel.expert"),
         (
@@ -115,7 +120,7 @@ def test_what_is_written_out_reads_back_the_same(write):
             "optim=adam: is a section, not a value; choose with optim.kind, one of adamw, adafactor",
         ),
         ("optim.kind=adam", "optim.kind=adam: is not known; choose one of adamw, adafactor"),
-        ("optim.kind=[a]", "optim.kind=['a']: is not known; choose one of adamw, adafactor"),
+        ("optim.kind=[a]", "optim.kind=[a]: is not known; choose one of adamw, adafactor"),
         ("moe.router.kind=null", "moe.router.kind=null: is not known; choose one of switch, top_k"),
         (
             "optim.momentum=1",
@@ -243,3 +248,120 @@ def test_a_run_that_was_saved_before_balance_had_a_place_goes_on_with_its_groups
 def test_a_router_without_a_balance_loss_has_none_in_what_a_run_saved(write):
     recipe = load_recipe(RECIPES / "hash" / "tiny.yaml")
     assert load_recipe(write("recipe.yaml", to_yaml(recipe))) == recipe
+
+
+@pytest.mark.parametrize(
+    ("overrides", "hint"),
+    [
+        (
+            ["moe.router.kind=gshard", "moe.router.k=4"],
+            "moe.router.k: there is no such key in a recipe with moe.router.kind=gshard; it belongs to "
+            "moe.router.kind=top_k, noisy_top_k",
+        ),
+        (
+            ["optim.schedule.kind=constant", "optim.schedule.final_fraction=0"],
+            "optim.schedule.kind=constant; it belongs to optim.schedule.kind=cosine, linear",
+        ),
+        (["optim.momentum=1"], "with optim.kind=adamw; it belongs to optim.kind=sgd"),
+        (["moe.k=4"], "did you mean moe.router.k, a key of moe.router.kind=top_k"),
+        (["moe.lr=4"], "did you mean optim.lr?"),
+        (["model.num_experts=4"], "did you mean moe.num_experts?"),
+        (["stpes=4"], "did you mean steps?"),
+        (["optm={lr: 1}"], "did you mean optim?"),
+        (["moe.router.kind=topk"], "; did you mean top_k?"),
+        (["moe.router.kind=TopK"], "; did you mean top_k?"),
+        (["moe.router=topk"], "one of switch, top_k"),
+        (["optim.kind=adam"], "; did you mean adamw?"),
+        (["model.activation=SwiGLU"], "; did you mean swiglu?"),
+        (["moe.activation=swigly"], "; did you mean swiglu?"),
+        (["monitor.wandb.mode=ofline"], "; did you mean offline?"),
+        (["precision=bfloat16"], "; did you mean bf16?"),
+    ],
+)
+def test_a_wrong_word_comes_with_what_it_may_have_meant(write, overrides, hint):
+    assert hint in refusal(write("r.yaml", "seed: 1"), *overrides)
+
+
+def test_every_choice_is_suggested_for_a_slip_of_its_own(write):
+    path, values = write("r.yaml", "seed: 1"), known_fields(Recipe, {})
+    slips = [(place, "kind", kind) for place, known in REGISTRY.items() for kind in known]
+    slips += [(*key.rpartition(".")[::2], choice) for key in values for choice in choices(values[key])]
+    for section, leaf, choice in slips:
+        key = f"{section}.{leaf}" if section else leaf
+        said = refusal(path, f"{key}={choice}x")
+        assert said.endswith(f"did you mean {choice}?"), said
+
+
+def test_all_keys_that_are_wrong_are_named_at_once(write):
+    said = refusal(write("r.yaml", "stepz: 1\nmodel: {dmodel: 3, num_heads: [1]}"))
+    assert [line.partition(":")[0] for line in said.splitlines()] == [
+        "stepz",
+        "model.dmodel",
+        "model.num_heads=[1]",
+    ]
+
+
+def test_a_missing_file_is_answered_with_one_beside_it(tmp_path, monkeypatch):
+    (tmp_path / "mine.yaml").write_text("seed: 1")
+    monkeypatch.chdir(tmp_path)
+    assert refusal("mine.yml").endswith("there is no such file; did you mean mine.yaml?")
+    assert refusal(tmp_path / "mien.yaml").endswith(f"did you mean {tmp_path}/mine.yaml?")
+    assert refusal(tmp_path / "mine.json").endswith(f"did you mean {tmp_path}/mine.yaml?")
+    assert find_recipe("mine") == Path("mine.yaml")
+    assert "did you mean" not in refusal("gone.yaml")  # an ending alone is no likeness
+
+
+def test_a_folder_is_answered_with_the_files_in_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("switch", "recipes/switch", "switch/"):
+        said = refusal(name)
+        assert (
+            "is a folder of recipes; name one file in it, such as recipes/switch/tiny.yaml; it has base.yaml"
+            in said
+        )
+        assert "xxl.yaml" in said
+    (tmp_path / "mine").mkdir()
+    assert refusal("mine").endswith("is a folder; name one YAML file in it; it has none")
+    (tmp_path / "mine/a.yaml").write_text("seed: 1")
+    assert refusal("mine").endswith("is a folder; name one YAML file in it, such as mine/a.yaml")
+
+
+@pytest.mark.parametrize("base", ["_base/tiny.yaml", "recipes/_base/tiny.yaml", "_base/tiny", "switch/tiny"])
+def test_a_base_that_comes_with_moe_train_is_found_by_name_from_any_folder(write, base, monkeypatch):
+    assert load_recipe(write("far/away/r.yaml", f"_base: {base}\nseed: 3")).model.d_model == 128
+    monkeypatch.setattr("moe_train.config.find.INSTALLED", RECIPES)  # as in an installed package
+    monkeypatch.setattr("moe_train.config.find.SOURCE_TREE", Path("gone"))
+    assert load_recipe(write("far/away/r.yaml", f"_base: [{base}]")).model.d_model == 128
+
+
+def test_a_base_beside_the_recipe_goes_before_one_of_the_same_name(write):
+    write("_base/tiny.yaml", "model: {d_model: 64}")
+    assert load_recipe(write("r.yaml", "_base: _base/tiny.yaml")).model.d_model == 64
+
+
+@pytest.mark.parametrize(
+    ("base", "hint"),
+    [
+        ("../_base/tiny.yaml", "did you mean _base: _base/tiny.yaml, which comes with moe-train?"),
+        ("farr.yaml", "did you mean .*/far.yaml?"),
+        ("gone", "correct the path, which is relative to that file"),
+    ],
+)
+def test_a_base_that_is_not_there_is_answered_with_one_that_is(write, base, hint):
+    write("far.yaml", "seed: 1")
+    assert re.search(hint, refusal(write("r.yaml", f"_base: {base}")))
+
+
+@pytest.mark.parametrize("base", ["{a: b}", "[[a]]", "[null]"])
+def test_a_base_is_a_file_or_a_list_of_files(write, base):
+    assert "must be a file or a list of files" in refusal(write("r.yaml", f"_base: {base}"))
+
+
+def test_a_shipped_recipe_works_where_it_is_copied_to(tmp_path):
+    for path in RECIPES.glob("[!_]*/*.yaml"):
+        copy = tmp_path / path.parent.name / path.name
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_text(path.read_text())
+    for copy in tmp_path.glob("*/*.yaml"):
+        shipped = RECIPES / copy.parent.name / copy.name
+        assert load_recipe(copy) == load_recipe(shipped)

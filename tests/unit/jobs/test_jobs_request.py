@@ -122,6 +122,18 @@ def test_a_site_file_is_read_from_where_the_environment_says(tmp_path: Path) -> 
     assert found.of("ray") == Site()
 
 
+def test_a_site_file_keeps_its_values_as_they_were_written(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_text(
+        "slurm:\n  options: {account: 007, qos: on, time: 12:30:00}\n"
+        "  environment: {MODE: off, LIMIT: 1e5, EMPTY: ''}\n  setup: [yes, 010]\n"
+    )
+    site = read_sites(path).of("slurm")
+    assert site.options == {"account": "007", "qos": "on", "time": "12:30:00"}
+    assert site.environment == {"MODE": "off", "LIMIT": "1e5", "EMPTY": ""}
+    assert site.setup == ("yes", "010")
+
+
 @pytest.mark.parametrize(
     ("text", "part"),
     [
