@@ -42,6 +42,7 @@ from moe_train.model.count import count
 from moe_train.moe.routing import Vocabulary
 from moe_train.moe.token_vectors import token_vectors
 from moe_train.monitor.load import LoadWindow
+from moe_train.monitor.recent import bucket_steps
 from moe_train.objectives.objective import Objective
 from moe_train.parallel.host_memory import keep_freed_memory
 from moe_train.parallel.plan import Mesh, ParallelPlan
@@ -166,7 +167,7 @@ def _trainer(
         validation=_validation(recipe, data, mesh, recipe.data.validation_sequences),
         checkpointer=checkpointer,
         callbacks=CallbackGroup(callbacks),
-        window=LoadWindow(experts_of_layers(recipe), world.device),
+        window=LoadWindow(experts_of_layers(recipe), world.device, bucket_steps(recipe)),
         watch=process,
         fingerprint=data.fingerprint,
         translation=_translation(recipe, data, mesh),

@@ -110,7 +110,7 @@ class Trainer:
         """One step and what is due after it; returns whether all ranks must stop now."""
         result = self._step()
         self.step = result.step
-        self.window.add(result.stats)
+        self.window.add(result.stats, self.step)
         self.watch.beat(self.step)
         self.callbacks.on_step(self.step)
         last = self.step == self.recipe.steps

@@ -18,6 +18,7 @@ from moe_train.config.registry import build
 from moe_train.config.schema import Recipe, experts_of_layers
 from moe_train.data.batch import Batch
 from moe_train.monitor.load import LoadWindow
+from moe_train.monitor.recent import bucket_steps
 from moe_train.parallel.plan import Mesh, ParallelPlan
 from moe_train.parallel.world import World
 from moe_train.stability import Stability
@@ -115,7 +116,7 @@ def make(
         validation=loader.batch(10_000, world.rank, world.size, None),
         checkpointer=checkpointer,
         callbacks=CallbackGroup({"rows": rows}),
-        window=LoadWindow(experts_of_layers(recipe), world.device),
+        window=LoadWindow(experts_of_layers(recipe), world.device, bucket_steps(recipe)),
         watch=StopAt(stop_at),
         fingerprint="text",
         stability=Stability(recipe.stability),

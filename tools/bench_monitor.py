@@ -28,6 +28,7 @@ from moe_train.config.registry import build
 from moe_train.config.schema import DataConfig, ModelConfig, MoEConfig, Recipe, experts_of_layers, moe_layers
 from moe_train.data.batch import Batch
 from moe_train.monitor.load import LoadWindow
+from moe_train.monitor.recent import bucket_steps
 from moe_train.parallel.host_memory import keep_freed_memory
 from moe_train.parallel.plan import Mesh, ParallelPlan
 from moe_train.parallel.world import World
@@ -77,7 +78,7 @@ def measure(name: str, recipe: Recipe, rounds: int) -> list[Row]:
     world = World(rank=0, size=1, local_rank=0, attempt=1, device=torch.device("cpu"))
     mesh = Mesh.build(ParallelPlan.of(1, None, 1), world)
     engine = build("engine", recipe.engine, recipe=recipe, mesh=mesh)
-    window = LoadWindow(experts_of_layers(recipe), world.device)
+    window = LoadWindow(experts_of_layers(recipe), world.device, bucket_steps(recipe))
     probabilities = torch.rand(
         recipe.data.global_batch * recipe.data.sequence_length, recipe.moe.num_experts
     ).flatten()
@@ -89,7 +90,7 @@ def measure(name: str, recipe: Recipe, rounds: int) -> list[Row]:
             )
             for part, work in {
                 "entropy": lambda: [-torch.dot(probabilities, probabilities) for _ in moe_layers(recipe)],
-                "count": lambda result=result: window.add(result.stats),
+                "count": lambda result=result: window.add(result.stats, result.step),
                 "row": lambda result=result: file.write(encode_row(_row(window, world, result))),
             }.items():
                 _timed(taken[part], work)

@@ -84,10 +84,16 @@ def training_line(row: Row, steps: int) -> str:
     ]
     moe = row.get("moe")
     if moe and moe["cv"]:
-        fields.append("cv " + " ".join(_number(value, ".2f") for value in moe["cv"]))
+        fields.append("cv " + " ".join(_number(value, ".2f") for value in moe["cv"]) + _by_chance(moe))
         fields.append("dead " + " ".join(_number(value, ".0%") for value in moe["dead_fraction"]))
         fields.append(f"dropped {_number(_mean(moe['drop_rate']), '.1%')}")
     return "  ".join(fields)
+
+
+def _by_chance(moe: Mapping[str, Any]) -> str:
+    """What the CV of the layers would be by chance alone, at most."""
+    values = [value for value in moe.get("chance_cv", []) if value is not None and value == value]
+    return f" (chance {max(values):.2f})" if values else ""
 
 
 def event_line(row: Row) -> str:

@@ -65,15 +65,16 @@ def _print_summary(run: RunRecord, console: Console) -> None:
 
 
 def _expert_table(run: RunRecord) -> Table:
-    # Without lines between them nine columns fit on 80 characters.
+    # Without lines between them ten columns fit on 80 characters.
     table = Table(
         "layer",
         box=None,
         padding=(0, 2, 0, 0),
-        title=f"experts in the window that ends at step {run.training[-1]['step']:,}",
+        title=f"experts over the last steps before {run.training[-1]['step']:,}",
     )
     titles = (
         "CV",
+        "by\nchance",
         "MaxVio",
         "entropy",
         "effective",
@@ -90,11 +91,12 @@ def _expert_table(run: RunRecord) -> Table:
         table.add_row(
             name,
             _number(moe["cv"][position], ".3f"),
+            _number(balance.figure(moe, "chance_cv", position), ".3f"),
             _number(moe["max_violation"][position], ".2f"),
             _number(moe["entropy"][position], ".3f"),
-            f"{balance.effective_experts(load):.1f} of {len(load)}",
+            f"{_number(balance.figure(moe, 'effective', position), '.1f')} of {len(load)}",
             _number(moe["drop_rate"][position], ".1%"),
-            str(len(balance.dead_experts(load))),
+            str(len(balance.figure(moe, "dead", position) or [])),
             _number(moe.get("router_top_probability", nothing)[position], ".2f"),
             _number(moe.get("experts_per_token", nothing)[position], ".2f"),
         )

@@ -1,8 +1,8 @@
-"""Counts what every expert got, over a logging window, for the price of one all-reduce per row.
+"""Counts what every expert got, over a logging window and over a span, for the price of one all-reduce per row.
 
 Each step adds its statistics to one integer buffer on the device, without a host sync. When a row is due, the
 buffer and the row's scalars are summed over the ranks together and copied to the host once. balance.py turns
-the counts into figures; docs/metrics.md lists them.
+the counts into figures, those of evenness over a span of steps (recent.py); docs/metrics.md lists them.
 
 L MoE layers, E experts of the layer that has most.
 """
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from moe_train.errors import CheckpointError
 from moe_train.monitor import balance
+from moe_train.monitor.recent import RecentLoads
 from moe_train.parallel.world import World
 from moe_train.results import MoEStats, padded_loads
 
@@ -35,6 +36,8 @@ class LoadSummary:
 
     load: list[list[int]]
     """[L][E of the layer]: assignments before the capacity limit."""
+    recent: list[list[int]]
+    """[L][E of the layer]: the same over the span, by which loads are judged to be even or not."""
     dropped: list[int]
     """[L]: assignments beyond the capacity limit."""
     router_entropy: list[float]
@@ -51,10 +54,7 @@ class LoadSummary:
         return {
             "load": self.load,
             "dropped": self.dropped,
-            "cv": [balance.cv(load) for load in self.load],
-            "max_violation": [balance.max_violation(load) for load in self.load],
-            "entropy": [balance.load_entropy(load) for load in self.load],
-            "dead_fraction": [balance.dead_fraction(load) for load in self.load],
+            **{name: [figure(load) for load in self.recent] for name, figure in balance.FIGURES.items()},
             "drop_rate": [balance.drop_rate(*layer) for layer in zip(self.load, self.dropped, strict=True)],
             "router_entropy": self.router_entropy,
             "router_top_probability": self.router_top_probability,
@@ -65,28 +65,32 @@ class LoadSummary:
 class LoadWindow:
     """This rank's counts since the last row: `add` every step, `reduce` when a row is due."""
 
-    def __init__(self, num_experts: Sequence[int], device: torch.device) -> None:
-        """`num_experts` are those of each MoE layer."""
+    def __init__(self, num_experts: Sequence[int], device: torch.device, bucket_steps: int = 1) -> None:
+        """`num_experts` are those of each MoE layer; `bucket_steps` are the recipe's (recent.py)."""
         self._num_experts = tuple(num_experts)
+        self._recent = RecentLoads(len(num_experts), max(num_experts, default=0), bucket_steps, device)
         # Columns: the load of each expert, zeros in a layer that has fewer, then NUM_FIGURES figures.
         self._counts: Int[Tensor, "L E_plus_4"] = torch.zeros(
             len(num_experts), max(num_experts, default=0) + NUM_FIGURES, dtype=torch.int64, device=device
         )
 
-    def add(self, stats: tuple[tuple[MoEStats, ...], ...]) -> None:
-        """Count one step, without a host sync or a collective.
+    def add(self, stats: tuple[tuple[MoEStats, ...], ...], step: int) -> None:
+        """Count update `step`, the first of which is 1, without a host sync or a collective.
 
         `stats` are this rank's, per microbatch, pass and MoE layer.
         """
         if not self._num_experts:
             return
+        self._recent.begin(step)
         for layers in stats:
             assert len(layers) == len(self._num_experts), (len(layers), self._num_experts)
             sums = [(layer.router_entropy.detach(), layer.router_top_probability) for layer in layers]
             figures = torch.stack([torch.stack(of_layer) for of_layer in sums]).double()
             # A router that is not finite makes the loss so too, which ends the run; here the cast must hold.
             units = (figures * UNITS).round().nan_to_num(0.0, 0.0, 0.0).long()
-            self._counts[:, :-NUM_FIGURES] += padded_loads(layers)
+            loads = padded_loads(layers)
+            self._recent.add(loads)
+            self._counts[:, :-NUM_FIGURES] += loads
             self._counts[:, -4] += torch.stack([layer.dropped for layer in layers])
             self._counts[:, -3:-1] += units
             for place, layer in enumerate(layers):
@@ -97,7 +101,7 @@ class LoadWindow:
 
         Collective: one all-reduce, then one copy to the host. All ranks give the same names, in one order.
         """
-        totals, means = self._totals(world, scalars)
+        totals, means, recent = self._totals(world, scalars)
         self._counts.zero_()
         loads = [row[:experts] for row, experts in zip(totals, self._num_experts, strict=True)]
         dropped, entropies, tops, tokens = (
@@ -106,6 +110,7 @@ class LoadWindow:
         kept = [sum(load) - beyond for load, beyond in zip(loads, dropped, strict=True)]
         return LoadSummary(
             load=loads,
+            recent=[row[:experts] for row, experts in zip(recent, self._num_experts, strict=True)],
             dropped=dropped,
             router_entropy=_means(entropies, tokens, UNITS),
             # The largest probability is never 0: where the sum is, there is no distribution.
@@ -116,8 +121,8 @@ class LoadWindow:
 
     def state(self, world: World) -> dict[str, Any]:
         """The open window over all ranks, as JSON-ready data for a checkpoint. Collective; it stays open."""
-        totals, _ = self._totals(world, {})
-        return {"counts": totals}
+        totals, _, _ = self._totals(world, {})
+        return {"counts": totals, "recent": self._recent.state(world)}
 
     def load_state(self, state: Mapping[str, Any], world: World) -> None:
         """Go on with the window of `state`, on any number of ranks: rank 0 takes all that was counted.
@@ -131,26 +136,33 @@ class LoadWindow:
                 f"{tuple(self._counts.shape)}: another version wrote it; go on with that version, or start afresh "
                 "with --resume never"
             )
+        self._recent.load_state(state.get("recent"), world)
         self._counts.copy_(
             counts.reshape(self._counts.shape) if world.is_main else torch.zeros_like(self._counts)
         )
 
     def _totals(
         self, world: World, scalars: Mapping[str, Tensor]
-    ) -> tuple[list[list[int]], dict[str, float]]:
-        """Global counts [L][E + NUM_FIGURES] and the means of `scalars`.
+    ) -> tuple[list[list[int]], dict[str, float], list[list[int]]]:
+        """Global counts [L][E + NUM_FIGURES], the means of `scalars`, and the span's loads [L][E].
 
         Counts and losses travel in one float64 buffer, for one all-reduce: it holds the integers exactly.
         """
-        parts = [self._counts.flatten().double()]
+        counts = torch.cat((self._counts, self._recent.total()), dim=1)
+        parts = [counts.flatten().double()]
         parts += [scalar.detach().double().reshape(1) for scalar in scalars.values()]
         host = world.sum(torch.cat(parts)).tolist()
-        num_counts, width = self._counts.numel(), self._counts.shape[1]
-        counts = [round(count) for count in host[:num_counts]]
-        assert all(count < EXACT_LIMIT for count in counts), "a logging window must count less than 2^53"
-        rows = [counts[start : start + width] for start in range(0, num_counts, width)]
+        num_counts, width = counts.numel(), counts.shape[1]
+        whole = [round(count) for count in host[:num_counts]]
+        assert all(count < EXACT_LIMIT for count in whole), "a logging window must count less than 2^53"
+        rows = [whole[start : start + width] for start in range(0, num_counts, width)]
         means = [total / world.size for total in host[num_counts:]]
-        return rows, dict(zip(scalars, means, strict=True))
+        split = self._counts.shape[1]
+        return (
+            [row[:split] for row in rows],
+            dict(zip(scalars, means, strict=True)),
+            [row[split:] for row in rows],
+        )
 
 
 def _means(totals: Sequence[int], tokens: Sequence[int], units: int = 1) -> list[float]:

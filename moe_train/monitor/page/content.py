@@ -22,7 +22,13 @@ MAX_POINTS = 2000
 MAX_CELLS = 400_000
 """Cells of the heat maps over all windows, layers and experts: about 1.5 MB of page."""
 FIGURES = (
-    ("cv", "Imbalance (CV)", "Standard deviation / mean of the experts' loads. 0 is even.", ""),
+    (
+        "cv",
+        "Imbalance (CV)",
+        "Standard deviation / mean of the experts' loads over the last steps. 0 is even.",
+        "",
+    ),
+    ("chance_cv", "CV by chance", "What the CV would be if assignments were drawn evenly.", ""),
     ("drop_rate", "Drop rate", "Share of assignments that found no room in their expert.", "%"),
     ("entropy", "Load entropy", "Entropy of the loads / ln E. 1 is even, 0 is one expert.", ""),
     ("dead_fraction", "Dead experts", "Share of experts below a tenth of the fair share.", "%"),
@@ -109,14 +115,19 @@ def _table(layers: list[str], moe: Row) -> list[dict[str, Any]]:
         {
             "layer": name,
             "cv": moe["cv"][position],
-            "effective": _mean([balance.effective_experts(load) if sum(load) else None]),
-            "largest": max(load) / sum(load) if sum(load) else None,
-            "smallest": min(load) / sum(load) if sum(load) else None,
+            "effective": _mean([balance.figure(moe, "effective", position)]),
+            "largest": _share(balance.figure(moe, "max_violation", position), 1, len(load)),
+            "smallest": _share(balance.figure(moe, "min_violation", position), -1, len(load)),
             "drop_rate": moe["drop_rate"][position],
-            "dead": balance.dead_experts(load),
+            "dead": balance.figure(moe, "dead", position) or [],
         }
         for position, (name, load) in enumerate(zip(layers, moe["load"], strict=True))
     ]
+
+
+def _share(violation: float | None, sign: int, num_experts: int) -> float | None:
+    """The share of all assignments that is so far above or below the fair one."""
+    return None if violation is None else (1 + sign * violation) / num_experts
 
 
 def _tiles(run: RunRecord) -> list[dict[str, str]]:

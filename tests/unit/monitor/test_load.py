@@ -34,9 +34,10 @@ def test_microbatches_steps_and_layers_add_up() -> None:
         (
             (stats([3, 1, 0], 1, 2.0), stats([0, 0, 4], 2, 1.0)),
             (stats([2, 2, 0], 0, 2.0), stats([4, 0, 0], 0, 3.0)),
-        )
+        ),
+        step=1,
     )
-    window.add(((stats([0, 0, 8], 4, 4.0), stats([1, 1, 6], 0, 4.0)),))
+    window.add(((stats([0, 0, 8], 4, 4.0), stats([1, 1, 6], 0, 4.0)),), step=2)
     summary = window.reduce(ALONE, {"loss": torch.tensor(2.5)})
     assert summary.load == [[5, 3, 8], [5, 1, 10]]
     assert summary.dropped == [5, 2]
@@ -46,7 +47,7 @@ def test_microbatches_steps_and_layers_add_up() -> None:
 
 def test_a_row_has_every_figure_of_every_layer() -> None:
     window = LoadWindow([4], CPU)
-    window.add(((stats([8, 4, 4, 0], 4, 16.0, top=10.0),),))
+    window.add(((stats([8, 4, 4, 0], 4, 16.0, top=10.0),),), step=1)
     row = window.reduce(ALONE, {}).as_row()
     assert row["load"] == [[8, 4, 4, 0]]
     assert row["dropped"] == [4]
@@ -63,14 +64,14 @@ def test_a_row_has_every_figure_of_every_layer() -> None:
 def test_the_entropy_of_a_layer_is_a_mean_over_the_tokens_that_came_to_it() -> None:
     """Those of an encoder and of its decoder are not equally many, and padding is none."""
     window = LoadWindow([2, 2], CPU)
-    window.add(((stats([8, 0], 0, 4.0), stats([2, 2], 0, 4.0, tokens=2)),))
+    window.add(((stats([8, 0], 0, 4.0), stats([2, 2], 0, 4.0, tokens=2)),), step=1)
     assert window.reduce(ALONE, {}).router_entropy == [0.5, 2.0]
 
 
 def test_tokens_of_two_experts_that_lose_one_of_four_have_one_and_a_half() -> None:
     """Layer 0: 4 tokens of 8 assignments, of which 2 are beyond the limit; layer 1: 2 tokens, one expert each."""
     window = LoadWindow([4, 4], CPU)
-    window.add(((stats([4, 2, 1, 1], 2, tokens=4, top=3.0), stats([2, 0, 0, 0], tokens=2)),))
+    window.add(((stats([4, 2, 1, 1], 2, tokens=4, top=3.0), stats([2, 0, 0, 0], tokens=2)),), step=1)
     summary = window.reduce(ALONE, {})
     assert summary.experts_per_token == [1.5, 1.0]
     assert summary.router_top_probability == [0.75, pytest.approx(math.nan, nan_ok=True)]
@@ -79,10 +80,10 @@ def test_tokens_of_two_experts_that_lose_one_of_four_have_one_and_a_half() -> No
 def test_a_layer_with_fewer_experts_than_another_has_a_shorter_list_and_its_own_figures() -> None:
     first = ((stats([3, 1], 1, 2.0), stats([1, 1, 1, 1], 0, 4.0)),)
     window = LoadWindow([2, 4], CPU)
-    window.add(first)
+    window.add(first, step=1)
     resumed = LoadWindow([2, 4], CPU)
     resumed.load_state(json.loads(json.dumps(window.state(ALONE))), ALONE)
-    resumed.add(((stats([1, 3], 2, 2.0), stats([0, 0, 0, 4], 0, 4.0)),))
+    resumed.add(((stats([1, 3], 2, 2.0), stats([0, 0, 0, 4], 0, 4.0)),), step=2)
     row = resumed.reduce(ALONE, {"loss": torch.tensor(2.0)}).as_row()
     assert row["load"] == [[4, 4], [1, 1, 1, 5]]
     assert row["dropped"] == [3, 0]
@@ -94,11 +95,12 @@ def test_a_layer_with_fewer_experts_than_another_has_a_shorter_list_and_its_own_
 
 def test_reducing_begins_a_new_window() -> None:
     window = LoadWindow([2], CPU)
-    window.add(((stats([3, 1], 1, 1.0),),))
+    window.add(((stats([3, 1], 1, 1.0),),), step=1)
     window.reduce(ALONE, {})
     row = window.reduce(ALONE, {}).as_row()
     assert row["load"] == [[0, 0]]
-    assert math.isnan(row["cv"][0])
+    assert row["cv"] == [0.5]  # of the last steps, whenever the last row was written
+    assert math.isnan(row["drop_rate"][0])
     assert math.isnan(row["router_entropy"][0])
     assert math.isnan(row["router_top_probability"][0])
     assert math.isnan(row["experts_per_token"][0])
@@ -106,7 +108,7 @@ def test_reducing_begins_a_new_window() -> None:
 
 def test_a_dense_model_has_empty_lists_and_still_its_losses() -> None:
     window = LoadWindow([], CPU)
-    window.add(((), ()))
+    window.add(((), ()), step=1)
     summary = window.reduce(ALONE, {"loss": torch.tensor(1.0), "other": torch.tensor(3.0)})
     assert summary.scalars == {"loss": 1.0, "other": 3.0}
     assert all(figures == [] for figures in summary.as_row().values())
@@ -114,27 +116,27 @@ def test_a_dense_model_has_empty_lists_and_still_its_losses() -> None:
 
 def test_counts_beyond_float32_stay_exact() -> None:
     window = LoadWindow([2], CPU)
-    window.add(((stats([2**40 + 1, 2**24 + 1]),),))
-    window.add(((stats([2**40 + 1, 0]),),))
+    window.add(((stats([2**40 + 1, 2**24 + 1]),),), step=1)
+    window.add(((stats([2**40 + 1, 0]),),), step=2)
     assert window.reduce(ALONE, {}).load == [[2**41 + 2, 2**24 + 1]]
 
 
 def test_a_router_that_is_not_finite_leaves_the_counts_whole() -> None:
     window = LoadWindow([2], CPU)
-    window.add(((stats([1, 3], 0, math.nan),),))
+    window.add(((stats([1, 3], 0, math.nan),),), step=1)
     assert window.reduce(ALONE, {}).load == [[1, 3]]
 
 
 def test_an_open_window_goes_on_after_a_resume() -> None:
     first, second = ((stats([3, 1], 1, 0.3),),), ((stats([0, 4], 2, 0.7),),)
     uninterrupted = LoadWindow([2], CPU)
-    uninterrupted.add(first)
+    uninterrupted.add(first, step=1)
     state = json.loads(json.dumps(uninterrupted.state(ALONE)))
-    uninterrupted.add(second)
+    uninterrupted.add(second, step=2)
 
     resumed = LoadWindow([2], CPU)
     resumed.load_state(state, ALONE)
-    resumed.add(second)
+    resumed.add(second, step=2)
     assert resumed.reduce(ALONE, {}) == uninterrupted.reduce(ALONE, {})
 
 
@@ -150,7 +152,7 @@ def _rank(rank: int, store: str, state: dict[str, Any], out: str) -> None:
     world = World(rank, 2, rank, 1, CPU)
     window = LoadWindow([2], CPU)
     window.load_state(state, world)
-    window.add(((stats([1 + rank, 10 * rank], rank, 1.5, tokens=6, top=3.0 + rank),),))
+    window.add(((stats([1 + rank, 10 * rank], rank, 1.5, tokens=6, top=3.0 + rank),),), step=6)
     before = window.state(world)
     summary = window.reduce(world, {"loss": torch.tensor(1.0 + rank), "balance": torch.tensor(4.0)})
     Path(out, str(rank)).write_text(json.dumps([before, summary.as_row(), summary.scalars]))
@@ -159,12 +161,13 @@ def _rank(rank: int, store: str, state: dict[str, Any], out: str) -> None:
 
 def test_two_ranks_agree_on_the_sum_of_what_both_saw_and_what_was_saved(tmp_path: Path) -> None:
     saved = LoadWindow([2], CPU)
-    saved.add(((stats([100, 200], 5, 21.0, tokens=12, top=5.0),),))
+    saved.add(((stats([100, 200], 5, 21.0, tokens=12, top=5.0),),), step=5)
     mp.spawn(_rank, (str(tmp_path / "store"), saved.state(ALONE), str(tmp_path)), nprocs=2)
     seen = [json.loads((tmp_path / str(rank)).read_text()) for rank in range(2)]
     assert seen[0] == seen[1]
     state, row, scalars = seen[0]
-    assert state == {"counts": [[103, 210, 6, 24 * 2**20, 12 * 2**20, 24]]}
+    assert state["counts"] == [[103, 210, 6, 24 * 2**20, 12 * 2**20, 24]]
+    assert state["recent"][4:6] == [[[100, 200]], [[3, 10]]]
     assert row["load"] == [[103, 210]]
     assert row["dropped"] == [6]
     assert row["router_entropy"] == [1.0]

@@ -231,7 +231,7 @@ def test_the_summary_shows_the_last_window(
     assert (
         "step 30 of 100, loss 7.7000, validation loss 7.7500, 12,345 tokens/s, attempts: 2, resumes: 1" in out
     )
-    figures = ("0.577", "0.33", "0.792", "3.0 of 4", "0.0%", "1", "0.62", "2.00")
+    figures = ("0.577", "0.354", "0.33", "0.792", "3.0 of 4", "0.0%", "1", "0.62", "2.00")
     assert re.search(" +".join(map(re.escape, ("layer 3", *figures))), out)
 
 

@@ -1,0 +1,68 @@
+"""Counts the experts' loads over the last steps, as many of them whatever `log_every` is.
+
+How uneven loads look depends on how many assignments are counted: n of them have a CV of sqrt((E - 1) / n) by chance
+alone, and a router that moves from step to step is even in the long run only. So the figures of evenness are those of a
+span of steps that follows from the recipe and not from its `log_every`: SPAN_STEPS, or more where these hold too few
+assignments. It is kept in BUCKETS parts of equally many steps; what is older leaves it a part at a time.
+L MoE layers, E experts of the layer that has most.
+"""
+
+import math
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from moe_train.config.schema import Recipe, experts_of_layers, stacks
+from moe_train.parallel.world import World
+
+BUCKETS = 10
+SPAN_STEPS = 10
+"""Steps of a span at least."""
+FAIR_SHARE = 100
+"""Assignments of an expert at even loads that a span holds at least: chance makes a CV of 0.1, and none look dead."""
+
+
+def bucket_steps(recipe: Recipe) -> int:
+    """Steps of one part of the span."""
+    lengths = [stack.length for stack in stacks(recipe) if stack.moe_layers]
+    tokens = recipe.data.global_batch * min(lengths, default=1)
+    needed = math.ceil(FAIR_SHARE * max(experts_of_layers(recipe), default=1) / tokens)
+    return math.ceil(max(needed, SPAN_STEPS) / BUCKETS)
+
+
+class RecentLoads:
+    """This rank's part of the span."""
+
+    def __init__(self, num_layers: int, num_experts: int, steps: int, device: torch.device) -> None:
+        """`steps` are those of one part."""
+        self._steps = steps
+        self._parts: Int[Tensor, "P L E"] = torch.zeros(
+            BUCKETS, num_layers, num_experts, dtype=torch.int64, device=device
+        )
+
+    def begin(self, step: int) -> None:
+        """Make room for update `step`, counted from 1: what it replaces is older than the span."""
+        place, in_part = divmod(step - 1, self._steps)
+        self._current = self._parts[place % BUCKETS]
+        if in_part == 0:
+            self._current.zero_()
+
+    def add(self, loads: Int[Tensor, "L E"]) -> None:
+        """Count loads of the update that has begun."""
+        self._current += loads
+
+    def total(self) -> Int[Tensor, "L E"]:
+        """The loads of the span, on this rank."""
+        return self._parts.sum(0)
+
+    def state(self, world: World) -> list[list[list[int]]]:
+        """The parts over all ranks. Collective."""
+        parts: list[list[list[int]]] = world.sum(self._parts.double()).long().tolist()
+        return parts
+
+    def load_state(self, state: list[list[list[int]]] | None, world: World) -> None:
+        """Go on with the parts of `state`, which rank 0 takes; None, from a checkpoint without any: begin afresh."""
+        self._parts.zero_()
+        if state is not None and world.is_main:
+            self._parts.copy_(torch.tensor(state, dtype=torch.int64).view(self._parts.shape))
