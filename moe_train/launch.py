@@ -209,7 +209,7 @@ def _next_attempt(
     number = folder.new_attempt(recipe, last_number(folder.path))
     arguments = tuple(trainer_arguments(attempt_recipe(folder.path, number), folder.path, resume))
     threads = _thread_settings(recipe, environment)
-    return Attempt(arguments, workers, folder.path, number, threads, asked.module)
+    return Attempt(arguments, workers, folder.path, number, threads, asked.module, recipe.job.timeout_s)
 
 
 def _waited(restarts: Restarts, failed: Attempt, stop: StopRequest) -> bool:

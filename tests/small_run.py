@@ -67,10 +67,13 @@ def write_corpus(folder: Path) -> None:
         (folder / f"{number}.txt").write_text(" ".join(draw.choices(words, k=600)))
 
 
-def lay_traps(folder: Path) -> None:
+OUR_NAMES = ("moe_cluster.py", "moe_train/__init__.py")
+
+
+def lay_traps(folder: Path, names: tuple[str, ...] = ("queue.py", "torch.py", *OUR_NAMES)) -> None:
     """Write modules into a working directory that no process of ours may import from there."""
     (folder / "moe_train").mkdir()
-    for name in ("queue.py", "torch.py", "moe_cluster.py", "moe_train/__init__.py"):
+    for name in names:
         (folder / name).write_text("raise SystemExit('a module of the working directory was imported')\n")
 
 

@@ -17,10 +17,12 @@ from pathlib import Path
 
 from moe_cluster.contract import ATTEMPT_VARIABLE, FAILED, HEARTBEAT_FILE, LAUNCHER_VARIABLE, attempt_dir
 from moe_cluster.job import Attempt
-from moe_cluster.linux import adopt_orphans, children, end_children, start_deaf
+from moe_cluster.linux import adopt_orphans, children, end_children, interface_of, start_deaf
 from moe_cluster.own_code import module_command, with_own_code
 from moe_cluster.stop import StopRequest
 
+LOOPBACK = "127.0.0.1"
+"""Where the workers of one host meet: they need no name of it."""
 POLL_S = 0.1
 FORWARD_EVERY_S = 1.0
 """So often are heartbeats read for workers that were not told yet: it is a question to a file system that all share."""
@@ -38,6 +40,18 @@ def elastic_command(attempt: Attempt, num_workers: int, rendezvous: Sequence[str
     # torch elastic's own `-m` would take a module of the working directory.
     worker = ["--no-python", python, "-u", *words]
     return module_command("torch.distributed.run", *rendezvous, *own, *worker)
+
+
+def on_loopback(environment: Mapping[str, str]) -> dict[str, str]:
+    """Returns the environment of workers that all are on this host: gloo does not look the host's name up, unless a
+    user names an interface."""
+    interface = interface_of(LOOPBACK)
+    return {**({"GLOO_SOCKET_IFNAME": interface} if interface else {}), **environment}
+
+
+def has_begun(attempt: Attempt) -> bool:
+    """Returns whether a worker of the attempt, on whatever host, has told of itself."""
+    return any(attempt_dir(attempt.run_dir, attempt.number).glob(f"rank-*/{HEARTBEAT_FILE}"))
 
 
 def with_threads(environment: Mapping[str, str], num_workers: int) -> dict[str, str]:

@@ -74,7 +74,23 @@ class Straggler:
         )
 
 
-Finding = Hang | Straggler
+@dataclass(frozen=True)
+class NoStart:
+    """No worker has come so far as to read its recipe. The attempt has to end."""
+
+    seconds: float
+    """Since the attempt began."""
+    why: str
+    """What is known of the cause, as the end of a sentence; empty if nothing is."""
+
+    def __str__(self) -> str:
+        return (
+            f"no worker has started within {self.seconds:.0f} s{self.why and ': '}{self.why}; raise job.timeout_s if "
+            "workers take longer to start here"
+        )
+
+
+Finding = Hang | Straggler | NoStart
 SHOWN = 8
 """Ranks that a sentence names one by one."""
 
@@ -123,6 +139,11 @@ def recorded_hang(attempt: Path) -> tuple[Hang, float] | None:
             hang = Hang(suspects, tuple(found["waiting"]), found["step"], found["seconds"])
             return hang, found["time"]
     return None
+
+
+def recorded_no_start(attempt: Path) -> str:
+    """Returns why an attempt was ended before any worker had started, as it was said; empty if it was not."""
+    return next((found["text"] for found in recorded(attempt) if found["kind"] == "nostart"), "")
 
 
 def _more(number: int) -> str:

@@ -26,7 +26,8 @@ from moe_cluster.contract import (
     STACKS_FILE,
     USAGE,
 )
-from moe_cluster.findings import Hang, recorded_hang
+from moe_cluster.findings import Hang, recorded_hang, recorded_no_start
+from moe_cluster.launcher_logs import last_words
 
 # What gloo, NCCL, torch's store and moe_kernels say when the process at the other end is gone or does not answer.
 CONSEQUENCE = re.compile(
@@ -108,8 +109,15 @@ def find_first_cause(attempt: Path, endings: Sequence[Ending]) -> FirstCause:
         return _of_lost(attempt, lost[0])
     if errors:
         return _of_error(attempt, errors[0])
+    return cause_without_worker(attempt)
+
+
+def cause_without_worker(attempt: Path, words: str = "it ended without naming a worker") -> FirstCause:
+    """Returns the cause of an attempt no worker of which tells anything: what its launcher saw, or logged last, or
+    `words`."""
     log = attempt / LAUNCHER_LOG
-    return FirstCause(None, socket.gethostname(), None, "it ended without naming a worker", log, FAILED)
+    error = recorded_no_start(attempt) or "; ".join([words, *filter(None, [last_words(log)])])
+    return FirstCause(None, socket.gethostname(), None, error, log, FAILED)
 
 
 def read_endings(place: Path) -> list[Ending]:

@@ -34,6 +34,8 @@ class Attempt:
     environment: Mapping[str, str] = field(default_factory=dict)
     """Set for the workers in addition to what the launcher's own environment holds."""
     module: str = TRAINER_MODULE
+    start_s: float = 300.0
+    """How long the workers may take until the first of them has read its recipe: job.timeout_s."""
 
 
 @dataclass(frozen=True)

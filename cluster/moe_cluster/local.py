@@ -2,18 +2,14 @@
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
-from moe_cluster.contract import LAUNCHER_LOG, attempt_dir
-from moe_cluster.elastic import elastic_command, run_elastic, with_threads
+from moe_cluster.contract import DONE, LAUNCHER_LOG, PREEMPTED, attempt_dir
+from moe_cluster.elastic import LOOPBACK, elastic_command, has_begun, on_loopback, run_elastic, with_threads
 from moe_cluster.job import Attempt
 from moe_cluster.launcher import Outcome, outcome_of
-from moe_cluster.linux import interface_of
 from moe_cluster.stop import StopRequest
 from moe_cluster.watch import Watch
-
-LOOPBACK = "127.0.0.1"
 
 
 class LocalLauncher:
@@ -34,26 +30,27 @@ class LocalLauncher:
     def run(self, attempt: Attempt, stop: StopRequest, say: Callable[[str], None]) -> Outcome:
         """See launcher.py. Counts every new child of this process as the attempt's."""
         folder = attempt_dir(attempt.run_dir, attempt.number)
-        watch = Watch(attempt.run_dir, attempt.number, attempt.workers)
+        watch = Watch(attempt.run_dir, attempt.number, attempt.workers, attempt.start_s)
         log = folder / LAUNCHER_LOG
+        ended_unbegun = False  # asked to stop before a worker had begun: there was nothing to save
+
+        def must_end() -> bool:
+            nonlocal ended_unbegun
+            ended_unbegun = stop.is_requested and not has_begun(attempt)
+            return ended_unbegun or watch.tell(say)
+
         exit_code = run_elastic(
             _command(attempt),
             attempt,
-            _on_loopback(with_threads(self.environment, attempt.workers)),
+            on_loopback(with_threads(self.environment, attempt.workers)),
             log,
             stop,
-            must_end=partial(watch.tell, say),
+            must_end=must_end,
         )
-        return outcome_of(folder, exit_code)
+        return outcome_of(folder, exit_code) if exit_code == DONE or not ended_unbegun else Outcome(PREEMPTED)
 
 
 def _command(attempt: Attempt) -> list[str]:
     # What --standalone would say, by address: nothing here needs a name, not even this host's own.
     meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{LOOPBACK}:0", "--local-addr", LOOPBACK]
     return elastic_command(attempt, attempt.workers, [*meeting, "--rdzv-id", "moe-train"])
-
-
-def _on_loopback(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment of workers whose gloo does not look this host's name up, unless a user names an interface."""
-    interface = interface_of(LOOPBACK)
-    return {**({"GLOO_SOCKET_IFNAME": interface} if interface else {}), **environment}

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moe_cluster.contract import DONE, attempt_dir, node_log
-from moe_cluster.elastic import elastic_command, run_elastic, with_threads
+from moe_cluster.elastic import LOOPBACK, elastic_command, on_loopback, run_elastic, with_threads
 from moe_cluster.first_cause import read_endings, was_preempted
 from moe_cluster.job import Attempt
 from moe_cluster.linux import die_with_parent
@@ -65,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     index = share.nodes.index(os.environ["SLURMD_NODENAME"])
     environment = with_threads(os.environ, share.workers[index])
+    environment = environment if len(share.nodes) > 1 else on_loopback(environment)
     folder = attempt_dir(attempt.run_dir, attempt.number)
     log = folder / node_log(share.nodes[index])
     told_to_end: list[int] = []
@@ -77,9 +78,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(attempt: Attempt, share: Share, index: int) -> list[str]:
     place = ["--nnodes", str(len(share.nodes)), "--node-rank", str(index)]
-    meeting = ["--master-addr", share.nodes[0], "--master-port", str(share.port)]
+    meeting = ["--master-addr", _meeting_place(share), "--master-port", str(share.port)]
     patience = ["--rdzv-conf", f"timeout={STORE_TIMEOUT_S}"]
     return elastic_command(attempt, share.workers[index], [*place, *meeting, *patience])
+
+
+def _meeting_place(share: Share) -> str:
+    """Where the workers' store is: Slurm's name of a node need not be a name of the network."""
+    return share.nodes[0] if len(share.nodes) > 1 else LOOPBACK
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -88,7 +88,7 @@ class RayLauncher:
             return Outcome(PREEMPTED, resizes=True)  # the room has gone since it was chosen
         running = TrainRun(attempt, self.share, nodes)
         changes = Changes(nodes, attempt.workers, self.allowed, self.share, self.bad)
-        watch, reason = Watch(attempt.run_dir, attempt.number, attempt.workers), ""
+        watch, reason = Watch(attempt.run_dir, attempt.number, attempt.workers, attempt.start_s), ""
         while not running.wait(POLL_S):
             if stop.is_urgent:
                 ray.shutdown()  # ends all of this driver's actors

@@ -16,6 +16,7 @@ from pathlib import Path
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from moe_cluster.contract import DONE, ENDING_FILE, FAILED, HEARTBEAT_FILE, LAUNCHER_LOG, LOG_FILE, PREEMPTED
+from moe_cluster.findings import recorded_no_start
 from moe_cluster.first_cause import Ending, FirstCause, find_first_cause, was_preempted
 from moe_cluster.launcher import Outcome
 
@@ -102,6 +103,7 @@ def _silent(folder: Path, rank: int, said: Mapping[int, str], gone: Mapping[str,
 
 def _never_began(folder: Path, error: BaseException | None, said: Mapping[int, str]) -> FirstCause:
     words = next(iter(said.values()), None) or (_first_line(error) if error else "no worker began")
+    words = recorded_no_start(folder) or words
     return FirstCause(None, socket.gethostname(), None, words, folder / LAUNCHER_LOG, FAILED)
 
 

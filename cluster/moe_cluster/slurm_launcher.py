@@ -17,24 +17,24 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from moe_cluster.bad_nodes import BadNodes, left_out
 from moe_cluster.contract import (
     DONE,
     FAILED,
-    HEARTBEAT_FILE,
     LAUNCHER_LOG,
     PREEMPTED,
     attempt_dir,
     node_log,
 )
-from moe_cluster.elastic import IGNORED
+from moe_cluster.elastic import IGNORED, has_begun
 from moe_cluster.errors import ClusterError, JobError
+from moe_cluster.findings import recorded_no_start
 from moe_cluster.first_cause import FirstCause, read_endings
 from moe_cluster.job import Attempt
 from moe_cluster.launcher import Outcome, outcome_of
+from moe_cluster.launcher_logs import last_words
 from moe_cluster.linux import children, start_deaf
 from moe_cluster.node import END_AT_ONCE, Share
 from moe_cluster.own_code import with_own_code
@@ -52,6 +52,8 @@ TELL_EVERY_S = 1.0
 """Between two times that the agents are told to stop: what still starts, ignores it."""
 END_PATIENCE_S = 20.0
 """How long the agents may take to end an attempt that hangs."""
+STOP_PATIENCE_S = 10.0
+"""How long after a request to stop the first worker may still begin, save and end."""
 ROLL_CALL_TIMEOUT_S = 30.0
 ROLL_CALL_EVERY_S = 5.0
 NODES_PATIENCE_S = 900.0
@@ -136,14 +138,15 @@ class SlurmLauncher:
                 start_new_session=True,
                 preexec_fn=functools.partial(start_deaf, os.getpid(), IGNORED),
             )
-            watch = Watch(attempt.run_dir, attempt.number, attempt.workers)
+            watch = Watch(attempt.run_dir, attempt.number, attempt.workers, attempt.start_s)
+            unbegun = Unbegun(attempt)
             try:
                 newer = attempt_dir(attempt.run_dir, attempt.number + 1)
-                exit_code = _wait(srun, stop, functools.partial(watch.tell, say), newer)
+                exit_code = _wait(srun, stop, lambda: unbegun.is_vain_after(stop) or watch.tell(say), newer)
             finally:
                 _end(srun)
-        if stop.is_requested and exit_code != DONE and not any(folder.glob(f"rank-*/{HEARTBEAT_FILE}")):
-            return Outcome(PREEMPTED)  # no worker has begun
+        if stop.is_requested and exit_code != DONE and (unbegun.is_vain or not has_begun(attempt)):
+            return Outcome(PREEMPTED)
         if exit_code == DONE and read_endings(folder):  # agents end with 0 when they were asked to stop
             exit_code = FAILED
         return name_node(outcome_of(folder, exit_code), folder)
@@ -168,6 +171,24 @@ class SlurmLauncher:
         """Workers on one node."""
         given = self.environment.get(WORKERS_VARIABLE, "")
         return int(given) if given.isdecimal() and int(given) else -(-most // len(self.nodes))
+
+
+class Unbegun:
+    """An attempt that is asked to stop before any of its workers has begun: there is nothing to save, and nobody to be
+    told, if none begins soon."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        self.is_vain = False
+        """The request has waited for STOP_PATIENCE_S, and no worker has begun."""
+        self._attempt, self._asked_at = attempt, math.inf
+
+    def is_vain_after(self, stop: StopRequest) -> bool:
+        """Looks again; returns `is_vain`."""
+        if stop.is_requested and not self.is_vain:
+            self._asked_at = min(self._asked_at, time.monotonic())
+            is_late = time.monotonic() - self._asked_at > STOP_PATIENCE_S
+            self.is_vain = is_late and not has_begun(self._attempt)
+        return self.is_vain
 
 
 def _roll_call(srun: Sequence[str]) -> str:
@@ -225,19 +246,14 @@ def _end(srun: "subprocess.Popen[bytes]") -> None:
 def name_node(outcome: Outcome, folder: Path) -> Outcome:
     """Where no worker could be named: the node whose agent failed, with the last that was said there."""
     cause = outcome.first_cause
-    if cause is None or cause.rank is not None:
+    if cause is None or cause.rank is not None or recorded_no_start(folder):
         return outcome
     log = folder / LAUNCHER_LOG
     failed = FAILED_TASK.findall(log.read_text(errors="replace"))
     if not failed:
-        return Outcome(outcome.exit_code, replace(cause, error=_last_line(log) or cause.error))
+        return outcome
     node, end = failed[0]
     own = folder / node_log(node)
-    said = _last_line(own) if own.exists() else ""
+    said = last_words(own)
     error = f"{end}: {said}" if said else end
     return Outcome(outcome.exit_code, FirstCause(None, node, None, error, own if said else log, FAILED))
-
-
-def _last_line(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else ""

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from moe_cluster.contract import ENDED, ERROR_FILE, HEARTBEAT_FILE, attempt_dir, request_end
-from moe_cluster.findings import Finding, Hang, Straggler, Suspect, record
+from moe_cluster.findings import Finding, Hang, NoStart, Straggler, Suspect, record
+from moe_cluster.launcher_logs import why_none_started
 from moe_cluster.linux import state_of
 
 LOOKS_A_PATIENCE = 20
@@ -52,10 +53,13 @@ class Heartbeat:
 class Watch:
     """Of an attempt of so many workers."""
 
-    def __init__(self, run_dir: Path, number: int, workers: int) -> None:
-        """`number`: of the attempt. Nothing counts before the first worker has told of itself."""
+    def __init__(self, run_dir: Path, number: int, workers: int, start_s: float = math.inf) -> None:
+        """`number`: of the attempt. `start_s`: how long it may take until the first worker has read its recipe, from
+        the first look on."""
         self.run_dir, self.number, self.workers = run_dir, number, workers
         self.folder = attempt_dir(run_dir, number)
+        self._start_s = start_s
+        self._began: float | None = None
         self._next_look = 0.0
         self._heard: dict[
             int, tuple[float, float]
@@ -80,7 +84,7 @@ class Watch:
         pause_s = max(shortest_s / LOOKS_A_PATIENCE, SHORTEST_PAUSE_S)
         self._next_look = now + min(pause_s, LONGEST_PAUSE_S)
         for finding in findings:
-            is_hang = isinstance(finding, Hang)
+            is_hang = isinstance(finding, Hang | NoStart)
             try:
                 record(self.folder, finding)
                 if is_hang:
@@ -96,10 +100,14 @@ class Watch:
 
     def look(self, beats: Mapping[int, Heartbeat], now: float) -> list[Finding]:
         """What these heartbeats, seen at `now` (seconds of any clock that only goes forward), add to what is known."""
+        self._began = now if self._began is None else self._began
         patiences = [beat.patience_s for beat in beats.values() if beat.patience_s is not None]
         has_ended = any(beat.phase == ENDED for beat in beats.values())
-        if not patiences or has_ended or any(self.folder.glob(f"rank-*/{ERROR_FILE}")):
-            return []  # too early; or a rank is leaving or has failed, and how that ends is not for us to say
+        if has_ended or any(self.folder.glob(f"rank-*/{ERROR_FILE}")):
+            return []  # a rank is leaving or has failed, and how that ends is not for us to say
+        if not patiences:
+            is_late = now - self._began >= self._start_s
+            return [NoStart(now - self._began, why_none_started(self.folder))] if is_late else []
         silent = self._silent(beats, now, min(patiences) / 2)
         patience_s = _patience(beats, silent)
         waiting = [rank for rank, beat in beats.items() if rank not in silent and beat.waiting > WAITS]

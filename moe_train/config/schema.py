@@ -138,7 +138,7 @@ class JobConfig:
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = None  # CPU threads per worker; null: OMP_NUM_THREADS, or the cores shared out
-    timeout_s: float = 300.0  # a collective that waits longer than this fails
+    timeout_s: float = 300.0  # a collective, or a start of workers, that takes longer than this fails
     hang_s: float = (
         60.0  # without a step for so long, the run hangs: who hangs is named, and the attempt ends
     )

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from network_nodes import Network, Node
-from small_run import lay_traps
+from small_run import OUR_NAMES, lay_traps
 
 OBJECT_STORE_BYTES = 80_000_000
 GCS_PORT, DASHBOARD_PORT = 6379, 8265
@@ -27,7 +27,7 @@ class RayCluster:
         self.token = secrets.token_hex(32)
         self.start_folder = folder / "started_here"
         self.start_folder.mkdir()
-        lay_traps(self.start_folder)
+        lay_traps(self.start_folder, OUR_NAMES)  # Ray's dashboard would import a queue.py from here
         self.head = network.add(1)
         self.workers = [network.add(2), network.add(3)]
 

@@ -20,10 +20,12 @@ class Launcher:
     def __init__(self, folder: Path) -> None:
         self.folder, self.run_dir = folder, folder / "run"
         self.processes = OwnProcesses()
+        self.before: tuple[Path, ...] = ()
+        """Folders that Python searches before ours."""
         (folder / "recipe.yaml").write_text("name: standin\nmodel: {d_model: 16}\ndata: {global_batch: 8}\n")
 
     def start(self, *arguments: str, fault: str = "") -> "subprocess.Popen[str]":
-        path = os.pathsep.join(map(str, (ROOT, ROOT / "cluster", HERE)))
+        path = os.pathsep.join(map(str, (*self.before, ROOT, ROOT / "cluster", HERE)))
         return subprocess.Popen(
             [
                 sys.executable,
@@ -132,12 +134,19 @@ def test_nothing_outlives_a_launcher_that_is_killed(launcher: Launcher) -> None:
     wait_for(lambda: launcher.processes.living() == [])
 
 
-def test_a_second_interrupt_ends_everything_at_once_and_a_second_run_is_kept_out(launcher: Launcher) -> None:
+def test_a_second_run_is_kept_out_of_the_folder_of_the_first(launcher: Launcher) -> None:
     process = launcher.start("--max-restarts", "1", "steps=100000")
     wait_for((launcher.run_dir / "attempts/1/launcher.log").exists)
     second = launcher.run("steps=100000")
     assert second.returncode == 1
     assert "another moe-train is running in it" in second.stderr
+    process.kill()
+    process.communicate(timeout=60)
+
+
+def test_a_second_interrupt_ends_everything_at_once(launcher: Launcher) -> None:
+    process = launcher.start("--max-restarts", "1", "steps=100000")
+    wait_for((launcher.run_dir / "attempts/1/rank-0/heartbeat.json").exists)
     process.send_signal(signal.SIGINT)
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
@@ -164,3 +173,35 @@ def test_sigkill_of_any_process_at_any_moment_ends_all_and_is_reported(
     assert errors.count("moe-train: error:") == 1
     assert "Traceback" not in errors
     assert launcher.processes.living() == []
+
+
+# torch elastic as it is where it waits for a host that does not answer: nothing is said, and no worker begins.
+SILENT = """\
+import sys, time
+if "torch.distributed.run" in sys.orig_argv:
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def silent(launcher: Launcher) -> Launcher:
+    (launcher.folder / "silent").mkdir()
+    (launcher.folder / "silent/sitecustomize.py").write_text(SILENT)
+    launcher.before = (launcher.folder / "silent",)
+    return launcher
+
+
+def test_workers_that_never_begin_are_waited_for_no_longer_than_the_timeout(silent: Launcher) -> None:
+    ended = silent.run("--workers", "2", "job.timeout_s=10", "job.hang_s=10")
+    assert ended.returncode == 1
+    assert "no worker has started within 10 s" in ended.stderr
+    assert silent.processes.living() == []
+
+
+def test_a_stop_before_any_worker_has_begun_ends_at_once(silent: Launcher) -> None:
+    process = silent.start("--workers", "2")
+    wait_for((silent.run_dir / "attempts/1/launcher.log").exists)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 75, errors
+    assert silent.processes.living() == []

@@ -12,7 +12,7 @@ import pytest
 from own_processes import wait_for
 
 from moe_cluster.contract import attempt_dir, rank_dir, requested_end
-from moe_cluster.findings import Hang, Straggler, recorded_hang
+from moe_cluster.findings import Hang, Straggler, record, recorded_hang
 from moe_cluster.first_cause import find_first_cause
 from moe_cluster.linux import state_of
 from moe_cluster.watch import Heartbeat, Watch
@@ -279,3 +279,37 @@ def test_an_error_that_was_there_before_the_hang_is_the_first_cause(tmp_path: Pa
     for when, named in ((4.0, 1), (6.0, 0)):
         (folder / "error.json").write_text(json.dumps({**error, "traceback": "", "time": when}))
         assert find_first_cause(tmp_path, []).rank == named
+
+
+def test_workers_of_which_none_starts_are_waited_for_no_longer_than_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "nosuchhost-xyz")
+    folder = attempt_dir(tmp_path, 1)
+    folder.mkdir(parents=True)
+    (folder / "launcher.log").write_text(
+        "W1130 a warning\ntorch.distributed.DistNetworkError: getaddrinfo\nlast\n"
+    )
+    watch = Watch(tmp_path, 1, 2, start_s=20)
+    imports = replace(STARTS, patience_s=None)
+    assert watched(watch, 19) == []
+    (no_start,) = watched(watch, 0, imports, start=20)
+    text = str(no_start)
+    assert text.startswith("no worker has started within 20 s: this host's name, nosuchhost-xyz, does not ")
+    assert "torch.distributed.DistNetworkError: getaddrinfo; raise job.timeout_s" in text
+    record(folder, no_start)
+    assert find_first_cause(folder, []).error == text
+
+
+def test_a_worker_that_has_read_its_recipe_is_watched_by_its_own_patience(tmp_path: Path) -> None:
+    watch = Watch(tmp_path, 1, 2, start_s=20)
+    assert watched(watch, 60, replace(STARTS, patience_s=100.0), replace(STARTS, patience_s=100.0)) == []
+
+
+def test_an_attempt_that_names_no_worker_is_told_with_the_launchers_last_error(tmp_path: Path) -> None:
+    assert find_first_cause(tmp_path, []).error == "it ended without naming a worker"
+    (tmp_path / "launcher.log").write_text(
+        "Traceback\nModuleNotFoundError: No module named 'torch'\n  note\n"
+    )
+    cause = find_first_cause(tmp_path, [])
+    assert cause.error == "it ended without naming a worker; ModuleNotFoundError: No module named 'torch'"
