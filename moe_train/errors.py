@@ -79,3 +79,11 @@ class RunError(MoETrainError):
 
 class TrainingError(MoETrainError):
     """Training cannot go on: a loss or a gradient that is not finite, a superseded attempt."""
+
+
+def in_one_line(error: BaseException, most: int = 300) -> str:
+    """The kind of an error of another package and its message, without line breaks and of at most `most` letters."""
+    text = " ".join(str(error).split())
+    name = type(error).__name__
+    line = f"{name}: {text}" if text else name
+    return line if len(line) <= most else f"{line[: most - 3]}..."

@@ -1,7 +1,8 @@
 """All callbacks of a run as one: rank 0 has them, other ranks have none.
 
-A callback that fails is dropped with a message and training goes on; only what moe-train itself raises on purpose,
-such as a metrics.jsonl that cannot be written, ends the run.
+A callback that fails is dropped with a message and training continues; only what moe-train itself raises on purpose,
+such as a metrics.jsonl that cannot be written, ends the run. The last state of one that was dropped stays in the
+checkpoints, so that a resume gives it back.
 """
 
 import logging
@@ -10,7 +11,7 @@ from typing import Any
 
 from moe_train.callbacks.callback import Callback, Row, RunInfo
 from moe_train.config.plug_ins import make_callback
-from moe_train.errors import MoETrainError, RecipeError
+from moe_train.errors import MoETrainError, RecipeError, in_one_line
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +21,7 @@ class CallbackGroup:
 
     def __init__(self, callbacks: Mapping[str, Callback]) -> None:
         self._callbacks = dict(callbacks)
+        self._states: dict[str, Any] = {}
 
     def on_start(self, info: RunInfo) -> None:
         """See Callback."""
@@ -39,22 +41,31 @@ class CallbackGroup:
 
     def state_dict(self) -> dict[str, Any]:
         """The state of each callback by name."""
-        return {name: callback.state_dict() for name, callback in self._callbacks.items()}
+        self._each_by_name(lambda name, callback: self._states.update({name: callback.state_dict()}))
+        return dict(self._states)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Give each callback its own state back; one that is new to the run starts without."""
-        for name, callback in self._callbacks.items():
-            if name in state:
-                callback.load_state_dict(state[name])
+        self._states = dict(state)
+        self._each_by_name(
+            lambda name, callback: callback.load_state_dict(state[name]) if name in state else None
+        )
 
     def _each(self, call: Callable[[Callback], None]) -> None:
+        self._each_by_name(lambda _, callback: call(callback))
+
+    def _each_by_name(self, call: Callable[[str, Callback], None]) -> None:
         for name, callback in list(self._callbacks.items()):
             try:
-                call(callback)
+                call(name, callback)
             except MoETrainError:
                 raise
-            except Exception:
-                log.exception("callback %s failed and is switched off; training goes on", name)
+            except Exception as error:
+                log.exception(
+                    "callback %s failed (%s) and is switched off; training continues",
+                    name,
+                    in_one_line(error),
+                )
                 del self._callbacks[name]
 
 

@@ -9,11 +9,13 @@ import math
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from traceback import walk_tb
 from typing import Any, Literal
 
 from moe_train.callbacks.callback import Callback, Row, RunInfo
 from moe_train.config.load import to_dict
-from moe_train.config.schema import WandbConfig
+from moe_train.config.wandb import WandbConfig
+from moe_train.errors import in_one_line
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +93,7 @@ class WandbSink(Callback):
         except Exception as error:
             if not _is_from_wandb(error):
                 raise
-            reason = _first_line(error)
+            reason = in_one_line(error)
             # The failed attempt holds the run id until W&B's service process ends.
             wandb.teardown()
             wandb.setup(wandb.Settings(silent=True))
@@ -145,7 +147,7 @@ class WandbSink(Callback):
             self._run = None
             log.warning(
                 "W&B failed (%s); nothing more is sent to it in this attempt. metrics.jsonl has every row.",
-                _first_line(error),
+                in_one_line(error),
             )
 
 
@@ -198,9 +200,6 @@ def _shown_layers(moe_layers: tuple[int, ...]) -> dict[int, str]:
 
 
 def _is_from_wandb(error: Exception) -> bool:
-    """W&B's errors share no base class and some are private: they are known by the package they are from."""
-    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] == "wandb"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+    """Whether an error was raised inside a call of W&B, which also lets errors of other packages through."""
+    modules = (frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__))
+    return isinstance(error, OSError) or any(name.partition(".")[0] == "wandb" for name in modules)

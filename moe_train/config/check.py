@@ -75,6 +75,7 @@ def problems(recipe: Recipe, workers: int | None = None) -> list[Problem]:
     found = list(_not_finite(recipe)) or [
         *_ranges(recipe),
         *_empty_text(recipe),
+        *recipe.monitor.wandb.check(recipe.name),
         *_model(recipe),
         *_corpus(recipe),
         *_kinds(recipe),

@@ -16,6 +16,7 @@ from moe_train.config.kinds.objective import LanguageConfig, ObjectiveConfig
 from moe_train.config.kinds.optim import AdamWConfig, OptimConfig
 from moe_train.config.kinds.router import RouterConfig, SwitchRouterConfig
 from moe_train.config.stability import StabilityConfig
+from moe_train.config.wandb import WandbConfig
 
 GATED = ("swiglu", "geglu")
 """Activations of two products, so of feed-forward blocks with a third matrix."""
@@ -112,16 +113,6 @@ class CheckpointConfig:
     keep_last: int = 3  # newest checkpoints kept; 0: all
     keep_every: int | None = None  # and every checkpoint whose step is a multiple of this
     asynchronous: bool = True  # write in the background while training goes on
-
-
-@dataclass
-class WandbConfig:
-    """Weights & Biases. Without a key or a network the run goes on and says so."""
-
-    mode: Literal["disabled", "online", "offline"] = "disabled"
-    project: str = "moe-train"
-    entity: str | None = None
-    tags: list[str] = field(default_factory=list)
 
 
 @dataclass

@@ -20,7 +20,9 @@ from fake_wandb import API_KEY, FakeWandb, fake_wandb
 from moe_train.callbacks import wandb as wandb_sink
 from moe_train.callbacks.callback import RunInfo
 from moe_train.callbacks.wandb import WandbSink, flatten
-from moe_train.config.schema import Recipe, WandbConfig
+from moe_train.config.check import problems
+from moe_train.config.schema import Recipe
+from moe_train.config.wandb import WandbConfig
 
 WAIT_S = 30.0
 DEAD = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": API_KEY}
@@ -215,9 +217,53 @@ def test_a_failing_call_is_said_once_and_never_stops_training(caplog: pytest.Log
     sink.on_row(row(2))
     sink.on_stop(0)
     assert [record.getMessage() for record in caplog.records] == [
-        "W&B failed (the service is gone); nothing more is sent to it in this attempt. "
+        "W&B failed (ConnectionResetError: the service is gone); nothing more is sent to it in this attempt. "
         "metrics.jsonl has every row."
     ]
+
+
+def test_what_wandb_refuses_by_way_of_another_package_is_said_and_contained(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    sink = WandbSink(WandbConfig(mode="offline", tags=["x" * 65]))
+    sink.on_start(RunInfo(Recipe(), tmp_path, 1, 0, 1, 1, 1, ()))  # pydantic's ValidationError
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith("W&B failed (ValidationError: ")
+    assert "Tag 'xxxxxxxxxxxxxxxxxxxx...xxxxxxxxxxxxxxxxxxxx' is 65 characters" in message
+    sink.on_row(row(1))
+    sink.on_stop(0)
+
+
+ACCEPTED_BY_WANDB = [("p", ["a"]), ("p" * 128, ["t" * 64]), ("a b-c_d.e", ["ü", "a b", "1"])]
+REFUSED_BY_WANDB = [
+    *(("a" + letter, ["a"]) for letter in "/\\#?%:"),
+    ("p" * 129, ["a"]),
+    ("p", ["t" * 65]),
+    ("p", ["a", ""]),
+]
+
+
+@pytest.mark.parametrize(("project", "tags"), ACCEPTED_BY_WANDB + REFUSED_BY_WANDB)
+def test_the_rules_for_project_and_tags_are_those_of_wandb(project: str, tags: list[str]) -> None:
+    import wandb
+
+    try:
+        wandb.Settings(project=project, run_tags=tags)
+        is_refused = False
+    except Exception:
+        is_refused = True
+    assert is_refused == ((project, tags) in REFUSED_BY_WANDB)
+    recipe = Recipe()
+    recipe.monitor.wandb = WandbConfig("offline", project, None, tags)
+    assert [problem.key.startswith("monitor.wandb.") for problem in problems(recipe)] == [True] * is_refused
+    recipe.monitor.wandb.mode = "disabled"
+    assert not problems(recipe)
+
+
+def test_a_name_or_an_entity_that_wandb_cannot_take_is_a_problem() -> None:
+    recipe = Recipe(name="n" * 129)
+    recipe.monitor.wandb = WandbConfig("online", "p", "a/b", [])
+    assert [problem.key for problem in problems(recipe)] == ["monitor.wandb.entity", "name"]
 
 
 def test_a_mistake_of_our_own_is_not_taken_for_a_failure_of_wandb() -> None:
