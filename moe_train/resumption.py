@@ -14,10 +14,12 @@ from moe_cluster.contract import attempt_dir
 from moe_cluster.restarts import outcomes
 from moe_train.checkpoint.folder import CheckpointFolder
 from moe_train.checkpoint.lineage import (
+    Writers,
     eligible_steps,
     newest_attempt,
     started_attempts,
     unexplained_steps,
+    writers,
 )
 from moe_train.checkpoint.manifest import read_manifest
 from moe_train.config.changes import changed_keys, comparable, require_same, shown
@@ -55,9 +57,15 @@ def _plan(run_dir: Path, recipe: Recipe, resume: str) -> Start:
         return Start.AFRESH if folder.holds_run or checkpoints.steps() else Start.NEW
     if has_begun(run_dir):
         folder.require_same_run(recipe)
-        _require_explained(checkpoints, resume)
-        require_step(resume, run_dir)
-        return _with_steps_left(folder, checkpoints, recipe, resume)
+        written_by = writers(checkpoints)
+        eligible = eligible_steps(checkpoints, newest_attempt(run_dir), written_by)
+        if resume == "auto":
+            _require_explained(checkpoints, eligible, written_by)
+            return _on_from_newest(folder, checkpoints, recipe, eligible)
+        _require_step(checkpoints, resume, eligible)
+        folder.finished_step()  # raises if it cannot be read
+        _require_later_step(recipe, resume)
+        return Start.RESUME
     if not checkpoints.steps():
         if resume == "auto":
             return Start.NEW
@@ -66,7 +74,7 @@ def _plan(run_dir: Path, recipe: Recipe, resume: str) -> Start:
         )
     if resume == "auto":
         raise UsageError(_of_no_attempt(checkpoints, checkpoints.steps()))
-    require_step(resume, run_dir)
+    _require_step(checkpoints, resume, checkpoints.steps())
     _require_recipe_of(checkpoints.committed(int(resume)), recipe)
     _require_later_step(recipe, resume)
     return Start.RESUME
@@ -109,26 +117,6 @@ def require_reachable(run_dir: Path) -> None:
         raise RunError(f"run_dir={run_dir}: is a file, not a folder; choose another --run-dir")
 
 
-def require_step(resume: str, run_dir: Path) -> None:
-    """Raise UsageError if `resume` is the number of a step that the run has no checkpoint of, or cannot go on from."""
-    if not resume.isdecimal():
-        return
-    checkpoints = CheckpointFolder(run_dir)
-    steps = checkpoints.steps()
-    if int(resume) not in steps:
-        there = f"has those of steps {_listed(steps)}" if steps else "has none"
-        raise UsageError(
-            f"--resume {resume}: {run_dir} holds no checkpoint of that step; it {there}; name one of them, "
-            "or use --resume auto"
-        )
-    eligible = eligible_steps(checkpoints, newest_attempt(run_dir))
-    if has_begun(run_dir) and int(resume) not in eligible:
-        raise UsageError(
-            f"--resume {resume}: the checkpoint of that step in {run_dir} does not lead to the run's newest attempt; "
-            f"name one of steps {_listed(eligible)}, or use --resume auto"
-        )
-
-
 def require_same_recipe(checkpoint_meta: Mapping[str, Any], recipe: Recipe, where: str) -> None:
     """Raise UsageError if a checkpoint's meta has another model, data or seed than `recipe`.
 
@@ -151,12 +139,26 @@ def _require_recipe_of(checkpoint: Path, recipe: Recipe) -> None:
     require_same_recipe(manifest.meta, recipe, str(checkpoint))
 
 
-def _require_explained(checkpoints: CheckpointFolder, resume: str) -> None:
+def _require_step(checkpoints: CheckpointFolder, resume: str, eligible: Sequence[int]) -> None:
+    """Refuse a step that has no checkpoint, or one that is not among those to go on from."""
+    run_dir, steps = checkpoints.run_dir, checkpoints.steps()
+    if int(resume) not in steps:
+        there = f"has those of steps {_listed(steps)}" if steps else "has none"
+        raise UsageError(
+            f"--resume {resume}: {run_dir} holds no checkpoint of that step; it {there}; name one of them, "
+            "or use --resume auto"
+        )
+    if int(resume) not in eligible:
+        raise UsageError(
+            f"--resume {resume}: the checkpoint of that step in {run_dir} does not lead to the run's newest attempt; "
+            f"name one of steps {_listed(eligible)}, or use --resume auto"
+        )
+
+
+def _require_explained(checkpoints: CheckpointFolder, eligible: Sequence[int], written_by: Writers) -> None:
     """Refuse checkpoints of another run that are newer than this run's own: they are either wanted or in the way."""
-    if resume != "auto":
-        return
-    newest = max(eligible_steps(checkpoints, newest_attempt(checkpoints.run_dir)), default=-1)
-    if newer := [step for step in unexplained_steps(checkpoints) if step > newest]:
+    newest = max(eligible, default=-1)
+    if newer := [step for step in unexplained_steps(checkpoints, written_by) if step > newest]:
         raise UsageError(_of_no_attempt(checkpoints, newer))
 
 
@@ -186,12 +188,12 @@ def _of_no_attempt(checkpoints: CheckpointFolder, steps: Sequence[int]) -> str:
     )
 
 
-def _with_steps_left(folder: RunFolder, checkpoints: CheckpointFolder, recipe: Recipe, resume: str) -> Start:
+def _on_from_newest(
+    folder: RunFolder, checkpoints: CheckpointFolder, recipe: Recipe, eligible: Sequence[int]
+) -> Start:
+    """What is left to do of a run with these checkpoints. Refuses a recipe with fewer steps, or one of which none is
+    left."""
     finished = folder.finished_step()
-    if resume != "auto":
-        _require_later_step(recipe, resume)
-        return Start.RESUME
-    eligible = eligible_steps(checkpoints, newest_attempt(folder.path))
     newest = max([*eligible, finished or 0])
     if newest > recipe.steps:
         raise UsageError(

@@ -23,6 +23,8 @@ from moe_train.identity import Origin, Writer, begin_attempt, read_identity
 FILE_NAME = "start.json"
 Limits = Mapping[Writer, float]
 """Writer -> the last of its steps that is on the lineage; infinite for the newest."""
+Writers = Mapping[int, Writer | None]
+"""Step -> who wrote its checkpoint, None if its manifest cannot be read. Manifests of large models take long to read."""
 
 
 class Start(NamedTuple):
@@ -100,29 +102,35 @@ def limits(run_dir: Path, attempt: int) -> Limits:
     return found
 
 
-def eligible_steps(folder: CheckpointFolder, attempt: int) -> list[int]:
-    """Steps of committed checkpoints that `attempt` may resume from, ascending.
+def eligible_steps(folder: CheckpointFolder, attempt: int, written_by: Writers | None = None) -> list[int]:
+    """Steps of committed checkpoints that `attempt` may resume from, ascending. `written_by`: if it is known already.
 
     One whose manifest cannot be read is among them: nobody knows that it is fenced, and it must not be
     overlooked.
     """
     known = limits(folder.run_dir, attempt)
-    return [step for step in folder.steps() if is_eligible(known, step, writer(folder.committed(step)))]
+    written_by = writers(folder) if written_by is None else written_by
+    return [step for step, wrote in written_by.items() if is_eligible(known, step, wrote)]
 
 
-def unexplained_steps(folder: CheckpointFolder) -> list[int]:
+def unexplained_steps(folder: CheckpointFolder, written_by: Writers | None = None) -> list[int]:
     """Steps of committed checkpoints that no recorded attempt wrote or resumed from, ascending: of another run, or of
-    attempts whose records are gone."""
+    attempts whose records are gone. `written_by`: if it is known already."""
     starts = [_start(folder.run_dir, number) for number in started_attempts(folder.run_dir)]
     origins = [_fork(folder.run_dir), *(start.resumed_from for start in starts if start)]
     known = {start.writer for start in starts if start} | {origin.writer for origin in origins if origin}
-    writers = {step: writer(folder.committed(step)) for step in folder.steps()}
-    return [step for step, wrote in writers.items() if wrote is not None and wrote not in known]
+    written_by = writers(folder) if written_by is None else written_by
+    return [step for step, wrote in written_by.items() if wrote is not None and wrote not in known]
 
 
 def is_eligible(known: Limits, step: int, written_by: Writer | None) -> bool:
     """Whether a checkpoint of `step` by `written_by` (None: unknown) is on a lineage."""
     return written_by is None or step <= known.get(written_by, -1)
+
+
+def writers(folder: CheckpointFolder) -> Writers:
+    """Who wrote each committed checkpoint, in the order of their steps."""
+    return {step: writer(folder.committed(step)) for step in folder.steps()}
 
 
 def writer(checkpoint: Path) -> Writer | None:
@@ -141,8 +149,7 @@ def writer_of(run_dir: Path, attempt: int) -> Writer:
 
 def newest_writer(folder: CheckpointFolder) -> int:
     """The newest attempt that a committed checkpoint is of; 0 if there is none of which it is known."""
-    writers = [writer(folder.committed(step)) for step in folder.steps()]
-    return max((wrote.attempt for wrote in writers if wrote), default=0)
+    return max((wrote.attempt for wrote in writers(folder).values() if wrote), default=0)
 
 
 def refuse_if_superseded(run_dir: Path, attempt: int) -> None:

@@ -125,7 +125,8 @@ def _progress_below(folder: Path) -> list[Progress]:
 
 
 def _runs_below(folder: Path) -> Iterator[Path]:
-    """Run folders, in order of their names. What lies inside of one, which may be much, is not looked at."""
+    """Run folders, in order of their names. What lies inside of one, which may be much, is not looked at, and of links
+    only whether they lead to one."""
 
     def unreadable(error: OSError) -> None:
         print(RunError.unreadable(folder, error), file=sys.stderr)
@@ -135,6 +136,16 @@ def _runs_below(folder: Path) -> Iterator[Path]:
         if any(mark in files for mark in MARKS):
             folders.clear()
             yield Path(path)
+        for name in folders:
+            if _is_linked_run(Path(path, name), folder):
+                yield Path(path, name)
+
+
+def _is_linked_run(path: Path, folder: Path) -> bool:
+    """Whether a link leads to a run's folder outside of `folder`; one inside is listed where it is."""
+    if not path.is_symlink() or path.resolve().is_relative_to(folder.resolve()):
+        return False
+    return any((path / mark).is_file() for mark in MARKS)
 
 
 def _last_job(run_dir: Path) -> JobRecord:

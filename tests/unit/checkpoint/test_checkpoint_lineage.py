@@ -1,5 +1,6 @@
 """Which checkpoints an attempt may use, and what a superseded one may still do."""
 
+import shutil
 from math import inf
 from pathlib import Path
 
@@ -9,8 +10,10 @@ from checkpoint_states import state
 from threaded_ranks import one_rank, run_ranks
 
 from moe_train.checkpoint.checkpointer import Checkpointer
+from moe_train.checkpoint.folder import CheckpointFolder
 from moe_train.checkpoint.layout import Shard
-from moe_train.checkpoint.lineage import limits, record_start
+from moe_train.checkpoint.lineage import last_number, limits, record_start, unexplained_steps
+from moe_train.checkpoint.manifest import read_manifest
 from moe_train.config.schema import CheckpointConfig
 from moe_train.errors import CheckpointError
 from moe_train.identity import Origin, read_identity
@@ -133,3 +136,32 @@ def test_a_commit_cleans_up_after_dead_attempts_and_leaves_fenced_ones(tmp_path)
     record_start(tmp_path, 2, Origin(1, 100, read_identity(tmp_path).id))
     save(tmp_path, 2, 150, keep_last=1)
     assert names(tmp_path) == ["step_00000150", "step_00000200"]
+
+
+def test_a_checkpoint_of_another_run_under_the_same_numbers_is_never_taken_for_saved(tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    for run_dir in (one, other):
+        record_start(run_dir, 1, None)
+    save(other, 1, 100, 200)
+    shutil.copytree(other / "checkpoints", one / "checkpoints")
+    checkpoints = CheckpointFolder(one)
+    assert unexplained_steps(checkpoints) == [100, 200]
+    assert checkpointer(one, 1).steps() == []
+    assert checkpointer(one, 2).choose("latest") is None
+    with pytest.raises(CheckpointError, match="was written by no attempt of this run"):
+        checkpointer(one, 2).choose(200)
+    save(one, 1, 100)
+    assert names(one) == ["step_00000100", "step_00000100.fenced-1", "step_00000200"]
+    assert read_manifest(checkpoints.committed(100)).run == read_identity(one).id
+    assert checkpointer(one, 2).choose("latest").step == 100
+    assert unexplained_steps(checkpoints) == [200]
+
+
+def test_numbers_of_attempts_outlive_their_folders(tmp_path):
+    for number in (1, 2, 3):
+        record_start(tmp_path, number, None)
+    save(tmp_path, 3, 100)
+    shutil.rmtree(tmp_path / "attempts")
+    assert last_number(tmp_path) == 3
+    (tmp_path / "run.json").unlink()
+    assert last_number(tmp_path) == 3

@@ -1,6 +1,8 @@
 """Folders of runs that are links: to larger disks, and to places that are no more."""
 
+import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -90,3 +92,14 @@ def test_a_checkpoint_that_is_a_link_gives_way_to_newer_ones(moe_train: Command,
     kept = sorted(path.name for path in (run_dir / "checkpoints").glob("step*"))
     assert kept == ["step_00000008"]
     assert tree(elsewhere) == before
+
+
+def test_a_run_behind_a_link_is_listed_once(moe_train: Command, run_dir: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    (runs / "outside").symlink_to(run_dir)
+    (runs / "dead").symlink_to("/nonexistent")
+    shutil.copytree(run_dir, runs / "inside")
+    (runs / "again").symlink_to("inside")
+    listed = json.loads(moe_train("list", str(runs), "--json").output)
+    assert sorted(Path(row["run_dir"]).name for row in listed) == ["inside", "outside"]
