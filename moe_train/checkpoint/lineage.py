@@ -24,7 +24,7 @@ FILE_NAME = "start.json"
 Limits = Mapping[Writer, float]
 """Writer -> the last of its steps that is on the lineage; infinite for the newest."""
 Writers = Mapping[int, Writer | None]
-"""Step -> who wrote its checkpoint, None if its manifest cannot be read. Manifests of large models take long to read."""
+"""Step -> who wrote its checkpoint, None if its manifest cannot be read; those of large models take long to read."""
 
 
 class Start(NamedTuple):
