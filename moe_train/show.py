@@ -8,7 +8,7 @@ import json
 from moe_cluster.contract import DONE, USAGE
 from moe_train.config.check import problems
 from moe_train.config.load import load_recipe, to_dict, to_yaml
-from moe_train.config.notes import notes
+from moe_train.config.notes import limits, notes
 from moe_train.config.schema import Recipe, experts_of_layers, moe_layers
 from moe_train.model.count import ModelCount, count
 
@@ -37,7 +37,7 @@ def show(recipe_name: str, overrides: list[str], workers: int | None, as_json: b
             "",
             *_layout(recipe, workers),
             "",
-            *(_problems(found) if found else _notes(recipe)),
+            *(_problems(found) if found else [*_limits(recipe), *_notes(recipe)]),
         ]
         print("\n".join(said))
     return USAGE if found else DONE
@@ -83,6 +83,11 @@ def _held(share: int, expert: int, numbers: list[int]) -> str:
 
 def _problems(found: list[str]) -> list[str]:
     return ["problems:", *(f"  {sentence}" for sentence in found)]
+
+
+def _limits(recipe: Recipe) -> list[str]:
+    found = limits(recipe)
+    return ["capacity:", *(f"  {sentence}" for sentence in found), ""] if found else []
 
 
 def _notes(recipe: Recipe) -> list[str]:

@@ -27,3 +27,23 @@ def capacity(convention: str, factor: float, tokens: int, experts: int, choices:
 def effective_factor(convention: str, slots: int, tokens: int, experts: int, choices: int) -> float:
     """The capacity factor that `slots` slots are, without any rounding or bound."""
     return slots * experts / (tokens if convention == "mesh" else choices * tokens)
+
+
+def chance_cv(tokens: int, experts: int, choices: int) -> float:
+    """CV of the experts' loads in a group whose tokens take `choices` different experts each at random.
+
+    A load is then binomial, of `tokens` draws with chance choices / experts.
+    """
+    return math.sqrt((experts - choices) / (tokens * choices))
+
+
+def dropped_share(slots: int, mean: float, cv: float) -> float:
+    """The share of assignments beyond `slots` where loads have this mean and CV: E[max(load - slots, 0)] / mean.
+
+    Loads are taken as normal.
+    """
+    if cv == 0:
+        return max(1 - slots / mean, 0.0)
+    z = (slots / mean - 1) / cv
+    above, density = math.erfc(z / math.sqrt(2)) / 2, math.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+    return cv * (density - z * above)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from operator import attrgetter
 
-from moe_train.config.capacity import capacity, effective_factor
+from moe_train.config.capacity import capacity, chance_cv, dropped_share, effective_factor
 from moe_train.config.registry import REGISTRY
 from moe_train.config.schema import (
     Recipe,
@@ -16,6 +16,35 @@ from moe_train.config.schema import (
 
 FAR_FROM_ITS_FACTOR = 1.25
 """A capacity so many times what its factor says, or so many times less, is a surprise."""
+
+
+UNEVEN_CV = 0.3
+"""The CV that `limits` drops tokens at: of loads that are uneven, but not alarmingly so."""
+
+
+def limits(recipe: Recipe) -> list[str]:
+    """What each capacity factor comes to in a routing group, and what it drops there: capacity is counted in groups.
+
+    Loads that are even over a whole run are not so in a group of a hundred tokens, which is why they are dropped.
+    """
+    moe, choices = recipe.moe, recipe.moe.router.num_choices
+    verb = "sends on" if getattr(moe.router, "reroutes", 0) else "drops"
+    found = []
+    for stack in (stack for stack in stacks(recipe) if stack.moe_layers):
+        tokens = moe.group_sequences * stack.length
+        for experts in sorted(set(stack.num_experts)):
+            sizes = tokens, experts, choices
+            mean, chance = choices * tokens / experts, chance_cv(*sizes)
+            layers = f" in layers of {experts} experts" if len(set(stack.num_experts)) > 1 else ""
+            for key, factor in _factors(recipe).items():
+                slots = capacity(moe.capacity_convention, factor, *sizes, moe.min_capacity)
+                found.append(
+                    f"{key}={factor:g}: {slots} slot{'s' * (slots != 1)} an expert in each group of {tokens:,} tokens "
+                    f"of the {stack.name}{layers}, and {mean:.3g} assignments at even loads; a CV of {UNEVEN_CV} in "
+                    f"the group {verb} {dropped_share(slots, mean, UNEVEN_CV):.1%} of them, chance alone (a CV of "
+                    f"{chance:.2f}) {dropped_share(slots, mean, chance):.1%}"
+                )
+    return found
 
 
 def notes(recipe: Recipe) -> list[str]:

@@ -80,6 +80,7 @@ def test_show_says_what_may_surprise_in_words_only(recipe: Path, capsys: pytest.
     assert (
         "\nnotes:\n  moe.capacity_factor=1.25: moe.capacity_convention=mesh does not count choices" in output
     )
+    assert "\n\ncapacity:\n  moe.capacity_factor=1.25: " in output
     assert output.endswith("\n\nno problems found\n")
     assert cli.main(["show", str(recipe), *overrides, "moe.num_experts=0"]) == 2
     assert "notes:" not in capsys.readouterr().out
