@@ -19,6 +19,7 @@ from moe_train.checkpoint.folder import CheckpointFolder, explain, write_durably
 from moe_train.checkpoint.manifest import read_manifest
 from moe_train.errors import CheckpointError, RunError
 from moe_train.identity import Origin, Writer, begin_attempt, read_identity
+from moe_train.monitor.rows import METRICS_FILE, read_rows
 
 FILE_NAME = "start.json"
 Limits = Mapping[Writer, float]
@@ -79,8 +80,15 @@ def last_number(run_dir: Path) -> int:
     Raises CheckpointError or RunError for files that cannot be read.
     """
     known = read_identity(run_dir)
-    recorded = known.last_attempt if known else 0
+    recorded = known.last_attempt if known else _last_in_rows(run_dir)
     return max(recorded, newest_attempt(run_dir), newest_writer(CheckpointFolder(run_dir)))
+
+
+def _last_in_rows(run_dir: Path) -> int:
+    """The highest number in the rows of a run without an identity; 0 if there is none, or folders tell it."""
+    if newest_attempt(run_dir):
+        return 0
+    return max((row.get("attempt", 1) for row in read_rows(run_dir / METRICS_FILE)), default=0)
 
 
 def limits(run_dir: Path, attempt: int) -> Limits:

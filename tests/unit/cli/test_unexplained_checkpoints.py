@@ -14,6 +14,7 @@ from small_run import Command, contents, last_validation, tree
 
 from moe_train.checkpoint.manifest import read_manifest
 from moe_train.identity import read_identity
+from moe_train.monitor.run import read_run
 
 
 def without_attempts(run_dir: Path) -> None:
@@ -93,11 +94,17 @@ def test_starting_afresh_moves_them_aside_and_saves_this_runs_own(
         assert (manifest.run, manifest.meta["recipe"]["seed"]) == (identity.id, 7)
 
 
-def test_numbers_of_attempts_go_on_where_nothing_was_saved(moe_train: Command, run_dir: Path) -> None:
+@pytest.mark.parametrize("has_identity", [True, False])
+def test_numbers_of_attempts_go_on_where_only_rows_are_left(
+    moe_train: Command, run_dir: Path, has_identity: bool
+) -> None:
     without_attempts(run_dir)
+    if not has_identity:
+        (run_dir / "run.json").unlink()
     shutil.rmtree(run_dir / "checkpoints")
     assert moe_train("run", "small.yaml", "--run-dir", str(run_dir), "steps=2").code == 0
     assert [path.name for path in (run_dir / "attempts").iterdir()] == ["2"]
+    assert read_run(run_dir).training[-1]["step"] == 2, "what the tidied run wrote is replaced"
 
 
 @pytest.mark.parametrize("is_finished", [True, False])
