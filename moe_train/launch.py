@@ -37,9 +37,11 @@ from moe_train.checkpoint.lineage import has_started, last_number, newest_attemp
 from moe_train.config.check import problems, require_sound
 from moe_train.config.load import load_recipe
 from moe_train.config.schema import Recipe
+from moe_train.config.timing import timing_notes
 from moe_train.errors import MoETrainError
 from moe_train.process import Process
 from moe_train.requeue import lost_in_vain, stopped_in_vain
+from moe_train.resume_report import report_changes
 from moe_train.resumption import Start, has_begun, plan_start
 from moe_train.run_folder import RECIPE_FILE, RunFolder, attempt_recipe
 
@@ -92,10 +94,13 @@ def launch(asked: Launch, environment: MutableMapping[str, str]) -> int:
         if start is Start.AFRESH:
             _say(f"{run_dir} held a run; it is now {folder.move_aside()}")
         elif start is Start.RESUME and folder.holds_run:
-            _tell_other_rates(folder.recipe(), recipe)
+            for change in report_changes(run_dir, recipe, asked.resume):
+                _say(change)
         if folder.is_of_same_job and (why := lost_in_vain(folder)):
             _say(why)
             return FAILED
+        for note in timing_notes(recipe):
+            _say(f"note: {note}")
         exit_code = _attempts_or_none(asked, recipe, allowed, folder, environment)
     if exit_code == DONE:
         _tell_how_to_train_on(asked, recipe, run_dir, environment)
@@ -116,15 +121,6 @@ def allowed_workers(recipe: Recipe, workers: int | None, min_workers: int | None
     require_sound(recipe, most)
     fewer = range(min_workers or most, most)
     return (*(number for number in fewer if not problems(recipe, number)), most)
-
-
-def _tell_other_rates(before: Recipe, now: Recipe) -> None:
-    schedule = now.optim.schedule
-    if schedule.spans_run and now.steps != before.steps:
-        _say(
-            f"steps={now.steps}: the run had steps={before.steps} until now; the {schedule.kind} schedule now ends at "
-            f"{now.steps}, so the learning rate differs from that of a run of {now.steps} steps from the start"
-        )
 
 
 def _attempts_or_none(

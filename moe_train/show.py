@@ -28,6 +28,7 @@ def show(recipe_name: str, overrides: list[str], workers: int | None, as_json: b
             "active_parameters": counted.active_parameters,
             "flops_per_token": counted.flops_per_token,
             "problems": found,
+            "notes": [] if found else notes(recipe),
         }
         print(json.dumps(content, indent=1))
     else:

@@ -13,6 +13,7 @@ from moe_train.config.schema import (
     stacks,
     with_equal_layers,
 )
+from moe_train.config.timing import timing_notes
 
 FAR_FROM_ITS_FACTOR = 1.25
 """A capacity so many times what its factor says, or so many times less, is a surprise."""
@@ -63,7 +64,7 @@ def notes(recipe: Recipe) -> list[str]:
         if moe_layers(recipe)
         else []
     )
-    return [*of_experts, *_of_packages(recipe)]
+    return [*timing_notes(recipe), *of_experts, *_of_packages(recipe)]
 
 
 def _of_packages(recipe: Recipe) -> Iterator[str]:

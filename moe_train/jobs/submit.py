@@ -5,6 +5,7 @@ nothing that is queued. Answers without importing torch.
 """
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,14 +15,16 @@ from moe_cluster.sites import read_sites, sites_file
 from moe_train.arguments import Parser, folder, resume_from
 from moe_train.config.load import load_recipe
 from moe_train.config.schema import Recipe
+from moe_train.config.timing import timing_notes
 from moe_train.errors import UsageError
 from moe_train.jobs.progress import run_folder
 from moe_train.jobs.request import add_options, parsed, request
 from moe_train.jobs.submission import hand_over, of_run, require_free
 from moe_train.jobs.text import anchored
 from moe_train.monitor.state import last_recipe
+from moe_train.resume_report import report_changes
 from moe_train.resumption import Start, options_explained, plan_start, workers_until_now
-from moe_train.run_folder import RECIPE_FILE
+from moe_train.run_folder import RECIPE_FILE, RunFolder
 
 SUBMIT_EPILOG = """\
 examples:
@@ -86,8 +89,15 @@ def _hand_over(
         print(script, end="")
         return DONE
     require_free(submission)
-    if plan_start(run_dir, recipe, resume) is Start.FINISHED:
+    start = plan_start(run_dir, recipe, resume)
+    if start is Start.FINISHED:
         raise UsageError(f"steps={recipe.steps}: {run_dir} is finished at that step; raise steps to train on")
+    is_resumed = start is Start.RESUME and RunFolder(run_dir).holds_run
+    for sentence in [
+        *(report_changes(run_dir, recipe, resume) if is_resumed else ()),
+        *(f"note: {note}" for note in timing_notes(recipe)),
+    ]:
+        print(f"moe-train: {sentence}", file=sys.stderr)
     (job_id,) = hand_over(asked, [submission], [spec])
     print(f"submitted {asked.cluster}:{job_id}; {run_dir}")
     print(f"  how it stands:  moe-train status {run_dir}")

@@ -41,6 +41,9 @@ class CosineScheduleConfig(ScheduleConfig):
     def spans_run(self) -> bool:
         return True
 
+    def check(self, recipe: "Recipe") -> Iterator[Problem]:
+        yield from _final_fraction(self.final_fraction)
+
 
 @dataclass
 class LinearScheduleConfig(ScheduleConfig):
@@ -52,6 +55,16 @@ class LinearScheduleConfig(ScheduleConfig):
     @property
     def spans_run(self) -> bool:
         return True
+
+    def check(self, recipe: "Recipe") -> Iterator[Problem]:
+        yield from _final_fraction(self.final_fraction)
+
+
+def _final_fraction(value: float) -> Iterator[Problem]:
+    if not 0 <= value <= 1:
+        yield Problem(
+            "optim.schedule.final_fraction", value, "must be in [0, 1]", "use 0.1, or 0 to end at a rate of 0"
+        )
 
 
 @dataclass

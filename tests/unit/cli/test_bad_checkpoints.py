@@ -141,18 +141,22 @@ def test_a_resume_on_other_text_is_refused_and_leaves_the_run_as_it_was(
     assert contents(run_dir) == before
 
 
-def test_another_length_under_a_schedule_that_spans_the_run_is_told(
+def test_a_resume_says_what_it_changes_and_what_that_makes_of_the_rate(
     moe_train: Command, tmp_path: Path
 ) -> None:
     command = ["run", "small.yaml", "--run-dir", str(tmp_path), "optim.schedule.kind=cosine"]
     assert moe_train(*command, "steps=2").errors == ""
     longer = moe_train(*command, "steps=4")
-    assert (longer.code, longer.errors) == (
-        0,
-        "moe-train: steps=4: the run had steps=2 until now; the cosine schedule now ends at 4, so the learning rate "
-        "differs from that of a run of 4 steps from the start\n",
-    )
-    assert moe_train(*command, "steps=5", "optim.schedule.kind=constant").errors == ""
+    assert longer.code == 0
+    steps, rate = longer.errors.splitlines()
+    assert steps == "moe-train: steps=4: changed from 2 by this resume"
+    # A tenth of the peak at the end of 2 steps; half way to a tenth after 2 of 4.
+    assert rate.startswith("moe-train: the learning rate at step 3 is ")
+    assert ", 5.5 times as much, where the recipe until now gives " in rate
+    assert "the cosine schedule ends at step 4 now, not 2: set optim.schedule.kind=constant" in rate
+    constant = moe_train(*command, "steps=5", "optim.schedule.kind=constant").errors
+    assert "moe-train: optim.schedule.kind=constant: changed from cosine by this resume\n" in constant
+    assert "10 times as much" in constant
 
 
 def test_a_recipe_that_was_refused_before_the_first_step_binds_nothing(
