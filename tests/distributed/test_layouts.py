@@ -81,7 +81,11 @@ VARIANTS = [
     ("moe.router.kind=random",),
 ]
 PYRAMID = ("moe.num_experts=[4,8]", "moe.scale_expert_gradients=true", *JITTER)
-VARIANTS += [PYRAMID, ("moe.num_experts=[8,4]", "moe.router.kind=deepseek", "moe.shared_experts=1")]
+VARIANTS += [
+    PYRAMID,
+    (*PYRAMID, "moe.router.balance_over=batch"),
+    ("moe.num_experts=[8,4]", "moe.router.kind=deepseek", "moe.shared_experts=1"),
+]
 SHARES = [(2, 1), (2, 2), (4, 2), (4, 4)]
 """Workers, and workers that share the experts out among them."""
 

@@ -50,6 +50,10 @@ EVERY = [
     ((*THOR, "moe.router.inference=token"), 2, ("parallel.expert=2", "data.micro_batch=2")),
     (DENSE_TO_SPARSE, 2, ("parallel.expert=2",)),
     *(
+        ((*router, "moe.num_experts=[4,8]"), 2, ("parallel.expert=2",))
+        for router in (SOFT, SMEAR, DENSE_TO_SPARSE, DROPOUT)
+    ),
+    *(
         (router, 4, (f"parallel.expert={expert}", *exchange))
         for router in (
             THOR,
