@@ -150,7 +150,7 @@ def active_balance_loss(
 ) -> SetLoss:
     """E * sum_i mean_t(w_ti) * mean_t(i is active for t), a mean over sets   # EvoMoE (2112.14397), code.
 
-    There w_ti is 0 where i is not active; here it is what the gate gives i all the same, as in Switch. With one active
+    There w_ti is 0 in training where i is not active; here it is what the gate gives i, as in Switch. With one active
     expert per token this is `balance_loss`; with all of them and weights that sum to 1 it is E.
     """
     sums = sets.totals(weights)

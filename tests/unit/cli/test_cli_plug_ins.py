@@ -51,7 +51,7 @@ def site(tmp_path, monkeypatch) -> Path:
 
 def losses(run_dir: Path) -> dict[int, float]:
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    assert all(set(row["losses"]) == {"z", "z_logits"} for row in rows if "loss" in row)
+    assert all(set(row["losses"]) == {"balance", "z", "z_logits"} for row in rows if "loss" in row)
     return {row["step"]: row["loss"] for row in rows if "loss" in row}
 
 

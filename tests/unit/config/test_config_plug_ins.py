@@ -79,7 +79,7 @@ def test_a_kind_of_a_package_is_read_checked_noted_and_built_like_any_other(site
     install_acme_moe(site)
     recipe = tiny_recipe("moe.router.kind=cosine", "moe.router.k=2", "objective.kind=calm_language")
     assert type(recipe.moe.router).__name__ == "CosineRouterConfig"
-    assert (recipe.moe.router.k, recipe.moe.router.z_coefficient) == (2, 0.001)
+    assert (recipe.moe.router.k, recipe.moe.router.balance_coefficient) == (2, 0.01)
     assert "kind: cosine" in to_yaml(recipe)
     assert problems(recipe) == []
     said = [note for note in notes(recipe) if "package" in note]

@@ -21,8 +21,6 @@ CONFIGS = {kind: REGISTRY["moe.router"][kind].config for kind in KINDS}
 GATED = [kind for kind in KINDS if issubclass(CONFIGS[kind], GateConfig)]
 ASSIGNED = [kind for kind in KINDS if issubclass(CONFIGS[kind], BalancedRouterConfig)]
 """Kinds that look at later tokens too, but in training alone."""
-SCHEDULED = {"dense_to_sparse"}
-"""Their validation depends on the step, by a schedule of the recipe."""
 
 
 def layer_of(kind: str, *overrides: str, experts: int = EXPERTS) -> MoELayer:
@@ -68,7 +66,7 @@ def test_every_parameter_of_a_layer_has_a_gradient(kind):
 def test_validation_is_the_same_at_every_step_and_with_every_seed(kind):
     layer = layer_of(kind)
     first, _ = layer(tokens(), context(SEQUENCES, LENGTH))
-    step = 0 if kind in SCHEDULED else 7
+    step = 0 if CONFIGS[kind].validation_follows_step else 7
     again, _ = layer(tokens(), context(SEQUENCES, LENGTH, step=step, seed=4))
     assert torch.equal(first, again)
 

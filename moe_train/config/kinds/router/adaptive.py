@@ -19,6 +19,8 @@ class DenseToSparseRouterConfig(BalanceLossConfig):
     that the logged load says how many experts a token had.
     """
 
+    validation_follows_step: ClassVar[bool] = True
+
     kind: str = "dense_to_sparse"
     diversify_steps: int = (
         0  # updates of expert 0 alone, after which all become copies of it; 0: no such phase

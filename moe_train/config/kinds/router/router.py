@@ -29,6 +29,8 @@ class RouterConfig(KindConfig):
     """Routing goes by an expert's number, a code or the outcome of a draw, not by what was learned for it."""
     may_split_equal_tokens: ClassVar[bool] = False
     """Equal tokens can get different experts: by their ids, by chance, or by the order in which they come."""
+    validation_follows_step: ClassVar[bool] = False
+    """What validation gives depends on the updates made, by a schedule of the recipe, and not on the weights alone."""
 
     @property
     def sees_later_tokens(self) -> bool:
