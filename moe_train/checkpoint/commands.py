@@ -71,6 +71,7 @@ def _locate(run: Path, step: int | None) -> tuple[CheckpointFolder, int | None]:
 
 def _list(folder: CheckpointFolder, wanted: int | None) -> int:
     known = lineage.limits(folder.run_dir, lineage.newest_attempt(folder.run_dir))
+    unexplained = lineage.unexplained_steps(folder)
     print(f"{'step':>10} {'attempt':>7} {'size':>10} {'workers':>7} {'age':>8}  state")
     for step in folder.steps():
         if wanted not in (None, step):
@@ -81,6 +82,7 @@ def _list(folder: CheckpointFolder, wanted: int | None) -> int:
             print(f"{step:>10} {'?':>7} {'?':>10} {'?':>7} {'?':>8}  bad: {error}")
             continue
         state = "eligible" if lineage.is_eligible(known, step, manifest.writer) else "fenced"
+        state = "unexplained" if step in unexplained else state
         age = _age((datetime.now(UTC) - datetime.fromisoformat(manifest.time)).total_seconds())
         size = f"{manifest.size / 2**20:.1f} MiB"
         print(f"{step:>10} {manifest.attempt:>7} {size:>10} {manifest.workers:>7} {age:>8}  {state}")
@@ -167,7 +169,10 @@ def _beyond_retention(folder: CheckpointFolder) -> Iterator[Removal]:
     """Committed checkpoints that may go: never one whose manifest is unreadable, nor the newest good one."""
     newest = lineage.newest_attempt(folder.run_dir)
     eligible = lineage.eligible_steps(folder, newest)
-    for step in sorted(set(folder.steps()) - set(eligible)):
+    unexplained = lineage.unexplained_steps(folder)
+    for step in unexplained:
+        print(f"keeping {folder.committed(step).name}: written by no attempt on record here")
+    for step in sorted(set(folder.steps()) - set(eligible) - set(unexplained)):
         yield folder.committed(step), "written by a superseded attempt"
     recipe = folder.run_dir / "recipe.yaml"
     if not recipe.exists():

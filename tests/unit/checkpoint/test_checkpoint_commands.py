@@ -113,3 +113,13 @@ def test_gc_keeps_the_newest_good_one_when_newer_ones_are_bad(run_dir):
 def test_a_folder_that_is_no_run_is_a_usage_error(tmp_path):
     with pytest.raises(UsageError, match="has no folder checkpoints"):
         main(["ls", str(tmp_path)])
+
+
+def test_checkpoints_that_no_attempt_explains_are_shown_and_kept(run_dir, capsys):
+    shutil.rmtree(run_dir / "attempts")
+    assert main(["ls", str(run_dir)]) == 0
+    assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()[1:]] == ["unexplained"] * 4
+    before = sorted(os.listdir(run_dir / "checkpoints"))
+    main(["gc", str(run_dir)])
+    assert "keeping step_00000010: written by no attempt on record here" in capsys.readouterr().out
+    assert sorted(os.listdir(run_dir / "checkpoints")) == before
