@@ -185,6 +185,15 @@ class NativeEngine:
             stats.extend(tuple(_detached(of_layer) for of_layer in of_layers) for _, of_layers in passes)
         if sums is None and shares > 1:
             # Nothing is learned from the batch's sums, so they are there to be seen: in the end is soon enough.
+            unlearned = all(
+                layer.coefficients[name] == 0
+                for of_pass in stats
+                for layer in of_pass
+                for name in layer.batch_losses
+            )
+            assert unlearned, (
+                f"{self.recipe.moe.router.kind}: learns from the batch, so learns_from_batch is true"
+            )
             sums = batch_sums(self.mesh.world, stats, self.num_passes)
             stats = [
                 of_whole_batch(layers, sums[index % self.num_passes], shares)
