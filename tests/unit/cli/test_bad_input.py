@@ -141,7 +141,7 @@ BEFORE_THE_FIRST_STEP = [
     (
         "corpus of bytes",
         ["data.corpus.path=bytes"],
-        ["1 of 1 files are not UTF-8", "data.corpus.path=bytes: ", "holds no text"],
+        ["files that are not UTF-8 (1; the first is bytes/a.txt)", "data.corpus.path=bytes: ", "holds no text"],
     ),
     (
         "corpus of one file",
