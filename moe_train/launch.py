@@ -101,7 +101,7 @@ def launch(asked: Launch, environment: MutableMapping[str, str]) -> int:
             return FAILED
         for note in timing_notes(recipe):
             _say(f"note: {note}")
-        exit_code = _attempts_or_none(asked, recipe, allowed, folder, environment)
+        exit_code = _attempts_unless_refused(asked, recipe, allowed, folder, environment)
     if exit_code == DONE:
         _tell_how_to_train_on(asked, recipe, run_dir, environment)
     return exit_code if exit_code != PREEMPTED else _stopped(asked, run_dir, environment)
@@ -123,7 +123,7 @@ def allowed_workers(recipe: Recipe, workers: int | None, min_workers: int | None
     return (*(number for number in fewer if not problems(recipe, number)), most)
 
 
-def _attempts_or_none(
+def _attempts_unless_refused(
     asked: Launch,
     recipe: Recipe,
     allowed: Sequence[int],

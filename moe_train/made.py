@@ -1,5 +1,6 @@
 """Keeps account of the files and folders that a command makes, so that a refusal leaves none of them behind."""
 
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,7 +13,7 @@ class Made:
 
     def expect(self, path: Path) -> None:
         """Note that `path`, with its parents, is about to be made, as far as it is not there yet."""
-        missing = [each for each in (*reversed(path.parents), path) if not each.exists()]
+        missing = [each for each in (*reversed(path.parents), path) if not os.path.lexists(each)]
         self._paths += [each for each in missing if each not in self._paths]
 
     def take_back(self) -> None:

@@ -141,7 +141,11 @@ BEFORE_THE_FIRST_STEP = [
     (
         "corpus of bytes",
         ["data.corpus.path=bytes"],
-        ["files that are not UTF-8 (1; the first is bytes/a.txt)", "data.corpus.path=bytes: ", "holds no text"],
+        [
+            "files that are not UTF-8 (1; the first is bytes/a.txt)",
+            "data.corpus.path=bytes: ",
+            "holds no text",
+        ],
     ),
     (
         "corpus of one file",
