@@ -13,6 +13,8 @@ from pathlib import Path
 from moe_cluster.contract import TRAINER_MODULE
 from moe_cluster.errors import JobError
 
+CPUS_PER_GPU = 8
+"""Where nobody says how many cores a worker needs."""
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 SECRET = re.compile(
     r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS|APIKEY|API_KEY|ACCESS_KEY|PRIVATE_KEY)(_|$)",
@@ -48,11 +50,16 @@ class Resources:
     workers_per_node: int = 1
     gpus_per_worker: int = 0
     cpus_per_worker: int | None = None
-    """None: 1."""
+    """None: `cpus` says it."""
     memory_gib: float | None = None
     """Of a node; None: the cluster's default."""
     time_limit_min: int | None = None
     """Minutes after which the cluster ends the job; None: the cluster's default."""
+
+    @property
+    def cpus(self) -> int:
+        """Cores of a worker. One that feeds a GPU needs several, or the GPU waits."""
+        return self.cpus_per_worker or CPUS_PER_GPU * self.gpus_per_worker or 1
 
     @property
     def workers(self) -> int:
@@ -77,7 +84,7 @@ class JobSpec:
     directives: tuple[str, ...] = ()
     """Lines for the scheduler as they are, without `#SBATCH`."""
     setup: tuple[str, ...] = ()
-    """Lines of shell before the command, as they are: of the site's own file, never of a recipe."""
+    """Lines of shell before the command, as they are: of the site's own file or the command line, never of a recipe."""
     after: tuple[str, ...] = ()
     """Ids of jobs that must have ended well before this one starts."""
 

@@ -113,7 +113,7 @@ class LocalExecutor:
             raise JobError("--after: --cluster local has no dependencies; use --cluster slurm")
         if job.setup:
             raise JobError(
-                "local.setup: --cluster local runs no lines of shell; set them up before you submit"
+                f"--setup {job.setup[0]}: --cluster local runs no lines of shell; run them before you submit"
             )
         if job.directives:
             raise JobError(f"--directive {job.directives[0]}: --cluster local has none; leave it out")

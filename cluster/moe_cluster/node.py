@@ -40,7 +40,7 @@ class Share:
     workers: tuple[int, ...]
     """On each node."""
 
-    def command(self, attempt: Attempt) -> list[str]:
+    def command(self, attempt: Attempt, python: str = sys.executable) -> list[str]:
         """The command line of an agent."""
         shape = ["--nodes", ",".join(self.nodes), "--workers", ",".join(map(str, self.workers))]
         place = [
@@ -52,7 +52,7 @@ class Share:
             str(self.port),
         ]
         trainer = ["--module", attempt.module, "--", *attempt.arguments]
-        return module_command("moe_cluster.node", *shape, *place, *trainer)
+        return module_command("moe_cluster.node", *shape, *place, *trainer, python=python)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

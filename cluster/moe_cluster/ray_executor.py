@@ -19,6 +19,7 @@ from moe_cluster.job import JobSpec, Resources
 from moe_cluster.own_code import module_command, package_folders
 from moe_cluster.ray_rest import job_details
 from moe_cluster.ray_share import SETTINGS, SHARE_VARIABLE
+from moe_cluster.setup_lines import require_shell
 
 if TYPE_CHECKING:  # Ray takes a second to import, and `render` and `status` do without
     from moe_cluster.ray_client import Client
@@ -105,7 +106,7 @@ def _request(job: JobSpec, job_id: str) -> dict[str, Any]:
     }
     return {
         "submission_id": job_id,
-        "entrypoint": "\n".join([*job.setup, shlex.join(words)]),
+        "entrypoint": "\n".join([*_setup(job), shlex.join(words)]),
         "runtime_env": {
             "py_modules": package_folders(),
             "excludes": list(EXCLUDED),
@@ -113,6 +114,13 @@ def _request(job: JobSpec, job_id: str) -> dict[str, Any]:
         },
         "metadata": {"run_dir": str(job.run_dir), "name": job.name},
     }
+
+
+def _setup(job: JobSpec) -> list[str]:
+    """Lines of the site and of whoever submits, for a plain sh; the job ends at the first that fails."""
+    require_shell(job.setup)
+    message = """trap 'code=$?; echo "moe-train: setup ended with exit code $code" >&2; exit "$code"' EXIT"""
+    return [message, "set -e", *job.setup, "set +e", "trap - EXIT"] if job.setup else []
 
 
 def _share(resources: Resources) -> dict[str, Any]:

@@ -35,6 +35,9 @@ class JobRecord:
     directives: tuple[str, ...] = ()
     """Without those of the site."""
     max_restarts: int = 0
+    environment: Mapping[str, str] = field(default_factory=dict)
+    setup: tuple[str, ...] = ()
+    """As `directives`, these two are without the site's."""
     place: Place | None = None
     """Of the folder that the job was made for; None in records of older versions."""
 
@@ -106,9 +109,9 @@ def _parsed(path: Path, number: int, line: str) -> JobRecord:
     try:
         entry = json.loads(line)
         resources, directives = Resources(**entry.pop("resources")), tuple(entry.pop("directives"))
-        stood = entry.pop("place", None)
+        stood, setup = entry.pop("place", None), tuple(entry.pop("setup", ()))
         place = Place(**stood) if stood else None
-        return JobRecord(resources=resources, directives=directives, place=place, **entry)
+        return JobRecord(resources=resources, directives=directives, setup=setup, place=place, **entry)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ClusterError(
             f"{path}: line {number} is not a record of a job ({error}); remove that line, and the others count"

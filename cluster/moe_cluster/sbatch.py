@@ -21,17 +21,20 @@ from moe_cluster.job import JobSpec, Resources
 from moe_cluster.own_code import module_command
 from moe_cluster.ray_share import SHARE_VARIABLE, Share
 from moe_cluster.records import JOBS_DIR
+from moe_cluster.setup_lines import require_shell
+from moe_cluster.slurm_options import (
+    DEFAULT_LEAD_S,
+    EXCLUSIVE,
+    LAUNCHER,
+    LEAD,
+    PASSED_ON,
+    require_fitting,
+    require_options,
+    require_text,
+    step_of,
+)
+from moe_cluster.slurm_step import STEP_VARIABLE
 
-PASSED_ON = ("partition", "account", "qos", "reservation", "constraint", "gres", "exclude")
-"""Options that are directives of the same name."""
-LEAD = "lead_s"
-"""Option: seconds before the time limit at which the run is told to save. Slurm looks twice a minute, so the signal
-comes up to half a minute early or late; the rest is for the step in progress and the save."""
-DEFAULT_LEAD_S = 300
-LAUNCHER = "launcher"
-"""Option: what runs the workers inside the allocation, slurm (default) or ray, a Ray of the job's own."""
-PYTHON = "python"
-"""Option: the Python of the nodes; by default the one that submits."""
 OURS = (
     "array",
     "clusters",
@@ -47,8 +50,14 @@ OURS = (
 """Options of sbatch that would take a job's output, requeue or id from us, beside those that we write."""
 WORKERS_VARIABLE = "MOE_TRAIN_WORKERS_PER_NODE"
 JOB_ID = re.compile(r"[0-9]+(_[0-9]+)?")
-CONTROL = re.compile(r"[\x00-\x1f\x7f\u0085\u2028\u2029]")
 DIRECTIVE = re.compile(r"--([a-z][a-z0-9-]*)([ =].*)?")
+
+SETUP_BEGINS = (
+    "# Setup. The job ends at the first command that fails.",
+    """trap 'code=$?; echo "moe-train: setup: exit code $code of: $BASH_COMMAND" >&2; exit "$code"' ERR""",
+    "set -eE",
+)
+SETUP_ENDS = ("set +eE", "trap - ERR")
 
 END = f"""\
 # Slurm sends USR1 to this script alone when the time limit is near, and TERM when the job is preempted or cancelled.
@@ -79,7 +88,7 @@ def script(job: JobSpec, python: str) -> str:
     """The script of one job. Raises JobError, with the rule, for what no script may hold."""
     output = _pattern(job.run_dir / JOBS_DIR) + "/%j.log"
     lines = _head(job, job.name, output, array="")
-    lines += ["", *_exports(job), *job.setup, _command(job, python), ""]
+    lines += ["", *_exports(job), *_setup(job), _command(job, python), ""]
     return "\n".join(lines) + "\n" + END
 
 
@@ -90,7 +99,7 @@ def array_script(jobs: Sequence[JobSpec], at_once: int | None, python: str) -> s
     name = jobs[0].name
     limit = "" if at_once is None else f"%{at_once}"
     lines = _head(jobs[0], name, output, array=f"0-{len(jobs) - 1}{limit}")
-    lines += ["", *_exports(jobs[0]), *jobs[0].setup, 'case "$SLURM_ARRAY_TASK_ID" in']
+    lines += ["", *_exports(jobs[0]), *_setup(jobs[0]), 'case "$SLURM_ARRAY_TASK_ID" in']
     for number, job in enumerate(jobs):
         lines += [f"{number})", f"  {_command(job, python)}", "  ;;"]
     return "\n".join([*lines, "esac", ""]) + "\n" + END
@@ -101,43 +110,28 @@ def common_folder(jobs: Sequence[JobSpec]) -> Path:
     return Path(os.path.commonpath([job.run_dir for job in jobs]))
 
 
-def require_options(options: Mapping[str, str]) -> None:
-    """Raise JobError for an option that there is not, or a value that none of them can have."""
-    known = (*PASSED_ON, LEAD, LAUNCHER, PYTHON)
-    for name, value in options.items():
-        if name not in known:
-            raise JobError(
-                f"--option {name}={value}: --cluster slurm has no such option; use one of {', '.join(known)}, "
-                f"or --directive=--{name}=... for a line of Slurm's own"
-            )
-        _require_text(f"--option {name}", value)
-    if options.get(LAUNCHER, "slurm") not in ("slurm", "ray"):
-        raise JobError(f"--option {LAUNCHER}={options[LAUNCHER]}: must be slurm or ray")
-    if LEAD in options and not options[LEAD].isdecimal():
-        raise JobError(f"--option {LEAD}={options[LEAD]}: must be a whole number of seconds")
-
-
 def _head(job: JobSpec, name: str, output: str, array: str) -> list[str]:
     own = dict(_directives(job, name, output, array))
     lines = [
         f"#SBATCH --{key}={_for_slurm(value)}" if value else f"#SBATCH --{key}" for key, value in own.items()
     ]
     lines += [f"#SBATCH {_passed_directive(line, own)}" for line in job.directives]
-    about = f"# Trains {name!r}; written by moe-train, whose docs/operations.md explains it line by line."
+    about = f"# Trains {name!r}; written by moe-train, whose docs/slurm-script.md explains it line by line."
     return ["#!/bin/bash", about, *lines]
 
 
 def _directives(job: JobSpec, name: str, output: str, array: str) -> Iterator[tuple[str, str]]:
     """Ours, in order: name and value."""
     require_options(job.options)
-    _require_text("name", name)
+    require_fitting(job.options, job.resources)
+    require_text("name", name)
     yield "job-name", name
     yield "output", output
     yield "open-mode", "append"
     yield "export", "ALL"
     if array:
         yield "array", array
-    yield from _of_resources(job.resources, "gres" in job.options)
+    yield from _of_resources(job.resources, job.options)
     for option in PASSED_ON:
         if option in job.options:
             yield option, job.options[option]
@@ -148,17 +142,24 @@ def _directives(job: JobSpec, name: str, output: str, array: str) -> Iterator[tu
     yield "signal", f"B:USR1@{_lead_s(job)}"
 
 
-def _of_resources(needs: Resources, has_gres: bool) -> Iterator[tuple[str, str]]:
+def _of_resources(needs: Resources, options: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     if needs.min_nodes in (None, needs.nodes):
         yield "nodes", str(needs.nodes)
         yield "ntasks-per-node", "1"
     else:  # with tasks, Slurm would take the smaller number, for which it then counts them
         yield "nodes", f"{needs.min_nodes}-{needs.nodes}"
-    yield "cpus-per-task", str(needs.workers_per_node * (needs.cpus_per_worker or 1))
-    if needs.gpus_per_worker and not has_gres:
+    is_exclusive = options.get(EXCLUSIVE, "no") != "no"
+    # The launcher has its steps use all cores of nodes that are its own; a Ray is told a number.
+    if not is_exclusive or needs.cpus_per_worker or options.get(LAUNCHER) == "ray":
+        yield "cpus-per-task", str(needs.workers_per_node * needs.cpus)
+    if is_exclusive:
+        yield EXCLUSIVE, "" if options[EXCLUSIVE] == "yes" else options[EXCLUSIVE]
+    if needs.gpus_per_worker and not {"gres", "gpus-per-node"} & {*options}:
         yield "gres", f"gpu:{needs.gpus_per_worker * needs.workers_per_node}"
     if needs.memory_gib is not None:
         yield "mem", f"{math.ceil(needs.memory_gib * 1024)}M"
+    elif is_exclusive and not {"mem-per-gpu", "mem-per-cpu"} & {*options}:
+        yield "mem", "0"  # all that the nodes have
     if needs.time_limit_min is not None:
         yield "time", str(needs.time_limit_min)
 
@@ -175,7 +176,7 @@ def _lead_s(job: JobSpec) -> int:
 
 def _passed_directive(line: str, own: Mapping[str, str]) -> str:
     """A line for Slurm as it is, unless it is none or would undo one of ours."""
-    _require_text("--directive", line)
+    require_text("--directive", line)
     match = DIRECTIVE.fullmatch(line)
     if match is None:
         raise JobError(f"--directive {line}: is no option of sbatch; write it as --name=value")
@@ -191,12 +192,22 @@ def _passed_directive(line: str, own: Mapping[str, str]) -> str:
 
 def _exports(job: JobSpec) -> Iterator[str]:
     for name, value in job.environment.items():
-        _require_text(f"environment {name}", value)
+        require_text(f"environment {name}", value)
         yield f"export {name}={shlex.quote(value)}"
     yield f"export {WORKERS_VARIABLE}={job.resources.workers_per_node}"
     if job.options.get(LAUNCHER) == "ray":
         yield f"export {SHARE_VARIABLE}={shlex.quote(_ray_share(job.resources))}"
+    if step := step_of(job.options).text():
+        yield f"export {STEP_VARIABLE}={shlex.quote(step)}"
     yield f'export {JOB_VARIABLE}="slurm:$SLURM_JOB_ID"'
+
+
+def _setup(job: JobSpec) -> list[str]:
+    """Lines of the site and of whoever submits; the job ends at the first command of theirs that fails."""
+    if not job.setup:
+        return []
+    require_shell(job.setup)
+    return ["", *SETUP_BEGINS, *job.setup, *SETUP_ENDS, ""]
 
 
 def _command(job: JobSpec, python: str) -> str:
@@ -205,12 +216,12 @@ def _command(job: JobSpec, python: str) -> str:
     if launcher == "ray":
         words = module_command("moe_cluster.ray_in_slurm", str(job.run_dir / JOBS_DIR), *words, python=python)
     for word in words:
-        _require_text("command", word, may_be_empty=True)
+        require_text("command", word, may_be_empty=True)
     return f"command=({shlex.join(words)})"
 
 
 def _ray_share(needs: Resources) -> str:
-    resources = {"CPU": float(needs.cpus_per_worker or 1), "GPU": float(needs.gpus_per_worker)}
+    resources = {"CPU": float(needs.cpus), "GPU": float(needs.gpus_per_worker)}
     share = Share({name: number for name, number in resources.items() if number}, needs.workers_per_node)
     return json.dumps(asdict(share))
 
@@ -231,18 +242,9 @@ def _job_id(text: str) -> str:
     return text
 
 
-def _require_text(what: str, value: str, may_be_empty: bool = False) -> None:
-    if CONTROL.search(value):
-        raise JobError(
-            f"{what}={value!r}: holds a line break or another control character; use another value"
-        )
-    if not value and not may_be_empty:
-        raise JobError(f"{what}: is empty; give it a value, or leave it out")
-
-
 def _pattern(folder: Path) -> str:
     """A folder's name where Slurm looks for patterns such as %j."""
-    _require_text("run_dir", str(folder))
+    require_text("run_dir", str(folder))
     if "\\" in str(folder):
         raise JobError(
             f"run_dir={folder}: Slurm takes a backslash for a sign of its own; use another --run-dir"

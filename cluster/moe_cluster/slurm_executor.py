@@ -15,6 +15,7 @@ from moe_cluster.errors import ClusterError, JobError
 from moe_cluster.executor import JobState, JobStatus
 from moe_cluster.job import JobSpec
 from moe_cluster.records import JOBS_DIR, jobs_dir, made
+from moe_cluster.slurm_options import PYTHON, require_options
 from moe_cluster.tail import SCHEDULER_S, lines_of
 
 
@@ -22,8 +23,8 @@ class SlurmExecutor:
     """The Slurm that this machine's sbatch knows: see executor.py."""
 
     def __init__(self, options: Mapping[str, str]) -> None:
-        sbatch.require_options(options)
-        self.python = options.get(sbatch.PYTHON, sys.executable)
+        require_options(options)
+        self.python = options.get(PYTHON, sys.executable)
 
     def render(self, job: JobSpec) -> str:
         return sbatch.script(job, self.python)

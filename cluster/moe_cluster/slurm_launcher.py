@@ -15,6 +15,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -42,6 +43,7 @@ from moe_cluster.sbatch import WORKERS_VARIABLE
 from moe_cluster.slurm_client import host_names
 from moe_cluster.slurm_ports import free_ports
 from moe_cluster.slurm_requeue import queue_again_without
+from moe_cluster.slurm_step import read_step
 from moe_cluster.stop import StopRequest
 from moe_cluster.watch import Watch
 
@@ -157,15 +159,23 @@ class SlurmLauncher:
         workers = (*[room] * full, *[rest] * bool(rest))
         port = free_ports(int(self.job_id) + attempt.number, 1)[0]
         share = Share(self.fit_nodes[: len(workers)], port, workers)
-        own = ["--kill-on-bad-exit=1", "--wait=0"]
-        return [*self._srun(share.nodes), *own, *UNTOLD, *share.command(attempt)]
+        step = read_step(self.environment)
+        own = ["--kill-on-bad-exit=1", "--wait=0", *step.srun]
+        agent = share.command(attempt, step.python or sys.executable)
+        return [*self._srun(share.nodes), *own, *step.prefix, *UNTOLD, *agent]
 
     def _srun(self, nodes: Sequence[str]) -> list[str]:
         """One task on each of `nodes`, with all that the job has there: srun takes over neither from the script's
         directives."""
-        cpus = self.environment.get("SLURM_CPUS_PER_TASK")
+        cpus = self.environment.get("SLURM_CPUS_PER_TASK") or self._least_cpus()
         command = ["srun", f"--nodes={len(nodes)}", f"--ntasks={len(nodes)}", "--ntasks-per-node=1"]
         return [*command, *([f"--cpus-per-task={cpus}"] if cpus else []), "--nodelist", ",".join(nodes)]
+
+    def _least_cpus(self) -> str:
+        """Cores that the job has on each of its nodes, where the script asks for none: whole nodes. Slurm writes them
+        as 16(x3),32."""
+        numbers = re.findall(r"(\d+)(?:\(x\d+\))?", self.environment.get("SLURM_JOB_CPUS_PER_NODE", ""))
+        return min(numbers, key=int, default="")
 
     def _room(self, most: int) -> int:
         """Workers on one node."""

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from moe_cluster.executor import EXECUTORS, Executor, executor
-from moe_cluster.job import JobSpec, Resources
+from moe_cluster.job import VARIABLE, JobSpec, Resources
 from moe_cluster.records import JobRecord
 from moe_cluster.sites import Site, Sites
-from moe_train.arguments import count, count_or_range, gibibytes, positive
+from moe_train.arguments import count, count_or_range, gibibytes, minutes, positive
 from moe_train.config.schema import Recipe
 from moe_train.errors import UsageError
 from moe_train.jobs.text import require_text
@@ -28,7 +28,9 @@ class Request:
     resources: Resources
     options: Mapping[str, str]
     directives: tuple[str, ...]
-    """Without those of the site, which `site` has."""
+    environment: Mapping[str, str]
+    setup: tuple[str, ...]
+    """These three are without what the site has, which is in `site`."""
     site: Site
     max_restarts: int
 
@@ -57,10 +59,10 @@ class Request:
             run_dir=run_dir,
             command=(*words, "--max-restarts", str(self.max_restarts)),
             resources=size,
-            environment=self.site.environment,
+            environment={**self.site.environment, **self.environment},
             options=self.options,
             directives=(*self.site.directives, *self.directives),
-            setup=self.site.setup,
+            setup=(*self.site.setup, *self.setup),
             after=tuple(after),
         )
 
@@ -76,10 +78,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--workers-per-node", type=positive, metavar="N", help="(default: 1)")
     group.add_argument("--gpus-per-worker", type=count, metavar="N", help="(default: 0)")
-    group.add_argument("--cpus-per-worker", type=positive, metavar="N", help="(default: 1)")
+    group.add_argument("--cpus-per-worker", type=positive, metavar="N", help="(default: 1; on Slurm 8 a GPU)")
     group.add_argument("--memory", type=gibibytes, metavar="GIB", help="of a node (default: the cluster's)")
     group.add_argument(
-        "--time-limit", type=_minutes, metavar="TIME", help="90 (minutes), 12h, 2d (default: the cluster's)"
+        "--time-limit",
+        type=minutes,
+        metavar="TIME",
+        help="90 (minutes), 12h, 2d, or as Slurm writes it, 24:00:00, 1-12:00:00 (default: the cluster's)",
     )
     group.add_argument(
         "--max-restarts", type=count, metavar="N", help=f"as for run (default: {DEFAULT_RESTARTS})"
@@ -99,6 +104,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="TEXT",
         help="a line for the scheduler as it is, e.g. --directive=--mail-type=END; may be repeated",
+    )
+    group.add_argument(
+        "--env",
+        action="append",
+        type=_variable,
+        default=[],
+        metavar="NAME=VALUE",
+        help="a variable of the job, which anyone may read that can read its script; may be repeated",
+    )
+    group.add_argument(
+        "--setup",
+        action="append",
+        type=_line,
+        default=[],
+        metavar="LINE",
+        help="a line of shell before the command, e.g. 'module load cuda'; may be repeated",
     )
     group.add_argument(
         "--dry-run", action="store_true", help="print what would be submitted; write and start nothing"
@@ -141,6 +162,8 @@ def request(
         ),
         options={**site.options, **(before.options if before else {}), **asked},
         directives=tuple(options.directive) or (before.directives if before else ()),
+        environment={**(before.environment if before else {}), **dict(options.env)},
+        setup=tuple(options.setup) or (before.setup if before else ()),
         site=site,
         max_restarts=_first(options.max_restarts, before.max_restarts if before else DEFAULT_RESTARTS),
     )
@@ -156,16 +179,21 @@ def _nodes(text: str) -> tuple[int | None, int]:
     return (least[0] if least else None), most
 
 
-def _minutes(text: str) -> int:
-    units = {"m": 1, "h": 60, "d": 24 * 60}
-    number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1)
-    if not number.isdecimal() or int(number) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no time: use minutes (90), hours (12h) or days (2d)")
-    return int(number) * unit
-
-
 def _pair(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise argparse.ArgumentTypeError(f"{text} is not KEY=VALUE")
     return key, value
+
+
+def _variable(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not VARIABLE.fullmatch(name):
+        raise argparse.ArgumentTypeError(f"{text} is not NAME=VALUE, with letters, digits and _ in the name")
+    return name, value
+
+
+def _line(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty; give a line of shell, or leave it out")
+    return text

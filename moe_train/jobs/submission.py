@@ -125,6 +125,8 @@ def _recorded(run_dir: Path, asked: Request, job_id: str) -> list[str]:
         options=asked.options,
         directives=asked.directives,
         max_restarts=asked.max_restarts,
+        environment=asked.environment,
+        setup=asked.setup,
         place=Place.of(run_dir),
     )
     try:

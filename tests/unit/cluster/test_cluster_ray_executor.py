@@ -1,7 +1,9 @@
 """What the Jobs API of a Ray cluster is asked for: the golden request, and whatever must not get into one."""
 
 import json
+import os
 import shlex
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,10 +62,19 @@ def test_a_job_is_named_by_letters_that_an_address_may_have() -> None:
     assert request(replace(SMALL, name="../x?y=1 é"))["submission_id"] == ".._x_y_1__-XXXXXXXX"
 
 
-def test_lines_of_the_sites_file_come_first() -> None:
-    assert request(replace(SMALL, setup=("module load cuda",)))["entrypoint"].startswith(
-        "module load cuda\nexec "
-    )
+@pytest.mark.parametrize(
+    ("line", "code", "said"), [("modul load cuda", 127, ""), ("export GREETING=hello", 3, "hello")]
+)
+def test_lines_of_setup_come_first_and_end_the_job_where_they_fail(
+    tmp_path: Path, line: str, code: int, said: str
+) -> None:
+    (tmp_path / "python").write_text('#!/bin/sh\nprintf %s "$GREETING"; exit 3\n')
+    (tmp_path / "python").chmod(0o755)
+    entrypoint = request(replace(SMALL, setup=(line,)))["entrypoint"]
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    job = subprocess.run(["sh", "-c", entrypoint], env=environment, capture_output=True, text=True)
+    assert (job.returncode, job.stdout) == (code, said)
+    assert ("moe-train: setup ended with exit code 127" in job.stderr) == (code == 127)
 
 
 @pytest.mark.parametrize(

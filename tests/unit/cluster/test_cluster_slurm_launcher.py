@@ -2,6 +2,8 @@
 
 import json
 import os
+import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from moe_cluster.first_cause import find_first_cause
 from moe_cluster.job import Attempt
 from moe_cluster.launcher import Outcome
 from moe_cluster.slurm_launcher import SlurmLauncher, name_node
+from moe_cluster.slurm_options import step_of
 from moe_cluster.stop import StopRequest
 
 ALLOCATION = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node[1-3]", "SLURM_CPUS_PER_TASK": "4"}
@@ -145,3 +148,43 @@ def test_a_node_whose_agent_failed_is_named_with_what_was_said_there(
 @pytest.fixture
 def say() -> Callable[[str], None]:
     return lambda sentence: None
+
+
+def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **environment: str) -> list[str]:
+    """The words that start an attempt of two workers on one node, where the script exports `environment`."""
+    here = launcher(monkeypatch, tmp_path)
+    here.environment = {**here.environment, **environment}
+    return shlex.split(here.command(Attempt(("recipe.yaml",), 2, Path("/run"), 3)))
+
+
+def test_workers_start_in_the_container_that_srun_makes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    options = {"container-image": "nvcr.io#nvidia/pytorch", "container-mount-home": "no"}
+    words = started(monkeypatch, tmp_path, MOE_TRAIN_STEP=step_of(options).text())
+    agent = words.index("moe_cluster.node")
+    assert words[agent - 3 : agent] == ["python3", "-P", "-m"]
+    for option in ("--container-image=nvcr.io#nvidia/pytorch", "--no-container-mount-home"):
+        assert words.index(option) < words.index("sh")
+
+
+def test_words_before_the_command_stay_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    options = {"prefix": "apptainer exec --bind '/shared data' i.sif", "container-python": "/opt/python"}
+    words = started(monkeypatch, tmp_path, MOE_TRAIN_STEP=step_of(options).text())
+    prefix, agent = words.index("apptainer"), words.index("moe_cluster.node")
+    assert words[prefix : prefix + 6] == ["apptainer", "exec", "--bind", "/shared data", "i.sif", "sh"]
+    assert words[agent - 3] == "/opt/python"
+
+
+def test_without_a_container_nothing_goes_around_the_command(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    words = started(monkeypatch, tmp_path)
+    agent = words.index("moe_cluster.node")
+    assert words[agent - 3] == sys.executable
+    assert words[words.index("--wait=0") + 1] == "sh"
+
+
+def test_steps_use_all_cores_of_whole_nodes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    words = started(monkeypatch, tmp_path, SLURM_CPUS_PER_TASK="", SLURM_JOB_CPUS_PER_NODE="72(x2),36")
+    assert "--cpus-per-task=36" in words

@@ -32,7 +32,12 @@ def record(cluster: str = "slurm", **changed: object) -> JobRecord:
 
 
 @pytest.mark.parametrize(
-    ("text", "minutes"), [("90", 90), ("45m", 45), ("12h", 720), ("2d", 2880)], ids=["plain", "m", "h", "d"]
+    ("text", "minutes"),
+    [
+        *(("90", 90), ("45m", 45), ("12h", 720), ("2d", 2880)),
+        *(("24:00:00", 1440), ("1-00:00:00", 1440), ("100:00:00", 6000), ("90:30", 91), ("0:01", 1)),
+        *(("1-12", 2160), ("1-12:30", 2190), ("0-00:30:01", 31)),
+    ],
 )
 def test_a_time_limit_is_minutes_whatever_its_unit(text: str, minutes: int) -> None:
     assert asked("--time-limit", text).resources.time_limit_min == minutes
@@ -45,7 +50,23 @@ def test_a_time_limit_is_minutes_whatever_its_unit(text: str, minutes: int) -> N
         (["--nodes", "0"], "at least 1"),
         (["--nodes", "1:2:3"], "MIN:MAX"),
         (["--time-limit", "soon"], "hours (12h)"),
-        (["--time-limit", "0"], "is no time"),
+        *(
+            (["--time-limit", text], "is no time: use minutes (90), hours (12h), days (2d), or Slurm's")
+            for text in (
+                "0",
+                "00:00:00",
+                "1-24:00",
+                "10:60",
+                "1:60:00",
+                "1:2:3:4",
+                "1-",
+                "12h30",
+                "UNLIMITED",
+            )
+        ),
+        (["--env", "GREETING"], "is not NAME=VALUE"),
+        (["--env", "2=a"], "letters, digits and _"),
+        (["--setup", " "], "a line of shell"),
         (["--option", "partition"], "is not KEY=VALUE"),
         (["--workers-per-node", "0"], "at least 1"),
         (["--cpus-per-worker", "0"], "at least 1"),
@@ -158,3 +179,19 @@ def test_a_site_file_that_cannot_be_used_names_the_key(tmp_path: Path, text: str
         read_sites(path)
     assert str(path) in str(refused.value)
     assert part in str(refused.value)
+
+
+def test_variables_and_setup_of_a_job_follow_the_sites_and_are_asked_for_again() -> None:
+    sites = Sites("slurm", {"slurm": Site(environment={"A": "site", "B": "site"}, setup=("module load a",))})
+    last = record(environment={"B": "last", "C": "last"}, setup=("module load b",))
+    again = asked("--env", "C=now", sites=sites, last=last)
+    job = again.spec(load_recipe(RECIPE), Path("r.yaml"), Path("/r"), "auto", [])
+    assert job.environment == {"A": "site", "B": "last", "C": "now"}
+    assert job.setup == ("module load a", "module load b")
+    assert asked("--setup", "source x", last=last).setup == ("source x",)
+    assert (again.environment, again.setup) == ({"B": "last", "C": "now"}, ("module load b",))
+
+
+def test_a_secret_is_no_variable_of_a_job() -> None:
+    with pytest.raises(JobError, match="WANDB_API_KEY: looks like a secret"):
+        asked("--env", "WANDB_API_KEY=a").spec(load_recipe(RECIPE), Path("r"), Path("/r"), "auto", [])

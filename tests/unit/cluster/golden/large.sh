@@ -1,5 +1,5 @@
 #!/bin/bash
-# Trains 'glam-64e'; written by moe-train, whose docs/operations.md explains it line by line.
+# Trains 'glam-64e'; written by moe-train, whose docs/slurm-script.md explains it line by line.
 #SBATCH --job-name=glam-64e
 #SBATCH --output="/shared/runs/glam 64e/jobs/%j.log"
 #SBATCH --open-mode=append
@@ -25,7 +25,14 @@ export NCCL_SOCKET_IFNAME=ib0
 export GREETING='it'"'"'s $HOME'
 export MOE_TRAIN_WORKERS_PER_NODE=4
 export MOE_TRAIN_JOB="slurm:$SLURM_JOB_ID"
+
+# Setup. The job ends at the first command that fails.
+trap 'code=$?; echo "moe-train: setup: exit code $code of: $BASH_COMMAND" >&2; exit "$code"' ERR
+set -eE
 module load cuda/13
+set +eE
+trap - ERR
+
 command=(/opt/moe/bin/python -P -m moe_train.cli run /shared/small.yaml --workers 2 --launcher slurm)
 
 # Slurm sends USR1 to this script alone when the time limit is near, and TERM when the job is preempted or cancelled.
