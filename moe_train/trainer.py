@@ -22,6 +22,7 @@ from moe_train.decoding.translations import TranslationTest
 from moe_train.engines.engine import Engine
 from moe_train.errors import TrainingError
 from moe_train.monitor.load import LoadWindow
+from moe_train.parallel.memory_use import memory_bytes
 from moe_train.parallel.plan import Mesh
 from moe_train.progress import CHECKPOINT, TRANSLATING, VALIDATING
 from moe_train.results import StepResult
@@ -156,6 +157,7 @@ class Trainer:
             "grad_norm": result.grad_norm,
             "tokens_seen": self.step * result.tokens,
             "tokens_per_second": self._tokens / self._seconds,
+            "memory_bytes": memory_bytes(self.mesh.world.device),
             "moe": summary.as_row(),
         }
         self._seconds, self._tokens = 0.0, 0

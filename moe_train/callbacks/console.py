@@ -79,8 +79,7 @@ def training_line(row: Row, steps: int) -> str:
     fields = [
         f"step {row['step']}/{steps}",
         f"loss {_number(row['loss'])}",
-        f"{_number(row.get('tokens_per_second'), ',.0f')} tokens/s",
-        f"left {_time_left(row, steps)}",
+        *_update_and_speed(row, steps),
     ]
     moe = row.get("moe")
     if moe and moe["cv"]:
@@ -114,6 +113,21 @@ def duration(seconds: float) -> str:
     return f"{whole}s"
 
 
+def _update_and_speed(row: Row, steps: int) -> list[str]:
+    """The learning rate, the gradient norm, the speed, the memory, and the time left."""
+    return [
+        f"lr {_number(row.get('lr'), '.3g')}",
+        f"gradient norm {_number(row.get('grad_norm'), '.3g')}",
+        f"{_number(row.get('tokens_per_second'), ',.0f')} tokens/s",
+        f"{_number(_in_gib(row.get('memory_bytes')), '.2f')} GiB",
+        f"left {_time_left(row, steps)}",
+    ]
+
+
+def _in_gib(number: float | None) -> float | None:
+    return None if number is None else number / 2**30
+
+
 def _time_left(row: Row, steps: int) -> str:
     rate = row.get("tokens_per_second")
     if not rate or not row.get("tokens_seen") or not row["step"]:
@@ -128,12 +142,9 @@ def _view(row: Row, steps: int, layers: Sequence[int]) -> Group:
     )
     progress.add_task("step", total=steps, completed=row["step"])
     numbers = Table.grid(padding=(0, 2))
-    numbers.add_row(
-        f"loss {_number(row['loss'])}",
-        f"gradient norm {_number(row.get('grad_norm'))}",
-        f"{_number(row.get('tokens_per_second'), ',.0f')} tokens/s",
-        f"left {_time_left(row, steps)}",
-    )
+    figures = [f"loss {_number(row['loss'])}", *_update_and_speed(row, steps)]
+    numbers.add_row(*figures[:3])
+    numbers.add_row(*figures[3:])
     moe = row.get("moe")
     return Group(progress, numbers, _experts(moe, layers)) if moe and layers else Group(progress, numbers)
 

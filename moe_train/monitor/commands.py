@@ -55,7 +55,12 @@ def _print_summary(run: RunRecord, console: Console) -> None:
     fields = [f"step {last['step']:,} of {run.recipe.steps:,}", f"loss {_number(last['loss'], '.4f')}"]
     if run.validation:
         fields.append(f"validation loss {_number(run.validation[-1]['validation_loss'], '.4f')}")
+    fields.append(
+        f"lr {_number(last.get('lr'), '.3g')}, gradient norm {_number(last.get('grad_norm'), '.3g')}"
+    )
     fields.append(f"{_number(last['tokens_per_second'], ',.0f')} tokens/s")
+    if (memory := last.get("memory_bytes")) is not None:
+        fields.append(f"{memory / 2**30:.2f} GiB")
     fields.append(f"attempts: {run.attempts}, resumes: {run.resumes}")
     console.print(", ".join(fields), soft_wrap=True)
     if run.layers:

@@ -31,6 +31,7 @@ function number(value, unit = "") {
   if (unit === "%") return `${(100 * value).toFixed(value < 0.1 ? 1 : 0)}%`;
   const size = Math.abs(value);
   if (size >= 1000) return Math.round(value).toLocaleString("en");
+  if (size > 0 && size < 0.01) return value.toPrecision(3);
   return value.toFixed(size >= 100 ? 0 : size >= 10 ? 1 : size >= 1 ? 2 : 3);
 }
 

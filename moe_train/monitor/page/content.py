@@ -37,6 +37,18 @@ FIGURES = (
 )
 """Key of the rows, title, caption and unit of each line chart over layers; one without a value is not drawn."""
 
+CURVES = (
+    ("lr", "Learning rate", "Of the last update of each row.", 1.0),
+    ("grad_norm", "Gradient norm", "Global, before clipping.", 1.0),
+    (
+        "memory_bytes",
+        "Memory (GiB)",
+        "Of the first worker: of its GPU at the most, or of its process.",
+        2.0**30,
+    ),
+)
+"""Key of the rows, title, caption and divisor of each line chart of the run; one without a value is not drawn."""
+
 
 def page_content(run: RunRecord) -> dict[str, Any]:
     """All that the page's script draws."""
@@ -58,6 +70,7 @@ def page_content(run: RunRecord) -> dict[str, Any]:
             "steps": [row["step"] for row in run.validation],
             "loss": [row["validation_loss"] for row in run.validation],
         },
+        "curves": _curves(points),
         "figures": _figures(points) if has_experts else [],
         "windows": {
             "steps": [rows[-1]["step"] for rows in windows] if has_experts else [],
@@ -81,6 +94,16 @@ def _mean(values: Sequence[float | None]) -> float | None:
     """Mean of what is there, to 6 digits: a page needs no more."""
     known = [value for value in values if value is not None]
     return float(f"{sum(known) / len(known):.6g}") if known else None
+
+
+def _curves(points: list[Sequence[Row]]) -> list[dict[str, Any]]:
+    curves = []
+    for key, title, caption, divisor in CURVES:
+        means = [_mean([row.get(key) for row in rows]) for rows in points]
+        values = [None if mean is None else float(f"{mean / divisor:.6g}") for mean in means]
+        if any(value is not None for value in values):
+            curves.append({"key": key, "title": title, "caption": caption, "values": values})
+    return curves
 
 
 def _figures(points: list[Sequence[Row]]) -> list[dict[str, Any]]:

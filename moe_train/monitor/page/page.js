@@ -57,11 +57,18 @@ function drawLoss() {
   lineChart(byId("loss"), series, { height: 320, skip: isLong ? 0.02 : 0, events: data.events });
 }
 
-function addFigures() {
-  for (const figure of data.figures) {
+function addCards(figures, place) {
+  for (const figure of figures) {
     const target = element("div", { class: "chart", id: `figure-${figure.key}` });
     const caption = element("p", { class: "caption" }, figure.caption);
-    byId("figures").append(element("section", { class: "card" }, element("h2", {}, figure.title), caption, target));
+    byId(place).append(element("section", { class: "card" }, element("h2", {}, figure.title), caption, target));
+  }
+}
+
+function drawCurves() {
+  for (const curve of data.curves) {
+    const series = [{ name: curve.title, color: color("train"), steps: data.train.steps, values: curve.values }];
+    lineChart(byId(`figure-${curve.key}`), series, { height: 160, low: 0, events: data.events });
   }
 }
 
@@ -102,6 +109,7 @@ function mostUneven() {
 
 function draw() {
   drawLoss();
+  drawCurves();
   drawExperts();
   drawFigures();
 }
@@ -112,7 +120,8 @@ data.layers.forEach((name, layer) => byId("layer").append(element("option", { va
 byId("layer").value = mostUneven();
 fillHead();
 fillTable();
-addFigures();
+addCards(data.curves, "curves");
+addCards(data.figures, "figures");
 draw();
 window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
 let width = window.innerWidth;

@@ -20,6 +20,7 @@ ROW = {
     "grad_norm": 1.25,
     "tokens_seen": 40 * 1024,
     "tokens_per_second": 12288.0,
+    "memory_bytes": 3 * 2**29,
     "moe": {
         "load": [[10, 20], [15, 15]],
         "dropped": [1, 0],
@@ -48,13 +49,14 @@ def info(tmp_path: Path) -> RunInfo:
 
 def test_a_training_row_is_one_plain_line() -> None:
     assert training_line(ROW, 1000) == (
-        "step 40/1000  loss 5.213  12,288 tokens/s  left 1m20s  cv 0.12 0.30  dead 0% 50%  dropped 2.1%"
+        "step 40/1000  loss 5.213  lr 0.001  gradient norm 1.25  12,288 tokens/s  1.50 GiB  left 1m20s  "
+        "cv 0.12 0.30  dead 0% 50%  dropped 2.1%"
     )
 
 
 def test_what_is_not_finite_or_missing_is_a_dash() -> None:
     row = {"step": 1, "loss": None, "grad_norm": float("nan"), "tokens_per_second": None}
-    assert training_line(row, 10) == "step 1/10  loss -  - tokens/s  left -"
+    assert training_line(row, 10) == "step 1/10  loss -  lr -  gradient norm -  - tokens/s  - GiB  left -"
 
 
 def test_validation_and_events_are_lines() -> None:
@@ -81,7 +83,10 @@ def test_without_a_terminal_nothing_is_drawn_wrapped_or_coloured(info: RunInfo) 
         "small: 11,540,736 parameters, 4,200,704 active; 4 workers; attempt 2, from step 30; "
         + str(info.run_dir)
     )
-    assert lines[1] == "step 40/1000  loss 5.213  12,288 tokens/s  left 1m20s"
+    assert (
+        lines[1]
+        == "step 40/1000  loss 5.213  lr 0.001  gradient norm 1.25  12,288 tokens/s  1.50 GiB  left 1m20s"
+    )
     assert lines[2].endswith("[bold]" + "x" * 200)
     assert "\x1b" not in stream.getvalue()
 
@@ -107,7 +112,9 @@ def test_on_a_terminal_a_live_view_shows_every_moe_layer(info: RunInfo) -> None:
     seen = os.read(master, 65536).decode()
     os.close(master)
     assert "40/1000" in seen
-    assert "gradient norm 1.250" in seen
+    assert "gradient norm 1.25" in seen
+    assert "lr 0.001" in seen
+    assert "1.50 GiB" in seen
     assert "MoE layer" in seen
     assert "50%" in seen
     assert "4.2%" in seen

@@ -45,7 +45,10 @@ def train(step: int, *loads: list[int], attempt: int = 1) -> dict[str, Any]:
         "step": step,
         "attempt": attempt,
         "loss": 8.0 - step / 100,
+        "lr": step * 1e-5,
+        "grad_norm": 1.5,
         "tokens_per_second": 12345.0,
+        "memory_bytes": 3 * 2**29,
         "moe": {
             "load": list(loads),
             "dropped": dropped,
@@ -60,6 +63,7 @@ def train(step: int, *loads: list[int], attempt: int = 1) -> dict[str, Any]:
     }
 
 
+CURVES = ("Learning rate", "Gradient norm", "Memory (GiB)")
 EVEN, ONE_DEAD, NOTHING = [4, 4, 4, 4], [8, 8, 8, 0], [0, 0, 0, 0]
 ROWS = [
     {"event": "start", "step": 0, "attempt": 1},
@@ -127,8 +131,8 @@ def test_chromium_draws_every_figure_of_a_run_that_resumed(
     assert html.escape(HOSTILE, quote=False) in document
     assert f"<title>{html.escape(HOSTILE, quote=False)}</title>" in document
     assert "<img" not in document
-    assert document.count('class="resume"') == 7  # one in each line chart
-    assert document.count('class="checkpoint"') == 7
+    assert document.count('class="resume"') == 10  # one in each line chart
+    assert document.count('class="checkpoint"') == 10
     cells = re.findall(r'<rect [^>]*data-layer="(\d)" data-expert="(\d)" fill="([^"]+)"', document)
     assert [(layer, expert) for layer, expert, _ in cells] == [
         (str(i), str(e)) for i in range(2) for e in range(4)
@@ -140,7 +144,7 @@ def test_chromium_draws_every_figure_of_a_run_that_resumed(
     assert '<output id="window-step">30</output>' in document
     assert '<td class="alarm">1</td><td>3</td>' in document
     names = re.findall(r'class="series" d="M[^"]+" stroke="[^"]+" data-name="([^"]+)"', document)
-    assert names == ["training", "validation"] + ["layer 1", "layer 3"] * 6
+    assert names == ["training", "validation", *CURVES] + ["layer 1", "layer 3"] * 6
     assert "of 100: stopped" in document
     assert "1 resumed" in document
 
@@ -206,6 +210,23 @@ def test_a_figure_that_no_row_has_a_value_for_is_not_drawn(make_run: Callable[..
     assert figures["experts_per_token"] == [[2.0, 2.0], [None, None]]
 
 
+def test_the_curves_of_the_run_are_drawn_where_rows_have_them(make_run: Callable[..., Path]) -> None:
+    older = train(20, EVEN, EVEN)
+    del older["memory_bytes"], older["lr"], older["grad_norm"]
+    curves = page_content(read_run(make_run([train(10, EVEN, EVEN), older])))["curves"]
+    assert {curve["title"]: curve["values"] for curve in curves} == {
+        "Learning rate": [1e-4, None],
+        "Gradient norm": [1.5, None],
+        "Memory (GiB)": [1.5, None],
+    }
+
+
+def test_the_curves_of_the_run_are_not_drawn_where_no_row_has_them(make_run: Callable[..., Path]) -> None:
+    older = train(20, EVEN, EVEN)
+    del older["memory_bytes"], older["lr"], older["grad_norm"]
+    assert page_content(read_run(make_run([older])))["curves"] == []
+
+
 def test_many_rows_are_put_together_and_the_page_says_so(make_run: Callable[..., Path]) -> None:
     rows = [train(step, EVEN, [step % 2, 2, 2, 2]) for step in range(1, 4002)]
     content = page_content(read_run(make_run(rows)))
@@ -229,7 +250,8 @@ def test_the_summary_shows_the_last_window(
     out = capsys.readouterr().out
     assert "tiny: stopped" in out
     assert (
-        "step 30 of 100, loss 7.7000, validation loss 7.7500, 12,345 tokens/s, attempts: 2, resumes: 1" in out
+        "step 30 of 100, loss 7.7000, validation loss 7.7500, lr 0.0003, gradient norm 1.5, 12,345 tokens/s, "
+        "1.50 GiB, attempts: 2, resumes: 1" in out
     )
     figures = ("0.577", "0.354", "0.33", "0.792", "3.0 of 4", "0.0%", "1", "0.62", "2.00")
     assert re.search(" +".join(map(re.escape, ("layer 3", *figures))), out)
