@@ -14,6 +14,7 @@ from moe_cluster.errors import ClusterError
 from moe_cluster.other_launchers import is_of_launcher
 from moe_cluster.output import finish_output, lost_output, protect_output
 from moe_train.arguments import Parser, count, count_or_range, folder, resume_from
+from moe_train.data.in_thread import end_abandoned
 from moe_train.errors import MoETrainError, UsageError
 
 DEBUG_VARIABLE = "MOE_TRAIN_DEBUG"
@@ -42,7 +43,7 @@ examples:
   moe-train run recipes/switch/tiny.yaml --max-restarts 3           go on by itself after a worker's death
 
 Ctrl-C or SIGTERM: all workers save at the same step and end with exit code 75;
-the same command goes on from there.
+the same command goes on from there. Before the first step they end at once.
 """
 SHOW_EPILOG = """\
 examples:
@@ -80,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     is_result = not arguments or arguments[0] not in ACTIONS or not PRINTS.isdisjoint(arguments)
     protect_output(is_result)
     try:
-        return _dispatched(arguments, is_result)
+        return end_abandoned(_dispatched(arguments, is_result))
     except (MoETrainError, ClusterError) as error:
         if os.environ.get(DEBUG_VARIABLE):
             raise
@@ -88,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         print("moe-train: interrupted; checkpoints written before are intact", file=sys.stderr)
-        return INTERRUPTED
+        return end_abandoned(INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has gone: `moe-train show R | head`
         return INTERRUPTED
 

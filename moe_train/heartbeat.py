@@ -56,11 +56,13 @@ class Heartbeat:
         rank: int,
         progress: Progress,
         on_end: Callable[[str], None],
+        on_stop: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_end` is called, in the heartbeat's thread, with the reason why this process has to end at once."""
+        """Both are called in the heartbeat's thread: `on_end` with the reason why this process has to end at once,
+        `on_stop` when stop.json asks it to stop."""
         self._run_dir, self._attempt = run_dir, attempt
         self._folder = rank_dir(run_dir, attempt, rank)
-        self._progress, self._on_end = progress, on_end
+        self._progress, self._on_end, self._on_stop = progress, on_end, on_stop
         self._sampler = Sampler(BEAT_EVERY_S / SAMPLES_A_BEAT, WINDOW_S)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
@@ -169,6 +171,8 @@ class Heartbeat:
     def _hear_stop(self) -> None:
         if self._stop_reason is None:
             self._stop_reason = requested_stop(self._run_dir, self._attempt)
+            if self._stop_reason is not None:
+                self._on_stop()
         if self._stop_reason is not None and not self._has_told_stop:
             self._has_told_stop = True
             logger.debug("asked to stop: %s", self._stop_reason)

@@ -190,7 +190,8 @@ def _stopped(asked: Launch, run_dir: Path, environment: Mapping[str, str]) -> in
     if JOB_VARIABLE in environment and (why := stopped_in_vain(run_dir)):
         _say(why)
         return FAILED
-    _say(f"stopped and saved; go on with: {_command(asked, run_dir, environment)}")
+    how = "stopped and saved" if CheckpointFolder(run_dir).steps() else "stopped before anything was saved"
+    _say(f"{how}; go on with: {_command(asked, run_dir, environment)}")
     return PREEMPTED
 
 

@@ -11,12 +11,14 @@ import logging
 import os
 import signal
 import sys
+import threading
+import time
 import traceback
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 from moe_cluster.atomic import replace_text
 from moe_cluster.contract import (
@@ -29,6 +31,7 @@ from moe_cluster.contract import (
     LOG_FILE,
     PREEMPTED,
     rank_dir,
+    requested_stop,
 )
 from moe_cluster.linux import die_with_parent, stop_signals
 from moe_cluster.output import output_stream
@@ -38,6 +41,11 @@ from moe_train.progress import Progress
 
 logger = logging.getLogger(__name__)
 
+SAVING = b"\nmoe-train: stopping: saving at the next step (Ctrl-C again ends at once, unsaved)\n"
+NOTHING_TO_SAVE = b"\nmoe-train: stopping: there is nothing to save before the first step\n"
+FAREWELL_S = 2.0
+"""A worker that is stopped before the first step stays so long for the others, which hear of the stop meanwhile: one
+that lost it before would take that for a failure."""
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -54,8 +62,9 @@ class Process:
         self.run_dir, self.attempt, self.rank = run_dir, attempt, rank
         self.folder = rank_dir(run_dir, attempt, rank)
         self.progress = Progress()
-        self._heartbeat = Heartbeat(run_dir, attempt, rank, self.progress, self._end_at_once)
+        self._heartbeat = Heartbeat(run_dir, attempt, rank, self.progress, self._end_at_once, self._wake)
         self._launcher = launcher
+        self._ends_at_stop = False
         self._log: IO[str]
         self._handlers: list[logging.Handler] = []
         self._signals_before: dict[int, Any] = {}
@@ -104,6 +113,9 @@ class Process:
     ) -> None:
         exit_code = None if error is None else _exit_code(error)
         untold = None
+        if error is not None and exit_code == FAILED and self._was_stopped_before_training():
+            logger.debug("stopped before the first step: %s: %s", type(error).__name__, error)
+            exit_code = PREEMPTED  # the others have ended, being stopped too, and it missed them
         if error is not None and exit_code not in (None, DONE, PREEMPTED):
             untold = self._record(self._explained(error), exit_code or FAILED)
         self._heartbeat.end()
@@ -112,6 +124,20 @@ class Process:
             raise untold from None
         if error is not None and exit_code is not None:
             raise SystemExit(exit_code) from None
+
+    @contextmanager
+    def ending_at_stop(self) -> Iterator[None]:
+        """A block before the first step, where there is nothing to save: being asked to stop ends it at once.
+
+        Raises SystemExit with PREEMPTED, wherever the main thread then is in Python.
+        """
+        self._ends_at_stop = True
+        try:
+            if self.stop_requested:
+                self._stop_now()
+            yield
+        finally:
+            self._ends_at_stop = False
 
     def beat(self, step: int) -> None:
         """Say that `step` is done."""
@@ -133,11 +159,30 @@ class Process:
         if self.stop_requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         if not self.stop_requested and self._launcher is None:
-            note = b"\nmoe-train: stopping: saving at the next step (Ctrl-C again ends at once, unsaved)\n"
+            note = NOTHING_TO_SAVE if self._ends_at_stop else SAVING
             with suppress(OSError):  # a terminal that is gone, a full disk
                 os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, note)
         name = signal.Signals(number).name
         self._heartbeat.ask_to_stop(f"{name}: the time limit is near" if number == signal.SIGUSR1 else name)
+        if self._ends_at_stop:
+            self._stop_now()
+
+    def _stop_now(self) -> NoReturn:
+        self._ends_at_stop = False  # a repeated signal must not end what this one tidies up
+        if self._launcher is not None:
+            time.sleep(FAREWELL_S)
+        raise SystemExit(PREEMPTED)
+
+    def _wake(self) -> None:
+        """From the heartbeat's thread, which has read that this worker is to stop."""
+        if self._ends_at_stop:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+
+    def _was_stopped_before_training(self) -> bool:
+        has_begun = self.progress.step is not None
+        return not has_begun and (
+            self.stop_requested or requested_stop(self.run_dir, self.attempt) is not None
+        )
 
     def _end_at_once(self, reason: str) -> None:
         """From the heartbeat's thread: the main one may wait for ranks that are gone."""

@@ -60,6 +60,20 @@ log = logging.getLogger(__name__)
 def run(recipe: Recipe, run_dir: Path, resume: str, process: Process) -> int:
     """Train `recipe` in `run_dir` as one rank among those the environment describes."""
     process.progress.expect(recipe.job.hang_s, recipe.job.timeout_s)
+    with process.ending_at_stop():
+        world, trainer = _started(recipe, run_dir, resume, process)
+    exit_code = trainer.fit()
+    process.progress.end()
+    if world.is_main and trainer.step >= recipe.steps:
+        mark_finished(run_dir, trainer.step)
+    trainer.callbacks.on_stop(exit_code)
+    world.barrier()
+    world.leave()
+    return exit_code
+
+
+def _started(recipe: Recipe, run_dir: Path, resume: str, process: Process) -> tuple[World, Trainer]:
+    """Everything before the first step: the workers meet, the text becomes tokens, the model is built and loaded."""
     job = recipe.job
     world = World.from_env(
         job.device, job.timeout_s, preflight=partial(_preflight, job, run_dir, process.attempt)
@@ -107,14 +121,7 @@ def run(recipe: Recipe, run_dir: Path, resume: str, process: Process) -> int:
     trainer.callbacks.on_row(
         {"event": "resume" if found else "start", "step": trainer.step, "attempt": world.attempt}
     )
-    exit_code = trainer.fit()
-    process.progress.end()
-    if world.is_main and trainer.step >= recipe.steps:
-        mark_finished(run_dir, trainer.step)
-    trainer.callbacks.on_stop(exit_code)
-    world.barrier()
-    world.leave()
-    return exit_code
+    return world, trainer
 
 
 def _preflight(job: JobConfig, run_dir: Path, attempt: int, workers: Meeting) -> None:

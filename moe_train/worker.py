@@ -11,6 +11,7 @@ from pathlib import Path
 
 from moe_cluster.output import protect_output
 from moe_train.arguments import Parser
+from moe_train.data.in_thread import end_abandoned
 from moe_train.process import Process
 
 
@@ -22,13 +23,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--resume", default="auto")
     arguments = parser.parse_args(argv)
     protect_output(is_result=False)
-    with Process.of_worker(arguments.run_dir, os.environ) as process:
-        from moe_train.config.load import load_recipe
+    try:
+        with Process.of_worker(arguments.run_dir, os.environ) as process:
+            from moe_train.config.load import load_recipe
 
-        recipe = load_recipe(arguments.recipe)
-        from moe_train import train
+            recipe = load_recipe(arguments.recipe)
+            from moe_train import train
 
-        return train.run(recipe, arguments.run_dir, arguments.resume, process)
+            return train.run(recipe, arguments.run_dir, arguments.resume, process)
+    except SystemExit as end:
+        if isinstance(end.code, int):
+            end_abandoned(end.code)
+        raise
 
 
 if __name__ == "__main__":

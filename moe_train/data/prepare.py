@@ -6,7 +6,8 @@ listing, so a file that changes meanwhile is found. `loader.py` reads what this 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice, zip_longest
+from functools import partial
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from moe_train.config.schema import DataConfig
 from moe_train.data.cache import Facts, obtain
 from moe_train.data.corpora.corpus import Corpus, Document, Progress
 from moe_train.data.corpora.pairs import read_pairs
+from moe_train.data.in_thread import in_thread
 from moe_train.data.indexed import IndexedTokens, IndexedWriter, token_dtype
 from moe_train.data.listing import Listed, fingerprint, list_documents, validation_names
 from moe_train.data.tokenizer import Tokenizer
@@ -24,6 +26,8 @@ from moe_train.errors import DataError
 
 BATCH_CHARACTERS = 500_000
 """Text encoded at a time: enough to keep the cores busy, little enough to hold."""
+LONG_WORD = 20_000
+"""Characters of a word from which on learning it takes more than a moment."""
 COUNTED_TOKENS = 2**22
 """Tokens counted at a time."""
 
@@ -149,8 +153,10 @@ def _fill(folder: Path, source: Source, progress: Progress) -> Facts:
     num_train = len(source.listing) - len(source.validation)
     size = source.config.tokenizer.size
     progress(f"learning {size} tokens from {num_train} of {len(source.listing)} documents")
-    train_documents = (doc for doc in _read(source) if doc.name not in source.validation)
-    tokenizer.train(text for doc in train_documents for unit in _units(source, doc) for text in unit)
+    in_thread(
+        lambda: tokenizer.train(_training_texts(source, tokenizer, progress)),
+        lambda seconds: progress(f"still learning the tokens, for {seconds:.0f} s"),
+    )
     tokenizer.save(folder / "tokenizer.json")
     with (
         IndexedWriter(folder / "train", token_dtype(size)) as train,
@@ -159,6 +165,21 @@ def _fill(folder: Path, source: Source, progress: Progress) -> Facts:
         for document, sequences in _encode(source, tokenizer, progress):
             (validation if document.name in source.validation else train).add(*sequences)
     return {"documents": len(source.listing), "bytes": source.num_bytes, "fingerprint": source.fingerprint}
+
+
+def _training_texts(source: Source, tokenizer: Tokenizer, progress: Progress) -> Iterator[str]:
+    """The texts that the tokenizer learns from; says at their end if learning will take long."""
+    longest = 0, ""
+    for document in _read(source):
+        if document.name not in source.validation:
+            for text in chain.from_iterable(_units(source, document)):
+                longest = max(longest, (tokenizer.longest_word(text, LONG_WORD), document.name))
+                yield text
+    if longest[0]:
+        progress(
+            f"document {longest[1]} has a word of {longest[0]:,} characters, and learning the tokens takes time with "
+            "the square of a word's length; if that is too long, put blanks or line breaks into the text"
+        )
 
 
 def _units(source: Source, document: Document) -> Sequence[tuple[str, ...]]:
@@ -174,7 +195,8 @@ def _encode(
     done = tenths = 0
     for documents in _batches(_read(source)):
         units = [(doc, unit) for doc in documents for unit in _units(source, doc)]
-        encoded = iter(tokenizer.encode([text for _, unit in units for text in unit]))
+        texts = [text for _, unit in units for text in unit]
+        encoded = iter(in_thread(partial(tokenizer.encode, texts)))
         yield from ((doc, list(islice(encoded, len(unit)))) for doc, unit in units)
         done += sum(len(doc.text.encode("utf-8")) for doc in documents)
         if 10 * done // total > tenths:

@@ -4,6 +4,7 @@ Two special tokens come first: `<pad>` (0) and `<eos>` (1), which ends every doc
 special token's name is encoded as ordinary text.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -25,6 +26,9 @@ class Tokenizer(Protocol):
 
     def train(self, texts: Iterable[str]) -> None:
         """Learn the vocabulary. Raises DataError if the recipe's size cannot be reached."""
+
+    def longest_word(self, text: str, at_least: int) -> int:
+        """Characters of the longest piece of `text` that is learned from as a whole; 0 if fewer than `at_least`."""
 
     def save(self, file: Path) -> None:
         """Write all that `load` needs."""
@@ -71,6 +75,15 @@ class BPETokenizer:
                 f"{reached} entries; set data.tokenizer.vocab_size={reached} or less, or use more text"
             )
         self._encode_special_tokens_as_text()
+
+    def longest_word(self, text: str, at_least: int) -> int:
+        """Of runs of letters, of digits, of other marks, or of white space."""
+        split = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str
+        words = (word for word in text.split() if len(word) >= at_least)  # quick, and most texts have none
+        pieces = [behind - first for word in words for _, (first, behind) in split(word)]
+        blanks = map(len, re.findall(rf"\s{{{at_least},}}", text))
+        longest = max((*pieces, *blanks), default=0)
+        return longest if longest >= at_least else 0
 
     def save(self, file: Path) -> None:
         """Write the tokenizer as Hugging Face's tokenizer.json."""

@@ -71,3 +71,18 @@ def test_a_file_that_is_no_tokenizer_or_of_another_size_is_refused(tokenizer, tm
     tokenizer.save(tmp_path / "other.json")
     with pytest.raises(DataError, match=r"vocab_size=300: .* has 270 entries"):
         BPETokenizer(BPEConfig(vocab_size=300)).load(tmp_path / "other.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "longest"),
+    [
+        ("plain words of a plain text", 0),
+        ("x" * 120 + " " + "y" * 150, 150),
+        ("ab12" * 50, 0),
+        ("é" * 130, 130),
+        ("a" + " " * 140 + "b", 140),
+        ("", 0),
+    ],
+)
+def test_the_longest_word_is_what_is_learned_from_as_a_whole(text, longest):
+    assert BPETokenizer(BPEConfig(vocab_size=300)).longest_word(text, at_least=100) == longest
