@@ -1,5 +1,6 @@
 """What reaches a real Slurm and what it says back: refusals, arrays, dependencies, accounting, names meant to harm."""
 
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -160,7 +161,7 @@ def test_a_run_that_can_go_on_is_queued_again_alone_or_in_an_array(
     cluster: SlurmCluster, tmp_path: Path
 ) -> None:
     spy = tmp_path / "spy"
-    spy.write_text('#!/bin/bash\n[ -e "$4" ] && exit 0\ntouch "$4"; exit 75\n')  # $4 is the recipe
+    spy.write_text('#!/bin/bash\n[ -e "$5" ] && exit 0\ntouch "$5"; exit 75\n')  # $5 is the recipe
     spy.chmod(0o755)
     executor = SlurmExecutor({"python": str(spy)})
     jobs = [
@@ -185,14 +186,17 @@ def test_a_failed_run_is_a_failed_job(cluster: SlurmCluster, tmp_path: Path) -> 
         assert "exit code 2" in executor.status(job_id, job.run_dir).reason
 
 
-def test_gpus_that_are_asked_for_are_seen(cluster: SlurmCluster, tmp_path: Path) -> None:
+@pytest.mark.parametrize("option", [{}, {"gpus-per-node": "2"}, {"exclusive": "yes"}])
+def test_gpus_that_are_asked_for_are_seen(
+    cluster: SlurmCluster, tmp_path: Path, option: dict[str, str]
+) -> None:
     spy = tmp_path / "spy"
     spy.write_text('#!/bin/bash\necho "sees $CUDA_VISIBLE_DEVICES"\n')
     spy.chmod(0o755)
-    resources = Resources(workers_per_node=2, gpus_per_worker=1)
-    job = JobSpec("gpus", tmp_path / "run", ("run",), resources)
+    resources = Resources(workers_per_node=2, gpus_per_worker=1, cpus_per_worker=1)
+    job = JobSpec("gpus", tmp_path / "run", ("run",), resources, options=option)
     with in_environment(cluster.environment):
-        executor = SlurmExecutor({"python": str(spy)})
+        executor = SlurmExecutor({"python": str(spy), **option})
         job_id = executor.submit(job)
         assert list(executor.logs(job_id, job.run_dir, follow=True)) == ["sees 0,1"]
 
@@ -208,6 +212,44 @@ def test_a_secret_of_the_shell_reaches_the_job_and_no_file(cluster: SlurmCluster
         assert list(executor.logs(job_id, job.run_dir, follow=True)) == ["11 letters"]
     for path in tmp_path.rglob("*"):
         assert path.is_dir() or "do-not-tell" not in path.read_text()
+
+
+def test_a_setup_that_fails_ends_its_job_with_what_failed(
+    cluster: SlurmCluster, spy: Path, tmp_path: Path
+) -> None:
+    job = JobSpec("setup", tmp_path / "run", ("run",), setup=("echo first", "cat /nowhere", "echo later"))
+    with in_environment(cluster.environment):
+        executor = SlurmExecutor({"python": str(spy)})
+        job_id = executor.submit(job)
+        assert wait_until_over(executor, job_id, job.run_dir) == JobState.FAILED
+        first, *others = executor.logs(job_id, job.run_dir, follow=False)
+    assert (first, others[-1]) == ("first", "moe-train: setup: exit code 1 of: cat /nowhere")
+    assert not (tmp_path / "said").exists()
+
+
+APPTAINER = """\
+#!/bin/bash
+printf "%s\\n" "$GREETING" "${@:1:4}" >"${0%/*}/apptainer-was-told"
+shift 4
+exec "$@"
+"""
+
+
+def test_workers_run_behind_a_prefix_with_setup_and_variables_of_their_job(
+    terminal: SlurmTerminal, tmp_path: Path
+) -> None:
+    apptainer = tmp_path / "apptainer"
+    apptainer.write_text(APPTAINER)
+    apptainer.chmod(0o755)
+    container = ("--option", f"prefix={apptainer} exec --bind '/shared data' image.sif")
+    python = ("--option", f"container-python={sys.executable}")
+    job = ("--env", "NAME=world", "--setup", 'export GREETING="hello $NAME"', "--option", "exclusive=yes")
+    run = terminal.submit("contained", *container, *python, *job, "--time-limit", "1:00:00", "steps=4")
+    record = run.wait_for_job("COMPLETED")
+    assert (run.folder / "finished.json").exists()
+    told = (tmp_path / "apptainer-was-told").read_text().splitlines()
+    assert told == ["hello world", "exec", "--bind", "/shared data", "image.sif"]
+    assert "TimeLimit=01:00:00 " in record
 
 
 def _is_remembered(cluster: SlurmCluster, job_id: str) -> bool:
