@@ -1,25 +1,26 @@
-"""`moe-train ckpt ls|verify|gc`: list checkpoints, check every byte of them, remove what is left over."""
+"""`moe-train ckpt ls|verify|rm|gc`: list checkpoints, check every byte of them, remove them (`removal.py`)."""
 
 import argparse
+import os
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from moe_train.arguments import Parser
+from moe_train.arguments import Parser, count, positive
 from moe_train.checkpoint import lineage
-from moe_train.checkpoint.folder import COMMITTED, CheckpointFolder, Leftover, explain, remove
+from moe_train.checkpoint.folder import COMMITTED, CheckpointFolder
 from moe_train.checkpoint.manifest import read_manifest
-from moe_train.checkpoint.retention import surplus
+from moe_train.checkpoint.removal import collect, remove_step
 from moe_train.checkpoint.verify import verify
-from moe_train.config.load import load_recipe
 from moe_train.errors import CheckpointError, UsageError
 
-QUIET_S = 600.0  # a temporary folder of the newest attempt that changed so recently may still be written
-
-Removal = tuple[Path, str]
-"""What gc removes, and why."""
+EPILOG = """\
+examples:
+  moe-train ckpt ls switch-tiny                     the run in runs/switch-tiny
+  moe-train ckpt rm runs/switch-tiny --step 100
+  moe-train ckpt gc runs/switch-tiny --keep-last 1 --dry-run
+"""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -30,43 +31,73 @@ def main(argv: Sequence[str]) -> int:
         return _list(folder, step)
     if arguments.command == "verify":
         return _verify(folder, step)
-    return _collect(folder, arguments.dry_run)
+    if arguments.command == "rm":
+        if step is None:
+            raise UsageError("ckpt rm: which checkpoint? Name it with --step, or as RUN/checkpoints/step_...")
+        return remove_step(folder, step, is_sure=arguments.yes)
+    return collect(folder, arguments.keep_last, dry_run=arguments.dry_run, is_sure=arguments.yes)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="moe-train ckpt", description="Look after a run's checkpoints.")
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = Parser(
+        prog="moe-train ckpt",
+        description="Look after a run's checkpoints.",
+        epilog=EPILOG,
+        formatter_class=plain,
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in (
         ("ls", "list them: step, attempt, size, workers, age, and whether a resume may use them"),
         ("verify", "check all of them, or one step: digest, sizes, hashes, coverage; exit 1 if one is bad"),
+        ("rm", "remove the checkpoint of one step"),
         ("gc", "remove what is unfinished, fenced or beyond checkpoint.keep_last and keep_every"),
     ):
         command = commands.add_parser(name, help=text, description=f"{name}: {text}.")
         command.add_argument(
-            "run", type=Path, metavar="RUN", help="a run folder, or RUN/checkpoints/step_..."
+            "run", metavar="RUN", help="a run folder, its name below runs/, or RUN/checkpoints/step_..."
         )
-        if name == "gc":
-            command.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+        if name != "gc":
+            command.add_argument("--step", type=count, metavar="STEP", help="only this step")
         else:
-            command.add_argument("--step", type=int, help="only this step")
+            command.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+            command.add_argument(
+                "--keep-last",
+                type=positive,
+                metavar="N",
+                help="keep the newest N that a resume may use (default: the recipe's checkpoint.keep_last)",
+            )
+        if name in ("rm", "gc"):
+            command.add_argument(
+                "--yes", action="store_true", help="do not ask before newer work than what is in use is lost"
+            )
     return parser
 
 
-def _locate(run: Path, step: int | None) -> tuple[CheckpointFolder, int | None]:
+def _locate(name: str, step: int | None) -> tuple[CheckpointFolder, int | None]:
     """The folder of the run, and the step if one is meant."""
-    run = run.resolve()
-    if (match := COMMITTED.fullmatch(run.name)) and run.parent.name == "checkpoints":
-        run, step = run.parents[1], int(match[1])
-    elif run.name == "checkpoints":
-        run = run.parent
-    folder = CheckpointFolder(run)
-    if not folder.root.is_dir():
+    for path in (Path(name), Path("runs", name)):
+        run, named_step = _run_and_step(path.resolve(), step)
+        folder = CheckpointFolder(run)
+        if os.path.isdir(folder.root):
+            break
+    else:
+        known = sorted(path.parent.name for path in Path("runs").glob("*/checkpoints"))
+        hint = f"known runs: {', '.join(known)}" if known else "`moe-train run RECIPE` makes one"
         raise UsageError(
-            f"RUN={run}: has no folder checkpoints; name a run folder, or RUN/checkpoints/step_..."
+            f"RUN={name}: has no folder checkpoints; name a run folder, a run below runs/, or "
+            f"RUN/checkpoints/step_...; {hint}"
         )
-    if step is not None and step not in folder.steps():
-        raise UsageError(f"--step={step}: {run} has no such checkpoint; it has {folder.steps()}")
-    return folder, step
+    if named_step is not None and named_step not in folder.steps():
+        raise UsageError(f"--step={named_step}: {run} has no such checkpoint; it has {folder.steps()}")
+    return folder, named_step
+
+
+def _run_and_step(path: Path, step: int | None) -> tuple[Path, int | None]:
+    """The run's folder of RUN, RUN/checkpoints or RUN/checkpoints/step_..., and the step if one is named."""
+    if (match := COMMITTED.fullmatch(path.name)) and path.parent.name == "checkpoints":
+        return path.parents[1], int(match[1])
+    return (path.parent if path.name == "checkpoints" else path), step
 
 
 def _list(folder: CheckpointFolder, wanted: int | None) -> int:
@@ -129,60 +160,3 @@ def _latest_finding(folder: CheckpointFolder) -> str | None:
     if not (COMMITTED.fullmatch(name) and (folder.root / name).is_dir()):
         return f"{folder.latest}: names {name!r}, which is not a committed checkpoint"
     return None
-
-
-def _collect(folder: CheckpointFolder, dry_run: bool) -> int:
-    removals = [*_unfinished(folder), *_beyond_retention(folder)]
-    for path, why in removals:
-        print(f"{'would remove' if dry_run else 'removing'} {path.name}: {why}")
-        if not dry_run:
-            try:
-                remove(path)
-            except OSError as error:
-                raise explain(error, "removing it", path) from None
-    print(f"{len(removals)} {'to remove' if dry_run else 'removed'}.", file=sys.stderr)
-    return 0
-
-
-def _unfinished(folder: CheckpointFolder) -> Iterator[Removal]:
-    newest = lineage.newest_attempt(folder.run_dir)
-    reasons = {
-        "tmp": "never committed",
-        "fenced": "written by a superseded attempt",
-        "abandoned": "left behind by a rollback",
-        "deleted": "half removed",
-        "failed": "the note of a failed save",
-    }
-    for leftover in folder.leftovers():
-        if leftover.kind == "tmp" and leftover.attempt == newest and _is_fresh(leftover):
-            print(f"keeping {leftover.path.name}: attempt {newest} may be writing it")
-        else:
-            yield leftover.path, reasons[leftover.kind]
-
-
-def _is_fresh(leftover: Leftover) -> bool:
-    changed = [path.stat().st_mtime for path in (leftover.path, *leftover.path.glob("*"))]
-    return time.time() - max(changed) < QUIET_S
-
-
-def _beyond_retention(folder: CheckpointFolder) -> Iterator[Removal]:
-    """Committed checkpoints that may go: never one whose manifest is unreadable, nor the newest good one."""
-    newest = lineage.newest_attempt(folder.run_dir)
-    eligible = lineage.eligible_steps(folder, newest)
-    unexplained = lineage.unexplained_steps(folder)
-    for step in unexplained:
-        print(f"keeping {folder.committed(step).name}: written by no attempt on record here")
-    for step in sorted(set(folder.steps()) - set(eligible) - set(unexplained)):
-        yield folder.committed(step), "written by a superseded attempt"
-    recipe = folder.run_dir / "recipe.yaml"
-    if not recipe.exists():
-        print(f"keeping all others: {recipe} is missing, so checkpoint.keep_last is not known")
-        return
-    config = load_recipe(recipe).checkpoint
-    going = surplus(eligible, config.keep_last, config.keep_every)
-    if not going:
-        return
-    newest_good = next((step for step in reversed(eligible) if not verify(folder.committed(step))), None)
-    for step in going:
-        if step != newest_good and lineage.writer(folder.committed(step)) is not None:
-            yield folder.committed(step), f"beyond checkpoint.keep_last={config.keep_last}"

@@ -1,5 +1,6 @@
 """What the terminal shows."""
 
+import contextlib
 import io
 import os
 import pty
@@ -102,6 +103,16 @@ def test_the_end_says_where_to_look_next(info: RunInfo) -> None:
     assert f"moe-train ckpt ls {info.run_dir}" in text
 
 
+def written_to(master: int) -> str:
+    """All that was written to a terminal whose other end is closed; one read may return a part of it."""
+    parts = []
+    with contextlib.suppress(OSError):  # how Linux says that there is no more
+        while part := os.read(master, 65536):
+            parts.append(part)
+    os.close(master)
+    return b"".join(parts).decode()
+
+
 def test_on_a_terminal_a_live_view_shows_every_moe_layer(info: RunInfo) -> None:
     master, slave = pty.openpty()
     with os.fdopen(slave, "w") as stream:
@@ -109,8 +120,7 @@ def test_on_a_terminal_a_live_view_shows_every_moe_layer(info: RunInfo) -> None:
         console.on_start(info)
         console.on_row(ROW)
         console.on_stop(0)
-    seen = os.read(master, 65536).decode()
-    os.close(master)
+    seen = written_to(master)
     assert "40/1000" in seen
     assert "gradient norm 1.25" in seen
     assert "lr 0.001" in seen

@@ -110,6 +110,121 @@ def test_gc_keeps_the_newest_good_one_when_newer_ones_are_bad(run_dir):
     ]
 
 
+def steps_of(run_dir: Path) -> list[int]:
+    return sorted(int(path.name[5:]) for path in (run_dir / "checkpoints").glob("step_????????"))
+
+
+def latest(run_dir: Path) -> str:
+    return (run_dir / "checkpoints" / "latest").read_text().strip()
+
+
+def on_a_terminal(monkeypatch, answer: str) -> list[str]:
+    """Have questions answered, and return a list that each of them will be added to."""
+    asked: list[str] = []
+
+    def asking(question: str) -> str:
+        asked.append(question)
+        if answer == "end of file":
+            raise EOFError
+        return answer
+
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", asking)
+    return asked
+
+
+@pytest.fixture
+def gone_back(tmp_path: Path) -> Path:
+    """Attempt 1 saved 10, 20 and 30; attempt 2 went back to 10 and has saved 15: 20 and 30 are newer, and fenced."""
+    record_start(tmp_path, 1, None)
+    origin = Origin(1, 10, read_identity(tmp_path).id)
+    for attempt, resumed_from, steps in ((1, None, (10, 20, 30)), (2, origin, (15,))):
+        record_start(tmp_path, attempt, resumed_from)
+        checkpointer = Checkpointer(
+            tmp_path, CheckpointConfig(asynchronous=False, keep_last=0), one_rank(attempt)
+        )
+        for step in steps:
+            checkpointer.save(step, state(0, 1, 1), {})
+    (tmp_path / "recipe.yaml").write_text("name: x\ncheckpoint: {keep_last: 0}\n")
+    return tmp_path
+
+
+def test_gc_removes_newer_work_of_a_superseded_attempt_only_after_a_yes(gone_back, monkeypatch, capsys):
+    assert main(["gc", str(gone_back), "--dry-run"]) == 0
+    with pytest.raises(UsageError, match=r"step_00000020, step_00000030 of a superseded attempt.*add --yes"):
+        main(["gc", str(gone_back)])  # tests have no terminal
+    for answer in ("", "n", "what?", "end of file"):
+        asked = on_a_terminal(monkeypatch, answer)
+        assert main(["gc", str(gone_back)]) == 1
+        assert asked == [
+            "Remove step_00000020, step_00000030 of a superseded attempt, newer than step 15, which a resume would "
+            "use? [y/N] "
+        ]
+    assert steps_of(gone_back) == [10, 15, 20, 30]
+    on_a_terminal(monkeypatch, "y")
+    assert main(["gc", str(gone_back)]) == 0
+    assert steps_of(gone_back) == [10, 15]
+    assert "step_00000020" in capsys.readouterr().out
+
+
+def test_gc_with_yes_asks_nothing(gone_back):
+    assert main(["gc", str(gone_back), "--yes"]) == 0
+    assert steps_of(gone_back) == [10, 15]
+
+
+def test_gc_keeps_as_many_as_it_is_told_to(run_dir):
+    assert main(["gc", str(run_dir), "--keep-last", "2"]) == 0  # without a recipe, too
+    assert steps_of(run_dir) == [30, 40]
+    (run_dir / "recipe.yaml").write_text("name: x\ncheckpoint: {keep_last: 3, keep_every: 30}\n")
+    assert main(["gc", str(run_dir), "--keep-last", "1"]) == 0
+    assert steps_of(run_dir) == [30, 40]  # 30 is kept for good
+    (run_dir / "recipe.yaml").write_text("name: x\ncheckpoint: {keep_last: 3}\n")
+    assert main(["gc", str(run_dir), "--keep-last", "1"]) == 0
+    assert steps_of(run_dir) == [40]
+    with pytest.raises(SystemExit):
+        main(["gc", str(run_dir), "--keep-last", "0"])
+
+
+def test_rm_removes_one_step(run_dir):
+    assert main(["rm", str(run_dir), "--step", "30"]) == 0
+    assert main(["rm", str(run_dir / "checkpoints/step_00000020")]) == 0
+    assert steps_of(run_dir) == [10, 40]
+    assert latest(run_dir) == "step_00000040"
+    with pytest.raises(UsageError, match=r"--step=30: .* has no such checkpoint"):
+        main(["rm", str(run_dir), "--step", "30"])
+    with pytest.raises(UsageError, match="which checkpoint"):
+        main(["rm", str(run_dir)])
+
+
+def test_rm_of_the_one_in_use_needs_a_yes_and_leaves_a_sound_run(run_dir, monkeypatch):
+    with pytest.raises(UsageError, match=r"step_00000040 of .*, which a resume would use.* add --yes"):
+        main(["rm", str(run_dir), "--step", "40"])
+    asked = on_a_terminal(monkeypatch, "n")
+    assert main(["rm", str(run_dir), "--step", "40"]) == 1
+    assert len(asked) == 1
+    assert steps_of(run_dir) == [10, 20, 30, 40]
+    assert main(["rm", str(run_dir), "--step", "40", "--yes"]) == 0
+    assert latest(run_dir) == "step_00000030"
+    assert main(["verify", str(run_dir)]) == 0
+    for step in ("10", "20", "30"):
+        assert main(["rm", str(run_dir), "--step", step, "--yes"]) == 0
+    assert not (run_dir / "checkpoints" / "latest").exists()
+
+
+@pytest.mark.parametrize("command", ["ls", "verify", "rm", "gc"])
+def test_a_run_is_found_by_its_name_below_runs(run_dir, tmp_path_factory, monkeypatch, command):
+    place = tmp_path_factory.mktemp("place")
+    (place / "runs").mkdir()
+    shutil.copytree(run_dir, place / "runs" / "mine")
+    monkeypatch.chdir(place)
+    arguments = ["--step", "30"] if command == "rm" else []
+    assert main([command, "mine", *arguments]) == 0
+    if command != "gc":
+        assert main([command, "runs/mine/checkpoints/step_00000010"]) == 0
+    with pytest.raises(UsageError, match=r"RUN=other: .*known runs: mine"):
+        main([command, "other", *arguments])
+
+
 def test_a_folder_that_is_no_run_is_a_usage_error(tmp_path):
     with pytest.raises(UsageError, match="has no folder checkpoints"):
         main(["ls", str(tmp_path)])

@@ -1,0 +1,183 @@
+"""Removes checkpoints by hand: one step, or all that is left over. What a run removes itself is in `retention.py`.
+
+Committed work that is newer than the checkpoint in use, the newest that a resume may use, is not removed without a yes.
+"""
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from moe_train.checkpoint import lineage
+from moe_train.checkpoint.folder import (
+    CheckpointFolder,
+    Leftover,
+    explain,
+    remove,
+    write_durably,
+)
+from moe_train.checkpoint.retention import surplus
+from moe_train.checkpoint.verify import verify
+from moe_train.config.load import load_recipe
+from moe_train.errors import UsageError
+
+QUIET_S = 600.0
+"""A temporary folder of the newest attempt that changed so recently may still be written."""
+DONE, REFUSED = 0, 1
+
+
+@dataclass(frozen=True)
+class Removal:
+    """Something to remove, and why."""
+
+    path: Path
+    why: str
+
+
+def remove_step(folder: CheckpointFolder, step: int, *, is_sure: bool) -> int:
+    """Remove the checkpoint of `step`; asks if it is the one in use or newer. Returns an exit code."""
+    in_use = _in_use(folder)
+    if in_use is None or step >= in_use:
+        what = "which a resume would use" if step == in_use else _than_in_use(in_use)
+        if not _is_confirmed(f"{folder.committed(step).name} of {folder.run_dir}, {what}", "rm", is_sure):
+            return REFUSED
+    return _remove([Removal(folder.committed(step), "as told")], folder)
+
+
+def collect(folder: CheckpointFolder, keep_last: int | None, *, dry_run: bool, is_sure: bool) -> int:
+    """Remove what is left over and what is beyond retention; asks before it removes newer work than is in use.
+
+    `keep_last` takes the place of the recipe's. Returns an exit code.
+    """
+    in_use = _in_use(folder)
+    superseded = _superseded(folder)
+    removals = [
+        *_unfinished(folder),
+        *(Removal(folder.committed(step), "written by a superseded attempt") for step in superseded),
+        *_beyond_retention(folder, keep_last),
+    ]
+    newer = [folder.committed(step).name for step in superseded if in_use is None or step > in_use]
+    if dry_run:
+        for removal in removals:
+            print(f"would remove {removal.path.name}: {removal.why}")
+        print(f"{len(removals)} to remove.", file=sys.stderr)
+        return DONE
+    if newer and not _is_confirmed(
+        f"{', '.join(newer)} of a superseded attempt, {_than_in_use(in_use)}", "gc", is_sure
+    ):
+        return REFUSED
+    return _remove(removals, folder)
+
+
+def _in_use(folder: CheckpointFolder) -> int | None:
+    """The newest step that a resume may use."""
+    return max(lineage.eligible_steps(folder, lineage.newest_attempt(folder.run_dir)), default=None)
+
+
+def _than_in_use(in_use: int | None) -> str:
+    if in_use is None:
+        return "and there is none that a resume may use"
+    return f"newer than step {in_use}, which a resume would use"
+
+
+def _is_confirmed(what: str, command: str, is_sure: bool) -> bool:
+    """Whether somebody said yes. Raises UsageError where nobody can be asked."""
+    if is_sure:
+        return True
+    if not (sys.stdin and sys.stdin.isatty()):
+        raise UsageError(
+            f"ckpt {command}: would remove {what}, and there is no terminal to ask on; nothing is removed; add --yes "
+            f"to remove it, or look with `moe-train ckpt {'gc --dry-run' if command == 'gc' else 'ls'}`"
+        )
+    try:
+        answer = input(f"Remove {what}? [y/N] ")
+    except EOFError:
+        answer = ""
+    if answer.strip().lower() in ("y", "yes"):
+        return True
+    print("nothing is removed", file=sys.stderr)
+    return False
+
+
+def _remove(removals: Sequence[Removal], folder: CheckpointFolder) -> int:
+    for removal in removals:
+        print(f"removing {removal.path.name}: {removal.why}")
+        try:
+            remove(removal.path)
+        except OSError as error:
+            raise explain(error, "removing it", removal.path) from None
+    _mend_latest(folder)
+    print(f"{len(removals)} removed.", file=sys.stderr)
+    return DONE
+
+
+def _mend_latest(folder: CheckpointFolder) -> None:
+    """Have `latest` name a checkpoint that is there, if the one that it named was removed."""
+    try:
+        named = folder.latest.read_bytes().decode(errors="replace").strip()
+        if (folder.root / named).is_dir():
+            return
+        in_use = _in_use(folder)
+        if in_use is None:
+            folder.latest.unlink()
+        else:
+            write_durably(folder.latest, f"{folder.committed(in_use).name}\n".encode())
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise explain(error, "writing latest", folder.root) from None
+
+
+def _superseded(folder: CheckpointFolder) -> list[int]:
+    """Steps of checkpoints that an attempt wrote which another has superseded."""
+    unexplained = lineage.unexplained_steps(folder)
+    for step in unexplained:
+        print(f"keeping {folder.committed(step).name}: written by no attempt on record here")
+    eligible = lineage.eligible_steps(folder, lineage.newest_attempt(folder.run_dir))
+    return sorted(set(folder.steps()) - set(eligible) - set(unexplained))
+
+
+def _unfinished(folder: CheckpointFolder) -> Iterator[Removal]:
+    newest = lineage.newest_attempt(folder.run_dir)
+    reasons = {
+        "tmp": "never committed",
+        "fenced": "written by a superseded attempt",
+        "abandoned": "left behind by a rollback",
+        "deleted": "half removed",
+        "failed": "the note of a failed save",
+    }
+    for leftover in folder.leftovers():
+        if leftover.kind == "tmp" and leftover.attempt == newest and _is_fresh(leftover):
+            print(f"keeping {leftover.path.name}: attempt {newest} may be writing it")
+        else:
+            yield Removal(leftover.path, reasons[leftover.kind])
+
+
+def _is_fresh(leftover: Leftover) -> bool:
+    changed = [path.stat().st_mtime for path in (leftover.path, *leftover.path.glob("*"))]
+    return time.time() - max(changed) < QUIET_S
+
+
+def _beyond_retention(folder: CheckpointFolder, keep_last: int | None) -> Iterator[Removal]:
+    """Checkpoints that a resume may use and that may go: none whose manifest is unreadable, nor the newest good one."""
+    eligible = lineage.eligible_steps(folder, lineage.newest_attempt(folder.run_dir))
+    recipe = folder.run_dir / "recipe.yaml"
+    if recipe.exists():
+        config = load_recipe(recipe).checkpoint
+        kept, keep_every = config.keep_last if keep_last is None else keep_last, config.keep_every
+    elif keep_last is not None:
+        kept, keep_every = keep_last, None
+    else:
+        print(
+            f"keeping all others: {recipe} is missing, so checkpoint.keep_last is not known; use --keep-last N"
+        )
+        return
+    going = surplus(eligible, kept, keep_every)
+    if not going:
+        return
+    newest_good = next((step for step in reversed(eligible) if not verify(folder.committed(step))), None)
+    source = "checkpoint.keep_last" if keep_last is None else "--keep-last"
+    for step in going:
+        if step != newest_good and lineage.writer(folder.committed(step)) is not None:
+            yield Removal(folder.committed(step), f"beyond {source}={kept}")
