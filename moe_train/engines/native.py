@@ -26,7 +26,7 @@ from moe_train.errors import TrainingError
 from moe_train.model.transformer import EncoderDecoder
 from moe_train.moe.policy import rewarded, token_losses
 from moe_train.moe.routing import LoadRouter, RouteContext, Vocabulary
-from moe_train.moe.whole_batch import batch_sums, of_whole_batch
+from moe_train.moe.whole_batch import batch_sums, of_whole_batch, watched_over_batch
 from moe_train.objectives.objective import Objective, TrainingLoss
 from moe_train.optim.norm import squared_norm
 from moe_train.optim.state import forget, sharded_state
@@ -174,31 +174,12 @@ class NativeEngine:
                     for (logits, layers), of_pass in zip(passes, sums, strict=True)
                 ]
             loss = self.objective.training_loss([logits for logits, _ in passes], batch)
-            total = loss.total + sum(
-                layer.coefficients[name] * auxiliary
-                for _, of_layers in passes
-                for layer in of_layers
-                for name, auxiliary in layer.losses.items()
-            )
+            total = loss.total + sum(_auxiliary(layer) for _, of_layers in passes for layer in of_layers)
             (total / len(batches)).backward()
             losses.append(loss.detached())
             stats.extend(tuple(_detached(of_layer) for of_layer in of_layers) for _, of_layers in passes)
         if sums is None and shares > 1:
-            # Nothing is learned from the batch's sums, so they are there to be seen: in the end is soon enough.
-            unlearned = all(
-                layer.coefficients[name] == 0
-                for of_pass in stats
-                for layer in of_pass
-                for name in layer.batch_losses
-            )
-            assert unlearned, (
-                f"{self.recipe.moe.router.kind}: learns from the batch, so learns_from_batch is true"
-            )
-            sums = batch_sums(self.mesh.world, stats, self.num_passes)
-            stats = [
-                of_whole_batch(layers, sums[index % self.num_passes], shares)
-                for index, layers in enumerate(stats)
-            ]
+            stats = watched_over_batch(self.mesh.world, stats, self.num_passes)
         return losses, tuple(stats)
 
     @torch.no_grad()
@@ -272,6 +253,11 @@ def _rewarded(
         return logits, of_layers
     losses = token_losses(logits, batch.targets)
     return logits, tuple(rewarded(layer, losses) for layer in of_layers)
+
+
+def _auxiliary(stats: MoEStats) -> Tensor | int:
+    """A layer's auxiliary losses, each times its coefficient."""
+    return sum(stats.coefficients[name] * loss for name, loss in stats.losses.items())
 
 
 def _detached(stats: MoEStats) -> MoEStats:

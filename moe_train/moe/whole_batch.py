@@ -47,6 +47,25 @@ def of_whole_batch(
     return tuple(whole)
 
 
+def watched_over_batch(
+    world: World, stats: Sequence[Sequence[MoEStats]], num_passes: int
+) -> list[tuple[MoEStats, ...]]:
+    """The statistics of an update, of whose losses of the batch nothing was learned: they are there to be seen.
+
+    Collective. `stats` has the passes over the first microbatch first.
+    """
+    weighed = {
+        name: layer.coefficients[name]
+        for layers in stats
+        for layer in layers
+        for name in layer.batch_losses
+        if layer.coefficients[name]
+    }
+    assert not weighed, f"{weighed}: a router that learns from the batch has learns_from_batch"
+    sums, shares = batch_sums(world, stats, num_passes), len(stats) // num_passes * world.size
+    return [of_whole_batch(layers, sums[index % num_passes], shares) for index, layers in enumerate(stats)]
+
+
 def _own_sums(layers: Sequence[MoEStats]) -> Float64[Tensor, " N"]:
     """What the losses of the batch are made of in one pass over a share."""
     sums = [part.totals.detach().flatten() for layer in layers for part in layer.batch_losses.values()]
