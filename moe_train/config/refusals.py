@@ -10,14 +10,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from moe_train.config.fields import UNSET, as_written, choices, in_words
 from moe_train.config.find import closest
-from moe_train.config.registry import REGISTRY
+from moe_train.config.registry import OWN_KINDS, REGISTRY
 
 
 def unknown_key(key: str, value: Any, fields: Mapping[str, Any], kinds: Mapping[str, type]) -> str:
     """The sentence for `key`, which no section of the recipe has; `kinds` has the dataclass of each place's kind."""
     place = next((place for place in REGISTRY if key.rpartition(".")[0] == place), None)
     if place and (others := _kinds_with(place, key)):
-        here = next(kind for kind, entry in REGISTRY[place].items() if entry.config is kinds[place])
+        here = kinds[place]().kind
         return f"{key}: there is no such key in a recipe with {place}.kind={here}; it belongs to {others}"
     hint = _suggestion(key, value, fields)
     return (
@@ -28,9 +28,10 @@ def unknown_key(key: str, value: Any, fields: Mapping[str, Any], kinds: Mapping[
 def wrong_kind(place: str, kind: Any) -> str:
     """The sentence for a `kind` that a place does not know."""
     known = list(REGISTRY[place])
+    guess = closest(kind, known) if isinstance(kind, str) else ""
     return (
         f"{place}.kind={as_written(kind)}: is not known; choose one of {', '.join(known)}"
-        f"{closest(kind, known) if isinstance(kind, str) else ''}"
+        f"{guess or ', or install the package that it comes from'}"
     )
 
 
@@ -57,11 +58,11 @@ def wrong_value(key: str, value: Any, fields: Mapping[str, Any], schema: DictCon
 
 
 def _kinds_with(place: str, key: str) -> str:
-    """`PLACE.kind=a, b` for the kinds of a place that have this key; empty if none has it."""
+    """`PLACE.kind=a, b` for moe-train's own kinds of a place that have this key; empty if none has it."""
     leaf = key.rpartition(".")[2]
     kinds = [
         kind
-        for kind, entry in REGISTRY[place].items()
+        for kind, entry in OWN_KINDS[place].items()
         if leaf in (field.name for field in fields_of(entry.config))
     ]
     return f"{place}.kind={', '.join(kinds)}" if kinds else ""

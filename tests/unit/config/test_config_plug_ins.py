@@ -96,7 +96,7 @@ def test_a_kind_of_a_package_is_read_checked_noted_and_built_like_any_other(site
 
 
 def test_without_its_package_a_kind_is_not_known():
-    with pytest.raises(RecipeError, match=r"moe.router.kind=cosine: is not known"):
+    with pytest.raises(RecipeError, match=r"moe.router.kind=cosine: is not known.*, or install the package"):
         tiny_recipe("moe.router.kind=cosine")
 
 
@@ -158,6 +158,19 @@ def test_a_package_that_is_broken_is_named_with_the_key_and_the_way_out(site, co
     assert str(refused.value).startswith("moe.router.kind=nonsense: entry point broken_package:KIND")
     assert "broken-package 1.0" in str(refused.value)
     assert tiny_recipe().moe.router.kind == "switch", "who does not name it is not bothered"
+
+
+@pytest.mark.parametrize(
+    "override", ["moe.router.kk=3", "moe.router.gamma=3", "moe.rooter=3", "objective.alpha=1"]
+)
+def test_a_mistake_in_a_recipe_that_does_not_name_it_is_told_as_if_the_package_were_not_there(site, override):
+    with pytest.raises(RecipeError) as without:
+        tiny_recipe(override)
+    broken(site, "raise OSError('no licence')")
+    with pytest.raises(RecipeError) as refused:
+        tiny_recipe(override)
+    assert str(refused.value) == str(without.value)
+    assert "broken_package" not in sys.modules
 
 
 def test_code_that_cannot_be_imported_is_named_when_it_is_built(site):
