@@ -56,7 +56,7 @@ def authorization(environment: Mapping[str, str]) -> dict[str, str]:
         return {}
     token = environment.get("RAY_AUTH_TOKEN", "").strip()
     if not token:
-        path = Path(environment.get("RAY_AUTH_TOKEN_PATH") or TOKEN_FILE).expanduser()
+        path = Path(os.path.expanduser(environment.get("RAY_AUTH_TOKEN_PATH") or TOKEN_FILE))
         try:
             token = path.read_text().strip()
         except OSError as error:

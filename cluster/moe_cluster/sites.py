@@ -10,6 +10,7 @@ ray:
   options: {address: "http://head:8265"}
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -58,8 +59,8 @@ class Sites:
 
 def sites_file(environment: Mapping[str, str]) -> Path:
     """Where the file lies: below XDG_CONFIG_HOME, or ~/.config."""
-    home = environment.get("XDG_CONFIG_HOME") or Path(environment.get("HOME", "~")).expanduser() / ".config"
-    return Path(home) / FILE_NAME
+    home = environment.get("HOME") or os.path.expanduser("~")  # which stays `~` for a user without a home
+    return Path(environment.get("XDG_CONFIG_HOME") or f"{home}/.config") / FILE_NAME
 
 
 def read_sites(path: Path) -> Sites:

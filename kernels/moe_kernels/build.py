@@ -43,7 +43,9 @@ def library_path(kind: str) -> Path:
 
 def cache_folder() -> Path:
     """Where libraries are kept: beside the other things that moe-train caches."""
-    root = os.environ.get("MOE_TRAIN_CACHE") or Path.home() / ".cache" / "moe-train"
+    root = os.path.expanduser(os.environ.get("MOE_TRAIN_CACHE") or "~/.cache/moe-train")
+    if root.startswith("~"):
+        raise KernelError(f"{root}: there is no such home folder; set MOE_TRAIN_CACHE, or HOME")
     return Path(root) / "kernels"
 
 

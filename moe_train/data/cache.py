@@ -30,8 +30,17 @@ class DamagedEntryError(Exception):
 
 
 def cache_dir(override: str | None) -> Path:
-    """The cache's folder: `override` (the value of MOE_TRAIN_CACHE) or ~/.cache/moe-train."""
-    return Path(override).expanduser().absolute() if override else Path.home() / ".cache" / "moe-train"
+    """The cache's folder: `override` (the value of MOE_TRAIN_CACHE) or ~/.cache/moe-train.
+
+    Raises DataError if that is in a home folder and there is none.
+    """
+    try:
+        return Path(override).expanduser().absolute() if override else Path.home() / ".cache" / "moe-train"
+    except RuntimeError:  # HOME is not set, and the system does not know the user: so run containers
+        raise DataError(
+            f"MOE_TRAIN_CACHE={override or ''}: there is no such home folder (HOME={os.environ.get('HOME', '')}, user "
+            f"{os.getuid()}); set MOE_TRAIN_CACHE, or HOME, to a folder that can be written"
+        ) from None
 
 
 def obtain(entry: Path, fill: Callable[[Path], Facts], progress: Callable[[str], None]) -> Facts:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from moe_train.config.kinds.data import FilesCorpusConfig
 from moe_train.data.corpora.corpus import Document, Progress
-from moe_train.data.corpora.folder import EVERYTHING, distinct, find_files, split_glob, unreadable
+from moe_train.data.corpora.folder import EVERYTHING, distinct, find_files, given_path, split_glob, unreadable
 from moe_train.data.corpora.left_out import LeftOut
 from moe_train.errors import DataError, dangling_link
 
@@ -62,7 +62,7 @@ class FilesCorpus:
             )
             return library, distinct(found, left_out)
         require_there(self._config)
-        given = Path(self._config.path).expanduser()
+        given = given_path(self._config.path)
         if given.is_dir():
             suffixes = tuple(self._config.suffixes)
             found = find_files(
@@ -77,7 +77,7 @@ class FilesCorpus:
 
 def require_there(config: FilesCorpusConfig) -> None:
     """Raise DataError if no file or folder is where the corpus should be. Reads no file, so it takes no time."""
-    given = Path(config.path or ".").expanduser()
+    given = given_path(config.path or ".")
     if _is_glob(given):
         root, parts = split_glob(given)
         if not root.is_dir() or next(find_files(root, parts, LeftOut()), None) is None:
@@ -99,7 +99,7 @@ def _is_glob(given: Path) -> bool:
 
 
 def _without_text(config: FilesCorpusConfig, num_files: int) -> str:
-    if config.path and _is_glob(Path(config.path).expanduser()):
+    if config.path and _is_glob(given_path(config.path)):
         rule, way_out = "", "a glob names files of UTF-8 text; with /**/* at its end it reaches into folders"
     else:
         rule = f", with data.corpus.suffixes={','.join(config.suffixes)} in a folder"

@@ -91,6 +91,17 @@ def distinct(found: Iterable[Found], left_out: LeftOut) -> list[Path]:
     return list(paths.values())
 
 
+def given_path(path: str) -> Path:
+    """The folder, file or glob that a recipe names, `~` being the home folder. Raises DataError if there is none."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise DataError(
+            f"data.corpus.path={path}: there is no such home folder (HOME={os.environ.get('HOME', '')}); "
+            "write the path without ~, or set HOME"
+        ) from None
+
+
 def split_glob(pattern: Path) -> tuple[Path, Parts]:
     """The folders of a glob before its first wildcard, and the parts from there on."""
     number = next((n for n, part in enumerate(pattern.parts) if glob.has_magic(part)), len(pattern.parts))

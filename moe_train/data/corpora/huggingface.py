@@ -15,7 +15,7 @@ from typing import Any
 from moe_train.config.kinds.data import HuggingFaceCorpusConfig
 from moe_train.data.cache import Facts, obtain
 from moe_train.data.corpora.corpus import Document, Progress
-from moe_train.data.corpora.folder import EVERYTHING, find_files
+from moe_train.data.corpora.folder import EVERYTHING, find_files, given_path
 from moe_train.data.corpora.left_out import LeftOut
 from moe_train.data.corpora.store import read_documents, write_documents
 from moe_train.errors import DataError
@@ -38,7 +38,7 @@ class HuggingFaceCorpus:
         such text field.
         """
         left_out = LeftOut()
-        if Path(self._config.path).expanduser().is_dir():
+        if given_path(self._config.path).is_dir():
             yield from self._stream(progress, left_out)
             left_out.report(progress)
             return
@@ -79,7 +79,7 @@ class HuggingFaceCorpus:
                 "data.corpus.kind=huggingface: needs the package datasets, which is not installed; "
                 "run pip install 'moe-train[huggingface]', or use data.corpus.kind=files"
             ) from None
-        path = Path(self._config.path).expanduser()
+        path = given_path(self._config.path)
         source = str(path) if path.is_dir() else self._config.path
         try:
             builder = datasets.load_dataset_builder(source, self._config.name)

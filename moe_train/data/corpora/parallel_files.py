@@ -7,7 +7,7 @@ from pathlib import Path
 from moe_train.config.kinds.parallel_corpus import ParallelFilesCorpusConfig
 from moe_train.data.corpora.catalogues import find_catalogues, read_catalogue
 from moe_train.data.corpora.corpus import Document, Progress
-from moe_train.data.corpora.folder import EVERYTHING, find_files
+from moe_train.data.corpora.folder import EVERYTHING, find_files, given_path
 from moe_train.data.corpora.left_out import LeftOut
 from moe_train.data.corpora.lines import lines_of
 from moe_train.data.corpora.pairs import Pair, select, swapped, write_pairs
@@ -32,7 +32,7 @@ class ParallelFilesCorpus:
         be read, and a folder without pairs.
         """
         require_there(self._config)
-        root = Path(self._config.path).expanduser()
+        root = given_path(self._config.path)
         left_out, found = LeftOut(), False
         texts = chain(self._aligned(root, left_out), self._catalogues(root, left_out))
         for document in select(texts, self._config.min_words, left_out):
@@ -74,7 +74,7 @@ class ParallelFilesCorpus:
 
 def require_there(config: ParallelFilesCorpusConfig) -> None:
     """Raise DataError if there is no folder where the corpus should be."""
-    given = Path(config.path).expanduser()
+    given = given_path(config.path)
     if not given.is_dir():
         raise DataError(
             f"data.corpus.path={config.path}: {dangling_link(given) or 'there is no such folder'}; correct the path "
