@@ -94,7 +94,8 @@ class RayLauncher:
                 ray.shutdown()  # ends all of this driver's actors
                 raise KeyboardInterrupt
             changes.look()
-            if not running.is_ending and (watch.tell(say) or _has_lost(attempt, changes, say)):
+            must_end = _has_placed(folder) and watch.tell(say)
+            if not running.is_ending and (must_end or _has_lost(attempt, changes, say)):
                 running.end()
             if not reason and (reason := _reason_to_stop(stop, changes, say)):
                 _tell_workers(request_stop, attempt, reason, say)
@@ -125,6 +126,11 @@ class RayLauncher:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _has_placed(folder: Path) -> bool:
+    """Whether Ray Train has begun to start workers. Until then it waits for Ray, with time limits of its own."""
+    return any(folder.glob("rank-*"))
 
 
 def _has_lost(attempt: Attempt, changes: Changes, say: Callable[[str], None]) -> bool:

@@ -1,6 +1,7 @@
 """Follows a text file that another process, perhaps on another machine, appends to."""
 
 import math
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,19 @@ from moe_cluster.errors import ClusterError
 POLL_S = 0.5
 SCHEDULER_S = 3.0
 """Between two questions to a scheduler while a log is followed: it answers those of all users."""
+
+# Colours and other signs that steer a terminal.
+CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+# What a Ray driver puts before a line of another process: "(RayTrainWorker pid=133, ip=10.0.0.2) ".
+RAY_PROCESS = re.compile(r"\((?:[^()]* )?pid=\d+(?:, ip=[^()]*)?\) ?|\(raylet(?:, ip=[^()]*)?\) ")
+
+
+def plain(line: str) -> str:
+    """Returns a line as it was written, for a file or a program: without a terminal's colours, and without the process
+    that Ray names before it."""
+    line = CONTROL.sub("", line)
+    named = RAY_PROCESS.match(line)
+    return line[named.end() :] if named else line
 
 
 def lines_of(path: Path, is_over: Callable[[], bool], ask_every_s: float = POLL_S) -> Iterator[str]:

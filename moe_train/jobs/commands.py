@@ -15,7 +15,7 @@ from moe_cluster.contract import DONE, LOG_FILE, rank_dir
 from moe_cluster.errors import ClusterError
 from moe_cluster.executor import executor
 from moe_cluster.records import JobRecord
-from moe_cluster.tail import SCHEDULER_S, lines_of
+from moe_cluster.tail import SCHEDULER_S, lines_of, plain
 from moe_train.arguments import Parser
 from moe_train.checkpoint.lineage import newest_attempt
 from moe_train.errors import MoETrainError, RunError, UsageError, dangling_link
@@ -67,7 +67,8 @@ def logs(arguments: Sequence[str]) -> int:
     else:
         job = _last_job(run_dir)
         lines = executor(job.cluster, job.options).logs(job.id, run_dir, options.follow)
-    for line in lines:
+    shown = lines if sys.stdout.isatty() else map(plain, lines)
+    for line in shown:
         print(line, flush=options.follow)
     return DONE
 

@@ -88,6 +88,9 @@ def _repaired(cluster: RayCluster) -> Iterator[None]:
 
 
 def test_representative_a_run_on_two_nodes_ends_well(undisturbed: RayRun, table: Scenarios) -> None:
+    assert "\x1b" not in undisturbed.output
+    assert " pid=" not in undisturbed.output
+    assert "\nlearning 300 tokens" in undisturbed.output
     assert undisturbed.attempts == 1
     assert undisturbed.workers_of(1) == 2
     assert {undisturbed.status()["step"], undisturbed.step} == {STEPS}
