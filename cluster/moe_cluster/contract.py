@@ -131,7 +131,7 @@ def _write_reason(path: Path, reason: str) -> None:
 
 def _read_reason(path: Path) -> str | None:
     try:
-        return str(json.loads(path.read_text())["reason"])
+        return str(json.loads(path.read_text(encoding="utf-8"))["reason"])
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError):

@@ -75,7 +75,7 @@ def run_elastic(
     """
     adopt_orphans()
     strangers = children(os.getpid())
-    with log.open("w") as file:
+    with log.open("w", encoding="utf-8") as file:
         elastic = _start(command, attempt, environment, file.fileno())
         try:
             return _wait(elastic, attempt, stop, must_end)

@@ -135,7 +135,7 @@ def _tmp_free_gib() -> float:
 
 
 def _memory_free_gib() -> float:
-    lines = Path("/proc/meminfo").read_text().splitlines()
+    lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     kib = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
     return kib * 1024 / GIB
 

@@ -24,7 +24,11 @@ def why_none_started(attempt: Path) -> str:
 def last_words(log: Path) -> str:
     """Returns the last line of a log that speaks of an error, or else its last line; empty without a log."""
     try:
-        lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        lines = [
+            line.strip()
+            for line in log.read_text(encoding="utf-8", errors="replace").splitlines()
+            if line.strip()
+        ]
     except OSError:
         return ""
     errors = [line for line in lines if ERROR.match(line)]

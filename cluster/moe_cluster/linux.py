@@ -88,7 +88,7 @@ def state_of(pid: int) -> str:
 def catches(pid: int, number: int) -> bool:
     """Whether a process of this host has a handler for this signal; not if it is gone."""
     try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace").splitlines()
     except (FileNotFoundError, ProcessLookupError):
         return False
     caught = next((line.split()[1] for line in lines if line.startswith("SigCgt:")), "0")
@@ -138,6 +138,8 @@ def end_children(keep: set[int], patience_s: float) -> None:
 def _stat(pid: int) -> list[str] | None:
     """State, parent, ... of a process; the name before them may hold spaces and brackets."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (
+            Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        )
     except (FileNotFoundError, ProcessLookupError):
         return None

@@ -65,7 +65,7 @@ def is_cancelled(path: Path) -> bool:
 
 def update(path: Path, **entries: object) -> None:
     """Put entries into a job's file, whole or not at all."""
-    content = json.loads(path.read_text()) | entries
+    content = json.loads(path.read_text(encoding="utf-8")) | entries
     replace_text(path, json.dumps(content, indent=1) + "\n")
 
 
@@ -74,7 +74,7 @@ def _cancelled(path: Path) -> Path:
 
 
 def _started(path: Path) -> "subprocess.Popen[bytes]":
-    job = json.loads(path.read_text())
+    job = json.loads(path.read_text(encoding="utf-8"))
     with path.with_suffix(".log").open("ab") as log:
         process = subprocess.Popen(
             job["command"],

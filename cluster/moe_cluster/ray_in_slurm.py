@@ -192,7 +192,7 @@ def _run(command: Sequence[str], ray: RayOfJob) -> int:
 
 
 def _text(log: Path) -> str:
-    return log.read_text(errors="replace")
+    return log.read_text(encoding="utf-8", errors="replace")
 
 
 if __name__ == "__main__":

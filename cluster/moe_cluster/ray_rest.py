@@ -58,7 +58,7 @@ def authorization(environment: Mapping[str, str]) -> dict[str, str]:
     if not token:
         path = Path(os.path.expanduser(environment.get("RAY_AUTH_TOKEN_PATH") or TOKEN_FILE))
         try:
-            token = path.read_text().strip()
+            token = path.read_text(encoding="utf-8").strip()
         except OSError as error:
             raise ClusterError(
                 f"RAY_AUTH_MODE=token: {path} cannot be read ({error.strerror}); set RAY_AUTH_TOKEN or "

@@ -85,6 +85,6 @@ def outcomes(run_dir: Path) -> list[dict[str, Any]]:
 def _read(path: Path) -> dict[str, Any]:
     """Empty where there is no such file, or one of which a node that died wrote no content."""
     try:
-        return dict(json.loads(path.read_text()))
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     except (FileNotFoundError, ValueError):
         return {}

@@ -66,7 +66,7 @@ def sites_file(environment: Mapping[str, str]) -> Path:
 def read_sites(path: Path) -> Sites:
     """What `path` says; nothing if it is not there. Raises JobError with the key that is wrong."""
     try:
-        content = yaml.load(path.read_text(), Loader=_TextLoader) or {}
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_TextLoader) or {}
     except FileNotFoundError:
         return Sites()
     except (OSError, ValueError, yaml.YAMLError) as error:

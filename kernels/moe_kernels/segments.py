@@ -42,5 +42,5 @@ class Segments:
 def host() -> str:
     """This machine, until it is started anew; empty where it does not tell."""
     with contextlib.suppress(OSError):
-        return HOST_FILE.read_text().strip()
+        return HOST_FILE.read_text(encoding="utf-8").strip()
     return ""

@@ -16,6 +16,6 @@ def memory_bytes(device: torch.device) -> int:
         torch.cuda.reset_peak_memory_stats(device)
         return peak
     try:
-        return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return int(STATM.read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:  # not Linux: the peak so far, in KiB, is what every Unix has
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

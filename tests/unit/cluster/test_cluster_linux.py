@@ -1,12 +1,14 @@
 """Parent-death signals and adopted orphans, on real processes."""
 
+import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from moe_cluster.linux import catches, is_alive
+from moe_cluster.linux import catches, children, is_alive
 
 CLUSTER = str(Path(__file__).parents[3] / "cluster")
 HEADER = f"import os, subprocess, sys; sys.path.insert(0, {CLUSTER!r}); from moe_cluster.linux import *\n"
@@ -73,3 +75,19 @@ def test_a_signal_that_a_process_has_a_handler_for_is_told_from_others() -> None
         assert not catches(process.pid, signal.SIGTERM)
         process.communicate(b"\n")
     assert not catches(process.pid, signal.SIGUSR1)
+
+
+def test_a_process_whose_name_is_no_text_is_a_process_like_others(tmp_path):
+    """Linux cuts names off after 15 bytes, in the middle of a letter if it so happens."""
+    program = os.path.join(os.fsencode(tmp_path), b"name-\xff")
+    os.symlink(shutil.which("sleep") or "", program)
+    process = subprocess.Popen([program, "60"])
+    try:
+        while b"\xff" not in Path(f"/proc/{process.pid}/comm").read_bytes():
+            time.sleep(0.01)  # not yet the program
+        assert process.pid in children(os.getpid())
+        assert is_alive(process.pid)
+        assert not catches(process.pid, signal.SIGTERM)
+    finally:
+        process.kill()
+        process.wait()
