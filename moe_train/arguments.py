@@ -1,10 +1,14 @@
 """Types of arguments that several commands have: numbers, folders, where to go on. Imports nothing slow."""
 
 import argparse
+import difflib
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+from moe_train.errors import UsageError
 
 
 class Parser(argparse.ArgumentParser):
@@ -12,6 +16,54 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **{**options, "allow_abbrev": False})
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As of argparse, with the option or command that a wrong one may have meant."""
+        options, extra = self.parse_known_args(args, namespace)
+        if extra:
+            self.error(f"unrecognized arguments: {' '.join(extra)}{_closest(extra[0], _options_of(self))}")
+        return options
+
+    def error(self, message: str) -> NoReturn:
+        """End with the usage and the message."""
+        if match := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
+            message += _closest(match[1], re.split(r"[', ]+", match[2]))
+        super().error(message)
+
+
+def add_overrides(parser: argparse.ArgumentParser, what: str) -> None:
+    """The positional `key=value ...` of a command; `what` is its help."""
+    # Without a default argparse calls it required.
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=what)
+
+
+def parse_with_overrides(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """Options, and the overrides, which may stand anywhere among them. Raises UsageError for an unknown option."""
+    # argparse gives up on positionals after the first option, and so leaves overrides over.
+    options, extra = parser.parse_known_args(arguments)
+    if unknown := [word for word in extra if word.startswith("-")]:
+        word, command = unknown[0].partition("=")[0], getattr(options, "command", None)
+        program = f"{parser.prog} {command}" if command else parser.prog
+        near = _closest(word, _options_of(parser, command))
+        raise UsageError(f"{word}: there is no such option{near}; see {program} --help")
+    options.overrides += extra
+    return options
+
+
+def _options_of(parser: argparse.ArgumentParser, command: str | None = None) -> list[str]:
+    """The options of a parser and of its commands, or of one of them."""
+    found: list[str] = []
+    for action in parser._actions:  # argparse has no public list of them
+        found += action.option_strings
+        if isinstance(action, argparse._SubParsersAction):
+            for name, below in action.choices.items():
+                found += _options_of(below) if command in (None, name) else []
+    return found
+
+
+def _closest(word: str, choices: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word.partition("=")[0], choices, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def count(text: str) -> int:

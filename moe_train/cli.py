@@ -13,7 +13,15 @@ from collections.abc import Sequence
 from moe_cluster.errors import ClusterError
 from moe_cluster.other_launchers import is_of_launcher
 from moe_cluster.output import finish_output, lost_output, protect_output
-from moe_train.arguments import Parser, count, count_or_range, folder, resume_from
+from moe_train.arguments import (
+    Parser,
+    add_overrides,
+    count,
+    count_or_range,
+    folder,
+    parse_with_overrides,
+    resume_from,
+)
 from moe_train.data.in_thread import end_abandoned
 from moe_train.errors import MoETrainError, UsageError
 
@@ -119,12 +127,7 @@ def _dispatch(arguments: list[str]) -> int:
     if not arguments:
         parser.print_help()
         return UsageError.exit_code
-    options, extra = parser.parse_known_args(arguments)
-    # argparse gives up on positionals after the first option; overrides may stand anywhere.
-    unknown = [word for word in extra if word.startswith("-")]
-    if unknown:
-        raise UsageError(f"{unknown[0]}: there is no such option; see moe-train {options.command} --help")
-    options.overrides += extra
+    options = parse_with_overrides(parser, arguments)
     return _show(options) if options.command == "show" else _run(options)
 
 
@@ -212,13 +215,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or a recipe that comes with moe-train")
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        default=[],  # without a default argparse calls it required
-        metavar="key=value",
-        help="override a key of the recipe, e.g. optim.lr=1e-3",
-    )
+    add_overrides(parser, "override a key of the recipe, e.g. optim.lr=1e-3")
     parser.add_argument(
         "--workers",
         type=count_or_range,

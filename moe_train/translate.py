@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from moe_train.arguments import Parser
+from moe_train.arguments import Parser, add_overrides, parse_with_overrides
 from moe_train.checkpoint.checkpointer import Checkpointer, Found
 from moe_train.checkpoint.lineage import newest_attempt
 from moe_train.config.check import require_sound
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
 
     Raises MoETrainError if there is no such run, checkpoint or text, or if the run does not translate.
     """
-    options = _parser().parse_intermixed_args(argv)
+    options = parse_with_overrides(_parser(), argv)
     run_dir = find_run(options.run)
     recipe = load_recipe(run_dir / RECIPE_FILE, [*ONE_WORKER, *options.overrides])
     require_sound(recipe, 1)
@@ -156,12 +156,10 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run", help="a run folder, or its name below runs/")
+    parser.add_argument("run", metavar="RUN", help="a run folder, or its name below runs/")
     parser.add_argument("--step", type=int, help="of the checkpoint; without it the newest")
     parser.add_argument(
         "--file", help="a sentence a line, - for standard input; without it the validation pairs"
     )
-    parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="key=value", help="for example decoding.beam_size=1"
-    )
+    add_overrides(parser, "override a key of the run's recipe, e.g. decoding.beam_size=1")
     return parser

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from moe_train.arguments import Parser
+from moe_train.arguments import Parser, add_overrides, parse_with_overrides
 from moe_train.config.check import require_sound
 from moe_train.config.load import load_recipe
 from moe_train.config.registry import build as build_kind
@@ -36,14 +36,8 @@ def main(argv: list[str], cache_override: str | None) -> int:
     ):
         command = commands.add_parser(name, help=purpose, description=purpose)
         command.add_argument("recipe", help="a recipe, for example recipes/switch/tiny.yaml")
-        command.add_argument(
-            "overrides",
-            nargs="*",
-            default=[],  # without a default argparse calls it required
-            metavar="key=value",
-            help="for example data.corpus.path=docs",
-        )
-    arguments = parser.parse_args(argv)
+        add_overrides(command, "override a key of the recipe, e.g. data.corpus.path=docs")
+    arguments = parse_with_overrides(parser, argv)
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     require_sound(recipe)
     return (build if arguments.command == "build" else info)(recipe, cache_dir(cache_override))

@@ -126,15 +126,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def parsed(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
-    """Options, and the overrides that may stand anywhere among them. Raises UsageError for an unknown option."""
-    options, extra = parser.parse_known_args(arguments)
-    if unknown := [word for word in extra if word.startswith("-")]:
-        raise UsageError(f"{unknown[0]}: there is no such option; see {parser.prog} --help")
-    options.overrides = extra
-    return options
-
-
 def request(
     options: argparse.Namespace, sites: Sites, last: JobRecord | None = None, workers: int = 1
 ) -> Request:

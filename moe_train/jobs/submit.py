@@ -12,13 +12,13 @@ from pathlib import Path
 from moe_cluster import records
 from moe_cluster.contract import DONE
 from moe_cluster.sites import read_sites, sites_file
-from moe_train.arguments import Parser, folder, resume_from
+from moe_train.arguments import Parser, add_overrides, folder, parse_with_overrides, resume_from
 from moe_train.config.load import load_recipe
 from moe_train.config.schema import Recipe
 from moe_train.config.timing import timing_notes
 from moe_train.errors import UsageError
 from moe_train.jobs.progress import run_folder
-from moe_train.jobs.request import add_options, parsed, request
+from moe_train.jobs.request import add_options, request
 from moe_train.jobs.submission import hand_over, of_run, require_free
 from moe_train.jobs.text import anchored
 from moe_train.monitor.state import last_recipe
@@ -46,6 +46,7 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     """`submit`; returns an exit code. Raises MoETrainError or ClusterError with nothing submitted."""
     parser = _parser("submit", "hand a run to a cluster", SUBMIT_EPILOG)
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or a recipe that comes with moe-train")
+    add_overrides(parser, "override a key of the recipe, e.g. optim.lr=1e-3")
     parser.add_argument(
         "--run-dir", type=folder, metavar="DIR", help="folder of the run (default: runs/NAME)"
     )
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
         metavar="auto|never|STEP",
         help="as for run (default: auto)",
     )
-    options = parsed(parser, arguments)
+    options = parse_with_overrides(parser, arguments)
     recipe = load_recipe(options.recipe, options.overrides)
     run_dir = (options.run_dir or Path("runs") / recipe.name).absolute()
     return _hand_over(options, recipe, run_dir, options.resume, environment)
@@ -68,7 +69,8 @@ def resume(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
         "resume", "hand a run to a cluster again, to go on from its last checkpoint", RESUME_EPILOG
     )
     parser.add_argument("run", metavar="RUN", help="a run folder, or its name below runs/")
-    options = parsed(parser, arguments)
+    add_overrides(parser, "override a key of the run's recipe, e.g. steps=200000")
+    options = parse_with_overrides(parser, arguments)
     run_dir = run_folder(options.run)
     recipe = load_recipe(last_recipe(run_dir) or run_dir / RECIPE_FILE, options.overrides)
     with options_explained():

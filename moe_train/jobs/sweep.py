@@ -10,12 +10,13 @@ from pathlib import Path
 
 from moe_cluster.contract import DONE, FAILED
 from moe_cluster.sites import read_sites, sites_file
-from moe_train.arguments import Parser, folder, positive
+from moe_train.arguments import Parser, add_overrides, folder, parse_with_overrides, positive
 from moe_train.config.load import load_recipe
-from moe_train.errors import UsageError
+from moe_train.config.schema import Recipe
+from moe_train.errors import RecipeError, UsageError
 from moe_train.jobs.commands import print_runs
 from moe_train.jobs.progress import Progress, read_progress
-from moe_train.jobs.request import add_options, parsed, request
+from moe_train.jobs.request import add_options, request
 from moe_train.jobs.submission import Submission, hand_over, is_free, of_run
 from moe_train.jobs.text import anchored
 from moe_train.resumption import Start, options_explained, plan_start
@@ -36,7 +37,7 @@ LONGEST_NAME = 150
 def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     """`sweep`; returns an exit code. Raises MoETrainError or ClusterError with nothing submitted."""
     options = _parse(arguments)
-    base = load_recipe(options.recipe, [word for word in options.overrides if len(values(word)) == 1])
+    base = _base(options.recipe, [word for word in options.overrides if len(values(word)) == 1])
     sweep_dir = (options.dir or Path("runs") / f"{base.name}-sweep").absolute()
     runs = {
         sweep_dir / name: anchored(load_recipe(options.recipe, overrides))
@@ -62,6 +63,21 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
         return _results(list(runs), sweep_dir, options.json)
     print(f"  the table:  moe-train list {sweep_dir}")
     return DONE
+
+
+def _base(recipe: str, overrides: Sequence[str]) -> Recipe:
+    """The recipe with the overrides that all runs share. Raises RecipeError, which says how several values are written
+    if one has brackets that its key does not take."""
+    try:
+        return load_recipe(recipe, overrides)
+    except RecipeError as error:
+        for key, _, text in (word.partition("=") for word in overrides):
+            if text[:1] in ("[", "{", "(") and str(error).startswith(f"{key}="):
+                inside = text.strip("[]{}()").replace(" ", "")
+                raise RecipeError(
+                    f"{error}\n  (a sweep takes several values with commas and without brackets: {key}={inside})"
+                ) from None
+        raise
 
 
 def values(override: str) -> list[str]:
@@ -143,6 +159,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or a recipe that comes with moe-train")
+    add_overrides(parser, "override a key of the recipe; several values are written with commas: seed=0,1,2")
     parser.add_argument("--dir", type=folder, help="folder of the runs (default: runs/NAME-sweep)")
     parser.add_argument(
         "--at-once", type=positive, metavar="N", help="so many jobs at a time (default: as many as fit)"
@@ -151,4 +168,4 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--results", action="store_true", help="print the table; submit nothing")
     parser.add_argument("--json", action="store_true", help="with --wait or --results: a JSON list")
     add_options(parser)
-    return parsed(parser, arguments)
+    return parse_with_overrides(parser, arguments)

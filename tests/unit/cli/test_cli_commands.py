@@ -93,7 +93,14 @@ def test_show_json_has_exactly_the_keys_that_programs_rely_on(
 ) -> None:
     assert cli.main(["show", str(recipe), "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
-    assert list(content) == ["recipe", "total_parameters", "active_parameters", "flops_per_token", "problems"]
+    assert list(content) == [
+        "recipe",
+        "total_parameters",
+        "active_parameters",
+        "flops_per_token",
+        "problems",
+        "notes",
+    ]
     assert content["recipe"]["model"]["d_model"] == 16
     # embedding 4800, attention 2 * 1024, norms 80, feed-forward 2048, router 64, experts 8192
     assert content["total_parameters"] == 4800 + 2048 + 80 + 2048 + 64 + 8192

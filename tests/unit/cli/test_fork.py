@@ -39,7 +39,7 @@ def test_a_fork_trains_on_exactly_and_leaves_the_other_run_alone(
     command = ended.output.splitlines()[-1].partition("train it:")[2].split()
     assert command[:2] == ["moe-train", "run"]
     trained = moe_train(*command[1:], "steps=8")
-    assert (trained.code, trained.errors) == (0, "")
+    assert (trained.code, trained.errors) == (0, "moe-train: steps=8: changed from 6 by this resume\n")
     assert "from step 4" in trained.output
     assert last_validation(new) == straight
     written = {step: read_manifest(new / f"checkpoints/step_{step:08d}").run for step in (4, 6, 8)}
