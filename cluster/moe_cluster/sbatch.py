@@ -28,6 +28,7 @@ from moe_cluster.slurm_options import (
     LAUNCHER,
     LEAD,
     PASSED_ON,
+    STAGE,
     require_fitting,
     require_options,
     require_text,
@@ -204,10 +205,22 @@ def _exports(job: JobSpec) -> Iterator[str]:
 
 def _setup(job: JobSpec) -> list[str]:
     """Lines of the site and of whoever submits; the job ends at the first command of theirs that fails."""
-    if not job.setup:
+    staging = _staging(job.options[STAGE]) if STAGE in job.options else []
+    if not job.setup and not staging:
         return []
     require_shell(job.setup)
-    return ["", *SETUP_BEGINS, *job.setup, *SETUP_ENDS, ""]
+    return ["", *SETUP_BEGINS, *job.setup, *staging, *SETUP_ENDS, ""]
+
+
+def _staging(folder: str) -> list[str]:
+    """Copies what is newer in the cache to the folder, on every node; what is missing a node builds for itself."""
+    copy = """'[ ! -d "$1" ] || { mkdir -p "$2" && cp -Rup "$1/." "$2"; }'"""
+    cache = '"${MOE_TRAIN_CACHE:-$HOME/.cache/moe-train}"'
+    one_a_node = '--nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1'
+    return [
+        f"srun {one_a_node} sh -c {copy} sh {cache} {shlex.quote(folder)}",
+        f"export MOE_TRAIN_CACHE={shlex.quote(folder)}",
+    ]
 
 
 def _command(job: JobSpec, python: str) -> str:

@@ -42,8 +42,10 @@ CONTAINER_PYTHON = "container-python"
 """The Python in a container; python3 of its PATH by default."""
 PREFIX = "prefix"
 """Words before the command of each node, such as `apptainer exec --nv image.sif`."""
+STAGE = "stage"
+"""A folder on a disk of each node's own, to which the cache is copied before the run begins."""
 KNOWN = (
-    *(*PASSED_ON, EXCLUSIVE, LEAD, LAUNCHER, PYTHON),
+    *(*PASSED_ON, EXCLUSIVE, LEAD, LAUNCHER, PYTHON, STAGE),
     *(*CONTAINER_TEXT, *CONTAINER_SWITCHES, CONTAINER_PYTHON, PREFIX),
 )
 MEMORY = re.compile(r"[1-9][0-9]*[KMGT]?")
@@ -74,6 +76,10 @@ def require_options(options: Mapping[str, str]) -> None:
     _require(options, EXCLUSIVE, ("yes", "no", "user", "mcs"))
     for name in CONTAINER_SWITCHES:
         _require(options, name, ("yes", "no"))
+    if not options.get(STAGE, "/").startswith("/"):
+        raise JobError(
+            f"--option {STAGE}={options[STAGE]}: must be an absolute path, the same on all nodes, e.g. /scratch/cache"
+        )
     if LEAD in options and not options[LEAD].isdecimal():
         raise JobError(f"--option {LEAD}={options[LEAD]}: must be a whole number of seconds")
     for name in ("mem-per-gpu", "mem-per-cpu"):

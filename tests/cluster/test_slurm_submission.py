@@ -227,6 +227,19 @@ def test_a_setup_that_fails_ends_its_job_with_what_failed(
     assert not (tmp_path / "said").exists()
 
 
+def test_the_cache_is_copied_to_a_disk_of_the_nodes(cluster: SlurmCluster, tmp_path: Path) -> None:
+    spy, cache, staged = tmp_path / "spy", tmp_path / "cache", tmp_path / "local disk/cache"
+    spy.write_text('#!/bin/bash\necho "$MOE_TRAIN_CACHE"; cat "$MOE_TRAIN_CACHE/kernels/library"\n')
+    spy.chmod(0o755)
+    (cache / "kernels").mkdir(parents=True)
+    (cache / "kernels/library").write_text("built\n")
+    job = JobSpec("staged", tmp_path / "run", ("run",), Resources(nodes=2), options={"stage": str(staged)})
+    with in_environment({**cluster.environment, "MOE_TRAIN_CACHE": str(cache)}):
+        executor = SlurmExecutor({"python": str(spy)})
+        job_id = executor.submit(job)
+        assert list(executor.logs(job_id, job.run_dir, follow=True)) == [str(staged), "built"]
+
+
 APPTAINER = """\
 #!/bin/bash
 printf "%s\\n" "$GREETING" "${@:1:4}" >"${0%/*}/apptainer-was-told"

@@ -75,6 +75,7 @@ def refused(change: dict, *parts: str) -> None:
         ("ray.sh", script(replace(LARGE, options={"launcher": "ray"}), PYTHON)),
         ("sweep.sh", array_script(SWEEP, 2, PYTHON)),
         ("gpus.sh", script(replace(SMALL, **GPUS), PYTHON)),
+        ("staged.sh", script(replace(SMALL, options={"stage": "/local disk/cache"}), PYTHON)),
         ("pyxis.sh", script(replace(SMALL, options=PYXIS), PYTHON)),
         ("apptainer.sh", script(replace(SMALL, options=APPTAINER), PYTHON)),
     ],
@@ -187,6 +188,7 @@ def test_no_value_can_begin_a_line_of_its_own(place: str, end: str) -> None:
         ({"options": {"container-python": "python"}}, ("container-python=python: there is no container",)),
         ({"options": {"prefix": "apptainer exec 'a"}}, ("has a quote that does not end",)),
         ({"options": {"prefix": "a", "launcher": "ray"}}, ("launcher=ray", "runs in no container")),
+        ({"options": {"stage": "scratch"}}, ("--option stage=scratch: must be an absolute path",)),
         ({"setup": ("if true; then",)}, ("--setup", "is no complete shell")),
     ],
 )
