@@ -314,7 +314,7 @@ def test_a_damaged_tokenizer_in_the_cache_is_built_again(
 
 def test_names_and_folders_with_spaces_quotes_and_umlauts_serve(moe_train: Command, tmp_path: Path) -> None:
     run_dir = tmp_path / "a 'b' ü"
-    ended = moe_train("run", "small.yaml", "--run-dir", str(run_dir), "name=it's ü", "steps=1")
+    ended = moe_train("run", "small.yaml", "--run-dir", str(run_dir), "name=it's ü", "steps=2")
     assert (ended.code, ended.errors) == (0, "")
     again = shlex.split(ended.output.splitlines()[-1].partition("train on:")[2])
     assert again[:2] == ["moe-train", "run"]
