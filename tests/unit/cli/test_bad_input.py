@@ -315,7 +315,10 @@ def test_a_damaged_tokenizer_in_the_cache_is_built_again(
 def test_names_and_folders_with_spaces_quotes_and_umlauts_serve(moe_train: Command, tmp_path: Path) -> None:
     run_dir = tmp_path / "a 'b' ü"
     ended = moe_train("run", "small.yaml", "--run-dir", str(run_dir), "name=it's ü", "steps=2")
-    assert (ended.code, ended.errors) == (0, "")
+    assert ended.code == 0
+    assert (
+        "moe-train:" not in ended.errors
+    )  # what was learned from the text may be in it, where no cache had it
     again = shlex.split(ended.output.splitlines()[-1].partition("train on:")[2])
     assert again[:2] == ["moe-train", "run"]
     assert moe_train(*again[1:]).code == 0
