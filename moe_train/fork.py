@@ -23,6 +23,7 @@ from moe_train.errors import CheckpointError, RunError, UsageError, dangling_lin
 from moe_train.identity import Identity, Origin, new_id
 from moe_train.made import Made
 from moe_train.monitor.run import find_run
+from moe_train.resumption import workers_until_now
 from moe_train.run_folder import RECIPE_FILE, RunFolder
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -56,9 +57,12 @@ def main(arguments: Sequence[str]) -> int:
     _require_new(options.new, run_dir)
     recipe = RunFolder(run_dir).recipe()
     step = _chosen(CheckpointFolder(run_dir), options.step)
-    _fill(run_dir, options.new, step)
+    workers = workers_until_now(run_dir)
+    _fill(run_dir, options.new, step, workers)
     print(f"{options.new} begins at step {step} of {run_dir}")
     line = ["moe-train", "run", str(options.new / RECIPE_FILE), "--run-dir", str(options.new)]
+    if workers > 1:
+        line += ["--workers", str(workers)]
     more = f" steps={2 * step}" if step >= recipe.steps else ""
     print(f"  train it:  {shlex.join(line)}{more}")
     return DONE
@@ -92,7 +96,7 @@ def _chosen(checkpoints: CheckpointFolder, wanted: int | None) -> int:
     raise CheckpointError(f"{last}; choose another one with --step, or restore it from a copy")
 
 
-def _fill(run_dir: Path, new: Path, step: int) -> None:
+def _fill(run_dir: Path, new: Path, step: int, workers: int) -> None:
     """Make the new run's folder, whole or not at all. Raises RunError or CheckpointError."""
     source, made = CheckpointFolder(run_dir).committed(step), Made()
     place = new.resolve()  # a link to an empty folder stays a link
@@ -111,7 +115,8 @@ def _fill(run_dir: Path, new: Path, step: int) -> None:
         manifest = read_manifest(target)
         origin = Origin(manifest.attempt, step, manifest.run)
         stands = Place(str(place), draft.stat().st_ino)
-        Identity(new_id(), stands, forked_from=origin, parent=str(run_dir.resolve())).write(draft)
+        parent = str(run_dir.resolve())
+        Identity(new_id(), stands, forked_from=origin, parent=parent, workers=workers).write(draft)
         draft.rename(place)
     except (OSError, shutil.Error, CheckpointError) as error:
         shutil.rmtree(draft, ignore_errors=True)

@@ -49,6 +49,8 @@ class Identity:
     forked_from: Origin | None = None
     parent: str | None = None
     """The folder of the run that this one was forked or copied from."""
+    workers: int = 1
+    """How many workers the run had that this one was forked from: its recipe's layout may not allow another number."""
 
     def write(self, run_dir: Path) -> None:
         """Make it the identity of `run_dir`. Raises OSError."""

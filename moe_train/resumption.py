@@ -92,12 +92,17 @@ def options_explained() -> Iterator[None]:
 
 
 def workers_until_now(run_dir: Path) -> int:
-    """How many workers the newest attempt that began had; 1 before the first. Raises RunError."""
+    """How many workers the newest attempt that began had; before the first, those of the run it was forked from, or 1.
+
+    Raises RunError.
+    """
     try:
-        started = started_attempts(run_dir)
-        return len(list(attempt_dir(run_dir, started[-1]).glob("rank-*"))) if started else 1
+        if started := started_attempts(run_dir):
+            return len(list(attempt_dir(run_dir, started[-1]).glob("rank-*")))
     except OSError as error:
         raise RunError.unreadable(run_dir, error) from None
+    identity = read_identity(run_dir)
+    return identity.workers if identity is not None else 1
 
 
 def has_begun(run_dir: Path) -> bool:

@@ -18,6 +18,7 @@ from moe_train.checkpoint.lineage import has_started, newest_attempt, started_at
 from moe_train.config.load import load_recipe
 from moe_train.config.schema import Recipe
 from moe_train.errors import RunError
+from moe_train.identity import read_identity
 from moe_train.run_folder import FINISHED_FILE, RECIPE_FILE, RunFolder
 
 
@@ -83,7 +84,18 @@ def _word(
         return {DONE: "finished", PREEMPTED: "stopped"}.get(outcome.get("exit_code", 1), "failed")
     if status is not None:
         return {"done": "stopped"}.get(str(status.state), str(status.state))
-    return "killed" if job is None and newest_attempt(run_dir) else "unknown"
+    if job is None and newest_attempt(run_dir):
+        return "killed"
+    return "stopped" if job is None and _is_fork(run_dir) else "unknown"
+
+
+def _is_fork(run_dir: Path) -> bool:
+    """Whether it begins at another run's checkpoint, from which it can go on; a file that does not say it says no."""
+    try:
+        identity = read_identity(run_dir)
+    except RunError:
+        return False
+    return identity is not None and identity.forked_from is not None
 
 
 def _asked(run_dir: Path, job: JobRecord | None) -> tuple[JobStatus | None, str]:

@@ -60,6 +60,25 @@ def test_a_fork_of_a_finished_run_says_to_raise_the_steps(moe_train: Command, ru
     assert ended.output.splitlines()[-1].endswith(" steps=12")
 
 
+def test_a_fork_goes_on_with_the_workers_that_its_recipe_was_trained_with(
+    moe_train: Command, run_dir: Path
+) -> None:
+    for path in (run_dir / "recipe.yaml", *run_dir.glob("attempts/1")):
+        if path.is_dir():
+            (path / "rank-1").mkdir()
+        else:
+            path.write_text(path.read_text().replace("  expert: 1\n", "  expert: 2\n"))
+    new, again = forked(run_dir), run_dir.with_name("again")
+    for source, target in ((run_dir, new), (new, again)):  # a fork that was not trained yet, too
+        line = moe_train("fork", str(source), str(target)).output.splitlines()[-1]
+        words = line.partition("train it:")[2].split()
+        assert words[words.index("--workers") + 1] == "2"
+        assert moe_train(*words[1:], "--dry-run").code == 0
+        job = moe_train("resume", str(target), "steps=12", "--dry-run")
+        assert (job.code, job.errors) == (0, "")
+        assert "--workers 2" in job.output
+
+
 def test_a_fork_keeps_model_and_seed_and_may_be_forked_again(moe_train: Command, run_dir: Path) -> None:
     new = forked(run_dir)
     assert moe_train("fork", str(run_dir), str(new), "--step", "2").code == 0

@@ -11,7 +11,9 @@ from small_run import Command, Ended
 from moe_cluster import records
 from moe_cluster.contract import DONE, FAILED, OUTCOME_FILE, PREEMPTED, USAGE, attempt_dir
 from moe_cluster.job import Resources
+from moe_cluster.place import Place
 from moe_cluster.records import JobRecord
+from moe_train.identity import Identity, Origin, new_id
 from moe_train.monitor.page.document import write_page
 from moe_train.monitor.run import read_run
 from moe_train.run_folder import RunFolder
@@ -77,6 +79,15 @@ def killed(run_dir: Path) -> None:
     event(run_dir, "start")
 
 
+def forked(run_dir: Path) -> None:
+    """It holds a checkpoint of another run and was not trained yet, so it can be resumed like one that was stopped."""
+    Identity(new_id(), Place.of(run_dir), forked_from=Origin(1, 4, new_id())).write(run_dir)
+
+
+def forked_and_an_unreadable_identity(run_dir: Path) -> None:
+    (run_dir / "run.json").write_text("{")
+
+
 def submitted_and_over(run_dir: Path) -> None:
     """Of a job whose file is gone nobody can tell."""
     records.append(run_dir, JobRecord("local", "1", time.time(), "u", "h", Resources()))
@@ -91,6 +102,8 @@ CASES: list[tuple[Callable[[Path], None], str, str]] = [
     (refused_at_once, "failed", CAUSE),
     (failed, "failed", CAUSE),
     (killed, "killed", ""),
+    (forked, "stopped", ""),
+    (forked_and_an_unreadable_identity, "unknown", ""),
     (submitted_and_over, "unknown", "cannot be read"),
 ]
 
