@@ -32,7 +32,9 @@ def find_base(base: str, recipe: Path) -> Path:
         hint = (
             f"did you mean _base: {below}, which comes with moe-train?"
             if _shipped(below)
-            else _similar(recipe.parent / base) or "correct the path, which is relative to that file"
+            else _similar(recipe.parent / base)
+            or "correct the path, which is relative to that file, or name a recipe that comes with moe-train, such as "
+            "_base/tiny.yaml"
         )
         raise RecipeError(f"_base={base}: {recipe} names a base that is not there; {hint}")
     return found

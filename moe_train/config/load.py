@@ -19,7 +19,7 @@ from moe_train.config.find import find_base, find_recipe
 from moe_train.config.refusals import unknown_key, wrong_kind, wrong_value
 from moe_train.config.registry import REGISTRY
 from moe_train.config.schema import Recipe
-from moe_train.config.yaml_reader import read_value, read_yaml
+from moe_train.config.yaml_reader import read_value, read_yaml, reason
 from moe_train.errors import RecipeError
 
 IN_EVERY_SAVED_RECIPE = frozenset(
@@ -101,9 +101,13 @@ def _read(path: Path) -> dict[str, Any]:
         raise RecipeError(
             f"recipe={path}: cannot be read ({error.strerror}); check the file's permissions"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        first = " ".join(str(error).split())
-        raise RecipeError(f"recipe={path}: is not valid YAML ({first}); correct that line") from None
+    except UnicodeDecodeError as error:
+        raise RecipeError(
+            f"recipe={path}: is not valid YAML (it is no UTF-8 text, from byte {error.start:,} on); save it as "
+            "UTF-8, or name another file"
+        ) from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"recipe={path}: is not valid YAML ({reason(error)}); correct that line") from None
     if data in (None, {}):
         raise RecipeError(
             f"recipe={path}: is empty; write at least one key, such as `name: my-run`, or name another file"
@@ -137,8 +141,9 @@ def _dotlist(overrides: Sequence[str]) -> dict[str, Any]:
         try:
             value = read_value(text)
         except yaml.YAMLError as error:
-            reason = " ".join(str(error).split())
-            raise RecipeError(f"override={override}: is not valid YAML ({reason}); quote the value") from None
+            raise RecipeError(
+                f"override={override}: is not valid YAML ({reason(error)}); quote the value"
+            ) from None
         if isinstance(value, dict):
             _require_nested(value, f"override={override}", tuple(key.split(".")))
         for part in reversed(key.split(".")):

@@ -43,6 +43,11 @@ def read_yaml(text: str | bytes) -> Any:
         raise yaml.YAMLError("is nested too deeply") from None
 
 
+def reason(error: yaml.YAMLError) -> str:
+    """Returns what is wrong, and where, in one line; PyYAML's name for text that has no file is left out."""
+    return " ".join(str(error).replace('in "<unicode string>",', "at").split())
+
+
 def read_value(text: str) -> Any:
     """The value in `key=value`: text as it is, unless it is null, quoted, or a list or mapping in brackets.
 

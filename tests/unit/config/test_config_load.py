@@ -176,13 +176,19 @@ def test_shipped_recipes_are_found_by_name_from_anywhere(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("text", ["a: [1", "a: b: c", "\x00"])
 def test_a_file_that_is_not_yaml_is_said_to_be_so(write, text):
-    assert "is not valid YAML" in refusal(write("r.yaml", text))
+    refused = refusal(write("r.yaml", text))
+    assert "is not valid YAML (" in refused
+    assert "<" not in refused  # PyYAML's "<unicode string>" is not a file of the user's
+
+
+def test_a_mistake_in_yaml_is_said_with_its_line(write):
+    assert "duplicate key steps at line 2, column 1)" in refusal(write("r.yaml", "steps: 3\nsteps: 4\n"))
 
 
 def test_a_file_of_bytes_is_no_recipe(tmp_path):
     path = tmp_path / "r.yaml"
-    path.write_bytes(b"\xff\xfe\x81")
-    assert "is not valid YAML" in refusal(path)
+    path.write_bytes(b"name: \xff\xfe\x81")
+    assert "is not valid YAML (it is no UTF-8 text, from byte 6 on); save it as UTF-8" in refusal(path)
 
 
 def test_a_list_is_no_recipe(write):
@@ -345,6 +351,7 @@ def test_a_base_beside_the_recipe_goes_before_one_of_the_same_name(write):
         ("../_base/tiny.yaml", "did you mean _base: _base/tiny.yaml, which comes with moe-train?"),
         ("farr.yaml", "did you mean .*/far.yaml?"),
         ("gone", "correct the path, which is relative to that file"),
+        ("tiny.yaml", "or name a recipe that comes with moe-train, such as _base/tiny.yaml"),
     ],
 )
 def test_a_base_that_is_not_there_is_answered_with_one_that_is(write, base, hint):
