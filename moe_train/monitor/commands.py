@@ -74,7 +74,7 @@ def _expert_table(run: RunRecord) -> Table:
     table = Table(
         "layer",
         box=None,
-        padding=(0, 2, 0, 0),
+        padding=(0, 1, 0, 0),
         title=f"experts over the last steps before {run.training[-1]['step']:,}",
     )
     titles = (

@@ -257,6 +257,20 @@ def test_the_summary_shows_the_last_window(
     assert re.search(" +".join(map(re.escape, ("layer 3", *figures))), out)
 
 
+def test_the_summary_fits_on_80_characters_where_figures_are_wide(
+    make_run: Callable[..., Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    row = train(10, [1] * 128, [1] * 127 + [0])
+    row["moe"] |= {"drop_rate": [0.451, 1.0], "experts_per_token": [10.25, 10.25], "cv": [11.273, 11.273]}
+    assert main([str(make_run([row]))]) == 0
+    table = capsys.readouterr().out.partition("experts over")[2]
+    assert "…" not in table
+    assert re.search(r"effective +rate", table)
+    assert re.search(r"layer 1 +11.273 .* 128.0 of 128 +45.1% .* 10.25 *\n", table)
+    assert re.search(r"layer 3 +11.273 .* 127.0 of 128 +100.0% .* 10.25 *\n", table)
+
+
 def test_the_summary_of_a_row_without_a_figure_has_a_dash(
     make_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
