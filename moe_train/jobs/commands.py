@@ -61,6 +61,11 @@ def logs(arguments: Sequence[str]) -> int:
         "--attempt", type=int, metavar="K", help="with --rank: of this attempt (default: the newest)"
     )
     options = parser.parse_args(arguments)
+    if options.attempt is not None and options.rank is None:
+        raise UsageError(
+            f"--attempt {options.attempt}: chooses among a worker's logs, and what the job printed is one for all "
+            "attempts; name a worker too, such as --rank 0"
+        )
     run_dir = run_folder(options.run)
     if options.rank is not None:
         lines = _rank_log(run_dir, options.attempt, options.rank, options.follow)

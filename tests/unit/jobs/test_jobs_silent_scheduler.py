@@ -70,6 +70,12 @@ def test_a_workers_log_is_followed_though_the_scheduler_is_silent_for_a_while(
     assert len(called(programs, "scontrol")) == 3
 
 
+def test_an_attempt_is_chosen_of_a_workers_logs_alone(moe_train: Command, tmp_path: Path) -> None:
+    run_dir = give_to_slurm(tmp_path / "run")
+    ended = moe_train("logs", str(run_dir), "--attempt", "1")
+    ended.refuses("--attempt 1: chooses among a worker's logs", "name a worker too, such as --rank 0")
+
+
 def test_a_list_waits_once_for_a_silent_scheduler_and_asks_nothing_of_finished_runs(
     moe_train: Command, tmp_path: Path, programs: Path
 ) -> None:
