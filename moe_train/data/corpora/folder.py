@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from moe_train.data.corpora.left_out import LeftOut
-from moe_train.errors import DataError
+from moe_train.errors import DataError, dangling_link
 
 EVERYTHING = ("**", "*")
 """The parts of a pattern that matches all files below a folder."""
@@ -108,8 +108,12 @@ def split_glob(pattern: Path) -> tuple[Path, Parts]:
     return Path(*pattern.parts[:number]), pattern.parts[number:]
 
 
-def unreadable(path: object, error: OSError) -> DataError:
+def unreadable(path: str | Path, error: OSError) -> DataError:
     """What to say of a file or folder of a corpus that cannot be read."""
+    if link := dangling_link(Path(path)):
+        return DataError(
+            f"data.corpus.path: {link}; correct or remove the link, or bring back what it leads to"
+        )
     return DataError(
         f"data.corpus.path: {path} cannot be read ({error.strerror}); "
         "correct its permissions or move it out of the corpus"
