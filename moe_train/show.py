@@ -10,6 +10,8 @@ from moe_train.config.check import problems
 from moe_train.config.load import load_recipe, to_dict, to_yaml
 from moe_train.config.notes import limits, notes
 from moe_train.config.schema import Recipe, experts_of_layers, moe_layers
+from moe_train.data.corpora.there import require_text
+from moe_train.errors import DataError
 from moe_train.model.count import ModelCount, count
 
 SHOWN_WORKERS = 16
@@ -28,7 +30,7 @@ def show(recipe_name: str, overrides: list[str], workers: int | None, as_json: b
             "active_parameters": counted.active_parameters,
             "flops_per_token": counted.flops_per_token,
             "problems": found,
-            "notes": [] if found else notes(recipe),
+            "notes": [] if found else _noted(recipe),
         }
         print(json.dumps(content, indent=1))
     else:
@@ -86,12 +88,21 @@ def _problems(found: list[str]) -> list[str]:
     return ["problems:", *(f"  {sentence}" for sentence in found)]
 
 
+def _noted(recipe: Recipe) -> list[str]:
+    """All notes; text that is not on this machine is one of them and no problem, for a cluster may have it."""
+    try:
+        require_text(recipe.data.corpus)
+    except DataError as error:
+        return [*notes(recipe), str(error)]
+    return notes(recipe)
+
+
 def _limits(recipe: Recipe) -> list[str]:
     found = limits(recipe)
     return ["capacity:", *(f"  {sentence}" for sentence in found), ""] if found else []
 
 
 def _notes(recipe: Recipe) -> list[str]:
-    found = notes(recipe)
+    found = _noted(recipe)
     said = ["notes:", *(f"  {sentence}" for sentence in found), ""] if found else []
     return [*said, "no problems found"]

@@ -6,7 +6,7 @@ from dataclasses import replace
 from moe_train.config.kinds.data import FilesCorpusConfig
 from moe_train.config.kinds.parallel_corpus import ParallelFilesCorpusConfig
 from moe_train.config.schema import Recipe
-from moe_train.data.corpora import files, parallel_files
+from moe_train.data.corpora import there
 
 SEES_OUR_FILES = ("local", "slurm")
 """Backends whose nodes share this machine's file systems; those of a Ray cluster may hold the text alone."""
@@ -23,10 +23,5 @@ def anchored(recipe: Recipe) -> Recipe:
 
 def require_text(recipe: Recipe, cluster: str) -> None:
     """Raise DataError if the text that a job of this backend reads is not there; whether it is text, the job sees."""
-    corpus = recipe.data.corpus
-    if cluster not in SEES_OUR_FILES:
-        return
-    if isinstance(corpus, FilesCorpusConfig):
-        files.require_there(corpus)
-    elif isinstance(corpus, ParallelFilesCorpusConfig):
-        parallel_files.require_there(corpus)
+    if cluster in SEES_OUR_FILES:
+        there.require_text(recipe.data.corpus)

@@ -88,6 +88,25 @@ def test_show_says_what_may_surprise_in_words_only(recipe: Path, capsys: pytest.
     assert json.loads(capsys.readouterr().out)["problems"] == []
 
 
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("nowhere", "there is no such file or folder"),
+        ("nowhere/*.md", "holds no text"),
+        ("x" * 5000, "cannot be read (File name too long)"),
+    ],
+)
+def test_show_notes_that_the_text_is_not_on_this_machine(
+    recipe: Path, capsys: pytest.CaptureFixture[str], path: str, reason: str
+) -> None:
+    for words, count in (([], 0), ([f"data.corpus.path={path}"], 1)):
+        assert cli.main(["show", str(recipe), "--json", *words]) == 0  # a cluster may have it
+        content = json.loads(capsys.readouterr().out)
+        about_text = [note for note in content["notes"] if note.startswith("data.corpus.path=")]
+        assert len(about_text) == count
+        assert all(f"{path}: {reason}" in note for note in about_text)
+
+
 def test_show_json_has_exactly_the_keys_that_programs_rely_on(
     recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
