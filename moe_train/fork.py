@@ -19,11 +19,11 @@ from moe_train.checkpoint.folder import CheckpointFolder, write_durably
 from moe_train.checkpoint.lineage import eligible_steps, newest_attempt
 from moe_train.checkpoint.manifest import read_manifest
 from moe_train.checkpoint.verify import verify
-from moe_train.errors import CheckpointError, RunError, UsageError, dangling_link
+from moe_train.errors import CheckpointError, RunError, UsageError
 from moe_train.identity import Identity, Origin, new_id
 from moe_train.made import Made
 from moe_train.monitor.run import find_run
-from moe_train.resumption import workers_until_now
+from moe_train.resumption import require_reachable, workers_until_now
 from moe_train.run_folder import RECIPE_FILE, RunFolder
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -69,10 +69,9 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _require_new(new: Path, run_dir: Path) -> None:
-    if link := dangling_link(new):
-        raise RunError.unreachable(new, link)
     if new.exists() and not (new.is_dir() and not any(new.iterdir())):
         raise UsageError(f"NEW={new}: is there already; name a folder that is not, or an empty one")
+    require_reachable(new)
     if new.resolve().is_relative_to(run_dir.resolve()):
         raise UsageError(f"NEW={new}: lies inside of {run_dir}; name a folder beside it")
 

@@ -71,7 +71,7 @@ def read_identity(run_dir: Path) -> Identity | None:
         return Identity(
             place=Place(**data.pop("place")), forked_from=None if fork is None else Origin(**fork), **data
         )
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(

@@ -114,12 +114,14 @@ def has_begun(run_dir: Path) -> bool:
 
 
 def require_reachable(run_dir: Path) -> None:
-    """Raise RunError if the folder is a file, or is or lies behind a link to a place that is not there."""
+    """Raise RunError if the folder is or lies in a file, or is or lies behind a link to a place that is not there."""
     for path in (run_dir, CheckpointFolder(run_dir).root):
         if link := dangling_link(path):
             raise RunError.unreachable(run_dir, link)
-    if os.path.exists(run_dir) and not os.path.isdir(run_dir):
-        raise RunError(f"run_dir={run_dir}: is a file, not a folder; choose another --run-dir")
+    for path in (run_dir, *run_dir.parents):
+        if os.path.exists(path) and not os.path.isdir(path):
+            file = "is" if path == run_dir else f"{path} is"
+            raise RunError(f"run_dir={run_dir}: {file} a file, not a folder; choose another --run-dir")
 
 
 def require_same_recipe(checkpoint_meta: Mapping[str, Any], recipe: Recipe, where: str) -> None:

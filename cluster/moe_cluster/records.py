@@ -81,7 +81,7 @@ def _all(run_dir: Path) -> list[JobRecord]:
     path = run_dir / FILE_NAME
     try:
         lines = path.read_text(errors="replace").splitlines()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         raise ClusterError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
