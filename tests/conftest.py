@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from typing import NoReturn
 
 import pytest
@@ -18,6 +19,11 @@ CHECKED_MODULES = (
     "moe_train.results",
 )
 install_import_hook(CHECKED_MODULES, "beartype.beartype")
+
+# A shell script starts what it puts into the background with SIGINT ignored. Processes inherit that, so those that a
+# test interrupts would not hear it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest_plugins = ["small_run", "chosen_library", "poisoned_memory"]
 
