@@ -19,7 +19,7 @@ def test_a_worker_minds_signals_before_it_imports_what_takes_seconds():
     assert done.stdout == "set()\n"
 
 
-def test_a_worker_that_is_told_to_stop_while_it_starts_saves_its_first_step(folder, tmp_path):
+def test_a_worker_that_is_stopped_while_it_starts_ends_at_once(folder, tmp_path):
     run_dir = tmp_path / "run"
     heartbeat = run_dir / "attempts/1/rank-0/heartbeat.json"
     worker = subprocess.Popen(
@@ -36,7 +36,7 @@ def test_a_worker_that_is_told_to_stop_while_it_starts_saves_its_first_step(fold
     worker.send_signal(signal.SIGTERM)
     _, errors = worker.communicate(timeout=60)
     assert worker.returncode == 75, errors
-    assert [path.name for path in (run_dir / "checkpoints").glob("step_*")] == ["step_00000001"]
+    assert not list((run_dir / "checkpoints").glob("step_*"))
 
 
 ENDS_SLOWLY = """

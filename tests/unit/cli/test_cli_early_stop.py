@@ -129,24 +129,32 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_learning_a_very_long_word_is_said_and_ends_with_a_signal(
     words: Path, tmp_path: Path, command: str, number: signal.Signals, code: int
 ) -> None:
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "moe_train.cli", *command.format(run=tmp_path / "run").split()],
         cwd=words,
         env={**os.environ, **environment(words), "PYTHONPATH": os.pathsep.join(PATHS)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-    )
-    assert process.stdout is not None
-    said = ""
-    while "square of a word's length" not in said:
-        line = process.stdout.readline()
-        assert line, said
-        said += line
-    assert "has a word of 2,000,000 characters" in said
-    process.send_signal(number)
-    said, _ = process.communicate(timeout=120)
+    ) as process:
+        try:
+            said = _end_while_learning(process, number)
+        finally:
+            process.kill()
     assert process.returncode == code, said
     assert "Traceback" not in said
     if "run" in command.split():
         assert "stopped before anything was saved; go on with: moe-train run long.yaml" in said
+
+
+def _end_while_learning(process: "subprocess.Popen[str]", number: signal.Signals) -> str:
+    """Send the signal once the long word has been reported, and return what is printed after that."""
+    assert process.stdout is not None
+    before = ""
+    while "square of a word's length" not in before:
+        line = process.stdout.readline()
+        assert line, before
+        before += line
+    assert "has a word of 2,000,000 characters" in before
+    process.send_signal(number)
+    return process.communicate(timeout=120)[0]

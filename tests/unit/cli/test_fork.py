@@ -109,7 +109,7 @@ def test_a_linked_empty_folder_is_filled_where_it_leads_to(moe_train: Command, r
         (["{run}", "{run}/../new", "--ste", "4"], ["unrecognized arguments: --ste"], 2),
         (["{run}", ""], ["NEW: it is empty"], 2),
         (["nothing", "{run}/../new"], ["RUN=nothing: there is no run folder"], 2),
-        (["{run}", "small.yaml/new"], ["cannot be written (Not a directory"], 1),
+        (["{run}", "small.yaml/new"], ["small.yaml is a file, not a folder"], 1),
         (["{run}", "/proc/nowhere/new"], ["cannot be written"], 1),
         (["{run}", "{run}/../parent/dead/new"], ["dead is a link to /nonexistent, which is not there"], 1),
     ],
