@@ -22,7 +22,7 @@ from moe_cluster.own_code import module_command, with_own_code
 from moe_cluster.stop import StopRequest
 
 LOOPBACK = "127.0.0.1"
-"""Where the workers of one host meet: they need no name of it."""
+"""The workers of one host meet at this address, so that they need no name of the host."""
 POLL_S = 0.1
 FORWARD_EVERY_S = 1.0
 """So often are heartbeats read for workers that were not told yet: it is a question to a file system that all share."""

@@ -81,7 +81,7 @@ class NoStart:
     seconds: float
     """Since the attempt began."""
     why: str
-    """What is known of the cause, as the end of a sentence; empty if nothing is."""
+    """Names the cause and ends the sentence; it is empty if nothing is known."""
 
     def __str__(self) -> str:
         return (

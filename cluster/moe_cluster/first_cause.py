@@ -75,7 +75,7 @@ class FirstCause:
 
     @property
     def sentence(self) -> str:
-        """What happened, without where to read more."""
+        """Returns what failed, who reported it and when, without the path of the log."""
         who = "the workers' launcher" if self.rank is None else f"rank {self.rank}"
         when = "before the first step" if self.step is None else f"after step {self.step}"
         if self.is_explained:

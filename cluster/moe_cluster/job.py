@@ -14,7 +14,7 @@ from moe_cluster.contract import TRAINER_MODULE
 from moe_cluster.errors import JobError
 
 CPUS_PER_GPU = 8
-"""Where nobody says how many cores a worker needs."""
+"""A worker gets this many cores for each of its GPUs if its number of cores is not given."""
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 SECRET = re.compile(
     r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS|APIKEY|API_KEY|ACCESS_KEY|PRIVATE_KEY)(_|$)",
@@ -37,7 +37,7 @@ class Attempt:
     """Set for the workers in addition to what the launcher's own environment holds."""
     module: str = TRAINER_MODULE
     start_s: float = 300.0
-    """How long the workers may take until the first of them has read its recipe: job.timeout_s."""
+    """The first worker must have read its recipe within this time (job.timeout_s)."""
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ def _command(attempt: Attempt, share: Share, index: int) -> list[str]:
 
 
 def _meeting_place(share: Share) -> str:
-    """Where the workers' store is: Slurm's name of a node need not be a name of the network."""
+    """Returns the address of the workers' store: loopback on one node, whose Slurm name may not resolve."""
     return share.nodes[0] if len(share.nodes) > 1 else LOOPBACK
 
 

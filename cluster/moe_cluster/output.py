@@ -17,7 +17,7 @@ from moe_cluster.contract import FAILED
 from moe_cluster.errors import ClusterError
 
 PATIENCE_S = 5.0
-"""How long a stream that does not block is waited for, once, when it is full."""
+"""A full stream that does not block is waited for this long, once."""
 
 
 class OutputError(ClusterError):

@@ -1,4 +1,4 @@
-"""Where a folder stands: written down in it, this tells the folder itself from a copy of it."""
+"""Records where a folder stands, in the folder, and so tells it from a copy of it."""
 
 from dataclasses import dataclass
 from pathlib import Path
