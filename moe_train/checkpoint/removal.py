@@ -37,7 +37,7 @@ class Removal:
 
 def remove_step(folder: CheckpointFolder, step: int, *, is_sure: bool) -> int:
     """Remove the checkpoint of `step`; asks if it is the one in use or newer. Returns an exit code."""
-    in_use = _in_use(folder)
+    in_use = max(_eligible(folder, lineage.writers(folder)), default=None)
     if in_use is None or step >= in_use:
         what = "which a resume would use" if step == in_use else _than_in_use(in_use)
         if not _is_confirmed(f"{folder.committed(step).name} of {folder.run_dir}, {what}", "rm", is_sure):
@@ -50,12 +50,14 @@ def collect(folder: CheckpointFolder, keep_last: int | None, *, dry_run: bool, i
 
     `keep_last` takes the place of the recipe's. Returns an exit code.
     """
-    in_use = _in_use(folder)
-    superseded = _superseded(folder)
+    written_by = lineage.writers(folder)
+    eligible = _eligible(folder, written_by)
+    in_use = max(eligible, default=None)
+    superseded = _superseded(folder, written_by, eligible)
     removals = [
         *_unfinished(folder),
         *(Removal(folder.committed(step), "written by a superseded attempt") for step in superseded),
-        *_beyond_retention(folder, keep_last),
+        *_beyond_retention(folder, keep_last, written_by, eligible),
     ]
     newer = [folder.committed(step).name for step in superseded if in_use is None or step > in_use]
     if dry_run:
@@ -70,9 +72,9 @@ def collect(folder: CheckpointFolder, keep_last: int | None, *, dry_run: bool, i
     return _remove(removals, folder)
 
 
-def _in_use(folder: CheckpointFolder) -> int | None:
-    """The newest step that a resume may use."""
-    return max(lineage.eligible_steps(folder, lineage.newest_attempt(folder.run_dir)), default=None)
+def _eligible(folder: CheckpointFolder, written_by: lineage.Writers) -> list[int]:
+    """Returns the steps that a resume may use, ascending."""
+    return lineage.eligible_steps(folder, lineage.newest_attempt(folder.run_dir), written_by)
 
 
 def _than_in_use(in_use: int | None) -> str:
@@ -118,24 +120,22 @@ def _mend_latest(folder: CheckpointFolder) -> None:
         named = folder.latest.read_bytes().decode(errors="replace").strip()
         if (folder.root / named).is_dir():
             return
-        in_use = _in_use(folder)
-        if in_use is None:
-            folder.latest.unlink()
+        if eligible := _eligible(folder, lineage.writers(folder)):
+            write_durably(folder.latest, f"{folder.committed(eligible[-1]).name}\n".encode())
         else:
-            write_durably(folder.latest, f"{folder.committed(in_use).name}\n".encode())
+            folder.latest.unlink()
     except FileNotFoundError:
         return
     except OSError as error:
         raise explain(error, "writing latest", folder.root) from None
 
 
-def _superseded(folder: CheckpointFolder) -> list[int]:
-    """Steps of checkpoints that an attempt wrote which another has superseded."""
-    unexplained = lineage.unexplained_steps(folder)
+def _superseded(folder: CheckpointFolder, written_by: lineage.Writers, eligible: Sequence[int]) -> list[int]:
+    """Returns the steps of checkpoints that an attempt wrote which another has superseded."""
+    unexplained = lineage.unexplained_steps(folder, written_by)
     for step in unexplained:
         print(f"keeping {folder.committed(step).name}: written by no attempt on record here")
-    eligible = lineage.eligible_steps(folder, lineage.newest_attempt(folder.run_dir))
-    return sorted(set(folder.steps()) - set(eligible) - set(unexplained))
+    return sorted(written_by.keys() - set(eligible) - set(unexplained))
 
 
 def _unfinished(folder: CheckpointFolder) -> Iterator[Removal]:
@@ -159,9 +159,10 @@ def _is_fresh(leftover: Leftover) -> bool:
     return time.time() - max(changed) < QUIET_S
 
 
-def _beyond_retention(folder: CheckpointFolder, keep_last: int | None) -> Iterator[Removal]:
-    """Checkpoints that a resume may use and that may go: none whose manifest is unreadable, nor the newest good one."""
-    eligible = lineage.eligible_steps(folder, lineage.newest_attempt(folder.run_dir))
+def _beyond_retention(
+    folder: CheckpointFolder, keep_last: int | None, written_by: lineage.Writers, eligible: Sequence[int]
+) -> Iterator[Removal]:
+    """Yields what a resume may use and may go: none whose manifest is unreadable, nor the newest good one."""
     recipe = folder.run_dir / "recipe.yaml"
     if recipe.exists():
         config = load_recipe(recipe).checkpoint
@@ -179,5 +180,5 @@ def _beyond_retention(folder: CheckpointFolder, keep_last: int | None) -> Iterat
     newest_good = next((step for step in reversed(eligible) if not verify(folder.committed(step))), None)
     source = "checkpoint.keep_last" if keep_last is None else "--keep-last"
     for step in going:
-        if step != newest_good and lineage.writer(folder.committed(step)) is not None:
+        if step != newest_good and written_by[step] is not None:
             yield Removal(folder.committed(step), f"beyond {source}={kept}")
