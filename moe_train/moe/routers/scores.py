@@ -95,11 +95,13 @@ def by_operations(
 ) -> Choice:
     """`softmax_choice` by torch's operations, one after another."""
     by_expert = logits.t().contiguous()
-    probabilities = torch.log_softmax(by_expert, dim=0).exp()
+    log_probabilities = torch.log_softmax(by_expert, dim=0)
+    probabilities = log_probabilities.exp()
     expert_ids = largest(by_expert.detach(), k)[1]
     weights = probabilities.t().gather(1, expert_ids)
     z = z_loss(logits, group_tokens, is_real)
-    return Choice(probabilities.t(), expert_ids, weights, z, spread_of(logits, is_real))
+    spread = _spread(probabilities, log_probabilities, is_real)
+    return Choice(probabilities.t(), expert_ids, weights, z, spread)
 
 
 def largest(scores: Float[Tensor, "E T"], k: int) -> tuple[Float[Tensor, "T K"], Int[Tensor, "T K"]]:
@@ -118,9 +120,18 @@ def largest(scores: Float[Tensor, "E T"], k: int) -> tuple[Float[Tensor, "T K"],
 
 @torch.no_grad()
 def spread_of(expert_logits: Float[Tensor, "T E"], is_real: Bool[Tensor, " T"] | None) -> Spread:
-    """The spread of the softmax over all experts."""
+    """Returns the spread of the softmax over all experts."""
     log_probabilities = torch.log_softmax(expert_logits.t().contiguous(), dim=0)
-    probabilities = log_probabilities.exp()
+    return _spread(log_probabilities.exp(), log_probabilities, is_real)
+
+
+@torch.no_grad()
+def _spread(
+    probabilities: Float[Tensor, "E T"],
+    log_probabilities: Float[Tensor, "E T"],
+    is_real: Bool[Tensor, " T"] | None,
+) -> Spread:
+    """Returns the spread of a softmax that is known already."""
     if is_real is not None:
         probabilities = probabilities * is_real
     entropy = -torch.dot(probabilities.flatten(), log_probabilities.flatten())
