@@ -1,14 +1,13 @@
 """Types of arguments that several commands have: numbers, folders, where to go on. Imports nothing slow."""
 
 import argparse
-import difflib
 import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from moe_train.errors import UsageError
+from moe_train.errors import UsageError, closest
 
 
 class Parser(argparse.ArgumentParser):
@@ -21,13 +20,15 @@ class Parser(argparse.ArgumentParser):
         """As of argparse, with the option or command that a wrong one may have meant."""
         options, extra = self.parse_known_args(args, namespace)
         if extra:
-            self.error(f"unrecognized arguments: {' '.join(extra)}{_closest(extra[0], _options_of(self))}")
+            self.error(
+                f"unrecognized arguments: {' '.join(extra)}{closest(_name(extra[0]), _options_of(self))}"
+            )
         return options
 
     def error(self, message: str) -> NoReturn:
         """End with the usage and the message."""
         if match := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
-            message += _closest(match[1], re.split(r"[', ]+", match[2]))
+            message += closest(_name(match[1]), re.split(r"[', ]+", match[2]))
         super().error(message)
 
 
@@ -42,12 +43,17 @@ def parse_with_overrides(parser: argparse.ArgumentParser, arguments: Sequence[st
     # argparse gives up on positionals after the first option, and so leaves overrides over.
     options, extra = parser.parse_known_args(arguments)
     if unknown := [word for word in extra if word.startswith("-")]:
-        word, command = unknown[0].partition("=")[0], getattr(options, "command", None)
+        word, command = _name(unknown[0]), getattr(options, "command", None)
         program = f"{parser.prog} {command}" if command else parser.prog
-        near = _closest(word, _options_of(parser, command))
+        near = closest(word, _options_of(parser, command))
         raise UsageError(f"{word}: there is no such option{near}; see {program} --help")
     options.overrides += extra
     return options
+
+
+def _name(word: str) -> str:
+    """Returns the option in `--option=value`."""
+    return word.partition("=")[0]
 
 
 def _options_of(parser: argparse.ArgumentParser, command: str | None = None) -> list[str]:
@@ -59,11 +65,6 @@ def _options_of(parser: argparse.ArgumentParser, command: str | None = None) -> 
             for name, below in action.choices.items():
                 found += _options_of(below) if command in (None, name) else []
     return found
-
-
-def _closest(word: str, choices: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word.partition("=")[0], choices, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def count(text: str) -> int:

@@ -4,7 +4,9 @@ Each message carries the key, the value, the rule that was broken and the way ou
 without a traceback and ends with the error's exit code (`moe_cluster.contract` lists the codes).
 """
 
+import difflib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -79,6 +81,12 @@ class RunError(MoETrainError):
 
 class TrainingError(MoETrainError):
     """Training cannot go on: a loss or a gradient that is not finite, a superseded attempt."""
+
+
+def closest(word: str, choices: Sequence[str]) -> str:
+    """Returns `; did you mean CHOICE?` for the choice that is most like `word`, or nothing if none is."""
+    close = difflib.get_close_matches(word, choices, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def in_one_line(error: BaseException, most: int = 300) -> str:

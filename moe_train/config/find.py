@@ -5,7 +5,6 @@ A name that leads nowhere is answered with the files that it may have meant.
 
 import difflib
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 from moe_train.errors import RecipeError
@@ -38,12 +37,6 @@ def find_base(base: str, recipe: Path) -> Path:
         )
         raise RecipeError(f"_base={base}: {recipe} names a base that is not there; {hint}")
     return found
-
-
-def closest(word: str, choices: Sequence[str]) -> str:
-    """`; did you mean CHOICE?` for the choice that is most like `word`, or nothing if none is."""
-    close = difflib.get_close_matches(word.lower(), choices, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _file(path: Path) -> Path | None:

@@ -9,8 +9,8 @@ from typing import Any, get_origin
 from omegaconf import DictConfig, OmegaConf
 
 from moe_train.config.fields import UNSET, as_written, choices, in_words
-from moe_train.config.find import closest
 from moe_train.config.registry import OWN_KINDS, REGISTRY
+from moe_train.errors import closest
 
 
 def unknown_key(key: str, value: Any, fields: Mapping[str, Any], kinds: Mapping[str, type]) -> str:
@@ -28,7 +28,7 @@ def unknown_key(key: str, value: Any, fields: Mapping[str, Any], kinds: Mapping[
 def wrong_kind(place: str, kind: Any) -> str:
     """The sentence for a `kind` that a place does not know."""
     known = list(REGISTRY[place])
-    guess = closest(kind, known) if isinstance(kind, str) else ""
+    guess = closest(kind.lower(), known) if isinstance(kind, str) else ""
     return (
         f"{place}.kind={as_written(kind)}: is not known; choose one of {', '.join(known)}"
         f"{guess or ', or install the package that it comes from'}"
@@ -44,7 +44,7 @@ def wrong_value(key: str, value: Any, fields: Mapping[str, Any], schema: DictCon
         return f"{key}={shown}: is OmegaConf's mark for a value that is still to come; write the value"
     if key in REGISTRY:
         kinds = ", ".join(REGISTRY[key])
-        guess = closest(value, list(REGISTRY[key])) if isinstance(value, str) else ""
+        guess = closest(value.lower(), list(REGISTRY[key])) if isinstance(value, str) else ""
         return f"{key}={shown}: is a section, not a value; choose with {key}.kind, one of {kinds}{guess}"
     if is_dataclass(declared):
         inside = [name for name in fields if name.startswith(f"{key}.")]
@@ -53,7 +53,7 @@ def wrong_value(key: str, value: Any, fields: Mapping[str, Any], schema: DictCon
     way_out = f"its default is {default}"
     if "text" in in_words(declared) and get_origin(declared) is not list and not isinstance(value, str):
         way_out += f"; for text that reads so, quote it: {key}=\"'{shown}'\""
-    guess = closest(value, choices(declared)) if isinstance(value, str) else ""
+    guess = closest(value.lower(), choices(declared)) if isinstance(value, str) else ""
     return f"{key}={shown}: must be {in_words(declared)}; {way_out}{guess}"
 
 
