@@ -20,19 +20,15 @@ import yaml
 
 from moe_cluster.errors import JobError
 from moe_cluster.executor import EXECUTORS
+from moe_cluster.yaml_text import TEXT_RESOLVERS
 
 FILE_NAME = "moe-train/cluster.yaml"
-TAGS_KEPT = ("tag:yaml.org,2002:null", "tag:yaml.org,2002:merge")
 
 
 class _TextLoader(yaml.SafeLoader):
     """Keeps every plain value but null as it was written: an account 007 is no number, and `on` is not True."""
 
-
-_TextLoader.yaml_implicit_resolvers = {
-    letter: [(tag, pattern) for tag, pattern in resolvers if tag in TAGS_KEPT]
-    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
+    yaml_implicit_resolvers = TEXT_RESOLVERS
 
 
 @dataclass(frozen=True)

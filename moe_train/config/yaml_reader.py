@@ -8,16 +8,18 @@ from typing import Any, cast
 
 import yaml
 
+from moe_cluster.yaml_text import MERGE, TEXT_RESOLVERS
+
 MOST_VALUES = 10_000
 """A recipe has about a hundred; aliases can stand for billions."""
 DEEPEST = 50
 NULLS = ("null", "Null", "NULL", "~")
-MERGE = "tag:yaml.org,2002:merge"
-TAGS_KEPT = ("tag:yaml.org,2002:null", MERGE)
 
 
 class _TextLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """A safe loader for which every plain value but null is text; it refuses a key that is written twice."""
+
+    yaml_implicit_resolvers = TEXT_RESOLVERS
 
     def construct_document(self, node: yaml.Node) -> Any:
         _refuse_repeated_keys(node, set())
@@ -28,10 +30,6 @@ class _TextLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignor
         return {"null" if key is None else str(key): value for key, value in mapping.items()}
 
 
-_TextLoader.yaml_implicit_resolvers = {
-    letter: [(tag, pattern) for tag, pattern in resolvers if tag in TAGS_KEPT]
-    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
 _TextLoader.add_constructor(MERGE, _TextLoader.construct_yaml_str)  # << that is no key
 
 
