@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-NumberOrNumbers = Annotated[Any, int | list[int]]
+_NUMBERS = int | list[int]
+NumberOrNumbers = Annotated[Any, _NUMBERS]
 """One whole number for all, or a list. OmegaConf has no such union and takes any value: `misshapen` checks it, and
 `read_numbers` makes numbers of its text."""
 UNSET = "???"
@@ -81,7 +82,7 @@ def _may_hold(declared: Any, value: Any) -> bool:
     """Whether `value` is a list of single values where a list may stand, and no list where none may."""
     if value == UNSET:
         return False
-    if declared == get_args(NumberOrNumbers)[1]:
+    if declared == _NUMBERS:
         return all(
             type(item) is int or (isinstance(item, str) and ("${" in item or _is_whole(item)))
             for item in _listed(value)
@@ -107,7 +108,7 @@ def read_numbers(data: dict[str, Any], fields: Mapping[str, Any], prefix: str = 
         declared = fields[f"{prefix}{name}"]
         if is_dataclass(declared):
             read_numbers(value, fields, f"{prefix}{name}.")
-        elif declared == get_args(NumberOrNumbers)[1]:
+        elif declared == _NUMBERS:
             items = [int(item) if _is_whole(item) else item for item in _listed(value)]
             data[name] = items if isinstance(value, list) else items[0]
 

@@ -47,9 +47,9 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         "name", source.stem if source.parent.name in ("", ".") else f"{source.parent.name}-{source.stem}"
     )
     kinds = _chosen_kinds(merged)
-    if merged.keys() >= IN_EVERY_SAVED_RECIPE:
-        _fill_younger_keys(merged, known_fields(Recipe, kinds))
     schema, fields = _schema_for(kinds), known_fields(Recipe, kinds)
+    if merged.keys() >= IN_EVERY_SAVED_RECIPE:
+        _fill_younger_keys(merged, fields)
     if problems := [
         *(unknown_key(key, value, fields, kinds) for key, value in unknown(merged, fields)),
         *(wrong_value(key, value, fields, schema) for key, value in misshapen(merged, fields)),

@@ -7,6 +7,7 @@ from moe_train.config.capacity import capacity, chance_cv, dropped_share, effect
 from moe_train.config.registry import REGISTRY
 from moe_train.config.schema import (
     Recipe,
+    StackPlan,
     experts_of_layers,
     has_causal_moe,
     moe_layers,
@@ -33,10 +34,9 @@ def limits(recipe: Recipe) -> list[str]:
     found = []
     for stack in (stack for stack in stacks(recipe) if stack.moe_layers):
         tokens = moe.group_sequences * stack.length
-        for experts in sorted(set(stack.num_experts)):
+        for experts, layers in _sizes(stack):
             sizes = tokens, experts, choices
             mean, chance = choices * tokens / experts, chance_cv(*sizes)
-            layers = f" in layers of {experts} experts" if len(set(stack.num_experts)) > 1 else ""
             for key, factor in _factors(recipe).items():
                 slots = capacity(moe.capacity_convention, factor, *sizes, moe.min_capacity)
                 found.append(
@@ -46,6 +46,13 @@ def limits(recipe: Recipe) -> list[str]:
                     f"{chance:.2f}) {dropped_share(slots, mean, chance):.1%}"
                 )
     return found
+
+
+def _sizes(stack: StackPlan) -> Iterator[tuple[int, str]]:
+    """Yields each number of experts that layers of a stack have, and the words for these layers if there are others."""
+    numbers = sorted(set(stack.num_experts))
+    for number in numbers:
+        yield number, f" in layers of {number} experts" if len(numbers) > 1 else ""
 
 
 def notes(recipe: Recipe) -> list[str]:
@@ -104,9 +111,7 @@ def _far_from_its_factor(recipe: Recipe) -> Iterator[str]:
     """In a small group with many experts the least number of slots, or rounding, makes another factor of it."""
     for stack in (stack for stack in stacks(recipe) if stack.moe_layers):
         tokens = recipe.moe.group_sequences * stack.length
-        numbers = sorted(set(stack.num_experts))
-        for number in numbers:
-            layers = f" in layers of {number} experts" if len(numbers) > 1 else ""
+        for number, layers in _sizes(stack):
             if not (surprises := list(_other_factors(recipe, tokens, number))):
                 continue
             yield (
