@@ -1,16 +1,18 @@
-"""The rules that need more than one field: every problem of a recipe, in sentences, before anything starts.
+"""Finds every problem of a recipe, in sentences, before anything starts; the rules that need more than one field.
 
+Those of one field are in `ranges.py`, those of the places of MoE layers in `placement.py`, those of kinds beside them.
 `moe-train show` prints them all; `run` and `submit` refuse a recipe that has any.
 """
 
 import math
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from operator import attrgetter
 
 from moe_train.config.kinds.kind import KindConfig
 from moe_train.config.placement import placement_problems
 from moe_train.config.plug_ins import callback_problem
 from moe_train.config.problem import Problem
+from moe_train.config.ranges import empty_text, not_finite, out_of_range
 from moe_train.config.registry import REGISTRY
 from moe_train.config.schema import (
     Recipe,
@@ -24,57 +26,15 @@ from moe_train.config.schema import (
 )
 from moe_train.errors import LayoutError, RecipeError
 
-AT_LEAST_ONE = (
-    "steps",
-    "log_every",
-    "model.num_layers",
-    "model.d_model",
-    "model.num_heads",
-    "moe.group_sequences",
-    "data.sequence_length",
-    "data.global_batch",
-    "data.validation_sequences",
-    "decoding.beam_size",
-    "parallel.expert",
-)
-AT_LEAST_ZERO = (
-    "seed",
-    "validate_every",
-    "moe.min_capacity",
-    "moe.shared_experts",
-    "decoding.length_penalty",
-    "decoding.sentences",
-    "checkpoint.every",
-    "checkpoint.keep_last",
-)
-POSITIVE_OR_NULL = (
-    "model.num_encoder_layers",
-    "model.head_width",
-    "model.d_ff",
-    "moe.d_ff",
-    "moe.capacity_factor",
-    "moe.eval_capacity_factor",
-    "data.micro_batch",
-    "parallel.data",
-    "checkpoint.keep_every",
-    "job.threads",
-    "job.timeout_s",
-)
-
-LONGEST_NAME_BYTES = 200
-"""Less than the 255 that file systems allow: a run that is moved aside gets a longer name."""
-MOST_THREADS = 1024
-"""More than any machine has cores, and less than what a system refuses to start."""
-SHORTEST_HANG_S = 5.0
 SHOWN_DIVISORS = 12
 LARGEST_DIVISOR_TRIED = 1_000_000
 
 
 def problems(recipe: Recipe, workers: int | None = None) -> list[Problem]:
     """All that keeps `recipe` from running (on `workers` workers, if that is known)."""
-    found = list(_not_finite(recipe)) or [
-        *_ranges(recipe),
-        *_empty_text(recipe),
+    found = list(not_finite(recipe)) or [
+        *out_of_range(recipe),
+        *empty_text(recipe),
         *recipe.monitor.wandb.check(recipe.name),
         *_model(recipe),
         *_corpus(recipe),
@@ -90,80 +50,6 @@ def require_sound(recipe: Recipe, workers: int | None = None) -> None:
     if found:
         layout_only = all(problem.key.startswith("parallel.") for problem in found)
         raise (LayoutError if layout_only else RecipeError)("\n".join(str(problem) for problem in found))
-
-
-def _value(recipe: Recipe, key: str) -> object:
-    value: object = recipe
-    for part in key.split("."):
-        value = getattr(value, part)
-    return value
-
-
-def _not_finite(section: object, prefix: str = "") -> Iterator[Problem]:
-    """YAML knows .nan and .inf; no rule below sees that they are wrong, since a comparison with NaN is false."""
-    for field in fields(section):  # type: ignore[arg-type]
-        key, value = f"{prefix}{field.name}", getattr(section, field.name)
-        if is_dataclass(value):
-            yield from _not_finite(value, f"{key}.")
-        elif isinstance(value, float) and not math.isfinite(value):
-            yield Problem(key, value, "must be a finite number", f"its default is {field.default}")
-
-
-def _ranges(recipe: Recipe) -> Iterator[Problem]:
-    for keys, lowest in ((AT_LEAST_ONE, 1), (AT_LEAST_ZERO, 0)):
-        for key in keys:
-            value = _value(recipe, key)
-            if value is None or value < lowest:  # type: ignore[operator]
-                yield Problem(key, value, f"must be at least {lowest}", f"set {key}={lowest} or more")
-    for key in POSITIVE_OR_NULL:
-        value = _value(recipe, key)
-        if value is not None and value <= 0:  # type: ignore[operator]
-            yield Problem(key, value, "must be above 0", f"set {key} to a positive number or to null")
-    if not 0 < recipe.data.validation_fraction < 1:
-        yield Problem(
-            "data.validation_fraction", recipe.data.validation_fraction, "must be between 0 and 1", "use 0.05"
-        )
-    if not 0 <= recipe.model.dropout < 1:
-        yield Problem("model.dropout", recipe.model.dropout, "must be in [0, 1)", "use 0 or 0.1")
-    if not 0 <= recipe.moe.expert_dropout < 1:
-        yield Problem(
-            "moe.expert_dropout", recipe.moe.expert_dropout, "must be in [0, 1)", "Switch fine-tunes with 0.4"
-        )
-    if recipe.model.init_scale <= 0:
-        yield Problem("model.init_scale", recipe.model.init_scale, "must be above 0", "Switch uses 0.1")
-    threads = recipe.job.threads
-    if threads is not None and threads > MOST_THREADS:
-        yield Problem(
-            "job.threads", threads, f"must be at most {MOST_THREADS}", "leave it out to use all cores"
-        )
-    if not SHORTEST_HANG_S <= recipe.job.hang_s <= recipe.job.timeout_s:
-        yield Problem(
-            "job.hang_s",
-            recipe.job.hang_s,
-            f"must be at least {SHORTEST_HANG_S:g}, as a worker tells every second where it is, and at most "
-            f"job.timeout_s={recipe.job.timeout_s:g}, after which a collective fails without knowing who hangs",
-            "its default is 60; raise job.timeout_s for longer ones",
-        )
-    if not _names_a_folder(recipe.name):
-        yield Problem(
-            "name", repr(recipe.name), "must be usable as a folder's name", "use letters, digits and dashes"
-        )
-
-
-def _empty_text(section: object, prefix: str = "") -> Iterator[Problem]:
-    """What `key=$VARIABLE` leaves of a variable that is not set."""
-    for field in fields(section):  # type: ignore[arg-type]
-        key, value = f"{prefix}{field.name}", getattr(section, field.name)
-        if is_dataclass(value):
-            yield from _empty_text(value, f"{key}.")
-        elif value == "" and field.default != "" and key != "name":
-            default = "null" if field.default is None else field.default
-            yield Problem(key, "''", "is empty", f"set it, or leave it out for its default, {default}")
-
-
-def _names_a_folder(name: str) -> bool:
-    short = 0 < len(name.encode()) <= LONGEST_NAME_BYTES
-    return short and name.isprintable() and "/" not in name and not name.startswith(".")
 
 
 def _model(recipe: Recipe) -> Iterator[Problem]:
@@ -248,7 +134,7 @@ def _callbacks(recipe: Recipe) -> Iterator[Problem]:
 def _kinds(recipe: Recipe) -> Iterator[Problem]:
     equal = list(with_equal_layers(recipe))
     for place in REGISTRY:
-        config = _value(recipe, place)
+        config = attrgetter(place)(recipe)
         assert isinstance(config, KindConfig)
         of_layers = equal if place.startswith("moe.") else [recipe]
         yield from {str(problem): problem for each in of_layers for problem in config.check(each)}.values()
