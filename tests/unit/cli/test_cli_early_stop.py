@@ -6,34 +6,21 @@ import random
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 from small_run import environment
+from worker_process import PATHS
+from worker_process import in_a_process as in_a_bare_process
 
 from moe_cluster.contract import request_stop
 
-ROOT = Path(__file__).parents[3]
-PATHS = [str(ROOT), str(ROOT / "cluster")]
-
-
-def in_a_process(body: str, run_dir: Path, **variables: str) -> "subprocess.CompletedProcess[str]":
-    """Run the lines of `body` inside a Process of attempt 1 of `run_dir`."""
-    lines = "\n".join(f"    {line}" for line in body.splitlines())
-    code = (
-        f"import sys; sys.path[:0] = {PATHS!r}\n"
-        "import fcntl, os, signal, subprocess, threading, time\nfrom pathlib import Path\n"
-        "from moe_train.process import Process\n"
-        "def soon(number=signal.SIGTERM): threading.Timer(0.3, os.kill, (os.getpid(), number)).start()\n"
-        f"with Process.of_worker(Path({str(run_dir)!r}), os.environ) as process:\n{lines}\n"
-    )
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, **variables},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+BEFORE = (
+    "import fcntl, signal, subprocess, threading, time\n"
+    "def soon(number=signal.SIGTERM): threading.Timer(0.3, os.kill, (os.getpid(), number)).start()"
+)
+in_a_process = partial(in_a_bare_process, before=BEFORE)
 
 
 def error_file(run_dir: Path) -> Path:

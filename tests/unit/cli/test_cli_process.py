@@ -6,9 +6,11 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
+from worker_process import in_a_process as in_a_bare_process
 
 from moe_train.errors import DataError
 from moe_train.process import Process
@@ -16,20 +18,7 @@ from moe_train.process import Process
 ROOT = Path(__file__).parents[3]
 
 
-def in_a_process(body: str, run_dir: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
-    """Run `body` inside a Process of attempt 1 of `run_dir`."""
-    code = (
-        f"import os, sys; sys.path[:0] = {[str(ROOT), str(ROOT / 'cluster')]!r}\n"
-        "import logging, signal, warnings\nfrom pathlib import Path\nfrom moe_train.process import Process\n"
-        f"with Process.of_worker(Path({str(run_dir)!r}), os.environ) as process:\n    {body}\n"
-    )
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+in_a_process = partial(in_a_bare_process, before="import logging, signal, warnings")
 
 
 def test_an_error_is_recorded_and_becomes_an_exit_code(tmp_path: Path) -> None:
