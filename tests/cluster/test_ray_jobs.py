@@ -91,7 +91,8 @@ def _repaired(cluster: RayCluster) -> Iterator[None]:
 def test_representative_a_run_on_two_nodes_ends_well(undisturbed: RayRun, table: Scenarios) -> None:
     assert "\x1b" not in undisturbed.output
     assert not re.search(r"^\(\w* ?pid=", undisturbed.output, re.MULTILINE)
-    assert "\nlearning 300 tokens" in undisturbed.output
+    # These lines are rank 0's. The node that takes the cache's lock first builds the entry, and the other waits for it.
+    assert re.search(r"^(learning 300 tokens|waiting for another process)", undisturbed.output, re.MULTILINE)
     assert undisturbed.attempts == 1
     assert undisturbed.workers_of(1) == 2
     assert {undisturbed.status()["step"], undisturbed.step} == {STEPS}
