@@ -268,7 +268,7 @@ def _told(attempt: Attempt, outcome: Outcome, environment: Mapping[str, str]) ->
 def _thread_settings(recipe: Recipe, environment: Mapping[str, str]) -> dict[str, str]:
     """OpenMP's settings for a worker. How many threads, if neither the recipe nor the user says it, is decided where
     its cores are known: on its node. By default threads spin at barriers, which on cores that others use too makes a
-    step several times slower (docs/log.md); a short spin costs nothing on free ones."""
+    step several times slower (notes/log.md); a short spin costs nothing on free ones."""
     spin = {"GOMP_SPINCOUNT": environment.get("GOMP_SPINCOUNT", "1000")}
     threads = recipe.job.threads or environment.get("OMP_NUM_THREADS")
     return spin | ({"OMP_NUM_THREADS": str(threads)} if threads else {})

@@ -29,7 +29,7 @@ from moe_train.errors import MoETrainError
 from moe_train.model.count import count
 
 DOCS = ROOT / "docs"
-RESULTS = DOCS / "reproductions" / "results"
+RESULTS = ROOT / "tools" / "reproduction" / "results"
 REHEARSAL_STEPS = 4
 
 
@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         "--jobs", type=int, choices=range(1, 65), default=2, metavar="N", help="runs at a time (default: 2)"
     )
     parser.add_argument(
-        "--results", type=Path, default=RESULTS, metavar="DIR", help="default: docs/reproductions/results"
+        "--results", type=Path, default=RESULTS, metavar="DIR", help="default: tools/reproduction/results"
     )
     parser.add_argument(
         "--rehearse", action="store_true", help="4 steps a run, one seed, results thrown away"

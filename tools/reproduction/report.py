@@ -13,7 +13,7 @@ from reproduction.verdict import STANDARD_ERRORS, Judgement, Outcome, judge, sum
 
 INTRODUCTION = """# Reproductions
 
-Written by `python tools/reproduce.py report` from the files of [reproductions/results](reproductions/results); not to
+Written by `python tools/reproduce.py report` from the files of [tools/reproduction/results](../tools/reproduction/results); not to
 be edited. Claims of the papers, tried at a size that two CPU cores manage: a decoder of four layers of width 64 on
 2.5 million tokens of Python source (claim 7: an encoder-decoder on sentence pairs). Such a run shows signs and
 mechanisms, not the papers' figures; where its budget shows nothing, the table says so, and negative results stand as

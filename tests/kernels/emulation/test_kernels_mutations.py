@@ -1,6 +1,6 @@
 """Every synchronisation of the kernels is needed, and the tests would notice if one were missing.
 
-The fast set tries three mutants. `make sanitizer` tries all and writes docs/mutants.md.
+The fast set tries three mutants. `make sanitizer` tries all and writes tests/kernels/mutants.md.
 """
 
 import datetime
@@ -12,7 +12,7 @@ import mutations
 import pytest
 from mutation_rules import Subject
 
-TABLE = Path(__file__).parents[3] / "docs" / "mutants.md"
+TABLE = Path(__file__).parents[1] / "mutants.md"
 REPRESENTATIVES = (
     "protocol.cuh: release to relaxed (1)",
     "layout.h: posts of one parity (1)",
