@@ -13,38 +13,39 @@ from reproduction.verdict import STANDARD_ERRORS, Judgement, Outcome, judge, sum
 
 INTRODUCTION = """# Reproductions
 
-Claims of the papers, tried at a size that two CPU cores can train: a decoder of four layers of width 64 on 2.5 million
-tokens of Python source (claim 7: an encoder-decoder on sentence pairs). Runs of this size show signs and mechanisms, not
-the papers' figures. Where the budget is too small to show an effect, the table says so, and negative results are kept.
+Claims of the papers, tried at a size that two CPU cores can train: a decoder of four layers of width 64 on 2.5
+million tokens of Python source (claim 7: an encoder-decoder on sentence pairs). Runs of this size show signs and
+mechanisms, not the papers' figures. Where the budget is too small to show an effect, the table says so, and
+negative results are kept.
 
 `python tools/reproduce.py report` writes this page from the files of
 [tools/reproduction/results](../tools/reproduction/results); do not edit it by hand.
 
-**Fixed before any run** (`tools/reproduction/`: base.yaml, arms.yaml, claims/): arms, seeds, budgets and the rule for
-every outcome. Later changes are listed with the claim. Unless an arm says otherwise, the arms of a claim share
-tokenizer, text and its order for each seed, tokens per step, optimizer, schedule, learning rate and number of passes; the
-learning rate is not tuned for any of them. Validation drops no tokens, and its loss has no auxiliary part. FLOPs are
-those of `moe_train/model/count.py`, forward and backward, with the experts that tokens actually used; runs compared at
-equal FLOPs differ by at most {tolerance:.0%}.
+**Fixed before any run** (`tools/reproduction/`: base.yaml, arms.yaml, claims/): arms, seeds, budgets and the rule
+for every outcome. Later changes are listed with the claim. Unless an arm says otherwise, the arms of a claim share
+tokenizer, text and its order for each seed, tokens per step, optimizer, schedule, learning rate and number of
+passes; the learning rate is not tuned for any of them. Validation drops no tokens, and its loss has no auxiliary
+part. FLOPs are those of `moe_train/model/count.py`, forward and backward, with the experts that tokens actually
+used; runs compared at equal FLOPs differ by at most {tolerance:.0%}.
 
-**Verdicts.** Arms are paired by seed. Let m be the mean of the paired differences and e its standard error (their sample
-standard deviation divided by the square root of their number). A difference of at most {errors:g} e is *no difference*.
-`is at most` and `is close to` are met if m plus {errors:g} e stays within the margin, contradicted if m minus {errors:g} e
-does not, and *undecided* in between. Each needs at least {seeds} seeds. The column {errors:g} e is the smallest difference
-that the budget could have shown.
+**Verdicts.** Arms are paired by seed. Let m be the mean of the paired differences and e its standard error (their
+sample standard deviation divided by the square root of their number). A difference of at most {errors:g} e is *no
+difference*. `is at most` and `is close to` are met if m plus {errors:g} e stays within the margin, contradicted if
+m minus {errors:g} e does not, and *undecided* in between. Each needs at least {seeds} seeds. The column {errors:g}
+e is the smallest difference that the budget could have shown.
 
-**Roles.** A claim holds here if all its rows with the role `assertion` are met, and in part if only some are. It does not
-hold if none is met and at least one is contradicted; if none is met and none is contradicted, there is no verdict. Rows
-with the role `beside` (ablations, mechanisms, premises) are judged but do not decide the verdict; a `figure` is not
-judged. Roles were assigned after the runs, with the outcomes known, under the rule that no verdict may improve: a row
-that is not met stays an assertion wherever the claim would look better without it. A row that was itself added after
-the runs says so.
+**Roles.** A claim holds here if all its rows with the role `assertion` are met, and in part if only some are. It
+does not hold if none is met and at least one is contradicted; if none is met and none is contradicted, there is no
+verdict. Rows with the role `beside` (ablations, mechanisms, premises) are judged but do not decide the verdict; a
+`figure` is not judged. Roles were assigned after the runs, with the outcomes known, under the rule that no verdict
+may improve: a row that is not met stays an assertion wherever the claim would look better without it. A row that
+was itself added after the runs says so.
 
-**Figures.** `loss`: validation loss in nats per token, mean over the last tenth of the run. `cv`, `max_violation` (max /
-mean - 1), `dead_fraction`, `top_share`: of the worst layer, loads summed over the last fifth of the training, before
-the capacity limit. `log_steps_to_same_loss`: ln of the ratio of the steps to the worse of two final losses; with
-`flops` or `cpu`, of those. `cpu_seconds`: of the whole run on one thread, start and validation included. Values are
-means and sample standard deviations over seeds."""
+**Figures.** `loss`: validation loss in nats per token, mean over the last tenth of the run. `cv`, `max_violation`
+(max / mean - 1), `dead_fraction`, `top_share`: of the worst layer, loads summed over the last fifth of the
+training, before the capacity limit. `log_steps_to_same_loss`: ln of the ratio of the steps to the worse of two
+final losses; with `flops` or `cpu`, of those. `cpu_seconds`: of the whole run on one thread, start and validation
+included. Values are means and sample standard deviations over seeds."""
 
 
 @dataclass(frozen=True)
