@@ -35,7 +35,6 @@ from moe_train.data.pair_loader import PairLoader, validation_pairs
 from moe_train.data.prepare import PreparedData, prepare
 from moe_train.data.tokenizer import Tokenizer
 from moe_train.decoding.translations import TranslationTest
-from moe_train.engines.engine import Engine
 from moe_train.errors import DataError, RunError, UsageError
 from moe_train.identity import is_same_run
 from moe_train.model.count import count
@@ -52,6 +51,7 @@ from moe_train.process import Process
 from moe_train.resumption import require_same_recipe
 from moe_train.run_folder import accept_recipe, mark_finished
 from moe_train.stability import Stability
+from moe_train.step.training_step import TrainingStep
 from moe_train.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -85,12 +85,13 @@ def _started(recipe: Recipe, run_dir: Path, resume: str, process: Process) -> tu
     with first_of_host(world, attempt_dir(run_dir, world.attempt)):
         data = prepare(recipe.data, cache_dir(world.cache), log.info)
     mesh = Mesh.build(ParallelPlan.of(world.size, recipe.parallel.data, recipe.parallel.expert), world)
-    engine = build("engine", recipe.engine, recipe=recipe, mesh=mesh, vocabulary=_vocabulary(recipe, data))
+    training_step = TrainingStep.build(recipe, mesh, _vocabulary(recipe, data))
+    engine = training_step.engine
     process.write_layout(_layout(mesh, engine.state()))
 
     checkpointer = Checkpointer(run_dir, recipe.checkpoint, world)
     found = None if resume == "never" else checkpointer.choose("latest" if resume == "auto" else int(resume))
-    trainer = _trainer(recipe, mesh, engine, data, checkpointer, run_dir, process)
+    trainer = _trainer(recipe, mesh, training_step, data, checkpointer, run_dir, process)
     meta = None
     if found is not None:
         _require_goes_on(found, recipe, data)
@@ -155,7 +156,7 @@ def _preflight(job: JobConfig, run_dir: Path, attempt: int, workers: Meeting) ->
 def _trainer(
     recipe: Recipe,
     mesh: Mesh,
-    engine: Engine,
+    training_step: TrainingStep,
     data: PreparedData,
     checkpointer: Checkpointer,
     run_dir: Path,
@@ -169,7 +170,7 @@ def _trainer(
     return Trainer(
         recipe=recipe,
         mesh=mesh,
-        engine=engine,
+        training_step=training_step,
         loader=_loader(recipe, data),
         validation=_validation(recipe, data, mesh, recipe.data.validation_sequences),
         checkpointer=checkpointer,

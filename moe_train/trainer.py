@@ -19,7 +19,7 @@ from moe_train.data.batch import Batch
 from moe_train.data.loader import Loader
 from moe_train.data.pair_loader import PairLoader
 from moe_train.decoding.translations import TranslationTest
-from moe_train.engines.engine import Engine
+from moe_train.decoding.translator import Translator
 from moe_train.errors import TrainingError
 from moe_train.monitor.load import LoadWindow
 from moe_train.parallel.memory_use import memory_bytes
@@ -27,6 +27,7 @@ from moe_train.parallel.plan import Mesh
 from moe_train.progress import CHECKPOINT, TRANSLATING, VALIDATING
 from moe_train.results import StepResult
 from moe_train.stability import Setback, Stability
+from moe_train.step.training_step import TrainingStep
 
 AFTER_ERROR_S = 10.0
 """How long a worker that ends with an error waits for a save in progress: without the others there may be no end."""
@@ -59,7 +60,7 @@ class Trainer:
 
     recipe: Recipe
     mesh: Mesh
-    engine: Engine
+    training_step: TrainingStep
     loader: Loader | PairLoader
     validation: list[Batch]
     checkpointer: Checkpointer
@@ -135,7 +136,7 @@ class Trainer:
         place = self.step + self.stability.counts.passed_over
         batches = self.loader.batch(place, self.mesh.data_rank, plan.data, self.recipe.data.micro_batch)
         try:
-            result = self.engine.step(
+            result = self.training_step.update(
                 [batch.to(device) for batch in batches], self.step, self.watch.stop_requested
             )
         except TrainingError as error:
@@ -165,11 +166,12 @@ class Trainer:
 
     def _validate(self) -> None:
         with self.watch.during(VALIDATING):
-            loss = self.engine.evaluate(self._told(self.validation), self.step)
+            loss = self.training_step.evaluate(self._told(self.validation), self.step)
         scores: dict[str, float] = {}
         if self.translation:
+            translator = Translator(self.training_step.forward, self.mesh.world)
             with self.watch.during(TRANSLATING):
-                scores = self.translation.scores(self.engine, self.step)
+                scores = self.translation.scores(translator, self.step)
         self.callbacks.on_row({**self._where(), "validation_loss": loss, **scores})
 
     def _told(self, batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -188,7 +190,7 @@ class Trainer:
             "stability": self.stability.state_dict(),
         }
         with self.watch.during(CHECKPOINT):
-            self.checkpointer.save(self.step, self.engine.state(), meta)
+            self.checkpointer.save(self.step, self.training_step.engine.state(), meta)
         self._saved_step = self.step
 
     def _tell_commits(self) -> None:
@@ -210,7 +212,9 @@ class Trainer:
         if counts.rollbacks >= config.rollback_limit:
             self._give_up(setback, f"stability.rollback_limit={config.rollback_limit} is reached")
         with self.watch.during(CHECKPOINT):
-            meta = self.checkpointer.roll_back(self.stability.newest_healthy(setback), self.engine.state())
+            meta = self.checkpointer.roll_back(
+                self.stability.newest_healthy(setback), self.training_step.engine.state()
+            )
         if meta is None:
             if setback.must_go_back:
                 self._give_up(setback, "there is no checkpoint from before")

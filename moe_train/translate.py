@@ -23,8 +23,11 @@ from moe_train.data.prepare import prepare
 from moe_train.data.tokenizer import PAD_ID, Tokenizer
 from moe_train.decoding.scores import scores
 from moe_train.decoding.translations import TranslationTest
+from moe_train.decoding.translator import Translator
 from moe_train.engines.engine import Engine
 from moe_train.errors import CheckpointError, DataError, UsageError
+from moe_train.model.forward import Forward
+from moe_train.model.transformer import Model
 from moe_train.moe.routing import Vocabulary
 from moe_train.monitor.run import find_run
 from moe_train.parallel.plan import Mesh, ParallelPlan
@@ -58,20 +61,21 @@ def main(argv: Sequence[str]) -> int:
     world = replace(World.from_env(recipe.job.device), attempt=newest_attempt(run_dir))
     tokenizer: Tokenizer = build("data.tokenizer", recipe.data.tokenizer)
     tokenizer.load(run_dir / "tokenizer.json")
-    engine, found = _trained(recipe, run_dir, options.step, world)
+    model, found = _trained(recipe, run_dir, options.step, world)
+    translator = Translator(Forward(model, recipe), world)
     if options.file is None:
-        _translate_validation(recipe, engine, found, tokenizer, world)
+        _translate_validation(recipe, translator, found, tokenizer, world)
     else:
         for batch in _batches(_lines(options.file), tokenizer, recipe.data.sequence_length):
             test = TranslationTest([batch.to(world.device)], tokenizer, world)
-            for pair in test.translations(engine, found.step):
+            for pair in test.translations(translator, found.step):
                 # A line for each line: a model that has learned little may write line breaks.
                 print(" ".join(pair.hypothesis.splitlines()), flush=True)
     return 0
 
 
-def _trained(recipe: Recipe, run_dir: Path, step: int | None, world: World) -> tuple[Engine, Found]:
-    """An engine with the weights of a checkpoint: of `step`, or the newest."""
+def _trained(recipe: Recipe, run_dir: Path, step: int | None, world: World) -> tuple[Model, Found]:
+    """Returns a model with the weights of a checkpoint: of `step`, or the newest."""
     engine: Engine = build(
         "engine",
         recipe.engine,
@@ -84,11 +88,11 @@ def _trained(recipe: Recipe, run_dir: Path, step: int | None, world: World) -> t
     if found is None:
         raise CheckpointError(f"{run_dir}: holds no checkpoint yet; wait for the first, or train the run")
     checkpoints.load(found, engine.state())
-    return engine, found
+    return engine.model, found
 
 
 def _translate_validation(
-    recipe: Recipe, engine: Engine, found: Found, tokenizer: Tokenizer, world: World
+    recipe: Recipe, translator: Translator, found: Found, tokenizer: Tokenizer, world: World
 ) -> None:
     """Print source, translation and reference of the validation pairs, then both scores."""
     data = prepare(recipe.data, cache_dir(world.cache), lambda sentence: print(sentence, file=sys.stderr))
@@ -106,7 +110,7 @@ def _translate_validation(
         SENTENCES_AT_ONCE,
     )
     pairs = TranslationTest([batch.to(world.device) for batch in batches], tokenizer, world).translations(
-        engine, found.step
+        translator, found.step
     )
     for pair in pairs:
         print(f"source       {pair.source}\ntranslation  {pair.hypothesis}\nreference    {pair.reference}\n")

@@ -14,7 +14,6 @@ from moe_train.callbacks.callback import Callback
 from moe_train.callbacks.group import CallbackGroup
 from moe_train.checkpoint.checkpointer import Checkpointer
 from moe_train.checkpoint.lineage import record_start
-from moe_train.config.registry import build
 from moe_train.config.schema import Recipe, experts_of_layers
 from moe_train.data.batch import Batch
 from moe_train.monitor.load import LoadWindow
@@ -22,6 +21,7 @@ from moe_train.monitor.recent import bucket_steps
 from moe_train.parallel.plan import Mesh, ParallelPlan
 from moe_train.parallel.world import World
 from moe_train.stability import Stability
+from moe_train.step.training_step import TrainingStep
 from moe_train.trainer import Trainer
 
 COMMON = (
@@ -111,7 +111,7 @@ def make(
     trainer = Trainer(
         recipe=recipe,
         mesh=mesh,
-        engine=build("engine", recipe.engine, recipe=recipe, mesh=mesh, vocabulary=vocabulary(recipe)),
+        training_step=TrainingStep.build(recipe, mesh, vocabulary(recipe)),
         loader=loader,
         validation=loader.batch(10_000, world.rank, world.size, None),
         checkpointer=checkpointer,
@@ -123,7 +123,7 @@ def make(
     )
     found = checkpointer.choose("latest")
     if found is not None:
-        trainer.restore(checkpointer.load(found, trainer.engine.state()))
+        trainer.restore(checkpointer.load(found, trainer.training_step.engine.state()))
     if world.is_main:
         record_start(run_dir, world.attempt, found.origin if found else None)
     world.barrier()
@@ -132,7 +132,7 @@ def make(
 
 def bits(trainer: Trainer) -> dict[str, Tensor]:
     """Copies of all that a checkpoint holds of this rank: parameters, moments, buffers."""
-    return {name: shard.data.clone() for name, shard in trainer.engine.state().items()}
+    return {name: shard.data.clone() for name, shard in trainer.training_step.engine.state().items()}
 
 
 def same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:

@@ -24,7 +24,6 @@ from moe_cluster.output import run_main
 from moe_train.callbacks.jsonl import encode_row
 from moe_train.config.kinds.data import BPEConfig
 from moe_train.config.load import load_recipe
-from moe_train.config.registry import build
 from moe_train.config.schema import DataConfig, ModelConfig, MoEConfig, Recipe, experts_of_layers, moe_layers
 from moe_train.data.batch import Batch
 from moe_train.monitor.load import LoadWindow
@@ -33,6 +32,7 @@ from moe_train.parallel.host_memory import keep_freed_memory
 from moe_train.parallel.plan import Mesh, ParallelPlan
 from moe_train.parallel.world import World
 from moe_train.results import StepResult
+from moe_train.step.training_step import TrainingStep
 
 LOG_EVERY = (1, 10)
 
@@ -77,7 +77,7 @@ def measure(name: str, recipe: Recipe, rounds: int) -> list[Row]:
     """A row for each of LOG_EVERY: medians over `rounds` steps, one more before them not counted."""
     world = World(rank=0, size=1, local_rank=0, attempt=1, device=torch.device("cpu"))
     mesh = Mesh.build(ParallelPlan.of(1, None, 1), world)
-    engine = build("engine", recipe.engine, recipe=recipe, mesh=mesh)
+    training_step = TrainingStep.build(recipe, mesh)
     window = LoadWindow(experts_of_layers(recipe), world.device, bucket_steps(recipe))
     probabilities = torch.rand(
         recipe.data.global_batch * recipe.data.sequence_length, recipe.moe.num_experts
@@ -86,7 +86,8 @@ def measure(name: str, recipe: Recipe, rounds: int) -> list[Row]:
     with tempfile.TemporaryFile("wb", buffering=0) as file:
         for step in range(rounds + 1):
             result = _timed(
-                taken["step"], lambda step=step: engine.step([random_batch(recipe, step)], step, False)
+                taken["step"],
+                lambda step=step: training_step.update([random_batch(recipe, step)], step, False),
             )
             for part, work in {
                 "entropy": lambda: [-torch.dot(probabilities, probabilities) for _ in moe_layers(recipe)],

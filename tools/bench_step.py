@@ -50,6 +50,7 @@ from moe_train.parallel.plan import Mesh, ParallelPlan
 from moe_train.parallel.world import World
 from moe_train.random import RandomStream
 from moe_train.results import MoEStats
+from moe_train.step.training_step import TrainingStep
 
 SYSTEMS = ("moe_train", "deepspeed_capacity", "deepspeed_dropless")
 SEQUENCE_LENGTH = 128
@@ -217,13 +218,13 @@ def _batch(recipe: Recipe, world: World, step: int) -> Batch:
 
 def _our_step(recipe: Recipe, world: World) -> Callable[[], Stats]:
     mesh = Mesh.build(ParallelPlan.of(world.size, None, recipe.parallel.expert), world)
-    engine = build("engine", recipe.engine, recipe=recipe, mesh=mesh)
+    training_step = TrainingStep.build(recipe, mesh)
     batches = [_batch(recipe, world, step) for step in range(4)]
     done = 0
 
     def step() -> Stats:
         nonlocal done
-        result = engine.step([batches[done % 4]], done, False)
+        result = training_step.update([batches[done % 4]], done, False)
         done += 1
         return result.stats[0]
 

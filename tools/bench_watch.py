@@ -22,11 +22,11 @@ from measurement import Row, add_output_options, peak_memory_gib, report
 
 from moe_cluster.output import run_main
 from moe_train.config.load import load_recipe
-from moe_train.config.registry import build
 from moe_train.parallel.host_memory import keep_freed_memory
 from moe_train.parallel.plan import Mesh, ParallelPlan
 from moe_train.parallel.world import World
 from moe_train.process import Process
+from moe_train.step.training_step import TrainingStep
 
 
 def main() -> None:
@@ -52,17 +52,17 @@ def measure(seconds: float, sequences: int) -> Row:
     recipe = load_recipe("switch/tiny", [f"data.global_batch={sequences}"])
     world = World(rank=0, size=1, local_rank=0, attempt=1, device=torch.device("cpu"))
     mesh = Mesh.build(ParallelPlan.of(1, None, 1), world)
-    engine = build("engine", recipe.engine, recipe=recipe, mesh=mesh)
+    training_step = TrainingStep.build(recipe, mesh)
     steps: list[float] = []
     beats: list[float] = []
     with tempfile.TemporaryDirectory() as folder, Process(Path(folder), attempt=1, rank=0) as process:
         process.progress.expect(recipe.job.hang_s, recipe.job.timeout_s)
-        engine.step([random_batch(recipe, 0)], 0, False)
+        training_step.update([random_batch(recipe, 0)], 0, False)
         clock = _clock_of("heartbeat")
         began, used = time.perf_counter(), time.clock_gettime(clock)
         while time.perf_counter() - began < seconds:
             start = time.perf_counter()
-            engine.step([random_batch(recipe, len(steps) + 1)], len(steps) + 1, False)
+            training_step.update([random_batch(recipe, len(steps) + 1)], len(steps) + 1, False)
             middle = time.perf_counter()
             process.beat(len(steps) + 1)
             beats.append(time.perf_counter() - middle)

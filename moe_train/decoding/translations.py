@@ -2,23 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
-
-from jaxtyping import Int
-from torch import Tensor
 
 from moe_train.data.batch import IGNORED, Batch
 from moe_train.data.tokenizer import EOS_ID, Tokenizer
 from moe_train.decoding.scores import scores
+from moe_train.decoding.translator import Translator
 from moe_train.parallel.world import World
-
-
-class Translator(Protocol):
-    """What translates a batch: an engine."""
-
-    def translate(self, batch: Batch, step: int) -> Int[Tensor, "B N"]:
-        """A translation of every source, ended by `<eos>`, after `step` updates. Collective."""
-        ...
 
 
 @dataclass(frozen=True)

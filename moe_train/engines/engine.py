@@ -1,31 +1,59 @@
-"""What a trainer asks of an engine: updates, validation, and a state that any layout can read."""
+"""What a training step asks of an engine: a distributed model, its gradients, their norm, an update, and its state.
 
-from collections.abc import Iterable, Sequence
+What a step means (passes, losses, what is skipped) is in `moe_train/step/`, once for all engines.
+"""
+
+from collections.abc import Mapping
 from typing import Protocol
 
-from jaxtyping import Int
 from torch import Tensor
 
-from moe_train.checkpoint.layout import ShardedState
-from moe_train.data.batch import Batch
-from moe_train.results import StepResult
+from moe_train.checkpoint.layout import Shard, ShardedState
+from moe_train.model.transformer import Model
 
 
 class Engine(Protocol):
-    """Built as `Engine(config, recipe=, mesh=, vocabulary=)`. All methods but `state` are collective."""
+    """Built as `Engine(config, recipe=, mesh=, vocabulary=)`.
 
-    def step(self, batches: Sequence[Batch], step: int, stop_requested: bool) -> StepResult:
-        """One update from this rank's microbatches; `step` counts the updates already made."""
+    An update calls `clear_gradients`, `backward` for each microbatch, `reduce`, and `update` unless it is skipped.
+    """
+
+    @property
+    def model(self) -> Model:
+        """The model as this rank runs it; a call is collective."""
         ...
 
-    def evaluate(self, batches: Iterable[Batch], step: int) -> float:
-        """Mean task loss over all ranks' batches after `step` updates, in nats per token, without any randomness."""
+    @property
+    def shards(self) -> Mapping[str, Shard]:
+        """This rank's part of every parameter, by global name."""
         ...
 
-    def translate(self, batch: Batch, step: int) -> Int[Tensor, "B N"]:
-        """A translation of every source of an encoder-decoder's batch, ended by `<eos>`, which fills the rest."""
+    def clear_gradients(self) -> None:
+        """Drops the gradients of the update before."""
+        ...
+
+    def backward(self, loss: Tensor, is_last: bool) -> None:
+        """Adds the gradients of `loss`, a part of this rank's mean loss. Collective.
+
+        With the `is_last` part of an update the gradients are those of the mean over ranks.
+        """
+        ...
+
+    def reduce(self, values: Tensor) -> tuple[float, list[float]]:
+        """Returns the global norm of the gradients, every element counted once, and the sums of `values` over ranks.
+
+        Collective. Together, because an engine that computes the norm itself sends both in one reduction.
+        """
+        ...
+
+    def update(self, lr: float, norm: float) -> None:
+        """Clips the gradients, whose global norm is `norm`, and updates the parameters. Collective."""
+        ...
+
+    def forget(self, name: str) -> None:
+        """Resets the optimizer's state of one parameter to that before the first update."""
         ...
 
     def state(self) -> ShardedState:
-        """Parameters, buffers and optimizer state as local boxes of global tensors; loading writes into them."""
+        """Returns parameters, buffers and optimizer state as boxes of global tensors; loading writes into them."""
         ...

@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from moe_train.config.registry import build
 from moe_train.config.schema import Recipe
-from moe_train.engines.native import NativeEngine
+from moe_train.engines.engine import Engine
 from moe_train.parallel.plan import Mesh, ParallelPlan
 from moe_train.parallel.world import World
 from moe_train.results import MoEStats, padded_loads
+from moe_train.step.training_step import TrainingStep
 
 STEPS = 5
 
@@ -66,11 +66,11 @@ class WholeExpertsWatch(TorchDispatchMode):
         return out
 
 
-def tiny_engine(world: World, *overrides: str) -> tuple[Recipe, NativeEngine]:
-    """The engine of the tiny model on this rank."""
+def tiny_step(world: World, *overrides: str) -> tuple[Recipe, TrainingStep]:
+    """The training step of the tiny model on this rank."""
     recipe = tiny_recipe(*overrides)
     mesh = Mesh.build(ParallelPlan.of(world.size, recipe.parallel.data, recipe.parallel.expert), world)
-    return recipe, build("engine", recipe.engine, recipe=recipe, mesh=mesh, vocabulary=vocabulary(recipe))
+    return recipe, TrainingStep.build(recipe, mesh, vocabulary(recipe))
 
 
 def train_under_watch(world: World, *overrides: str) -> tuple["LayoutRun", list[tuple[int, ...]]]:
@@ -82,17 +82,18 @@ def train_under_watch(world: World, *overrides: str) -> tuple["LayoutRun", list[
 
 def losses_around_a_load(world: World, *overrides: str) -> tuple[float, float]:
     """Validation loss before and after zeros are written into every local parameter, as loading would."""
-    recipe, engine = tiny_engine(world, *overrides)
+    recipe, training_step = tiny_step(world, *overrides)
     batches = share_of(global_batch(recipe, 0), world.rank, world.size)
-    before = engine.evaluate(batches, 0)
-    for shard in engine.shards.values():
+    before = training_step.evaluate(batches, 0)
+    for shard in training_step.engine.shards.values():
         shard.data.zero_()
-    return before, engine.evaluate(batches, 1)
+    return before, training_step.evaluate(batches, 1)
 
 
 def train(world: World, *overrides: str) -> LayoutRun:
     """Five updates of the tiny model and one validation pass."""
-    recipe, engine = tiny_engine(world, *overrides)
+    recipe, training_step = tiny_step(world, *overrides)
+    engine = training_step.engine
     gradients: dict[str, Box] = {}
     step_of_gradients = 1 if recipe.moe.router.kind == "base" else 0
 
@@ -104,7 +105,7 @@ def train(world: World, *overrides: str) -> LayoutRun:
     run = LayoutRun([], [], [], [], [], [], [], 0.0, gradients, {}, {})
     for step in range(STEPS):
         batches = share_of(global_batch(recipe, step), world.rank, world.size, recipe.data.micro_batch)
-        result = engine.step(batches, step, False)
+        result = training_step.update(batches, step, False)
         run.losses.append(mean(world, result.loss))
         run.auxiliary.append({name: mean(world, loss) for name, loss in result.losses.items()})
         run.norms.append(result.grad_norm)
@@ -114,7 +115,7 @@ def train(world: World, *overrides: str) -> LayoutRun:
         run.top_probabilities.append(world.sum(over_microbatches(result.stats, "router_top_probability")))
     validation = global_batch(recipe, 99)
     share = share_of(validation, world.rank, world.size, recipe.data.micro_batch)
-    run.validation = engine.evaluate(share, STEPS)
+    run.validation = training_step.evaluate(share, STEPS)
     run.parameters = boxes(engine, engine.locals)
     run.allocated = {name: allocated_bytes(parameter) for name, parameter in engine.model.named_parameters()}
     return run
@@ -124,7 +125,8 @@ def balanced_update(
     world: World, is_padded: bool, *overrides: str
 ) -> tuple[dict[str, float], dict[str, Box], float]:
     """One update and a validation pass over batches that not all ranks have: losses, gradients, validation loss."""
-    recipe, engine = tiny_engine(world, *overrides)
+    recipe, training_step = tiny_step(world, *overrides)
+    engine = training_step.engine
     gradients: dict[str, Box] = {}
     engine.optimizer.register_step_pre_hook(
         lambda *_: gradients.update(
@@ -133,12 +135,12 @@ def balanced_update(
     )
     batch = global_batch(recipe, 0)
     share = share_of(padded(batch) if is_padded else batch, world.rank, world.size, recipe.data.micro_batch)
-    result = engine.step(share, 0, False)
+    result = training_step.update(share, 0, False)
     losses = {name: mean(world, loss) for name, loss in result.losses.items()}
-    return losses, gradients, engine.evaluate(share_of(batch, world.rank, world.size), 1)
+    return losses, gradients, training_step.evaluate(share_of(batch, world.rank, world.size), 1)
 
 
-def boxes(engine: NativeEngine, tensors: dict[str, Tensor | None]) -> dict[str, Box]:
+def boxes(engine: Engine, tensors: dict[str, Tensor | None]) -> dict[str, Box]:
     """Copies of local tensors, with their places."""
     return {
         name: Box(shard.global_shape, shard.offsets, tensors[name].detach().clone(), shard.is_expert)

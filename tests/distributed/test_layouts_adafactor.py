@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from gloo_workers import run_workers
-from layout_run import STEPS, LayoutRun, gathered, tiny_engine, train
+from layout_run import STEPS, LayoutRun, gathered, tiny_step, train
 from test_layouts import one_process
-from test_resharding import global_tensors, save_engine
+from test_resharding import global_tensors, save_state
 from tiny_model import global_batch, share_of
 
 from moe_train.checkpoint.checkpointer import Checkpointer
@@ -30,12 +30,12 @@ EVERY = [(2, 2), (4, 1), (4, 2), (4, 4)]
 
 
 def train_save_and_resume(world: World, run_dir: Path, *overrides: str) -> tuple[LayoutRun, bool]:
-    """A run; and whether another engine that goes on from its checkpoint of step 3 comes to the same bits."""
+    """A run; and whether another one that goes on from its checkpoint of step 3 comes to the same bits."""
     whole = train(world, *overrides)
-    recipe, first = tiny_engine(world, *overrides)
+    recipe, first = tiny_step(world, *overrides)
     run_steps(first, world, 0, SAVED_AT)
-    save_engine(world, run_dir, recipe, first)
-    _, second = tiny_engine(world, "seed=1", *overrides)
+    save_state(world, run_dir, recipe, first)
+    _, second = tiny_step(world, "seed=1", *overrides)
     checkpointer = Checkpointer(run_dir, recipe.checkpoint, replace(world, attempt=2))
     found = checkpointer.choose("latest")
     assert found is not None
@@ -46,20 +46,22 @@ def train_save_and_resume(world: World, run_dir: Path, *overrides: str) -> tuple
     return whole, same
 
 
-def run_steps(engine, world: World, first: int, end: int) -> None:
+def run_steps(training_step, world: World, first: int, end: int) -> None:
     for step in range(first, end):
-        engine.step(share_of(global_batch(engine.recipe, step), world.rank, world.size), step, False)
+        training_step.update(
+            share_of(global_batch(training_step.recipe, step), world.rank, world.size), step, False
+        )
 
 
 def load_here(run_dir: Path, copy_dir: Path) -> None:
     """Load the checkpoint on one worker, and save what arrived."""
     world = World(0, 1, 0, 2, torch.device("cpu"))
-    recipe, engine = tiny_engine(world, "seed=1", *ADAFACTOR)
+    recipe, training_step = tiny_step(world, "seed=1", *ADAFACTOR)
     checkpointer = Checkpointer(run_dir, recipe.checkpoint, world)
     found = checkpointer.choose("latest")
     assert found is not None
-    checkpointer.load(found, engine.state())
-    save_engine(world, copy_dir, recipe, engine)
+    checkpointer.load(found, training_step.engine.state())
+    save_state(world, copy_dir, recipe, training_step)
 
 
 def check(tmp_path: Path, workers: int, expert: int) -> None:

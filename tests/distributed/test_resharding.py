@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from gloo_workers import run_workers
-from layout_run import tiny_engine
+from layout_run import tiny_step
 from safetensors.torch import load_file
 from tiny_model import global_batch, share_of
 from torch import Tensor
@@ -23,30 +23,32 @@ ADAMW = ("optim.kind=adamw", "optim.lr=1e-2")
 
 def train_and_save(world: World, run_dir: Path, expert: int) -> None:
     """A few updates with AdamW, then a checkpoint; layers have 4 and 8 experts."""
-    recipe, engine = tiny_engine(world, f"parallel.expert={expert}", *PYRAMID, *ADAMW)
+    recipe, training_step = tiny_step(world, f"parallel.expert={expert}", *PYRAMID, *ADAMW)
     for step in range(STEPS):
-        engine.step(share_of(global_batch(recipe, step), world.rank, world.size), step, stop_requested=False)
-    save_engine(world, run_dir, recipe, engine)
+        training_step.update(
+            share_of(global_batch(recipe, step), world.rank, world.size), step, stop_requested=False
+        )
+    save_state(world, run_dir, recipe, training_step)
 
 
 def load_and_save(world: World, run_dir: Path, copy_dir: Path, expert: int) -> None:
     """Load the newest checkpoint of `run_dir` on this layout and write what arrived to `copy_dir`."""
-    recipe, engine = tiny_engine(world, f"parallel.expert={expert}", "seed=1", *PYRAMID, *ADAMW)
+    recipe, training_step = tiny_step(world, f"parallel.expert={expert}", "seed=1", *PYRAMID, *ADAMW)
     later = replace(world, attempt=2)
     checkpointer = Checkpointer(run_dir, recipe.checkpoint, later)
     found = checkpointer.choose("latest")
     assert found is not None
-    assert checkpointer.load(found, engine.state())["step"] == STEPS
-    save_engine(world, copy_dir, recipe, engine)
+    assert checkpointer.load(found, training_step.engine.state())["step"] == STEPS
+    save_state(world, copy_dir, recipe, training_step)
 
 
-def save_engine(world, run_dir, recipe, engine) -> None:
+def save_state(world, run_dir, recipe, training_step) -> None:
     """Write the checkpoint of step 3 of a run that begins with this attempt."""
     if world.is_main:
         record_start(run_dir, world.attempt, None)
     world.barrier()
     checkpointer = Checkpointer(run_dir, recipe.checkpoint, world)
-    checkpointer.save(STEPS, engine.state(), {})
+    checkpointer.save(STEPS, training_step.engine.state(), {})
     checkpointer.wait()
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 from gloo_workers import run_workers
-from layout_run import tiny_engine
+from layout_run import tiny_step
 from poisoned_run import COMMON, ROLLBACK, bits, make, same_bits
 from tiny_model import global_batch, share_of
 
@@ -15,17 +15,17 @@ LAYOUT = ("parallel.expert=2", "moe.router.kind=deepseek", "moe.router.k=1", "mo
 
 def leave_out(world: World) -> tuple[bool, bool, float]:
     """An update in which the last rank alone gets an infinite gradient; was it left out, and did anything change?"""
-    recipe, engine = tiny_engine(world, *LAYOUT, "optim.kind=adamw", "stability.skip_non_finite=true")
-    engine.step(share_of(global_batch(recipe, 0), world.rank, world.size), 0, False)
-    before = {name: shard.data.clone() for name, shard in engine.state().items()}
+    recipe, training_step = tiny_step(world, *LAYOUT, "optim.kind=adamw", "stability.skip_non_finite=true")
+    training_step.update(share_of(global_batch(recipe, 0), world.rank, world.size), 0, False)
+    before = {name: shard.data.clone() for name, shard in training_step.engine.state().items()}
 
     def hook(module, inputs, output):
         if world.rank == world.size - 1:
             output.register_hook(lambda grad: grad * torch.inf)
 
-    engine.model.norm.register_forward_hook(hook)
-    result = engine.step(share_of(global_batch(recipe, 1), world.rank, world.size), 1, False)
-    after = {name: shard.data for name, shard in engine.state().items()}
+    training_step.engine.model.norm.register_forward_hook(hook)
+    result = training_step.update(share_of(global_batch(recipe, 1), world.rank, world.size), 1, False)
+    after = {name: shard.data for name, shard in training_step.engine.state().items()}
     return result.is_skipped, same_bits(before, after), result.mean_loss
 
 

@@ -85,7 +85,7 @@ def test_too_many_updates_left_out_in_a_row_go_back_too(tmp_path):
     def spoil(step: int) -> None:
         if step == 16 and not rows.events("rollback"):
             with torch.no_grad():
-                trainer.engine.shards["norm.weight"].data.fill_(torch.nan)
+                trainer.training_step.engine.shards["norm.weight"].data.fill_(torch.nan)
 
     trainer.watch.beat = spoil
     assert trainer.fit() == 0

@@ -27,44 +27,44 @@ def read_record(run_dir: Path) -> dict[str, Any]:
 
 
 def main(arguments: list[str]) -> int:
-    """Harm the engine, then be `moe-train`."""
+    """Harms the training step, then runs `moe-train`."""
     from moe_train import cli
-    from moe_train.engines.native import NativeEngine
+    from moe_train.step.training_step import TrainingStep
 
     kind, *command = arguments
     run_dir = Path(command[command.index("--run-dir") + 1])
-    NativeEngine.step = {"nan": with_nan, "ascent": with_ascent}[kind](NativeEngine.step, run_dir)  # type: ignore[method-assign]
+    TrainingStep.update = {"nan": with_nan, "ascent": with_ascent}[kind](TrainingStep.update, run_dir)  # type: ignore[method-assign]
     return cli.main(command)
 
 
-def with_nan(step: Callable, run_dir: Path) -> Callable:
-    """An engine's `step` with one gradient that is not a number; afterwards it says whether a bit has changed."""
+def with_nan(update: Callable, run_dir: Path) -> Callable:
+    """Returns an `update` with one gradient that is not a number, which then records whether a bit has changed."""
 
-    def poisoned(engine, batches, number, *rest):
+    def poisoned(training_step, batches, number, *rest):
         if number != FIRST_BATCH:
-            return step(engine, batches, number, *rest)
-        before = _digest(engine)
-        parameter = next(iter(engine.parameters.values()))
+            return update(training_step, batches, number, *rest)
+        before = _digest(training_step.engine)
+        parameter = next(iter(training_step.engine.parameters.values()))
         hook = parameter.register_hook(lambda gradient: gradient * float("nan"))
         try:
-            return step(engine, batches, number, *rest)
+            return update(training_step, batches, number, *rest)
         finally:
             hook.remove()
-            (run_dir / RECORD).write_text(json.dumps({"bit_equal": _digest(engine) == before}))
+            (run_dir / RECORD).write_text(json.dumps({"bit_equal": _digest(training_step.engine) == before}))
 
     return poisoned
 
 
-def with_ascent(step: Callable, run_dir: Path) -> Callable:
-    """An engine's `step` that climbs at some batches."""
+def with_ascent(update: Callable, run_dir: Path) -> Callable:
+    """Returns an `update` that climbs at some batches."""
 
-    def poisoned(engine, batches, number, *rest):
-        batch = int(batches[0].sequence_ids[0]) // engine.recipe.data.global_batch
+    def poisoned(training_step, batches, number, *rest):
+        batch = int(batches[0].sequence_ids[0]) // training_step.recipe.data.global_batch
         if not FIRST_BATCH <= batch < FIRST_BATCH + NUM_ASCENTS:
-            return step(engine, batches, number, *rest)
-        hook = engine.optimizer.register_step_pre_hook(_turn_gradients)
+            return update(training_step, batches, number, *rest)
+        hook = training_step.engine.optimizer.register_step_pre_hook(_turn_gradients)
         try:
-            return step(engine, batches, number, *rest)
+            return update(training_step, batches, number, *rest)
         finally:
             hook.remove()
 

@@ -9,8 +9,7 @@ from threaded_ranks import one_rank
 from tiny_model import global_batch, one_worker, share_of, tiny_recipe
 from torch import Tensor
 
-from moe_train.config.registry import build
-from moe_train.engines.native import NativeEngine
+from moe_train.step.training_step import TrainingStep
 
 PHASE, MASK, EXPERTS = 3, 0.25, 8
 DIVERSIFIED = (
@@ -26,29 +25,29 @@ ADAMW = ("optim.kind=adamw", "optim.lr=1e-2")
 """With its weight decay of 0.1."""
 
 
-def engine(*overrides: str) -> NativeEngine:
+def training_step(*overrides: str) -> TrainingStep:
     recipe = tiny_recipe(*DIVERSIFIED, *overrides)
-    return build("engine", recipe.engine, recipe=recipe, mesh=one_worker())
+    return TrainingStep.build(recipe, one_worker())
 
 
-def update(made: NativeEngine, steps: range) -> list[Tensor]:
+def update(made: TrainingStep, steps: range) -> list[Tensor]:
     """The loads [L, E] of each of the updates."""
     loads = []
     for step in steps:
-        result = made.step(share_of(global_batch(made.recipe, step), 0, 1), step, False)
+        result = made.update(share_of(global_batch(made.recipe, step), 0, 1), step, False)
         loads.append(torch.stack([layer.load for layer in result.stats[0]]))
     return loads
 
 
-def experts(made: NativeEngine) -> dict[str, Tensor]:
-    return {name: shard.data.clone() for name, shard in made.shards.items() if shard.is_expert}
+def experts(made: TrainingStep) -> dict[str, Tensor]:
+    return {name: shard.data.clone() for name, shard in made.engine.shards.items() if shard.is_expert}
 
 
 def spawned(*overrides: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The experts just before the copies are made, and just after. The last update changes no weight."""
-    made = engine(*overrides, "optim.lr=0")
+    made = training_step(*overrides, "optim.lr=0")
     with torch.no_grad():
-        for name, shard in made.shards.items():
+        for name, shard in made.engine.shards.items():
             shard.data.copy_(
                 torch.randn(shard.data.shape, generator=torch.Generator().manual_seed(len(name)))
             )
@@ -59,7 +58,7 @@ def spawned(*overrides: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 
 def test_until_the_phase_ends_only_the_first_expert_learns():
-    made = engine()
+    made = training_step()
     initial = experts(made)
     for load in update(made, range(PHASE - 1)):
         assert load[:, 0].tolist() == [8 * 16] * 2
@@ -101,52 +100,52 @@ def test_the_weights_of_idle_experts_do_not_matter():
     """Whatever the others were, and whatever weight decay did to them, the run is the same."""
     runs = []
     for factor in (1.0, -7.0):
-        made = engine(*ADAMW)
-        for shard in made.shards.values():
+        made = training_step(*ADAMW)
+        for shard in made.engine.shards.values():
             if shard.is_expert:
                 shard.data[1:] *= factor
         update(made, range(PHASE + 2))
-        runs.append({name: shard.data.clone() for name, shard in made.state().items()})
+        runs.append({name: shard.data.clone() for name, shard in made.engine.state().items()})
     assert same_bits(*runs)
 
 
 def test_what_the_optimizer_knows_of_experts_and_gate_begins_anew():
-    made = engine(*ADAMW)
+    made = training_step(*ADAMW)
     update(made, range(PHASE))
-    for name, shard in made.shards.items():
-        state = made.optimizer.state[shard.data]
+    for name, shard in made.engine.shards.items():
+        state = made.engine.optimizer.state[shard.data]
         begun = ".experts." in name or ".router." in name
         assert state["step"].item() == (0 if begun else PHASE), name
         for moment in ("exp_avg", "exp_avg_sq"):
             assert (state[moment] == 0).all().item() == begun, (name, moment)
     update(made, range(PHASE, PHASE + 1))
-    assert {state["step"].item() for state in made.optimizer.state.values()} == {1, PHASE + 1}
+    assert {state["step"].item() for state in made.engine.optimizer.state.values()} == {1, PHASE + 1}
 
 
 @pytest.mark.parametrize("optimizer", [(), ADAMW, ("optim.kind=adafactor", "optim.lr=1e-2")], ids=str)
 def test_after_the_phase_all_experts_have_tokens_and_the_loss_goes_on_falling(optimizer):
-    made = engine(*optimizer)
+    made = training_step(*optimizer)
     loads = update(made, range(PHASE + 3))
     assert (loads[PHASE] == 8 * 16).all(), "at first all experts have all tokens"
     losses = [made.evaluate([global_batch(made.recipe, 0)], PHASE + 3)]
     for step in range(PHASE + 3, PHASE + 13):
-        made.step([global_batch(made.recipe, 0)], step, False)
+        made.update([global_batch(made.recipe, 0)], step, False)
     losses.append(made.evaluate([global_batch(made.recipe, 0)], PHASE + 13))
     assert losses[1] < losses[0] - 0.1
 
 
 def test_copies_are_made_even_if_the_last_update_of_the_phase_is_left_out():
-    made = engine("stability.skip_non_finite=true")
+    made = training_step("stability.skip_non_finite=true")
     update(made, range(PHASE - 1))
-    norm = made.shards["norm.weight"].data
+    norm = made.engine.shards["norm.weight"].data
     healthy, norm[0] = norm[0].clone(), math.inf
     before = experts(made)
-    result = made.step([global_batch(made.recipe, 0)], PHASE - 1, False)
+    result = made.update([global_batch(made.recipe, 0)], PHASE - 1, False)
     assert result.is_skipped
     for name, now in experts(made).items():
         assert ((now == before[name][0]) | (now == 0)).all(), name
     norm[0] = healthy
-    assert math.isfinite(made.step([global_batch(made.recipe, 1)], PHASE, False).grad_norm)
+    assert math.isfinite(made.update([global_batch(made.recipe, 1)], PHASE, False).grad_norm)
 
 
 WHOLE_RUN = (*DIVERSIFIED, "moe.router.decay_steps=4", "moe.router.hard_step=8", "checkpoint.every=6")

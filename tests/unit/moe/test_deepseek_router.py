@@ -7,8 +7,8 @@ import torch
 from tiny_model import context, gate, global_batch, normal, one_worker, share_of, tiny_recipe
 
 from moe_train.config.kinds.router import DeepSeekRouterConfig
-from moe_train.config.registry import build
 from moe_train.config.schema import Recipe
+from moe_train.step.training_step import TrainingStep
 
 T, E = 32, 8
 
@@ -150,13 +150,14 @@ def test_updates_even_out_the_loads_of_fixed_scores():
 
 def test_the_bias_follows_training_is_saved_and_stands_still_in_validation():
     recipe = tiny_recipe("moe.router.kind=deepseek", "moe.shared_experts=1")
-    engine = build("engine", recipe.engine, recipe=recipe, mesh=one_worker())
+    training_step = TrainingStep.build(recipe, one_worker())
+    engine = training_step.engine
     biases = [layer.feedforward.router.bias for layer in engine.model.layers]
     assert all(torch.equal(bias, torch.zeros(8)) for bias in biases)
     batch = global_batch(recipe, 0)
-    engine.evaluate([batch], 0)
+    training_step.evaluate([batch], 0)
     assert all(torch.equal(bias, torch.zeros(8)) for bias in biases)
-    result = engine.step(share_of(batch, 0, 1, 4), 0, False)
+    result = training_step.update(share_of(batch, 0, 1, 4), 0, False)
     for layer, bias in enumerate(biases):
         load = sum(micro[layer].load for micro in result.stats)
         torch.testing.assert_close(bias, 0.001 * torch.sign(load.double().mean() - load).float())

@@ -7,8 +7,7 @@ import torch
 from poisoned_run import same_bits
 from tiny_model import global_batch, one_worker, share_of, tiny_recipe
 
-from moe_train.config.registry import build
-from moe_train.engines.native import NativeEngine
+from moe_train.step.training_step import TrainingStep
 
 OPTIMIZERS = [
     ("optim.kind=adamw", "optim.lr=1e-2"),
@@ -20,14 +19,15 @@ DEEPSEEK = ("moe.router.kind=deepseek", "moe.router.k=1", "moe.capacity_factor=n
 
 
 class Run:
-    """An engine, seen as its state."""
+    """A training step, seen as the state of its engine."""
 
     def __init__(self, *overrides: str) -> None:
         recipe = tiny_recipe("stability.skip_non_finite=true", *overrides)
-        self.engine: NativeEngine = build("engine", recipe.engine, recipe=recipe, mesh=one_worker())
+        self.training_step = TrainingStep.build(recipe, one_worker())
 
     def step(self, step: int):
-        return self.engine.step(share_of(global_batch(self.engine.recipe, step), 0, 1), step, False)
+        batches = share_of(global_batch(self.training_step.recipe, step), 0, 1)
+        return self.training_step.update(batches, step, False)
 
     def spoiled_step(self, step: int, value: float, from_forward: bool):
         """A step in which the last norm's output, or only its gradient, is not finite for one token."""
@@ -43,13 +43,13 @@ class Run:
             output.register_hook(spoil)
             return None
 
-        handle = self.engine.model.norm.register_forward_hook(hook)
+        handle = self.training_step.engine.model.norm.register_forward_hook(hook)
         result = self.step(step)
         handle.remove()
         return result
 
     def bits(self) -> dict[str, torch.Tensor]:
-        return {name: shard.data.clone() for name, shard in self.engine.state().items()}
+        return {name: shard.data.clone() for name, shard in self.training_step.engine.state().items()}
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda optimizer: optimizer[0])

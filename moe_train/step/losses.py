@@ -1,0 +1,123 @@
+"""The losses of one update: all passes over this rank's microbatches, and the backward pass of each.
+
+A total is the objective's loss plus the auxiliary losses of every MoE layer in every pass, each times its coefficient.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from moe_train.data.batch import Batch
+from moe_train.model.forward import Forward
+from moe_train.moe.policy import rewarded, token_losses
+from moe_train.moe.whole_batch import batch_sums, of_whole_batch, watched_over_batch
+from moe_train.objectives.objective import Objective, TrainingLoss
+from moe_train.parallel.world import World
+from moe_train.results import MoEStats
+
+Backward = Callable[[Tensor, bool], None]
+"""Takes a part of the rank's mean loss, and whether it is the update's last."""
+
+
+@dataclass(frozen=True)
+class UpdateLosses:
+    """What one update's passes gave on this rank, without gradient."""
+
+    of_batches: list[TrainingLoss] = field(default_factory=list)
+    """Of each microbatch."""
+    stats: Sequence[tuple[MoEStats, ...]] = ()
+    """Per microbatch and pass, per MoE layer."""
+
+    def means(self) -> tuple[Float[Tensor, ""], Mapping[str, Float[Tensor, ""]]]:
+        """Returns means over microbatches (and passes): the task loss, and each other loss, summed over layers."""
+        others: dict[str, Tensor] = {}
+
+        def add(name: str, loss: Tensor) -> None:
+            others[name] = others.get(name, torch.zeros_like(loss)) + loss
+
+        for of_batch in self.of_batches:
+            for name, part in of_batch.parts.items():
+                add(name, part / len(self.of_batches))
+        for layers in self.stats:
+            for layer in layers:
+                for name, auxiliary in layer.losses.items():
+                    add(name, auxiliary / len(self.stats))
+        return torch.stack([of_batch.task for of_batch in self.of_batches]).mean(), others
+
+
+@dataclass(frozen=True)
+class LossPasses:
+    """Runs the passes of updates."""
+
+    forward: Forward
+    objective: Objective
+    num_passes: int
+    learns_from_batch: bool
+    """A router has a loss of the global batch as one set of tokens, with a coefficient."""
+    world: World
+
+    def run(self, batches: Sequence[Batch], step: int, backward: Backward) -> UpdateLosses:
+        """Calls `backward` once for each microbatch. Collective."""
+        shares = len(batches) * self.world.size
+        sums = self._batch_sums(batches, step) if len(batches) > 1 and self.learns_from_batch else None
+        losses: list[TrainingLoss] = []
+        stats: list[tuple[MoEStats, ...]] = []
+        for index, batch in enumerate(batches):
+            passes = [
+                _rewarded(*self.forward(batch, step, number), batch) for number in range(self.num_passes)
+            ]
+            if len(batches) == 1 < shares:
+                sums = batch_sums(self.world, [layers for _, layers in passes], self.num_passes)
+            if sums is not None:
+                passes = [
+                    (logits, of_whole_batch(layers, of_pass, shares))
+                    for (logits, layers), of_pass in zip(passes, sums, strict=True)
+                ]
+            loss = self.objective.training_loss([logits for logits, _ in passes], batch)
+            total = loss.total + sum(_auxiliary(layer) for _, layers in passes for layer in layers)
+            backward(total / len(batches), index == len(batches) - 1)
+            losses.append(loss.detached())
+            stats.extend(tuple(_detached(layer) for layer in layers) for _, layers in passes)
+        if sums is None and shares > 1:
+            stats = watched_over_batch(self.world, stats, self.num_passes)
+        return UpdateLosses(losses, tuple(stats))
+
+    @torch.no_grad()
+    def _batch_sums(self, batches: Sequence[Batch], step: int) -> Tensor:
+        """Returns the sums of the batch's losses, by a forward pass over every microbatch before any has a gradient.
+
+        Draws are functions of the step and the sequence, so these passes route as those with gradient do. Collective.
+        """
+        stats = [
+            self.forward(batch, step, number)[1] for batch in batches for number in range(self.num_passes)
+        ]
+        return batch_sums(self.world, stats, self.num_passes)
+
+
+def _rewarded(
+    logits: Tensor, layers: tuple[MoEStats, ...], batch: Batch
+) -> tuple[Tensor, tuple[MoEStats, ...]]:
+    """Returns a pass whose routers have their reward, where any learns by it."""
+    if all(layer.policy is None for layer in layers):
+        return logits, layers
+    losses = token_losses(logits, batch.targets)
+    return logits, tuple(rewarded(layer, losses) for layer in layers)
+
+
+def _auxiliary(stats: MoEStats) -> Tensor | int:
+    """Returns a layer's auxiliary losses, each times its coefficient."""
+    return sum(stats.coefficients[name] * loss for name, loss in stats.losses.items())
+
+
+def _detached(stats: MoEStats) -> MoEStats:
+    """Returns the same statistics without the graph behind the losses."""
+    return stats._replace(
+        router_entropy=stats.router_entropy.detach(),
+        losses={name: loss.detach() for name, loss in stats.losses.items()},
+        batch_losses={
+            name: part._replace(totals=part.totals.detach()) for name, part in stats.batch_losses.items()
+        },
+    )

@@ -1,0 +1,127 @@
+"""One update, whatever engine makes it: passes, losses, agreement of all ranks, skipping, routers that follow loads.
+
+The engine has the distributed model and the optimizer; what is done with them is written here, once. So engines cannot
+differ in what a step means, only in how they make it.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from moe_train.config.registry import build
+from moe_train.config.schema import Recipe
+from moe_train.data.batch import Batch
+from moe_train.distribute.expert import moe_layers_of
+from moe_train.distribute.spawn import spawn_experts
+from moe_train.engines.engine import Engine
+from moe_train.errors import TrainingError
+from moe_train.model.forward import Forward
+from moe_train.moe.routing import LoadRouter, Vocabulary
+from moe_train.parallel.gathered import free_gathered
+from moe_train.parallel.plan import Mesh
+from moe_train.results import MoEStats, StepResult, padded_loads
+from moe_train.step.losses import LossPasses
+
+
+class TrainingStep:
+    """Makes updates and validates, on one rank of several. All methods are collective."""
+
+    def __init__(self, recipe: Recipe, mesh: Mesh, engine: Engine) -> None:
+        self.recipe, self.mesh, self.engine = recipe, mesh, engine
+        self.forward = Forward(engine.model, recipe)
+        self.objective = build("objective", recipe.objective)
+        self.schedule = build("optim.schedule", recipe.optim.schedule, steps=recipe.steps)
+        self.routers = [layer.router for _, layer in moe_layers_of(engine.model)]
+        self.passes = LossPasses(
+            self.forward,
+            self.objective,
+            recipe.objective.num_passes,
+            learns_from_batch=recipe.moe.router.learns_from_batch and bool(self.routers),
+            world=mesh.world,
+        )
+
+    @classmethod
+    def build(cls, recipe: Recipe, mesh: Mesh, vocabulary: Vocabulary | None = None) -> "TrainingStep":
+        """Returns a step with the engine of the recipe; only tables of routers need the vocabulary."""
+        engine: Engine = build("engine", recipe.engine, recipe=recipe, mesh=mesh, vocabulary=vocabulary)
+        return cls(recipe, mesh, engine)
+
+    def update(self, batches: Sequence[Batch], step: int, stop_requested: bool) -> StepResult:
+        """Makes one update from this rank's microbatches; `step` counts the updates already made.
+
+        Raises TrainingError if the gradient is not finite and the recipe does not skip such updates.
+        """
+        self.engine.clear_gradients()
+        self.engine.model.train()
+        losses = self.passes.run(batches, step, self.engine.backward)
+        task, others = losses.means()
+        # Whether any rank was asked to stop rides on the reduction of the norm.
+        shared = torch.stack([task.double(), task.new_tensor(float(stop_requested)).double()])
+        norm, (loss_sum, stops) = self.engine.reduce(shared)
+        is_skipped = self._is_skipped(norm, step)
+        lr = self.recipe.optim.lr * self.schedule(step)
+        if not is_skipped:
+            self.engine.update(lr, norm)
+            self._follow_loads(losses.stats)
+        self._spawn_experts(step + 1)
+        return StepResult(
+            step=step + 1,
+            lr=lr,
+            grad_norm=norm,
+            loss=task,
+            losses=others,
+            stats=tuple(losses.stats),
+            tokens=self.recipe.data.global_batch * self.recipe.data.sequence_length,
+            passes=self.passes.num_passes,
+            stop=stops > 0,
+            mean_loss=loss_sum / self.mesh.world.size,
+            is_skipped=is_skipped,
+        )
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[Batch], step: int) -> float:
+        """Returns the mean task loss over all ranks' batches after `step` updates, in nats per token.
+
+        Nothing about it is random.
+        """
+        self.engine.model.eval()
+        total = torch.zeros(2, dtype=torch.float64, device=self.mesh.world.device)
+        for batch in batches:
+            logits, _ = self.forward(batch, step)
+            total += total.new_tensor([float(self.objective(logits, batch)), 1.0]) * batch.num_targets
+        free_gathered(self.engine.model)
+        loss, tokens = self.mesh.world.total(total)
+        return loss / tokens
+
+    def _is_skipped(self, norm: float, step: int) -> bool:
+        """Returns whether to skip an update for its gradient norm. Raises TrainingError where it may not be skipped."""
+        if math.isfinite(norm):
+            return False
+        if not self.recipe.stability.skip_non_finite:
+            raise TrainingError(
+                f"grad_norm={norm} at step {step + 1}: the loss or a gradient is not finite, and the update was not "
+                f"made; lower optim.lr={self.recipe.optim.lr}, lengthen optim.schedule.warmup_steps, or resume from an "
+                "earlier checkpoint with --resume STEP; stability.skip_non_finite=true skips such updates"
+            )
+        return True
+
+    @torch.no_grad()
+    def _follow_loads(self, stats: Sequence[tuple[MoEStats, ...]]) -> None:
+        """Gives routers that follow the loads those of the global batch: integers, so the same on every layout."""
+        following = [router for router in self.routers if isinstance(router, LoadRouter)]
+        if following:
+            # One kind of router serves all layers.
+            loads: Tensor = torch.stack([padded_loads(layers) for layers in stats]).sum(0)
+            for router, load, layer in zip(following, self.mesh.world.sum(loads), stats[0], strict=True):
+                router.after_update(load[: len(layer.load)])
+
+    def _spawn_experts(self, updates: int) -> None:
+        """Makes experts out of one where that is due after so many updates, even if the last one was skipped.
+
+        So it depends on the step alone, and what is validated and saved at that step has the copies.
+        """
+        engine = self.engine
+        for name in spawn_experts(engine.model, engine.shards, self.mesh, self.recipe.seed, updates):
+            engine.forget(name)
