@@ -25,13 +25,13 @@ from moe_cluster.contract import (
     attempt_dir,
     trainer_arguments,
 )
-from moe_cluster.elastic import with_threads
 from moe_cluster.errors import ClusterError
-from moe_cluster.first_cause import FirstCause, find_first_cause
 from moe_cluster.job import Attempt
 from moe_cluster.launcher import Outcome, launcher
+from moe_cluster.node.elastic import with_threads
 from moe_cluster.restarts import Restarts
 from moe_cluster.stop import StopRequest, stop_on_signals
+from moe_cluster.watch.first_cause import FirstCause, find_first_cause
 from moe_train.checkpoint.folder import CheckpointFolder
 from moe_train.checkpoint.lineage import has_started, last_number, newest_attempt
 from moe_train.config.check import problems, require_sound

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from moe_cluster.contract import attempt_dir
 from moe_cluster.errors import ClusterError, JobError
-from moe_cluster.node_check import check_node
-from moe_cluster.preflight import preflight
+from moe_cluster.node.check import check_node
+from moe_cluster.node.preflight import preflight
 from moe_train.callbacks.callback import Callback, RunInfo
 from moe_train.callbacks.console import Console
 from moe_train.callbacks.group import CallbackGroup, offered_callback

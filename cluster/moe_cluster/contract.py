@@ -28,8 +28,8 @@ Folders     DIR/attempts/K/rank-R/{log.txt,error.json,heartbeat.json,layout.json
             outcome.json is {exit_code, cause, rank, host, step, saved, time}: how the launcher saw the attempt end.
             saved: the step of the newest checkpoint by then, or null.
             lost.json is {job}: the cluster started this job again, whose last attempt this was (`restarts.py`).
-            bad-nodes.json is {time, nodes: {host: why}}: what the attempt's preflight found unfit (`bad_nodes.py`).
-            findings.jsonl has a line for each hang and straggler that the launcher saw (`findings.py`).
+            bad-nodes.json is {time, nodes: {host: why}}: nodes that the preflight found unfit (`node/bad_nodes.py`).
+            findings.jsonl has a line for each hang and straggler that the launcher saw (`watch/findings.py`).
             DIR/attempts/K/stop.json is {reason}: whoever writes it (`request_stop`) asks all workers of the attempt to
             stop, where no signal reaches them. An end.json (`request_end`) has them end at once, with FAILED; so
             has a DIR/attempts/K+1.

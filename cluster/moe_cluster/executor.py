@@ -15,9 +15,9 @@ from moe_cluster.errors import JobError
 from moe_cluster.job import JobSpec
 
 EXECUTORS: Mapping[str, str] = {
-    "local": "moe_cluster.local_executor:LocalExecutor",
-    "ray": "moe_cluster.ray_executor:RayExecutor",
-    "slurm": "moe_cluster.slurm_executor:SlurmExecutor",
+    "local": "moe_cluster.local.executor:LocalExecutor",
+    "ray": "moe_cluster.ray.executor:RayExecutor",
+    "slurm": "moe_cluster.slurm.executor:SlurmExecutor",
 }
 
 

@@ -12,14 +12,14 @@ from typing import Protocol, cast
 
 from moe_cluster.contract import DONE, PREEMPTED
 from moe_cluster.errors import JobError
-from moe_cluster.first_cause import FirstCause, find_first_cause, read_endings, was_preempted
 from moe_cluster.job import Attempt
 from moe_cluster.stop import StopRequest
+from moe_cluster.watch.first_cause import FirstCause, find_first_cause, read_endings, was_preempted
 
 LAUNCHERS: Mapping[str, str] = {
-    "local": "moe_cluster.local:LocalLauncher",
-    "ray": "moe_cluster.ray_launcher:RayLauncher",
-    "slurm": "moe_cluster.slurm_launcher:SlurmLauncher",
+    "local": "moe_cluster.local.launcher:LocalLauncher",
+    "ray": "moe_cluster.ray.launcher:RayLauncher",
+    "slurm": "moe_cluster.slurm.launcher:SlurmLauncher",
 }
 
 
@@ -51,7 +51,7 @@ class Launcher(Protocol):
         self, run_dir: Path, allowed: Sequence[int], stop: StopRequest, say: Callable[[str], None]
     ) -> int | None:
         """How many workers the next attempt at the run in `run_dir` gets: one of `allowed`, ascending, as many as there
-        is room for now on nodes that earlier attempts have not found unfit (`bad_nodes.py`).
+        is room for now on nodes that earlier attempts have not found unfit (`node/bad_nodes.py`).
 
         Waits where there is no room yet; None if it was asked to stop meanwhile. Raises ClusterError if there will be
         no room.

@@ -112,6 +112,13 @@ def interface_of(address: str) -> str:
     return next((name for _, name in socket.if_nameindex() if address_of(name) == address), "")
 
 
+def free_port(address: str) -> int:
+    """A port of an address of this host that nobody has; the moment until somebody takes it is not guarded."""
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+        probe.bind((address, 0))
+        return int(probe.getsockname()[1])
+
+
 def children(parent: int) -> set[int]:
     """Ids of the processes whose parent is `parent`, zombies included."""
     found = set()

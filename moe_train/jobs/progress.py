@@ -7,11 +7,11 @@ from typing import Any
 
 from moe_cluster import records
 from moe_cluster.atomic import has_no_room
-from moe_cluster.bad_nodes import left_out
 from moe_cluster.contract import attempt_dir
 from moe_cluster.executor import JobStatus
-from moe_cluster.findings import recorded
+from moe_cluster.node.bad_nodes import left_out
 from moe_cluster.records import JobRecord
+from moe_cluster.watch.findings import recorded
 from moe_train.checkpoint.folder import CheckpointFolder
 from moe_train.checkpoint.lineage import count_attempts, newest_attempt
 from moe_train.config.schema import Recipe

@@ -15,7 +15,7 @@ from slurm_jobs import SlurmTerminal
 
 from moe_cluster.executor import JobState
 from moe_cluster.job import JobSpec, Resources
-from moe_cluster.slurm_executor import SlurmExecutor
+from moe_cluster.slurm.executor import SlurmExecutor
 
 pytestmark = pytest.mark.cluster
 SLURM = ("--cluster", "slurm")

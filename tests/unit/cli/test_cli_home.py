@@ -10,7 +10,7 @@ import pytest
 from conftest import require_tool, skip_or_fail
 from small_run import Command
 
-from moe_cluster.ray_rest import authorization
+from moe_cluster.ray.rest import authorization
 from moe_cluster.sites import sites_file
 from moe_kernels.build import cache_folder
 from moe_kernels.errors import KernelError

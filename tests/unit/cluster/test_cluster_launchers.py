@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from moe_cluster.contract import HEARTBEAT_FILE, rank_dir
-from moe_cluster.elastic import forward_stop, with_threads
 from moe_cluster.job import Attempt
 from moe_cluster.launcher import LAUNCHERS, Launcher
+from moe_cluster.node.elastic import forward_stop, with_threads
 
 
 @pytest.mark.parametrize("method", ["choose_workers", "run", "command"])

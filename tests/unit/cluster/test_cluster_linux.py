@@ -3,12 +3,15 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from moe_cluster.linux import catches, children, is_alive
+import pytest
+
+from moe_cluster.linux import catches, children, free_port, is_alive
 
 CLUSTER = str(Path(__file__).parents[3] / "cluster")
 HEADER = f"import os, subprocess, sys; sys.path.insert(0, {CLUSTER!r}); from moe_cluster.linux import *\n"
@@ -91,3 +94,14 @@ def test_a_process_whose_name_is_no_text_is_a_process_like_others(tmp_path):
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_a_free_port_can_be_listened_at(address: str) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        socket.create_server((address, 0), family=family).close()
+    except OSError:
+        pytest.skip(f"this host has no {address}")
+    with socket.create_server((address, free_port(address)), family=family) as listener:
+        assert listener.getsockname()[0] == address

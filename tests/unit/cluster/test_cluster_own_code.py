@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from small_run import lay_traps
 
-from moe_cluster import local_executor
-from moe_cluster.elastic import elastic_command
 from moe_cluster.job import Attempt, JobSpec
-from moe_cluster.node import Share
+from moe_cluster.local.executor import LocalExecutor
+from moe_cluster.node.elastic import elastic_command
 from moe_cluster.own_code import module_command, package_folders, with_own_code
-from moe_cluster.ray_workers import passed_on
+from moe_cluster.ray.workers import passed_on
+from moe_cluster.slurm.node import Share
 
 ROOT = Path(__file__).parents[3]
 SOURCES = [
@@ -35,7 +35,7 @@ def shadow(tmp_path: Path) -> Path:
 
 
 def test_a_module_of_the_working_directory_takes_no_place_of_ours(shadow: Path) -> None:
-    command = module_command("moe_cluster.health", "--json", "--run-dir", str(shadow))
+    command = module_command("moe_cluster.node.health", "--json", "--run-dir", str(shadow))
     environment = with_own_code(os.environ)
     ended = subprocess.run(command, cwd=shadow, env=environment, capture_output=True, text=True, check=True)
     assert "host" in json.loads(ended.stdout)
@@ -93,9 +93,9 @@ def test_the_commands_of_launchers_leave_the_working_directory_out() -> None:
     assert elastic[elastic.index("--no-python") :] == [
         *("--no-python", sys.executable, "-u", "-P", "-m", "moe_train.worker", "recipe.yaml")
     ]
-    assert Share(("node1",), 1234, (2,)).command(attempt)[1:4] == ["-P", "-m", "moe_cluster.node"]
+    assert Share(("node1",), 1234, (2,)).command(attempt)[1:4] == ["-P", "-m", "moe_cluster.slurm.node"]
     job = JobSpec("small", Path("/runs/a"), ("run", "a.yaml"))
-    assert " -P -m moe_train.cli run a.yaml " in local_executor.LocalExecutor({}).render(job)
+    assert " -P -m moe_train.cli run a.yaml " in LocalExecutor({}).render(job)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from moe_cluster import bad_nodes
 from moe_cluster.contract import DONE, FAILED, PREEMPTED
+from moe_cluster.node import bad_nodes
 from moe_cluster.restarts import LONGEST_WAIT_S, Restarts, lost_attempts, record_loss, stops_in_vain
 
 

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from moe_cluster import bad_nodes
 from moe_cluster.contract import attempt_dir
-from moe_cluster.findings import Straggler, record
+from moe_cluster.node import bad_nodes
+from moe_cluster.watch.findings import Straggler, record
 from moe_train.config.schema import Recipe
 from moe_train.jobs.progress import read_progress
 from moe_train.run_folder import RunFolder

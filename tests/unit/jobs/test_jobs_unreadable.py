@@ -10,10 +10,10 @@ import pytest
 from conftest import require_tool
 from small_run import Command
 
-from moe_cluster import findings
 from moe_cluster.contract import attempt_dir
 from moe_cluster.errors import ClusterError
 from moe_cluster.tail import lines_of
+from moe_cluster.watch import findings
 from moe_train.config.schema import Recipe
 from moe_train.jobs.progress import read_progress
 from moe_train.run_folder import RunFolder

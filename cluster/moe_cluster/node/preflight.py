@@ -1,0 +1,257 @@
+"""A short test by all workers of several nodes before they build anything: who reaches whom, how fast, on what nodes.
+
+A network that lets some pairs of ranks talk and others not makes the first collective hang and names nobody. Here each
+rank connects to each other one and tells through the store, which all must reach anyway. Rank 0 draws the conclusion
+and every rank is told the same; no collective runs. What nodes are like comes along (`health.py`).
+"""
+
+import json
+import os
+import socket
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Protocol
+
+from moe_cluster.contract import attempt_dir
+from moe_cluster.errors import ClusterError, JobError
+from moe_cluster.linux import address_of
+from moe_cluster.node import health
+from moe_cluster.node.bad_nodes import own_name
+from moe_cluster.node.check import fatal_among, write_down
+from moe_cluster.node.health_rules import problems
+from moe_cluster.node.links import Listener, answer_at, mib_per_s
+
+CONNECT_S = 5.0
+"""A connection that takes longer is one that cannot be made."""
+PROBE_MIB, PROBE_S = 4, 30.0
+MOST_PAIRED = 64
+"""With more ranks than this each connects to those with its own local rank only: one of each node."""
+SLOW = 0.25
+"""Of the median link; a slower one is told."""
+SHOWN = 8
+
+
+class Store(Protocol):
+    """What is used of torch.distributed's stores."""
+
+    def set(self, key: str, value: str) -> None: ...
+    def get(self, key: str) -> bytes: ...
+    def wait(self, keys: list[str], timeout: timedelta) -> None: ...
+
+
+@dataclass(frozen=True)
+class Card:
+    """Where a rank can be found."""
+
+    rank: int
+    local_rank: int
+    host: str
+    address: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} on {self.host}"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a rank found out."""
+
+    unreachable: dict[int, str] = field(default_factory=dict)
+    """Rank -> why it could not be reached."""
+    mib_per_s: float | None = None
+    """To the next node; None: not this rank's task, or not reached."""
+    health: str | None = None
+    """JSON of this rank's node; None: another rank tells."""
+
+
+def preflight(
+    store: Store,
+    rank: int,
+    size: int,
+    local_rank: int,
+    run_dir: Path,
+    attempt: int,
+    timeout_s: float,
+    say: Callable[[str], None],
+    address: str | None = None,
+) -> None:
+    """Test the ways between all ranks; every rank calls it. Rank 0's `say` is told what is worth knowing.
+
+    `timeout_s`: how long a rank that does not come is waited for. `address`: where this rank listens; None: where gloo
+    will. Raises ClusterError, on every rank, with all pairs that cannot talk and all that is wrong with nodes; those
+    that another attempt should do without are written down first. Raises JobError if another attempt would be no
+    better: only the versions differ.
+    """
+    address = address or listening_address()
+    with Listener(address, rank) as listener:
+        card = Card(rank, local_rank, own_name(), address, listener.port)
+        cards = [Card(**content) for content in _exchange(store, "card", asdict(card), size, rank, timeout_s)]
+        seen = _look(card, cards, run_dir)
+        patience_s = timeout_s + 2 * CONNECT_S + PROBE_S
+        everything = [
+            Seen(**_as_seen(content))
+            for content in _exchange(store, "seen", asdict(seen), size, rank, patience_s)
+        ]
+    unreached = _unreached(cards, everything)
+    reports = [health.read(seen.health) for seen in everything if seen.health is not None]
+    fatal = fatal_among(problems(reports), say if rank == 0 else _nobody)
+    bad = {problem.host: problem.why for problem in fatal if problem.host}
+    if host := _cut_off(cards, everything):
+        bad.setdefault(host, "no other node can talk to it, and all others can talk to each other")
+    if bad and rank == 0:
+        write_down(attempt_dir(run_dir, attempt), bad)
+    if faults := [*unreached, *map(str, fatal)]:
+        raise (ClusterError if unreached or bad else JobError)("\n".join(faults))
+    if rank == 0:
+        for sentence in _speeds(cards, everything):
+            say(sentence)
+
+
+def listening_address() -> str:
+    """The address at which gloo will listen: that of GLOO_SOCKET_IFNAME, or the one of this host's own name."""
+    interface = os.environ.get("GLOO_SOCKET_IFNAME", "").partition(",")[0]
+    found = address_of(interface) if interface else None
+    if found is not None:
+        return found
+    try:
+        return str(socket.getaddrinfo(socket.gethostname(), 0, type=socket.SOCK_STREAM)[0][4][0])
+    except OSError:
+        return "127.0.0.1"
+
+
+def peers(card: Card, cards: Sequence[Card]) -> list[Card]:
+    """Whom a rank connects to."""
+    others = [other for other in cards if other.rank != card.rank]
+    if len(cards) <= MOST_PAIRED:
+        return others
+    return [other for other in others if other.local_rank == card.local_rank]
+
+
+def _exchange(
+    store: Store, name: str, mine: Mapping[str, Any], size: int, rank: int, timeout_s: float
+) -> list[dict[str, Any]]:
+    """What all ranks told, in their order. Rank 0 collects, so that the store is asked O(ranks) times in all."""
+    store.set(f"{name}/{rank}", json.dumps(mine))
+    if rank == 0:
+        store.set(f"{name}s", json.dumps(_collected(store, name, size, timeout_s)))
+    try:
+        # Rank 0 waits for the slowest, and only then tells who is missing.
+        store.wait([f"{name}s"], timedelta(seconds=2 * timeout_s))
+    except Exception as error:  # a store has no error class of its own
+        raise ClusterError(f"rank 0 did not say who is there ({_first_line(error)}); read its log") from None
+    told = json.loads(store.get(f"{name}s"))
+    if "missing" in told:
+        raise ClusterError(told["missing"])
+    return list(told["all"])
+
+
+def _collected(store: Store, name: str, size: int, timeout_s: float) -> dict[str, Any]:
+    found: list[dict[str, Any]] = []
+    missing: list[int] = []
+    for rank in range(size):
+        try:
+            store.wait([f"{name}/{rank}"], timedelta(seconds=timeout_s if not missing else 0.1))
+            found.append(json.loads(store.get(f"{name}/{rank}")))
+        except Exception:  # a store has no error class of its own
+            missing.append(rank)
+    if not missing:
+        return {"all": found}
+    ranks = ", ".join(map(str, missing))
+    return {
+        "missing": f"rank {ranks} did not come to the preflight in {timeout_s:.0f} s, {len(found)} of {size} did; "
+        "read launcher.log of the attempt, and look at the nodes that it should run on"
+    }
+
+
+def _look(card: Card, cards: Sequence[Card], run_dir: Path) -> Seen:
+    with ThreadPoolExecutor(16) as pool:
+        whys = pool.map(_why_unreachable, others := peers(card, cards))
+        unreachable = {other.rank: why for other, why in zip(others, whys, strict=True) if why}
+    firsts = _firsts(cards)
+    if card not in firsts:
+        return Seen(unreachable)
+    after = firsts[(firsts.index(card) + 1) % len(firsts)]
+    speed = None
+    if after.rank != card.rank and after.rank not in unreachable:
+        try:
+            speed = mib_per_s(after.address, after.port, PROBE_MIB, PROBE_S)
+        except OSError as error:
+            unreachable[after.rank] = f"while {PROBE_MIB} MiB were sent: {_first_line(error)}"
+    return Seen(unreachable, speed, json.dumps(asdict(health.report(run_dir))))
+
+
+def _why_unreachable(other: Card) -> str | None:
+    try:
+        rank = answer_at(other.address, other.port, CONNECT_S)
+    except TimeoutError:
+        return "timed out"
+    except OSError as error:
+        return _first_line(error)
+    return None if rank == other.rank else f"rank {rank} answers there"
+
+
+def _firsts(cards: Sequence[Card]) -> list[Card]:
+    """The first rank of each host."""
+    hosts: dict[str, Card] = {}
+    for card in cards:
+        hosts.setdefault(card.host, card)
+    return list(hosts.values())
+
+
+def _unreached(cards: Sequence[Card], everything: Sequence[Seen]) -> list[str]:
+    pairs = [
+        f"{card} cannot reach {cards[other]} at {cards[other].address}:{cards[other].port} ({why})"
+        for card, seen in zip(cards, everything, strict=True)
+        for other, why in seen.unreachable.items()
+    ]
+    more = [f"and {len(pairs) - SHOWN} more pairs"] if len(pairs) > SHOWN else []
+    way_out = (
+        "look at firewalls and routes between these nodes; GLOO_SOCKET_IFNAME names the interface to use"
+    )
+    return [*pairs[:SHOWN], *more, way_out] if pairs else []
+
+
+def _cut_off(cards: Sequence[Card], everything: Sequence[Seen]) -> str | None:
+    """The one host that has a part in each of several pairs of hosts that cannot talk; None if none stands out."""
+    pairs = {
+        frozenset((card.host, cards[other].host))
+        for card, seen in zip(cards, everything, strict=True)
+        for other in seen.unreachable
+    }
+    common = frozenset.intersection(*pairs) if len(pairs) > 1 else frozenset()
+    return next(iter(common)) if len(common) == 1 else None
+
+
+def _speeds(cards: Sequence[Card], everything: Sequence[Seen]) -> list[str]:
+    firsts = _firsts(cards)
+    links = {
+        f"{first.host} and {firsts[(index + 1) % len(firsts)].host}": speed
+        for index, first in enumerate(firsts)
+        if (speed := everything[first.rank].mib_per_s) is not None
+    }
+    reached = f"preflight: all {len(cards)} ranks reach each other"
+    if not links:
+        return [f"{reached}, on one node"]
+    median, least = statistics.median(links.values()), min(links.values())
+    ring = f"between {len(firsts)} nodes, in a ring: {median:.0f} MiB/s (median), {least:.0f} (least)"
+    slow = [f"{link} {speed:.0f}" for link, speed in links.items() if speed < SLOW * median]
+    return [f"{reached}; {ring}", *([f"slow links, MiB/s: {'; '.join(slow)}"] if slow else [])]
+
+
+def _as_seen(content: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON knows text as keys only."""
+    return {**content, "unreachable": {int(rank): why for rank, why in content["unreachable"].items()}}
+
+
+def _first_line(error: BaseException) -> str:
+    strerror = getattr(error, "strerror", None)
+    return str(strerror or error or type(error).__name__).splitlines()[0]
+
+
+def _nobody(sentence: str) -> None:
+    """Only rank 0 tells."""
