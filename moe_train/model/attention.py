@@ -28,11 +28,11 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, *, is_causal: bool = True, reads_memory: bool = False):
         """`reads_memory`: it attends to an encoder's output, which has no positions."""
         super().__init__()
-        width, of_heads = config.d_model, config.num_heads * head_width(config)
-        self.num_heads, self.is_causal = config.num_heads, is_causal
+        self.head_width, self.is_causal = head_width(config), is_causal
+        width, of_heads = config.d_model, config.num_heads * self.head_width
         self.rotary = config.positions == "rotary" and not reads_memory
         self.distances = (
-            DistanceScores(width, config.num_heads, head_width(config), is_causal=is_causal)
+            DistanceScores(width, config.num_heads, self.head_width, is_causal=is_causal)
             if config.positions == "transformer_xl" and not reads_memory
             else None
         )
@@ -53,7 +53,7 @@ class Attention(nn.Module):
         """
         read = x if memory is None else memory
         query, key, value = (
-            project(rows).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            project(rows).unflatten(-1, (-1, self.head_width)).transpose(1, 2)
             for project, rows in ((self.query, x), (self.key, read), (self.value, read))
         )
         if self.rotary:

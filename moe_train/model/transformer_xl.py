@@ -20,7 +20,7 @@ class DistanceScores(nn.Module):
 
     def __init__(self, d_model: int, num_heads: int, head_width: int, *, is_causal: bool):
         super().__init__()
-        self.d_model, self.num_heads, self.is_causal = d_model, num_heads, is_causal
+        self.d_model, self.head_width, self.is_causal = d_model, head_width, is_causal
         self.project = nn.Linear(d_model, num_heads * head_width, bias=False)  # W_R
         self.content_bias = nn.Parameter(torch.empty(num_heads * head_width))  # u
         self.distance_bias = nn.Parameter(torch.empty(num_heads * head_width))  # v
@@ -30,16 +30,16 @@ class DistanceScores(nn.Module):
     ) -> tuple[Float[Tensor, "B H S W"], Float[Tensor, "B H S S"]]:
         """The queries that meet the keys, q + u, and what is added to their scores; if it is causal, -inf above the
         diagonal."""
-        length, width = query.shape[-2:]
+        length = query.shape[-2]
         content, position = (
-            query + bias.to(query.dtype).view(self.num_heads, 1, width)
+            query + bias.to(query.dtype).view(-1, 1, self.head_width)
             for bias in (self.content_bias, self.distance_bias)
         )
         # From the largest distance down, so that a later key stands further to the right, as `shift` expects.
         distances = torch.arange(length - 1, -1 if self.is_causal else -length, -1, device=query.device)
-        keys = self.project(sinusoids(distances, self.d_model)).unflatten(-1, (self.num_heads, -1))
+        keys = self.project(sinusoids(distances, self.d_model)).unflatten(-1, (-1, self.head_width))
         by_distance = position @ keys.to(query.dtype).permute(1, 2, 0)
-        scores = shift(by_distance) / math.sqrt(width)
+        scores = shift(by_distance) / math.sqrt(self.head_width)
         if self.is_causal:
             later = torch.ones(length, length, dtype=torch.bool, device=query.device).triu(1)
             scores = scores.masked_fill(later, -math.inf)

@@ -1,10 +1,12 @@
 """Attention and its positions: causal, and relative where they claim to be."""
 
+import copy
 import math
 
 import pytest
 import torch
 from tiny_model import normal, tiny_recipe
+from torch import nn
 
 from moe_train.model.attention import Attention, RelativeBias, bucket, rotate
 
@@ -18,6 +20,43 @@ def test_attention_equals_the_formula_written_out():
     scores = scores.masked_fill(torch.ones(5, 5, dtype=torch.bool).triu(1), -math.inf)
     expected = attention.output((scores.softmax(-1) @ value).permute(0, 2, 1, 3).reshape(2, 5, 32))
     torch.testing.assert_close(attention(x, None), expected)
+
+
+def half_of(attention: Attention, half: int) -> Attention:
+    """The attention with one of its two heads, as a rank holds it that shares heads with another."""
+    part = copy.deepcopy(attention)
+    for projection in (part.query, part.key, part.value):
+        projection.weight = nn.Parameter(projection.weight.chunk(2)[half])
+    part.output.weight = nn.Parameter(part.output.weight.chunk(2, dim=1)[half])
+    return part
+
+
+@pytest.mark.parametrize("positions", ["rotary", "learned"])
+def test_parts_of_the_heads_sum_to_all_of_them(positions):
+    attention, x = Attention(tiny_recipe(f"model.positions={positions}").model), normal(2, 5, 32)
+    parts = [half_of(attention, half)(x, None) for half in (0, 1)]
+    torch.testing.assert_close(parts[0] + parts[1], attention(x, None))
+
+
+@pytest.mark.parametrize("positions", ["rotary", "learned", "transformer_xl"])
+def test_projections_that_are_no_whole_heads_fail(positions):
+    """Each of two heads is 16 wide; 24 of 32 columns are not two narrower heads."""
+    attention = Attention(tiny_recipe(f"model.positions={positions}").model)
+    for projection in (attention.query, attention.key, attention.value):
+        projection.weight = nn.Parameter(projection.weight[:24])
+    with pytest.raises(RuntimeError, match="don't multiply up"):
+        attention(normal(2, 5, 32), None)
+
+
+def test_a_part_of_the_heads_with_the_bias_or_the_output_of_all_fails():
+    attention, x = Attention(tiny_recipe("model.positions=relative").model), normal(2, 5, 32)
+    part = half_of(attention, 0)
+    part.output = attention.output
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        part(x, None)
+    three_heads = torch.zeros(1, 3, 5, 5)
+    with pytest.raises(RuntimeError):
+        attention(x, three_heads)
 
 
 def test_rotated_products_depend_on_the_distance_only():

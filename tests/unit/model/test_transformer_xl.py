@@ -27,7 +27,7 @@ def attention_of(is_causal: bool, seed: int = 0) -> Attention:
 def twin(attention: Attention, x: Tensor) -> Tensor:
     """The paper's equation, one pair of positions after the other."""
     weights = {name: weight.double() for name, weight in attention.named_parameters()}
-    heads, (batch, length, width) = attention.num_heads, x.shape
+    heads, (batch, length, width) = attention.query.out_features // attention.head_width, x.shape
     of_head = weights["query.weight"].shape[0] // heads
     u, v = weights["distances.content_bias"], weights["distances.distance_bias"]
 
