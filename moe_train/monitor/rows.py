@@ -34,8 +34,11 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """All rows of a metrics file, in file order. A file that is not there yet has none.
 
     What follows the last newline is a row still being written, or torn by a kill, and is left out; so is a
-    damaged line, which is logged. Raises RunError if the file cannot be read.
+    damaged line, which is logged. A pipe has none: reading would wait for a writer, and take rows from its reader.
+    Raises RunError if the file cannot be read.
     """
+    if path.is_fifo():
+        return []
     try:
         lines = path.read_bytes().split(b"\n")[:-1]
     except FileNotFoundError:

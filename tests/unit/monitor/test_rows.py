@@ -1,6 +1,7 @@
 """Torn and damaged lines, and which rows count after kills and resumes."""
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,11 @@ def test_a_damaged_line_is_left_out_and_said(tmp_path: Path, caplog: pytest.LogC
 
 
 def test_a_run_without_rows_has_none(tmp_path: Path) -> None:
+    assert read_rows(tmp_path / "metrics.jsonl") == []
+
+
+def test_a_pipe_has_no_rows_and_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "metrics.jsonl")
     assert read_rows(tmp_path / "metrics.jsonl") == []
 
 
