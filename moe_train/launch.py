@@ -39,11 +39,11 @@ from moe_train.config.load import load_recipe
 from moe_train.config.schema import Recipe
 from moe_train.config.timing import timing_notes
 from moe_train.errors import MoETrainError
-from moe_train.process import Process
 from moe_train.requeue import lost_in_vain, stopped_in_vain
 from moe_train.resume_report import report_changes
 from moe_train.resumption import Start, has_begun, plan_start
 from moe_train.run_folder import RECIPE_FILE, RunFolder, attempt_recipe
+from moe_train.worker.process import Process
 
 
 @dataclass(frozen=True)

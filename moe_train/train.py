@@ -1,6 +1,7 @@
 """What one rank does, top to bottom: the file to read first.
 
-`worker.py` calls `run` in each process that a launcher started; `moe-train run` with one worker calls it in its own.
+`worker/__main__.py` calls `run` in each process that a launcher started; `moe-train run` with one worker calls it in
+its own.
 """
 
 import logging
@@ -47,12 +48,12 @@ from moe_train.parallel.host_memory import keep_freed_memory
 from moe_train.parallel.plan import Mesh, ParallelPlan
 from moe_train.parallel.turn import first_of_host
 from moe_train.parallel.world import Meeting, World
-from moe_train.process import Process
 from moe_train.resumption import require_same_recipe
 from moe_train.run_folder import accept_recipe, mark_finished
 from moe_train.stability import Stability
 from moe_train.step.training_step import TrainingStep
 from moe_train.trainer import Trainer
+from moe_train.worker.process import Process
 
 log = logging.getLogger(__name__)
 

@@ -24,10 +24,10 @@ from moe_train.errors import TrainingError
 from moe_train.monitor.load import LoadWindow
 from moe_train.parallel.memory_use import memory_bytes
 from moe_train.parallel.plan import Mesh
-from moe_train.progress import CHECKPOINT, TRANSLATING, VALIDATING
 from moe_train.results import StepResult
 from moe_train.stability import Setback, Stability
 from moe_train.step.training_step import TrainingStep
+from moe_train.worker.progress import CHECKPOINT, TRANSLATING, VALIDATING
 
 AFTER_ERROR_S = 10.0
 """How long a worker that ends with an error waits for a save in progress: without the others there may be no end."""
@@ -50,7 +50,7 @@ class Watch(Protocol):
         ...
 
     def during(self, phase: str) -> AbstractContextManager[None]:
-        """A block that may rightly take longer than a step: a phase of `progress.py`."""
+        """A block that may rightly take longer than a step: a phase of `worker/progress.py`."""
         ...
 
 

@@ -16,7 +16,7 @@ def in_a_process(
     """Runs the lines of `body` inside a Process of attempt 1 of `run_dir`, after those of `before`."""
     code = (
         f"import os, sys; sys.path[:0] = {PATHS!r}\n"
-        f"from pathlib import Path\nfrom moe_train.process import Process\n{before}\n"
+        f"from pathlib import Path\nfrom moe_train.worker.process import Process\n{before}\n"
         f"with Process.of_worker(Path({str(run_dir)!r}), os.environ) as process:\n{textwrap.indent(body, '    ')}\n"
     )
     return subprocess.run(

@@ -25,8 +25,8 @@ from moe_train.config.load import load_recipe
 from moe_train.parallel.host_memory import keep_freed_memory
 from moe_train.parallel.plan import Mesh, ParallelPlan
 from moe_train.parallel.world import World
-from moe_train.process import Process
 from moe_train.step.training_step import TrainingStep
+from moe_train.worker.process import Process
 
 
 def main() -> None:

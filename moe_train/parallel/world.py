@@ -19,7 +19,7 @@ from moe_cluster.contract import ATTEMPT_VARIABLE
 from moe_train.errors import RunError, UsageError
 
 RECORDED_COLLECTIVES = "500"
-"""So many of the last collectives does torch's flight recorder keep, for what a hang leaves behind (heartbeat.py)."""
+"""Torch's flight recorder keeps this many of the last collectives, which a hang leaves behind (worker/heartbeat.py)."""
 
 
 @dataclass(frozen=True)

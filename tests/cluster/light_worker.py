@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from moe_cluster.contract import DONE, PREEMPTED
-from moe_train.process import Process
+from moe_train.worker.process import Process
 
 STEPS = 10
 

@@ -15,8 +15,8 @@ from moe_cluster.contract import DONE, PREEMPTED
 from moe_train.checkpoint.lineage import record_start
 from moe_train.config.load import load_recipe
 from moe_train.errors import DataError
-from moe_train.process import Process
 from moe_train.run_folder import mark_finished
+from moe_train.worker.process import Process
 
 
 def misbehave(process: Process, step: int) -> None:

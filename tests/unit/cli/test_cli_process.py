@@ -13,7 +13,7 @@ import pytest
 from worker_process import in_a_process as in_a_bare_process
 
 from moe_train.errors import DataError
-from moe_train.process import Process
+from moe_train.worker.process import Process
 
 ROOT = Path(__file__).parents[3]
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from moe_train import progress as module
-from moe_train.progress import CHECKPOINT, STARTING, TRAINING, VALIDATING, Progress
+from moe_train.worker import progress as module
+from moe_train.worker.progress import CHECKPOINT, STARTING, TRAINING, VALIDATING, Progress
 
 
 class Clock:

@@ -36,8 +36,8 @@ from moe_cluster.contract import (
 from moe_cluster.linux import die_with_parent, stop_signals
 from moe_cluster.output import output_stream
 from moe_train.errors import MoETrainError, RunError, TrainingError
-from moe_train.heartbeat import Heartbeat
-from moe_train.progress import Progress
+from moe_train.worker.heartbeat import Heartbeat
+from moe_train.worker.progress import Progress
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from moe_cluster.output import protect_output
 from moe_train.arguments import Parser
 from moe_train.data.in_thread import end_abandoned
-from moe_train.process import Process
+from moe_train.worker.process import Process
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,12 +7,12 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "cluster")))}
 
 
 def test_a_worker_minds_signals_before_it_imports_what_takes_seconds():
-    code = "import sys, moe_train.worker; print({'torch', 'omegaconf', 'wandb', 'rich'} & set(sys.modules))"
+    code = "import sys, moe_train.worker.__main__; print({'torch', 'omegaconf', 'wandb', 'rich'} & set(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=True
     )
@@ -42,7 +42,7 @@ def test_a_worker_that_is_stopped_while_it_starts_ends_at_once(folder, tmp_path)
 ENDS_SLOWLY = """
 import os, signal, sys
 from pathlib import Path
-from moe_train.process import Process
+from moe_train.worker.process import Process
 
 class Last:  # lives until Python clears its modules, after it has dropped its signal handlers
     def __del__(self, kill=os.kill, pid=os.getpid()):

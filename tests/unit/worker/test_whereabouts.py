@@ -7,7 +7,7 @@ from types import FrameType
 
 import pytest
 
-from moe_train.whereabouts import NOWHERE, Place, Sampler, main_thread_place, place_of
+from moe_train.worker.whereabouts import NOWHERE, Place, Sampler, main_thread_place, place_of
 
 
 def stack(*modules: str) -> FrameType:

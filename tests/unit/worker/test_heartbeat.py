@@ -12,12 +12,12 @@ from own_processes import wait_for
 
 from moe_cluster.contract import request_end, request_stop
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 HEADER = f"""\
 import os, sys, time
 sys.path[:0] = {[str(ROOT), str(ROOT / "cluster")]!r}
 from pathlib import Path
-from moe_train.process import Process
+from moe_train.worker.process import Process
 """
 STUCK_WITH_THE_LOCK = "import ctypes; ctypes.PyDLL(None).sleep(60)"  # a PyDLL keeps Python's lock
 
@@ -65,7 +65,7 @@ def test_a_worker_whose_main_thread_sleeps_goes_on_beating(worker: Worker, tmp_p
 
 def test_the_first_step_is_told_at_once_and_not_with_the_next_beat(worker: Worker, tmp_path: Path) -> None:
     worker(
-        "from moe_train import heartbeat\n"
+        "from moe_train.worker import heartbeat\n"
         "    heartbeat.SAMPLES_A_BEAT, heartbeat.BEAT_EVERY_S = 1_000_000, 100_000.0\n"  # the next beat: tomorrow
         "    process.beat(1); time.sleep(600)"
     )

@@ -29,8 +29,8 @@ from moe_cluster.contract import (
     requested_end,
     requested_stop,
 )
-from moe_train.progress import Progress
-from moe_train.whereabouts import Sampler
+from moe_train.worker.progress import Progress
+from moe_train.worker.whereabouts import Sampler
 
 logger = logging.getLogger(__name__)
 
