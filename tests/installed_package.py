@@ -1,4 +1,4 @@
-"""The package of docs/plug-ins.md, installed into a folder as an installer would leave it: modules and metadata."""
+"""The package of docs/extending.md, installed into a folder as an installer would leave it: modules and metadata."""
 
 import re
 import textwrap
@@ -34,7 +34,7 @@ def install(
 def install_acme_moe(site: Path) -> None:
     """The package as the two pages have it."""
     config, _, router = blocks_of("adding-a-router.md")
-    project, init, objective, callback = blocks_of("plug-ins.md")
+    project, init, objective, callback, *_ = blocks_of("extending.md")
     modules = {
         "__init__": init,
         "cosine_config": config,

@@ -1,4 +1,4 @@
-"""Kinds that an installed package of the user's adds to moe-train's own, by entry points: docs/plug-ins.md.
+"""Kinds that an installed package of the user's adds to moe-train's own, by entry points: docs/extending.md.
 
 Entry points are listed without importing anything, and a package is imported only when a recipe names its kind. So
 nothing here costs a command that reads no recipe, and a broken package is in nobody's way who does not use it.

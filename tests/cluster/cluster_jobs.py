@@ -206,7 +206,7 @@ def assert_sweeps(terminal: Terminal, undisturbed: Run) -> None:
 FULL_DISK = (
     "the disk of the run's folder is full",
     "a clear end; what was complete stays",
-    "so; `resume` refuses until there is room, and then goes on from the last checkpoint",
+    "as promised; `resume` refuses until there is room, and then continues from the last checkpoint",
 )
 """A row of the table of scenarios."""
 

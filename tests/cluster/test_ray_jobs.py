@@ -38,13 +38,11 @@ pytestmark = pytest.mark.cluster
 ROUNDED = ("steps=100000", "optim.lr=1e-4")
 """As long as a scenario takes on any machine, at a rate at which rounding stays rounding."""
 INTRODUCTION = """\
-# On Ray: what was promised and what was seen
-
-Written by `make cluster` (tests/cluster/test_ray_jobs.py): a real Ray 2.60 of a head and two workers on one machine of
-two busy cores, a run of two workers on two nodes, faults done to real processes. "Back at work" is from the fault to
-the first step after it, of which a start of Ray Train, Python and torch takes most. Runs that always had two workers
-ended with bitwise the numbers of an undisturbed one; those that shrank and grew, the one that waited and the one that
-lost its head, with the losses of a run of one worker at every step, within 1e-4.
+`make cluster` writes this section (tests/cluster/test_ray_jobs.py): a real Ray 2.60 of a head and two workers on one
+machine of two busy cores, a run of two workers on two nodes, faults inflicted on real processes. "Back at work" is the
+time from the fault to the first step after it, most of which is the start of Ray Train, Python and torch. Runs that always
+had two workers ended with bitwise the numbers of an undisturbed run; those that shrank and grew, the one that waited
+and the one that lost its head had the losses of a run with one worker at every step, within 1e-4.
 """
 WAITING = "waiting for room: 2 workers are needed, and there is room for 1"
 
@@ -96,7 +94,7 @@ def test_representative_a_run_on_two_nodes_ends_well(undisturbed: RayRun, table:
     assert undisturbed.attempts == 1
     assert undisturbed.workers_of(1) == 2
     assert {undisturbed.status()["step"], undisturbed.step} == {STEPS}
-    table.add("nothing", "one attempt, exit code 0", "so")
+    table.add("nothing", "one attempt, exit code 0", "as promised")
 
 
 def test_representative_a_killed_worker_is_named_and_the_run_goes_on(
@@ -114,8 +112,8 @@ def test_representative_a_killed_worker_is_named_and_the_run_goes_on(
     assert run.numbers() == undisturbed.numbers()
     table.add(
         "a worker is killed",
-        "named; the run goes on from its last checkpoint",
-        f"seen after {seen_s:.0f} s, then so",
+        "named; the run resumes from its last checkpoint",
+        f"seen after {seen_s:.0f} s, then as promised",
         recovery_s,
     )
 
@@ -135,8 +133,8 @@ def test_a_worker_that_hangs_is_named_killed_and_the_run_goes_on(
     assert run.numbers() == undisturbed.numbers()
     table.add(
         "a worker is stopped (SIGSTOP), `job.hang_s=10`",
-        "named and killed; the run goes on from its last checkpoint",
-        f"seen after {seen_s:.0f} s, then so",
+        "named and killed; the run resumes from its last checkpoint",
+        f"seen after {seen_s:.0f} s, then as promised",
         recovery_s,
     )
 
@@ -180,8 +178,8 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
     assert f"attempt 2, from step {int(newest.name.removeprefix('step_')) - 10}" in run.output
     table.add(
         "the newest checkpoint is damaged",
-        "the one before it is taken, and that is said",
-        "the damaged file named, the one before taken",
+        "the one before it is used, and the log says so",
+        "the damaged file named, the one before used",
         recovery_s,
     )
 
@@ -208,8 +206,8 @@ def test_a_run_that_needs_all_its_nodes_waits_for_the_lost_one_and_says_so(
     run.assert_like_one_worker(*ROUNDED)
     table.add(
         "a raylet is killed, all nodes are needed (`--nodes 2`)",
-        "the run waits for the node, says so, and goes on",
-        "so",
+        "the run waits for the node, says so, and continues",
+        "as promised",
     )
 
 
@@ -245,8 +243,8 @@ def test_a_lost_node_is_named_the_run_shrinks_and_grows_again_when_it_is_back(
     run.assert_like_one_worker(*ROUNDED)
     table.add(
         f"{what}, `--nodes 1:2`",
-        "the node is named; the run goes on with one worker, and with two when the node is back",
-        f"seen after {seen_s:.0f} s, then so; saved for growth {growth_s:.0f} s after the node was back, "
+        "the node is named; the run continues with one worker, and with two when the node is back",
+        f"seen after {seen_s:.0f} s, then as promised; saved for growth {growth_s:.0f} s after the node was back, "
         f"two workers after {regrown_s:.0f} s",
         recovery_s,
     )
@@ -286,8 +284,8 @@ def test_a_cut_that_is_healed_after_the_attempt_ended_brings_the_run_back(
     assert run.numbers() == undisturbed.numbers()
     table.add(
         "a node is off the network until its attempt has ended, all nodes are needed (`--nodes 2`)",
-        "the node is named; the run goes on when it is back",
-        "so, on the Ray that had run there before; timed from the healing",
+        "the node is named; the run continues when it is back",
+        "as promised, on the Ray that had run there before; timed from the healing",
         recovery_s,
     )
 
@@ -336,7 +334,7 @@ def test_a_sweep_runs_to_its_end_and_prints_its_table(
     table.add(
         "`sweep` of two seeds, `--wait`",
         "both end, one after the other where there is room for one; a table has their results",
-        "so; one of the two runs is the undisturbed one's twin",
+        "as promised; one of the two runs equals the undisturbed one",
     )
 
 
@@ -369,8 +367,8 @@ def test_a_lost_head_loses_the_job_and_a_resume_goes_on_from_the_last_checkpoint
     run.assert_like_one_worker(*ROUNDED)
     table.add(
         "the head crashes",
-        "the job is lost with it; on a new head `resume` goes on from the last checkpoint",
-        "so",
+        "the job is lost with it; on a new head `resume` continues from the last checkpoint",
+        "as promised",
     )
 
 
@@ -387,7 +385,7 @@ def test_a_cancelled_job_saves_and_a_resume_goes_on_where_it_was(
     run.wait_until("finished")
     assert run.attempts == 2
     assert run.numbers() == undisturbed.numbers()
-    table.add("`moe-train cancel`", "saves, and ends; `resume` goes on", "no step made twice")
+    table.add("`moe-train cancel`", "saves, and ends; `resume` continues", "no step repeated")
 
 
 def test_a_job_cancelled_while_its_workers_start_ends_without_a_failure(
@@ -401,7 +399,7 @@ def test_a_job_cancelled_while_its_workers_start_ends_without_a_failure(
     assert (run.outcome(1)["exit_code"], run.outcome(1)["cause"]) == (75, None)
     assert f"stopped and saved; go on with: moe-train resume {run.folder}" in run.output
     assert run.step < STEPS
-    table.add("`moe-train cancel` while workers start", "stopped, which is no failure", "so")
+    table.add("`moe-train cancel` while workers start", "stopped, which does not count as a failure", "as promised")
 
 
 def test_a_worker_that_cannot_start_is_named_and_tried_as_often_as_allowed(
@@ -418,7 +416,7 @@ def test_a_worker_that_cannot_start_is_named_and_tried_as_often_as_allowed(
     table.add(
         "a worker cannot start (a package is broken on its node)",
         "named with its host and error, tried again `--max-restarts` times",
-        "so",
+        "as promised",
     )
 
 
@@ -451,7 +449,7 @@ def test_a_wrong_token_is_refused_in_one_sentence(terminal: RayTerminal, table: 
     said = terminal(*words, code=1, RAY_AUTH_TOKEN="0" * 64)
     assert "refused the token" in said
     assert "0" * 64 not in said
-    table.add("a wrong token", "`submit` refuses in one sentence, which has no token", "so")
+    table.add("a wrong token", "`submit` refuses in one sentence, which has no token", "as promised")
 
 
 @pytest.mark.parametrize("address", ["http://10.78.0.99:8265", "http://127.0.0.1:9"])

@@ -33,13 +33,11 @@ from slurm_jobs import SlurmRun, SlurmTerminal
 
 pytestmark = pytest.mark.cluster
 INTRODUCTION = """\
-# On Slurm: what was promised and what was seen
-
-Written by `make cluster` (tests/cluster/test_slurm_jobs.py): a real Slurm 22.05 of three nodes on one machine of
-two busy cores, a run of two workers on two nodes with an expert group over both, faults done to real processes.
-"Back at work" is from the fault to the first step after it, of which a start of Python and torch takes most;
-SlurmdTimeout is 6 s here, where clusters have 300 s. All numbers of these runs are
-bitwise those of an undisturbed one, unless it says otherwise.
+`make cluster` writes this section (tests/cluster/test_slurm_jobs.py): a real Slurm 22.05 of three nodes on one machine of
+two busy cores, a run of two workers on two nodes with an expert group across both, faults inflicted on real processes.
+"Back at work" is the time from the fault to the first step after it, most of which is the start of Python and torch.
+SlurmdTimeout is 6 s here, where clusters have 300 s. All numbers of these runs are bitwise those of an undisturbed run,
+unless a row says otherwise.
 """
 RAY_INSIDE = ("--option", "launcher=ray", "--option", "gres=gpu:0")
 URGENT = (
@@ -51,7 +49,7 @@ URGENT = (
     "--wrap=sleep 2",
 )
 """A job that takes the nodes of all others."""
-GOES_ON = "the run goes on by itself from its last checkpoint"
+GOES_ON = "the run resumes by itself from its last checkpoint"
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +99,7 @@ def back_at_work(run: SlurmRun, began: float, attempt: int = 2) -> float:
 def test_representative_a_run_on_two_nodes_ends_well(undisturbed: SlurmRun, scenarios: Scenarios) -> None:
     assert undisturbed.attempts == 1
     assert {undisturbed.status()["step"], undisturbed.step} == {STEPS}
-    scenarios.add("nothing", "one attempt, exit code 0, job COMPLETED", "so")
+    scenarios.add("nothing", "one attempt, exit code 0, job COMPLETED", "as promised")
 
 
 def test_representative_a_killed_worker_is_named_and_its_run_goes_on_where_it_is(
@@ -180,9 +178,9 @@ def test_a_ray_inside_of_a_job_trains_the_same_and_leaves_nothing_and_shows_no_t
         assert terminal.cluster.inside(name, "find", "/tmp/ray", "-mindepth", "1") == ""
     for path in run.folder.rglob("*"):
         assert path.is_dir() or token.encode() not in path.read_bytes()
-    seen = "so, with the numbers of a run without Ray; no process and no file of it left on the nodes"
+    seen = "as promised, with the numbers of a run without Ray; it left no process and no file on the nodes"
     promised = "one attempt, exit code 0, job COMPLETED"
-    scenarios.add("nothing, with a Ray inside of the job", promised, seen)
+    scenarios.add("nothing, with a Ray inside the job", promised, seen)
 
 
 def test_a_ray_inside_of_a_job_goes_on_without_a_worker_and_has_a_lost_node_again(
@@ -206,9 +204,9 @@ def test_a_ray_inside_of_a_job_goes_on_without_a_worker_and_has_a_lost_node_agai
     assert run.attempts == 3
     assert run.numbers() == undisturbed.numbers()
     seen = "rank and node named, second attempt in the same Ray"
-    scenarios.add("a worker of a Ray inside of a job is killed", f"named; {GOES_ON}", seen, worker_s)
-    seen = "its Ray lost the node, and has it again: next attempt in the same job, with as many workers"
-    scenarios.add("a raylet of a Ray inside of a job is killed", GOES_ON, seen, raylet_s)
+    scenarios.add("a worker of a Ray inside a job is killed", f"named; {GOES_ON}", seen, worker_s)
+    seen = "its Ray lost the node and got it back: next attempt in the same job, with as many workers"
+    scenarios.add("a raylet of a Ray inside a job is killed", GOES_ON, seen, raylet_s)
 
 
 def test_a_ray_inside_of_a_job_saves_when_others_take_its_nodes_and_when_it_is_cancelled(
@@ -231,9 +229,9 @@ def test_a_ray_inside_of_a_job_saves_when_others_take_its_nodes_and_when_it_is_c
     assert run.attempts == 2
     assert run.repeated_steps() == []
     run.assert_goes_on_as(undisturbed)
-    seen = "no step made twice; told to end while Ray started, it was queued again, too"
-    promised = "saves, and goes on when there is room; saves when it is cancelled"
-    scenarios.add("an urgent job takes the nodes of a Ray inside of a job", promised, seen, recovery_s)
+    seen = "no step repeated; also requeued when told to stop while Ray started"
+    promised = "saves, and resumes when there is room; saves when it is cancelled"
+    scenarios.add("an urgent job takes the nodes of a Ray inside a job", promised, seen, recovery_s)
 
 
 def test_a_ray_inside_of_a_job_that_loses_a_node_is_made_anew_on_others(
@@ -252,8 +250,8 @@ def test_a_ray_inside_of_a_job_that_loses_a_node_is_made_anew_on_others(
     assert run.attempts == 2
     assert run.numbers() == undisturbed.numbers()
     shutil.rmtree(abandoned)  # of a node that is no more; these share their disk
-    seen = "queued again by Slurm, done in a new Ray on the others"
-    scenarios.add("a node of a Ray inside of a job dies", f"{GOES_ON}, on other nodes", seen, recovery_s)
+    seen = "requeued by Slurm, done in a new Ray on the others"
+    scenarios.add("a node of a Ray inside a job dies", f"{GOES_ON}, on other nodes", seen, recovery_s)
 
 
 def test_a_worker_that_hangs_is_named_and_its_run_goes_on(
@@ -290,7 +288,7 @@ def test_a_run_outlives_any_of_its_nodes(
     assert run.numbers() == undisturbed.numbers()
     which = "the batch node dies" if rank == 0 else "a node dies"
     scenarios.add(
-        which, f"{GOES_ON}, on other nodes", "queued again by Slurm, done on the others", recovery_s
+        which, f"{GOES_ON}, on other nodes", "requeued by Slurm, done on the others", recovery_s
     )
 
 
@@ -310,7 +308,7 @@ def test_a_job_that_takes_its_nodes_down_before_it_saves_is_not_queued_for_ever(
     scenarios.add(
         "a job takes a node down in each attempt, before it saves anything",
         "it ends as failed after four",
-        "so, and says why and how to go on",
+        "as promised; the message says why, and how to continue",
     )
 
 
@@ -328,7 +326,7 @@ def test_a_run_goes_on_with_fewer_nodes_where_there_are_no_more(
     assert (run.attempts, run.workers_of(2)) == (2, 1)
     last = (STEPS, "validation_loss")
     assert run.numbers()[last] == pytest.approx(undisturbed.numbers()[last], rel=1e-3)
-    seen = "queued again by Slurm, done by one worker instead of two; the last loss the same to 0.1%"
+    seen = "requeued by Slurm, done by one worker instead of two; the last loss the same to 0.1%"
     scenarios.add("two of three nodes die (`--nodes 1:2`)", f"{GOES_ON}, on fewer nodes", seen, recovery_s)
 
 
@@ -345,7 +343,7 @@ def test_a_run_outlives_the_daemon_of_its_node(
     run.wait_for_job("CANCELLED")
     assert run.attempts == 2
     run.assert_goes_on_as(undisturbed)
-    seen = "trained on until Slurm noticed, and queued again then; the same numbers until it was cancelled"
+    seen = "kept training until Slurm noticed, then requeued; the same numbers until it was cancelled"
     scenarios.add("slurmd is killed", GOES_ON, seen, recovery_s)
 
 
@@ -363,8 +361,8 @@ def test_a_requeue_by_hand_goes_on_with_nothing_made_twice(
     assert run.attempts == 3
     assert run.repeated_steps() == []
     assert run.numbers() == undisturbed.numbers()
-    seen = "no step made twice; told to end while it started, it was queued again, too"
-    scenarios.add("`scontrol requeue`", "saves, and goes on from there", seen, recovery_s)
+    seen = "no step repeated; also requeued when told to stop while starting"
+    scenarios.add("`scontrol requeue`", "saves, and resumes from there", seen, recovery_s)
 
 
 def test_a_preempted_run_saves_and_goes_on_when_there_is_room(
@@ -378,8 +376,8 @@ def test_a_preempted_run_saves_and_goes_on_when_there_is_room(
     assert run.attempts == 2
     assert run.repeated_steps() == []
     assert run.numbers() == undisturbed.numbers()
-    seen = "no step made twice; counted as no failure"
-    scenarios.add("an urgent job takes its nodes", "saves, and goes on when there is room", seen, recovery_s)
+    seen = "no step repeated; not counted as a failure"
+    scenarios.add("an urgent job takes its nodes", "saves, and resumes when there is room", seen, recovery_s)
 
 
 def test_a_run_that_is_longer_than_its_time_saves_in_time_and_is_queued_again(
@@ -394,8 +392,8 @@ def test_a_run_that_is_longer_than_its_time_saves_in_time_and_is_queued_again(
     assert "the time limit is near" in run.output
     assert run.repeated_steps() == []
     run.assert_goes_on_as(undisturbed)
-    seen = "saved before it, queued again, no step made twice; cancelled then"
-    scenarios.add("the time limit comes", "saves before it, and goes on", seen, recovery_s)
+    seen = "saved before it, requeued, no step repeated; cancelled then"
+    scenarios.add("the time limit comes", "saves before it, and resumes", seen, recovery_s)
 
 
 def test_a_cancelled_run_has_saved_and_can_be_resumed(
@@ -412,7 +410,7 @@ def test_a_cancelled_run_has_saved_and_can_be_resumed(
     assert run.repeated_steps() == []
     assert run.numbers() == undisturbed.numbers()
     assert run.attempts == 2
-    scenarios.add("`scancel`, `moe-train cancel`", "saves, and ends; `resume` goes on", "no step made twice")
+    scenarios.add("`scancel`, `moe-train cancel`", "saves, and ends; `resume` continues", "no step repeated")
 
 
 def test_a_short_cut_of_the_network_is_waited_out(
@@ -444,7 +442,7 @@ def test_a_run_leaves_a_node_that_is_cut_off_and_what_lives_there_spoils_nothing
     assert run.attempts == 2
     assert run.numbers() == undisturbed.numbers()
     which = "the batch node is cut off" if rank == 0 else "a node is cut off"
-    seen = "queued again by Slurm; the old attempt, alive beside the new one for a while, wrote nothing"
+    seen = "requeued by Slurm; the old attempt, alive beside the new one for a while, wrote nothing"
     scenarios.add(which, f"{GOES_ON}, on other nodes", seen, recovery_s)
 
 
@@ -468,7 +466,7 @@ def test_a_run_that_needs_another_node_than_an_unfit_one_is_queued_again_without
     assert f"{unfit} is left out: /dev/shm" in run.output
     assert run.attempts == 2
     assert run.numbers() == undisturbed.numbers()
-    seen = "named by the preflight; queued again with it excluded, done on the others"
+    seen = "named by the preflight; requeued with it excluded, done on the others"
     scenarios.add("a node is unfit: its /dev/shm is full", f"{GOES_ON}, on other nodes", seen, recovery_s)
 
 
@@ -522,7 +520,7 @@ def test_a_sweep_runs_to_its_end_and_prints_its_table(
     terminal: SlurmTerminal, undisturbed: SlurmRun, scenarios: Scenarios
 ) -> None:
     assert_sweeps(terminal, undisturbed)
-    seen = "an array job; one of the two runs is the undisturbed one's twin"
+    seen = "an array job; one of the two runs equals the undisturbed one"
     scenarios.add("`sweep` of two seeds, `--wait`", "both end, and a table has their results", seen)
 
 
@@ -539,9 +537,9 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
     said = (run.folder / "attempts/2/rank-0/log.txt").read_text()
     assert f"{newest.name}" in said
     assert f"attempt 2, from step {int(newest.name.removeprefix('step_')) - 10}" in run.output
-    seen = "the damaged file named, the one before taken"
+    seen = "the damaged file named, the one before used"
     scenarios.add(
-        "the newest checkpoint is damaged", "the one before it is taken, and that is said", seen, recovery_s
+        "the newest checkpoint is damaged", "the one before it is used, and the log says so", seen, recovery_s
     )
 
 

@@ -117,7 +117,7 @@ def _head(job: JobSpec, name: str, output: str, array: str) -> list[str]:
         f"#SBATCH --{key}={_for_slurm(value)}" if value else f"#SBATCH --{key}" for key, value in own.items()
     ]
     lines += [f"#SBATCH {_passed_directive(line, own)}" for line in job.directives]
-    about = f"# Trains {name!r}; written by moe-train, whose docs/slurm-script.md explains it line by line."
+    about = f"# Trains {name!r}; written by moe-train, whose docs/slurm.md explains it line by line."
     return ["#!/bin/bash", about, *lines]
 
 

@@ -19,7 +19,7 @@ from moe_kernels.errors import KernelError
 FILES = sorted(path.name for path in build.SOURCES.glob("*.cu"))
 FLAGS = ("-std=c++17", "-O3", "-cubin", "-Werror=all-warnings", "-Xcompiler=-Wall,-Werror", "-Xptxas=-v")
 ARCHITECTURES = ("sm_80", "sm_90a", "sm_100")
-ACCOUNT = Path(__file__).parents[3] / "docs" / "kernels-on-h100.md"
+ACCOUNT = Path(__file__).parents[3] / "docs" / "gpu.md"
 MOST_REGISTERS = (
     128  # of a thread of a kernel that moves rows: then a processor holds four of its blocks or more
 )

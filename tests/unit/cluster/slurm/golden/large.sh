@@ -1,5 +1,5 @@
 #!/bin/bash
-# Trains 'glam-64e'; written by moe-train, whose docs/slurm-script.md explains it line by line.
+# Trains 'glam-64e'; written by moe-train, whose docs/slurm.md explains it line by line.
 #SBATCH --job-name=glam-64e
 #SBATCH --output="/shared/runs/glam 64e/jobs/%j.log"
 #SBATCH --open-mode=append

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Trains 'small'; written by moe-train, whose docs/slurm-script.md explains it line by line.
+# Trains 'small'; written by moe-train, whose docs/slurm.md explains it line by line.
 #SBATCH --job-name=small
 #SBATCH --output=/shared/runs/small/jobs/%j.log
 #SBATCH --open-mode=append

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Trains 'small-1e-3'; written by moe-train, whose docs/slurm-script.md explains it line by line.
+# Trains 'small-1e-3'; written by moe-train, whose docs/slurm.md explains it line by line.
 #SBATCH --job-name=small-1e-3
 #SBATCH --output=/shared/sweep/jobs/%A_%a.log
 #SBATCH --open-mode=append
