@@ -8,7 +8,9 @@ from scenarios import HEADING, SECTION, Scenarios
 PAGE = Path(__file__).parents[2] / "docs"
 
 
-def test_a_scenario_replaces_its_own_row_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scenario_replaces_its_own_row_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MOE_TRAIN_TABLES", str(tmp_path))
     page = tmp_path / "slurm.md"
     page.write_text("# Slurm\n\n| a table | above |\n|---|---|\n| stays | so |\n\n")
@@ -17,7 +19,8 @@ def test_a_scenario_replaces_its_own_row_and_nothing_else(tmp_path: Path, monkey
     scenarios.add("nothing", "ends well", "as promised")
     scenarios.add("a node dies", "resumes", "as promised", 29.4)
     above, heading, below = page.read_text().partition(SECTION)
-    assert heading and above == "# Slurm\n\n| a table | above |\n|---|---|\n| stays | so |\n\n"
+    assert heading
+    assert above == "# Slurm\n\n| a table | above |\n|---|---|\n| stays | so |\n\n"
     _, _, rows = below.partition(HEADING)
     first, second = rows.splitlines()
     assert first.startswith("| a node dies | resumes | as promised | 29 s | ")

@@ -33,11 +33,11 @@ from slurm_jobs import SlurmRun, SlurmTerminal
 
 pytestmark = pytest.mark.cluster
 INTRODUCTION = """\
-`make cluster` writes this section (tests/cluster/test_slurm_jobs.py): a real Slurm 22.05 of three nodes on one machine of
-two busy cores, a run of two workers on two nodes with an expert group across both, faults inflicted on real processes.
-"Back at work" is the time from the fault to the first step after it, most of which is the start of Python and torch.
-SlurmdTimeout is 6 s here, where clusters have 300 s. All numbers of these runs are bitwise those of an undisturbed run,
-unless a row says otherwise.
+`make cluster` writes this section (tests/cluster/test_slurm_jobs.py): a real Slurm 22.05 of three nodes on one
+machine of two busy cores, a run of two workers on two nodes with an expert group across both, faults inflicted on
+real processes. "Back at work" is the time from the fault to the first step after it, most of which is the start of
+Python and torch. SlurmdTimeout is 6 s here, where clusters have 300 s. All numbers of these runs are bitwise those
+of an undisturbed run, unless a row says otherwise.
 """
 RAY_INSIDE = ("--option", "launcher=ray", "--option", "gres=gpu:0")
 URGENT = (
@@ -287,9 +287,7 @@ def test_a_run_outlives_any_of_its_nodes(
     assert run.attempts == 2
     assert run.numbers() == undisturbed.numbers()
     which = "the batch node dies" if rank == 0 else "a node dies"
-    scenarios.add(
-        which, f"{GOES_ON}, on other nodes", "requeued by Slurm, done on the others", recovery_s
-    )
+    scenarios.add(which, f"{GOES_ON}, on other nodes", "requeued by Slurm, done on the others", recovery_s)
 
 
 def test_a_job_that_takes_its_nodes_down_before_it_saves_is_not_queued_for_ever(
