@@ -41,8 +41,8 @@ from moe_train.identity import is_same_run
 from moe_train.model.count import count
 from moe_train.moe.routing import Vocabulary
 from moe_train.moe.token_vectors import token_vectors
-from moe_train.monitor.load import LoadWindow
 from moe_train.monitor.recent import bucket_steps
+from moe_train.monitor.window import LoadWindow
 from moe_train.objectives.objective import Objective
 from moe_train.parallel.host_memory import keep_freed_memory
 from moe_train.parallel.plan import Mesh, ParallelPlan

@@ -21,7 +21,7 @@ from moe_train.data.pair_loader import PairLoader
 from moe_train.decoding.translations import TranslationTest
 from moe_train.decoding.translator import Translator
 from moe_train.errors import TrainingError
-from moe_train.monitor.load import LoadWindow
+from moe_train.monitor.window import LoadWindow
 from moe_train.parallel.memory_use import memory_bytes
 from moe_train.parallel.plan import Mesh
 from moe_train.results import StepResult

@@ -16,8 +16,8 @@ from moe_train.checkpoint.checkpointer import Checkpointer
 from moe_train.checkpoint.lineage import record_start
 from moe_train.config.schema import Recipe, experts_of_layers
 from moe_train.data.batch import Batch
-from moe_train.monitor.load import LoadWindow
 from moe_train.monitor.recent import bucket_steps
+from moe_train.monitor.window import LoadWindow
 from moe_train.parallel.plan import Mesh, ParallelPlan
 from moe_train.parallel.world import World
 from moe_train.stability import Stability

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from moe_cluster.output import run_main
 from moe_train.config.kinds.router import TopKRouterConfig
 from moe_train.config.schema import MoEConfig
-from moe_train.moe.layer import MoELayer
+from moe_train.moe.layers.layer import MoELayer
 from moe_train.moe.routing import RouteContext
 from moe_train.parallel.host_memory import keep_freed_memory
 from moe_train.random import RandomStream

@@ -26,8 +26,8 @@ from moe_train.config.kinds.data import BPEConfig
 from moe_train.config.load import load_recipe
 from moe_train.config.schema import DataConfig, ModelConfig, MoEConfig, Recipe, experts_of_layers, moe_layers
 from moe_train.data.batch import Batch
-from moe_train.monitor.load import LoadWindow
 from moe_train.monitor.recent import bucket_steps
+from moe_train.monitor.window import LoadWindow
 from moe_train.parallel.host_memory import keep_freed_memory
 from moe_train.parallel.plan import Mesh, ParallelPlan
 from moe_train.parallel.world import World

@@ -28,7 +28,7 @@ from moe_train.config.kinds.router import RouterConfig, SoftRouterConfig
 from moe_train.config.registry import REGISTRY
 from moe_train.config.schema import MoEConfig, Recipe
 from moe_train.moe.experts import Experts
-from moe_train.moe.layer import MoELayer, moe_layer
+from moe_train.moe.layers.layer import MoELayer, moe_layer
 from moe_train.moe.routing import RouteContext, Routing, TableRouter, Vocabulary
 from moe_train.parallel.host_memory import keep_freed_memory
 from moe_train.random import RandomStream, generator_for

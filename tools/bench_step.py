@@ -43,7 +43,7 @@ from moe_train.config.schema import DataConfig, ModelConfig, MoEConfig, Parallel
 from moe_train.data.batch import Batch
 from moe_train.model.init import initial_value
 from moe_train.model.transformer import Transformer
-from moe_train.moe.layer import MoELayer
+from moe_train.moe.layers.layer import MoELayer
 from moe_train.moe.routing import RouteContext
 from moe_train.parallel.host_memory import keep_freed_memory
 from moe_train.parallel.plan import Mesh, ParallelPlan

@@ -26,7 +26,7 @@ class Kind:
     config: type[KindConfig]
     implementation: str
     layer: str | None = None
-    """For a router: the layer it works in, if that is not `moe_train.moe.layer:MoELayer`."""
+    """For a router: the layer it works in, if that is not `moe_train.moe.layers.layer:MoELayer`."""
     package: str | None = None
     """The name and version of the package it comes from; None: moe-train."""
 

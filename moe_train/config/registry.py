@@ -51,12 +51,12 @@ OWN_KINDS: Mapping[str, Mapping[str, Kind]] = {
         "soft": Kind(
             router.SoftRouterConfig,
             "moe_train.moe.routers.soft:SoftRouter",
-            layer="moe_train.moe.soft:SoftLayer",
+            layer="moe_train.moe.layers.soft:SoftLayer",
         ),
         "smear": Kind(
             router.SmearRouterConfig,
             "moe_train.moe.routers.smear:SmearRouter",
-            layer="moe_train.moe.smear:SmearLayer",
+            layer="moe_train.moe.layers.smear:SmearLayer",
         ),
     },
     "moe.dispatch": {

@@ -19,7 +19,7 @@ from moe_cluster.tail import SCHEDULER_S, lines_of, plain
 from moe_train.arguments import Parser
 from moe_train.checkpoint.lineage import newest_attempt
 from moe_train.errors import MoETrainError, RunError, UsageError, dangling_link
-from moe_train.jobs.progress import MARKS, Progress, age, read_progress, run_folder
+from moe_train.jobs.standing import MARKS, Progress, age, read_progress, run_folder
 from moe_train.run_folder import RunFolder
 
 

@@ -17,8 +17,8 @@ from moe_train.config.load import load_recipe
 from moe_train.config.schema import Recipe
 from moe_train.config.timing import timing_notes
 from moe_train.errors import UsageError
-from moe_train.jobs.progress import run_folder
 from moe_train.jobs.request import add_options, request
+from moe_train.jobs.standing import run_folder
 from moe_train.jobs.submission import hand_over, of_run, require_free
 from moe_train.jobs.text import anchored
 from moe_train.monitor.state import last_recipe

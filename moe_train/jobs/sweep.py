@@ -15,8 +15,8 @@ from moe_train.config.load import load_recipe
 from moe_train.config.schema import Recipe
 from moe_train.errors import RecipeError, UsageError
 from moe_train.jobs.commands import print_runs
-from moe_train.jobs.progress import Progress, read_progress
 from moe_train.jobs.request import add_options, request
+from moe_train.jobs.standing import Progress, read_progress
 from moe_train.jobs.submission import Submission, hand_over, is_free, of_run
 from moe_train.jobs.text import anchored
 from moe_train.resumption import Start, options_explained, plan_start

@@ -18,7 +18,7 @@ from moe_train.config.schema import (
 )
 from moe_train.model.attention import Attention, RelativeBias, hide_padding
 from moe_train.model.feedforward import FeedForward
-from moe_train.moe.layer import MoELayer, moe_layer
+from moe_train.moe.layers.layer import MoELayer, moe_layer
 from moe_train.moe.routing import RouteContext
 from moe_train.results import MoEStats
 

@@ -32,7 +32,7 @@ class Place:
     """A line of our own code, and whether what it called waits for another worker."""
 
     where: str
-    """As "moe/layer.py:123 forward"."""
+    """As "moe/layers/layer.py:123 forward"."""
     is_waiting: bool
 
 

@@ -6,8 +6,8 @@ training each expert is left out of a merge with some probability and the others
 count the same. No balance loss.
 The mean of a whole sequence holds its future. With `segment` a token's expert is made from the segment before its own,
 as in Lory (2405.03133, sec. 3); the first segment has none before it and mixes all experts evenly, where Lory, as far
-as we remember, takes that segment itself without gradient, which leaks. moe/smear.py has the layer. In the code the
-routers of a decoder take the mean of the encoder's states; that is not built, a stack pools its own tokens.
+as we remember, takes that segment itself without gradient, which leaks. moe/layers/smear.py has the layer. In the
+code the routers of a decoder take the mean of the encoder's states; that is not built, a stack pools its own tokens.
 Conventions: the code also has offsets of both norms and a gain of the first; the gain here is the product of both.
 B sequences, S tokens of one, G segments (one a sequence, or more), D model width, E experts.
 """

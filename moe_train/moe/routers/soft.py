@@ -4,7 +4,7 @@ Puigcerver et al., 2308.00951, sec. 2, and google-research/vmoe's `soft_moe/rout
 of every token with every slot, scale a learned number that begins at 1; a slot is a mixture of all tokens of its
 sequence by the softmax over tokens, a token a mixture of all slots' results by the softmax over slots. Nothing is
 dropped, nothing is random, and there is no balance loss. phi is drawn with LeCun's variance, 1 / d. The code's optional
-noise on the logits is not built. moe/soft.py has the layer.
+noise on the logits is not built. moe/layers/soft.py has the layer.
 B sequences, S tokens of one, D model width, E experts, P slots of an expert, N = E * P slots, expert by expert.
 """
 

@@ -6,12 +6,14 @@ from moe_cluster.contract import attempt_dir
 from moe_cluster.node import bad_nodes
 from moe_cluster.watch.findings import Straggler, record
 from moe_train.config.schema import Recipe
-from moe_train.jobs.progress import read_progress
+from moe_train.jobs.standing import read_progress
 from moe_train.run_folder import RunFolder
 
 
 def test_a_straggler_is_told_as_long_as_its_attempt_runs(tmp_path: Path) -> None:
-    straggler = Straggler(rank=1, host="node2", where="moe/layer.py:9 forward", waiting=0.8, seconds=60.0)
+    straggler = Straggler(
+        rank=1, host="node2", where="moe/layers/layer.py:9 forward", waiting=0.8, seconds=60.0
+    )
     with RunFolder(tmp_path / "run") as folder:
         number = folder.new_attempt(Recipe())
         record(attempt_dir(folder.path, number), straggler)

@@ -9,7 +9,7 @@ from small_run import RECIPE, write_corpus
 from stand_in_slurm import begin, called, write_programs
 
 from moe_cluster import records
-from moe_train.jobs.progress import read_progress
+from moe_train.jobs.standing import read_progress
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from moe_cluster.errors import ClusterError
 from moe_cluster.tail import lines_of
 from moe_cluster.watch import findings
 from moe_train.config.schema import Recipe
-from moe_train.jobs.progress import read_progress
+from moe_train.jobs.standing import read_progress
 from moe_train.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[3]

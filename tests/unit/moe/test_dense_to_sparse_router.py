@@ -10,7 +10,7 @@ from torch import Tensor
 from moe_train.config.check import problems
 from moe_train.config.kinds.router import DenseToSparseRouterConfig, SwitchRouterConfig
 from moe_train.config.notes import notes
-from moe_train.moe.layer import MoELayer
+from moe_train.moe.layers.layer import MoELayer
 from moe_train.moe.losses import TokenSets, active_balance_loss, balance_loss
 from moe_train.moe.routers.dense_to_sparse import DenseToSparseRouter
 from moe_train.moe.routers.noise import gumbel

@@ -10,7 +10,7 @@ from tiny_model import context, moe_layer, normal, tiny_recipe, vocabulary
 from moe_train.config.kinds.router import BalancedRouterConfig
 from moe_train.config.kinds.router.router import GateConfig
 from moe_train.config.registry import REGISTRY
-from moe_train.moe.layer import MoELayer
+from moe_train.moe.layers.layer import MoELayer
 from moe_train.moe.policy import rewarded
 from moe_train.moe.routing import TableRouter
 from moe_train.random import generator_for

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from tiny_model import context, moe_layer, normal, tiny_recipe
 
 from moe_train.config.check import problems
+from moe_train.moe.layers.smear import SmearLayer
 from moe_train.moe.merging import MergingExperts
-from moe_train.moe.smear import SmearLayer
 
 B, S, D, E = 2, 7, 32, 4
 DROPLESS = ("moe.capacity_factor=null", "moe.eval_capacity_factor=null")

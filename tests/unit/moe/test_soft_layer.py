@@ -5,7 +5,7 @@ import torch
 from tiny_model import context, moe_layer, normal, tiny_recipe
 
 from moe_train.config.check import problems
-from moe_train.moe.soft import SoftLayer
+from moe_train.moe.layers.soft import SoftLayer
 
 B, S, D = 2, 6, 32
 DROPLESS = ("moe.capacity_factor=null", "moe.eval_capacity_factor=null")

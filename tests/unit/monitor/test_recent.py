@@ -9,8 +9,8 @@ from threaded_ranks import run_ranks
 
 from moe_train.config.schema import Recipe
 from moe_train.monitor import balance
-from moe_train.monitor.load import LoadWindow
 from moe_train.monitor.recent import BUCKETS, FAIR_SHARE, SPAN_STEPS, bucket_steps
+from moe_train.monitor.window import LoadWindow
 from moe_train.parallel.world import World
 
 EXPERTS, STEPS = 6, 60

@@ -23,13 +23,21 @@ def stack(*modules: str) -> FrameType:
 @pytest.mark.parametrize(
     ("modules", "where", "is_waiting"),
     [
-        (["moe_train.train", "moe_train.moe.layer"], "moe/layer.py:2 function", False),
+        (["moe_train.train", "moe_train.moe.layers.layer"], "moe/layers/layer.py:2 function", False),
         (["moe_train.train", "torch.nn.functional"], "train.py:2 function", False),
-        (["moe_train.moe.layer", "torch.distributed.distributed_c10d"], "moe/layer.py:2 function", True),
-        (["moe_train.moe.layer", "torch.distributed.x", "numpy"], "moe/layer.py:2 function", True),
+        (
+            ["moe_train.moe.layers.layer", "torch.distributed.distributed_c10d"],
+            "moe/layers/layer.py:2 function",
+            True,
+        ),
+        (
+            ["moe_train.moe.layers.layer", "torch.distributed.x", "numpy"],
+            "moe/layers/layer.py:2 function",
+            True,
+        ),
         # FSDP2 calls the model from inside torch.distributed: what it calls there does not wait.
         (["torch.distributed.fsdp", "moe_train.model.stack"], "model/stack.py:2 function", False),
-        (["moe_train.moe.layer", "moe_kernels.exchange"], "moe_kernels/exchange.py:2 function", True),
+        (["moe_train.moe.layers.layer", "moe_kernels.exchange"], "moe_kernels/exchange.py:2 function", True),
         (["moe_kernels.exchange", "moe_kernels.launch"], "moe_kernels/exchange.py:2 function", True),
         (["moe_kernels.ops.router", "moe_kernels.launch"], "moe_kernels/ops/router.py:2 function", False),
         (["moe_train.trainer", "moe_train.parallel.world"], "parallel/world.py:2 function", True),

@@ -87,10 +87,12 @@ def test_a_rank_that_hangs_is_said_not_to_answer(tmp_path: Path) -> None:
 def test_a_rank_that_does_not_answer_is_named_with_its_last_place(tmp_path: Path) -> None:
     leave_error(tmp_path, 0, time=1.0, message="[buffer.cc:129] Timed out waiting 6000ms for send operation")
     (tmp_path / "rank-1").mkdir()
-    beat = {"host": "h", "step": 7, "where": "moe/layer.py:9 forward"}
+    beat = {"host": "h", "step": 7, "where": "moe/layers/layer.py:9 forward"}
     (tmp_path / "rank-1/heartbeat.json").write_text(json.dumps(beat))
     cause = find_first_cause(tmp_path, [Ending(0, 1), Ending(1, -9)])
-    assert cause.error.startswith("it did not answer, last seen at moe/layer.py:9 forward: rank 0 waited")
+    assert cause.error.startswith(
+        "it did not answer, last seen at moe/layers/layer.py:9 forward: rank 0 waited"
+    )
 
 
 def test_the_sigterm_that_torch_elastic_sends_is_no_cause(tmp_path: Path) -> None:

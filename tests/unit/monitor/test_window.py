@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from moe_train.errors import CheckpointError
-from moe_train.monitor.load import LoadWindow
+from moe_train.monitor.window import LoadWindow
 from moe_train.parallel.world import World
 from moe_train.results import MoEStats
 

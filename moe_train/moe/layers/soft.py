@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from moe_train.moe.layer import MoELayer, compute_dtype
+from moe_train.moe.layers.layer import MoELayer, compute_dtype
 from moe_train.moe.routers.edges import table_routing
 from moe_train.moe.routing import RouteContext
 from moe_train.results import MoEStats

@@ -18,7 +18,7 @@ from torch import Tensor
 from moe_kernels.all_to_all import AllToAll, all_to_all
 from moe_train.moe.activations import GATES
 from moe_train.moe.dispatch.dispatcher import Dispatcher
-from moe_train.moe.layer import MoELayer, compute_dtype
+from moe_train.moe.layers.layer import MoELayer, compute_dtype
 from moe_train.moe.merging import MergingExperts
 from moe_train.moe.routers.smear import SmearRouter
 from moe_train.moe.routing import RouteContext
