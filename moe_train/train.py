@@ -201,12 +201,12 @@ def _loader(recipe: Recipe, data: PreparedData) -> Loader | PairLoader:
 
 def _validation(recipe: Recipe, data: PreparedData, mesh: Mesh, num_sequences: int) -> list[Batch]:
     """This rank's share of so many validation sequences or pairs."""
-    degree = mesh.plan.data
+    degree = mesh.data.size
     share = (
         data.validation,
         recipe.data.sequence_length,
         num_sequences,
-        mesh.data_rank,
+        mesh.data.rank,
         degree,
         recipe.data.micro_batch or recipe.data.global_batch // degree,
         recipe.moe.group_sequences,
@@ -275,9 +275,9 @@ def _layout(mesh: Mesh, state: ShardedState) -> dict[str, Any]:
         "rank": mesh.world.rank,
         "workers": mesh.world.size,
         "device": str(mesh.world.device),
-        "data_rank": mesh.data_rank,
-        "expert_rank": mesh.expert_rank,
-        "replica_rank": mesh.replica_rank,
+        "data_rank": mesh.data.rank,
+        "expert_rank": mesh.expert.rank,
+        "replica_rank": mesh.replica.rank,
         "experts": sorted(experts),
         "parameters": {
             name: {

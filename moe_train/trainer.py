@@ -83,7 +83,7 @@ class Trainer:
     def restore(self, meta: Mapping[str, Any]) -> None:
         """Go on from a loaded checkpoint: its step, its open logging window, its callbacks' states."""
         self.step = self._saved_step = int(meta["step"])
-        self.window.load_state(meta["window"], self.mesh.world)
+        self.window.load_state(meta["window"], self.mesh.data)
         self.stability.load_state_dict(meta.get("stability", {}))
         self.callbacks.load_state_dict(meta["callbacks"])
 
@@ -132,9 +132,9 @@ class Trainer:
 
     def _step(self) -> StepResult:
         began = time.perf_counter()
-        plan, device = self.mesh.plan, self.mesh.world.device
+        data, device = self.mesh.data, self.mesh.world.device
         place = self.step + self.stability.counts.passed_over
-        batches = self.loader.batch(place, self.mesh.data_rank, plan.data, self.recipe.data.micro_batch)
+        batches = self.loader.batch(place, data.rank, data.size, self.recipe.data.micro_batch)
         try:
             result = self.training_step.update(
                 [batch.to(device) for batch in batches], self.step, self.watch.stop_requested
@@ -148,7 +148,7 @@ class Trainer:
 
     def _write_row(self, result: StepResult) -> None:
         """Reduce the window and write a training row."""
-        summary = self.window.reduce(self.mesh.world, {"loss": result.loss, **result.losses})
+        summary = self.window.reduce(self.mesh.data, {"loss": result.loss, **result.losses})
         means = dict(summary.scalars)
         row = {
             **self._where(),
@@ -185,7 +185,7 @@ class Trainer:
             "step": self.step,
             "recipe": comparable(self.recipe),
             "data_fingerprint": self.fingerprint,
-            "window": self.window.state(self.mesh.world),
+            "window": self.window.state(self.mesh.data),
             "callbacks": self.callbacks.state_dict(),
             "stability": self.stability.state_dict(),
         }
@@ -221,7 +221,7 @@ class Trainer:
             self._tell("spike", reason=setback.reason)
             return False
         self.step = self._saved_step = int(meta["step"])
-        self.window.load_state(meta["window"], self.mesh.world)
+        self.window.load_state(meta["window"], self.mesh.data)
         self.stability.go_back(left - self.step, meta.get("stability", {}))
         self._seconds, self._tokens = 0.0, 0
         passed_over = self.stability.counts.passed_over

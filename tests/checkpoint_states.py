@@ -1,6 +1,7 @@
 """A small state in every layout a checkpoint must carry: cut in two dimensions, unevenly, replicated."""
 
 import hashlib
+from dataclasses import replace
 
 import torch
 
@@ -45,16 +46,13 @@ def state(rank: int, size: int, expert: int, seed: int = 0) -> ShardedState:
         },
         "dense.weight": _cut("dense.weight", seed, [_span(rank, size, 7), (0, 3)], False),
         "counts": _cut("counts", seed, [_span(rank, size, 6)], False),
-        "step": _cut("step", seed, [], False),
+        "step": replace(_cut("step", seed, [], False), is_owner=rank == 0),
     }
 
 
 def emptied(like: ShardedState) -> ShardedState:
     """The same layout with every value -1."""
-    return {
-        name: Shard(torch.full_like(shard.data, -1), shard.global_shape, shard.offsets, shard.is_expert)
-        for name, shard in like.items()
-    }
+    return {name: replace(shard, data=torch.full_like(shard.data, -1)) for name, shard in like.items()}
 
 
 def equal(one: ShardedState, other: ShardedState) -> bool:

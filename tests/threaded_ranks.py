@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from moe_train.parallel.axis import Axis
 from moe_train.parallel.world import World
 
 
@@ -42,6 +43,17 @@ class ThreadWorld(World):
 
     def barrier(self) -> None:
         self._meeting.barrier.wait()
+
+
+class ThreadAxis(Axis):
+    """An axis of all ranks of a ThreadWorld."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world.size, world.rank)
+        object.__setattr__(self, "_world", world)
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        return self._world.sum(values)
 
 
 def run_ranks(size: int, function: Callable[[World], Any], attempt: int = 1) -> list[Any]:

@@ -28,6 +28,7 @@ from moe_train.config.schema import DataConfig, ModelConfig, MoEConfig, Recipe, 
 from moe_train.data.batch import Batch
 from moe_train.monitor.recent import bucket_steps
 from moe_train.monitor.window import LoadWindow
+from moe_train.parallel.axis import Axis
 from moe_train.parallel.host_memory import keep_freed_memory
 from moe_train.parallel.plan import Mesh, ParallelPlan
 from moe_train.parallel.world import World
@@ -92,7 +93,7 @@ def measure(name: str, recipe: Recipe, rounds: int) -> list[Row]:
             for part, work in {
                 "entropy": lambda: [-torch.dot(probabilities, probabilities) for _ in moe_layers(recipe)],
                 "count": lambda result=result: window.add(result.stats, result.step),
-                "row": lambda result=result: file.write(encode_row(_row(window, world, result))),
+                "row": lambda result=result: file.write(encode_row(_row(window, mesh.data, result))),
             }.items():
                 _timed(taken[part], work)
     ms = {part: 1000 * statistics.median(seconds[1:]) for part, seconds in taken.items()}
@@ -128,8 +129,8 @@ def random_batch(recipe: Recipe, step: int) -> Batch:
     )
 
 
-def _row(window: LoadWindow, world: World, result: StepResult) -> dict[str, Any]:
-    summary = window.reduce(world, {"loss": result.loss, **result.losses})
+def _row(window: LoadWindow, data: Axis, result: StepResult) -> dict[str, Any]:
+    summary = window.reduce(data, {"loss": result.loss, **result.losses})
     return {"step": result.step, **summary.scalars, "grad_norm": result.grad_norm, "moe": summary.as_row()}
 
 

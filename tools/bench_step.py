@@ -284,7 +284,7 @@ def _deepspeed_step(recipe: Recipe, world: World, *, drop_tokens: bool) -> Calla
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ignored)
         forward = DistributedDataParallel(model)
     held = {name: Shard(tensor, tuple(tensor.shape), (0,) * tensor.ndim) for name, tensor in named.items()}
-    mesh = Mesh(ParallelPlan(world.size, expert=1), world, None, None)
+    mesh = Mesh(world)
     optimizer = build("optim", recipe.optim, shards=held, mesh=mesh)
     objective = build("objective", recipe.objective)
     batches = [_batch(recipe, world, step) for step in range(4)]

@@ -21,13 +21,12 @@ class Shard:
     """Where `data[0, ..., 0]` stands in the global tensor."""
     is_expert: bool = False
     """The first dimension counts experts by their global id."""
-    is_copy: bool = False
-    """Another rank holds the same box, and writes it."""
+    is_owner: bool = True
+    """Of the ranks that hold this box, one owns it: it counts it in norms and checksums, and writes it."""
 
 
 ShardedState = Mapping[str, Shard]
-"""Global name -> what this rank holds of it. Every element of a global tensor is held by exactly one rank,
-but for copies, and for tensors that every rank holds whole; those are written by rank 0."""
+"""Global name -> what this rank holds of it. Each element of a global tensor is in one box that its rank owns."""
 
 
 def is_held(shard: Shard) -> bool:
@@ -35,9 +34,9 @@ def is_held(shard: Shard) -> bool:
     return shard.data.numel() > 0
 
 
-def is_written_by(shard: Shard, rank: int) -> bool:
-    """Whether `rank` writes its box: always, unless it is a copy, or the whole tensor, which rank 0 writes."""
-    return not shard.is_copy and (rank == 0 or tuple(shard.data.shape) != shard.global_shape)
+def is_written(shard: Shard) -> bool:
+    """Whether this rank writes its box: if it owns the box, and it has any element."""
+    return shard.is_owner and is_held(shard)
 
 
 def dtype_name(data: Tensor) -> str:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from moe_train.checkpoint.checksum import expert_checksums
-from moe_train.checkpoint.layout import Shard, ShardedState, dtype_name, is_held, is_written_by
+from moe_train.checkpoint.layout import Shard, ShardedState, dtype_name, is_held, is_written
 from moe_train.checkpoint.manifest import CHECKSUM_MASK, Box, Manifest, TensorEntry
 from moe_train.errors import CheckpointError
 from moe_train.parallel.world import World
@@ -102,7 +102,7 @@ def check_experts(manifest: Manifest, target: ShardedState, world: World) -> Non
     sums = {name: torch.zeros(len(values), dtype=torch.int64) for name, values in sorted(saved.items())}
     for name, into in sums.items():
         shard = target.get(name)
-        if shard is not None and is_held(shard) and is_written_by(shard, world.rank):
+        if shard is not None and is_written(shard):
             first = shard.offsets[0]
             into[first : first + shard.data.shape[0]] = torch.tensor(
                 expert_checksums(shard.data, shard.offsets)

@@ -23,7 +23,7 @@ from moe_train.checkpoint import lineage
 from moe_train.checkpoint.checksum import expert_checksums
 from moe_train.checkpoint.coverage import coverage_finding
 from moe_train.checkpoint.folder import explain, remove, set_aside, write_durably
-from moe_train.checkpoint.layout import Shard, ShardedState, dtype_name, is_held, is_written_by
+from moe_train.checkpoint.layout import Shard, ShardedState, dtype_name, is_written
 from moe_train.checkpoint.manifest import (
     FILE_NAME,
     Box,
@@ -96,7 +96,7 @@ def _split(state: ShardedState, save: Save) -> Iterator[dict[str, Shard]]:
     part: dict[str, Shard] = {}
     size = 0
     for name, shard in state.items():
-        if not (is_held(shard) and is_written_by(shard, save.rank)):
+        if not is_written(shard):
             continue
         if part and size + shard.data.nbytes > save.max_file_bytes:
             yield part

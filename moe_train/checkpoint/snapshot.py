@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moe_train.checkpoint.layout import Shard, ShardedState, is_held, is_written_by
+from moe_train.checkpoint.layout import Shard, ShardedState, is_written
 from moe_train.checkpoint.shard_file import bytes_of
 
 
@@ -34,7 +34,7 @@ class HostBuffers:
         return taken
 
     def _copy(self, name: str, shard: Shard) -> Shard:
-        if not (is_held(shard) and is_written_by(shard, self._rank)):
+        if not is_written(shard):
             return shard
         data, buffer = shard.data.detach(), self._buffers.get(name)
         if buffer is None or buffer.shape != data.shape or buffer.dtype != data.dtype:

@@ -67,7 +67,7 @@ def distribute(
     _make_tables(model, recipe, mesh, vocabulary)
     kept = (
         [layer.experts.keep_gradients() for _, layer in moe_layers_of(model)]
-        if mesh.plan.replicas == 1
+        if mesh.replica.size == 1
         else []
     )
     return DistributedModel(model, shards, tuple(kept))

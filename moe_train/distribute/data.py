@@ -17,29 +17,29 @@ def apply_data(model: Model, mesh: Mesh, reshard_after_forward: bool) -> None:
     gradients live in persistent buffers (`moe/experts.py`).
     """
     layers = moe_layers_of(model)
-    if mesh.plan.replicas > 1:
+    if mesh.replica.size > 1:
         for _, layer in layers:
             fully_shard(
                 layer.experts,
-                mesh=mesh.replica_axis,
+                mesh=mesh.replica.devices,
                 reshard_after_forward=reshard_after_forward,
                 shard_placement_fn=lambda _: Shard(1),
             )
-    if mesh.plan.data == 1:
+    if mesh.data.size == 1:
         return
     owned_elsewhere: set[nn.Parameter] = (
         {parameter for _, layer in layers for parameter in layer.experts.parameters()}
-        if mesh.plan.replicas == 1
+        if mesh.replica.size == 1
         else set()
     )
     for block in model.blocks:
         fully_shard(
             block,
-            mesh=mesh.data_axis,
+            mesh=mesh.data.devices,
             reshard_after_forward=reshard_after_forward,
             ignored_params=owned_elsewhere,
         )
-    fully_shard(model, mesh=mesh.data_axis, reshard_after_forward=False, ignored_params=owned_elsewhere)
+    fully_shard(model, mesh=mesh.data.devices, reshard_after_forward=False, ignored_params=owned_elsewhere)
     if isinstance(model, EncoderDecoder):
         for half in ("encode", "decode"):  # called by themselves where text is generated
             register_fsdp_forward_method(model, half)

@@ -26,7 +26,7 @@ def apply_expert(model: Model, mesh: Mesh) -> None:
     an expert through the exchange is the *sum* over the ranks of its group, so weight gradients are divided by the
     expert degree; the mean over replicas is left to data parallelism.
     """
-    group = mesh.expert_group
+    group = mesh.expert.group
     layers = [layer for _, layer in moe_layers_of(model)]
     if group is None or not layers:
         return
@@ -40,8 +40,8 @@ def apply_expert(model: Model, mesh: Mesh) -> None:
 
     for layer in layers:
         for name, parameter in list(layer.experts.named_parameters()):
-            local = parameter.shape[0] // mesh.plan.expert
+            local = parameter.shape[0] // mesh.expert.size
             with torch.device("meta"):
                 setattr(layer.experts, name, nn.Parameter(torch.empty(local, *parameter.shape[1:])))
-        layer.experts.gradient_scale /= mesh.plan.expert
+        layer.experts.gradient_scale /= mesh.expert.size
         layer.connect(group, partial(dispatcher, layer.config.num_experts))

@@ -31,7 +31,7 @@ def _shard(parameter: nn.Parameter, is_expert: bool, mesh: Mesh) -> Shard:
         local = local.to_local()
     if is_expert:
         # FSDP2 knows the experts of this rank only; expert parallelism cut them from the global ones.
-        first = mesh.expert_rank * shape[0] if mesh.plan.expert > 1 else 0
+        first = mesh.expert.rank * shape[0]
         offsets = (offsets[0] + first, *offsets[1:])
-        shape = (shape[0] * mesh.plan.expert, *shape[1:])
+        shape = (shape[0] * mesh.expert.size, *shape[1:])
     return Shard(local, shape, tuple(offsets), is_expert)

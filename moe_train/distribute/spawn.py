@@ -66,8 +66,8 @@ def _become_copies(name: str, shard: Shard, mesh: Mesh, seed: int, share: float)
 def _first_expert(held: Float[Tensor, "E D F"], mesh: Mesh) -> Float[Tensor, "D F"]:
     """Expert 0 where this rank's box cuts it. Collective over the expert group, whose ranks all cut at one place."""
     first = held[0].clone(memory_format=torch.contiguous_format)
-    if mesh.expert_group is not None and first.numel():
-        dist.broadcast(first, group=mesh.expert_group, group_src=0)
+    if mesh.expert.size > 1 and first.numel():
+        dist.broadcast(first, group=mesh.expert.group, group_src=0)
     return first
 
 

@@ -49,7 +49,8 @@ class NativeEngine:
 
     def reduce(self, values: Tensor) -> tuple[float, list[float]]:
         self._hand_over_gradients()
-        local = squared_norm([local.grad for local in self.locals.values() if local.grad is not None])
+        owned = [shard.data.grad for shard in self.shards.values() if shard.is_owner]
+        local = squared_norm([grad for grad in owned if grad is not None])
         squared, *sums = self.mesh.world.total(torch.cat([local.reshape(1), values.double()]))
         return squared**0.5, sums
 
@@ -68,8 +69,10 @@ class NativeEngine:
     def state(self) -> ShardedState:
         state = {f"model.{name}": shard for name, shard in self.shards.items()}
         for name, buffer in self.model.named_buffers():
-            state[f"model.{name}"] = Shard(buffer, tuple(buffer.shape), (0,) * buffer.ndim)
-        return state | sharded_state(self.optimizer, self.shards)
+            state[f"model.{name}"] = Shard(
+                buffer, tuple(buffer.shape), (0,) * buffer.ndim, is_owner=self.mesh.world.is_main
+            )
+        return state | sharded_state(self.optimizer, self.shards, self.mesh.world.is_main)
 
     def _hand_over_gradients(self) -> None:
         """Gives the optimizer's local tensors the local part of the gradients."""

@@ -17,18 +17,18 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from moe_train.parallel.world import World
+from moe_train.parallel.axis import Axis
 from moe_train.results import MoEStats
 
 
-def batch_sums(world: World, stats: Sequence[Sequence[MoEStats]], num_passes: int) -> Float64[Tensor, "P N"]:
+def batch_sums(data: Axis, stats: Sequence[Sequence[MoEStats]], num_passes: int) -> Float64[Tensor, "P N"]:
     """The batch's sums in each pass, from the statistics of all passes over a rank's microbatches. Collective.
 
     They have no gradient. `stats` has the passes over the first microbatch first.
     """
     own = torch.stack([_own_sums(layers) for layers in stats])
     sums = own.unflatten(0, (-1, num_passes)).sum(0)
-    return world.sum(sums) if sums.numel() else sums
+    return data.sum(sums) if sums.numel() else sums
 
 
 def of_whole_batch(
@@ -48,7 +48,7 @@ def of_whole_batch(
 
 
 def watched_over_batch(
-    world: World, stats: Sequence[Sequence[MoEStats]], num_passes: int
+    data: Axis, stats: Sequence[Sequence[MoEStats]], num_passes: int
 ) -> list[tuple[MoEStats, ...]]:
     """The statistics of an update, of whose losses of the batch nothing was learned: they are there to be seen.
 
@@ -62,7 +62,7 @@ def watched_over_batch(
         if layer.coefficients[name]
     }
     assert not weighed, f"{weighed}: a router that learns from the batch has learns_from_batch"
-    sums, shares = batch_sums(world, stats, num_passes), len(stats) // num_passes * world.size
+    sums, shares = batch_sums(data, stats, num_passes), len(stats) // num_passes * data.size
     return [of_whole_batch(layers, sums[index % num_passes], shares) for index, layers in enumerate(stats)]
 
 

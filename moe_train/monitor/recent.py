@@ -14,7 +14,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from moe_train.config.schema import Recipe, experts_of_layers, stacks
-from moe_train.parallel.world import World
+from moe_train.parallel.axis import Axis
 
 BUCKETS = 10
 SPAN_STEPS = 10
@@ -56,13 +56,13 @@ class RecentLoads:
         """The loads of the span, on this rank."""
         return self._parts.sum(0)
 
-    def state(self, world: World) -> list[list[list[int]]]:
+    def state(self, data: Axis) -> list[list[list[int]]]:
         """The parts over all ranks. Collective."""
-        parts: list[list[list[int]]] = world.sum(self._parts.double()).long().tolist()
+        parts: list[list[list[int]]] = data.sum(self._parts.double()).long().tolist()
         return parts
 
-    def load_state(self, state: list[list[list[int]]] | None, world: World) -> None:
+    def load_state(self, state: list[list[list[int]]] | None, data: Axis) -> None:
         """Go on with the parts of `state`, which rank 0 takes; None, from a checkpoint without any: begin afresh."""
         self._parts.zero_()
-        if state is not None and world.is_main:
+        if state is not None and data.is_first:
             self._parts.copy_(torch.tensor(state, dtype=torch.int64).view(self._parts.shape))

@@ -19,7 +19,7 @@ from torch import Tensor
 from moe_train.errors import CheckpointError
 from moe_train.monitor import balance
 from moe_train.monitor.recent import RecentLoads
-from moe_train.parallel.world import World
+from moe_train.parallel.axis import Axis
 from moe_train.results import MoEStats, padded_loads
 
 UNITS = 2**20
@@ -96,12 +96,12 @@ class LoadWindow:
             for place, layer in enumerate(layers):
                 self._counts[place, -1] += layer.tokens
 
-    def reduce(self, world: World, scalars: Mapping[str, Tensor]) -> LoadSummary:
+    def reduce(self, data: Axis, scalars: Mapping[str, Tensor]) -> LoadSummary:
         """Sum the window over the ranks, with the mean of `scalars` over them, and begin a new window.
 
         Collective: one all-reduce, then one copy to the host. All ranks give the same names, in one order.
         """
-        totals, means, recent = self._totals(world, scalars)
+        totals, means, recent = self._totals(data, scalars)
         self._counts.zero_()
         loads = [row[:experts] for row, experts in zip(totals, self._num_experts, strict=True)]
         dropped, entropies, tops, tokens = (
@@ -119,12 +119,12 @@ class LoadWindow:
             scalars=means,
         )
 
-    def state(self, world: World) -> dict[str, Any]:
+    def state(self, data: Axis) -> dict[str, Any]:
         """The open window over all ranks, as JSON-ready data for a checkpoint. Collective; it stays open."""
-        totals, _, _ = self._totals(world, {})
-        return {"counts": totals, "recent": self._recent.state(world)}
+        totals, _, _ = self._totals(data, {})
+        return {"counts": totals, "recent": self._recent.state(data)}
 
-    def load_state(self, state: Mapping[str, Any], world: World) -> None:
+    def load_state(self, state: Mapping[str, Any], data: Axis) -> None:
         """Go on with the window of `state`, on any number of ranks: rank 0 takes all that was counted.
 
         Raises CheckpointError for a window that counts other things than this one.
@@ -136,13 +136,13 @@ class LoadWindow:
                 f"{tuple(self._counts.shape)}: another version wrote it; go on with that version, or start afresh "
                 "with --resume never"
             )
-        self._recent.load_state(state.get("recent"), world)
+        self._recent.load_state(state.get("recent"), data)
         self._counts.copy_(
-            counts.reshape(self._counts.shape) if world.is_main else torch.zeros_like(self._counts)
+            counts.reshape(self._counts.shape) if data.is_first else torch.zeros_like(self._counts)
         )
 
     def _totals(
-        self, world: World, scalars: Mapping[str, Tensor]
+        self, data: Axis, scalars: Mapping[str, Tensor]
     ) -> tuple[list[list[int]], dict[str, float], list[list[int]]]:
         """Global counts [L][E + NUM_FIGURES], the means of `scalars`, and the span's loads [L][E].
 
@@ -151,12 +151,12 @@ class LoadWindow:
         counts = torch.cat((self._counts, self._recent.total()), dim=1)
         parts = [counts.flatten().double()]
         parts += [scalar.detach().double().reshape(1) for scalar in scalars.values()]
-        host = world.sum(torch.cat(parts)).tolist()
+        host = data.sum(torch.cat(parts)).tolist()
         num_counts, width = counts.numel(), counts.shape[1]
         whole = [round(count) for count in host[:num_counts]]
         assert all(count < EXACT_LIMIT for count in whole), "a logging window must count less than 2^53"
         rows = [whole[start : start + width] for start in range(0, num_counts, width)]
-        means = [total / world.size for total in host[num_counts:]]
+        means = [total / data.size for total in host[num_counts:]]
         split = self._counts.shape[1]
         return (
             [row[:split] for row in rows],

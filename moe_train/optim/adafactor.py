@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
 from moe_train.checkpoint.layout import Shard
 from moe_train.config.kinds.optim import AdafactorConfig
 from moe_train.optim.groups import groups_by_decay
+from moe_train.parallel.axis import Axis
 from moe_train.parallel.plan import Mesh
 
 
@@ -142,13 +142,13 @@ class Adafactor(torch.optim.Optimizer):
         Every rank holds other rows of a matrix that is no expert; of an expert, only its replicas do.
         """
         squares = torch.stack([_sum_of_squares(value) for value in values])
-        if self.mesh.world.size > 1:
+        if self.mesh.data.size > 1:
             parts = list(zip(self._parameters, columns, strict=False))
             shared = [part for owner, part in parts if part is not None and not owner.shard.is_expert]
             expert = [part for owner, part in parts if part is not None and owner.shard.is_expert]
-            _sum_together([squares, *shared], None)
-            if expert and self.mesh.plan.replicas > 1:
-                _sum_together(expert, self.mesh.replica_axis.get_group())
+            _sum_together([squares, *shared], self.mesh.data)
+            if expert and self.mesh.replica.size > 1:
+                _sum_together(expert, self.mesh.replica)
         return squares / squares.new_tensor([parameter.num_elements for parameter in self._parameters])
 
 
@@ -159,9 +159,8 @@ def _sum_of_squares(values: Tensor) -> Float[Tensor, ""]:
     return torch.linalg.vector_norm(values, dim=-1).double().square().sum()
 
 
-def _sum_together(parts: Sequence[Tensor], group: dist.ProcessGroup | None) -> None:
-    """Sum float64 tensors over the ranks of a group (None: all), in place, in one collective."""
-    flat = torch.cat([part.reshape(-1) for part in parts])
-    dist.all_reduce(flat, group=group)
+def _sum_together(parts: Sequence[Tensor], axis: Axis) -> None:
+    """Sums float64 tensors over an axis, in place, in one collective."""
+    flat = axis.sum(torch.cat([part.reshape(-1) for part in parts]))
     for part, total in zip(parts, flat.split([part.numel() for part in parts]), strict=True):
         part.copy_(total.view_as(part))

@@ -1,6 +1,7 @@
 """What an optimizer keeps, as boxes of global tensors: how its state gets into a checkpoint of any layout."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -11,10 +12,15 @@ REDUCED = {"row": -1, "column": -2}
 """State that is a mean over one dimension of its parameter, by key: that dimension."""
 
 
-def sharded_state(optimizer: torch.optim.Optimizer, shards: Mapping[str, Shard]) -> dict[str, Shard]:
-    """The state of every parameter, under `optim.KEY.NAME`: a scalar, its parameter's box, or that box reduced."""
+def sharded_state(
+    optimizer: torch.optim.Optimizer, shards: Mapping[str, Shard], is_main: bool
+) -> dict[str, Shard]:
+    """Returns the state of every parameter, as `optim.KEY.NAME`: a scalar, its parameter's box, or that box reduced.
+
+    Every rank has the scalars; the main one owns them.
+    """
     return {
-        f"optim.{key}.{name}": _place(key, value, shard)
+        f"optim.{key}.{name}": _place(key, value, shard, is_main)
         for name, shard in shards.items()
         for key, value in optimizer.state[shard.data].items()
     }
@@ -26,16 +32,19 @@ def forget(optimizer: torch.optim.Optimizer, shard: Shard) -> None:
         value.zero_()
 
 
-def _place(key: str, value: Tensor, shard: Shard) -> Shard:
+def _place(key: str, value: Tensor, shard: Shard, is_main: bool) -> Shard:
     if value.ndim == 0:
-        return Shard(value, (), ())
+        return Shard(value, (), (), is_owner=is_main)
     if key not in REDUCED:
-        return Shard(value, shard.global_shape, shard.offsets, shard.is_expert)
+        return replace(shard, data=value)
     gone = len(shard.global_shape) + REDUCED[key]
-    # Boxes that differ in the dimension that is gone hold the same means; the first of them writes.
-    is_copy = shard.offsets[gone] > 0
+    # Boxes that differ in the dimension that is gone hold the same means; the rank of the first one owns them.
     return Shard(
-        value, _without(shard.global_shape, gone), _without(shard.offsets, gone), shard.is_expert, is_copy
+        value,
+        _without(shard.global_shape, gone),
+        _without(shard.offsets, gone),
+        shard.is_expert,
+        is_owner=shard.is_owner and shard.offsets[gone] == 0,
     )
 
 

@@ -15,7 +15,7 @@ from moe_train.model.forward import Forward
 from moe_train.moe.policy import rewarded, token_losses
 from moe_train.moe.whole_batch import batch_sums, of_whole_batch, watched_over_batch
 from moe_train.objectives.objective import Objective, TrainingLoss
-from moe_train.parallel.world import World
+from moe_train.parallel.axis import Axis
 from moe_train.results import MoEStats
 
 Backward = Callable[[Tensor, bool], None]
@@ -57,11 +57,12 @@ class LossPasses:
     num_passes: int
     learns_from_batch: bool
     """A router has a loss of the global batch as one set of tokens, with a coefficient."""
-    world: World
+    data: Axis
+    """Whose workers have the microbatches of the global batch."""
 
     def run(self, batches: Sequence[Batch], step: int, backward: Backward) -> UpdateLosses:
         """Calls `backward` once for each microbatch. Collective."""
-        shares = len(batches) * self.world.size
+        shares = len(batches) * self.data.size
         sums = self._batch_sums(batches, step) if len(batches) > 1 and self.learns_from_batch else None
         losses: list[TrainingLoss] = []
         stats: list[tuple[MoEStats, ...]] = []
@@ -70,7 +71,7 @@ class LossPasses:
                 _rewarded(*self.forward(batch, step, number), batch) for number in range(self.num_passes)
             ]
             if len(batches) == 1 < shares:
-                sums = batch_sums(self.world, [layers for _, layers in passes], self.num_passes)
+                sums = batch_sums(self.data, [layers for _, layers in passes], self.num_passes)
             if sums is not None:
                 passes = [
                     (logits, of_whole_batch(layers, of_pass, shares))
@@ -82,7 +83,7 @@ class LossPasses:
             losses.append(loss.detached())
             stats.extend(tuple(_detached(layer) for layer in layers) for _, layers in passes)
         if sums is None and shares > 1:
-            stats = watched_over_batch(self.world, stats, self.num_passes)
+            stats = watched_over_batch(self.data, stats, self.num_passes)
         return UpdateLosses(losses, tuple(stats))
 
     @torch.no_grad()
@@ -94,7 +95,7 @@ class LossPasses:
         stats = [
             self.forward(batch, step, number)[1] for batch in batches for number in range(self.num_passes)
         ]
-        return batch_sums(self.world, stats, self.num_passes)
+        return batch_sums(self.data, stats, self.num_passes)
 
 
 def _rewarded(

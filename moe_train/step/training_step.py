@@ -39,7 +39,7 @@ class TrainingStep:
             self.objective,
             recipe.objective.num_passes,
             learns_from_batch=recipe.moe.router.learns_from_batch and bool(self.routers),
-            world=mesh.world,
+            data=mesh.data,
         )
 
     @classmethod
@@ -92,7 +92,7 @@ class TrainingStep:
             logits, _ = self.forward(batch, step)
             total += total.new_tensor([float(self.objective(logits, batch)), 1.0]) * batch.num_targets
         free_gathered(self.engine.model)
-        loss, tokens = self.mesh.world.total(total)
+        loss, tokens = self.mesh.data.total(total)
         return loss / tokens
 
     def _is_skipped(self, norm: float, step: int) -> bool:
@@ -114,7 +114,7 @@ class TrainingStep:
         if following:
             # One kind of router serves all layers.
             loads: Tensor = torch.stack([padded_loads(layers) for layers in stats]).sum(0)
-            for router, load, layer in zip(following, self.mesh.world.sum(loads), stats[0], strict=True):
+            for router, load, layer in zip(following, self.mesh.data.sum(loads), stats[0], strict=True):
                 router.after_update(load[: len(layer.load)])
 
     def _spawn_experts(self, updates: int) -> None:

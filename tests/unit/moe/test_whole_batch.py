@@ -4,13 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from threaded_ranks import one_rank, run_ranks
+from threaded_ranks import ThreadAxis, run_ranks
 from tiny_model import context, normal
 
 from moe_train.config.kinds.router.router import BalanceLossConfig
 from moe_train.config.registry import REGISTRY, build
 from moe_train.moe.routing import Routing
 from moe_train.moe.whole_batch import batch_sums, of_whole_batch
+from moe_train.parallel.axis import Axis
 from moe_train.parallel.world import World
 from moe_train.results import MoEStats
 
@@ -82,7 +83,7 @@ def test_shares_have_the_value_and_on_average_the_gradient_of_the_whole_batch(ki
     whole = routed(made, 0, SEQUENCES, is_padded)
     assert whole.batch_losses.keys() >= {"balance"}
     shares = shares_of(made, split, is_padded)
-    (sums,) = batch_sums(one_rank(), [(stats,) for stats in shares], num_passes=1)
+    (sums,) = batch_sums(Axis(), [(stats,) for stats in shares], num_passes=1)
     done = [of_whole_batch((stats,), sums, len(shares))[0] for stats in shares]
     for name in whole.batch_losses:
         assert all(stats.losses[name] == done[0].losses[name] for stats in done)
@@ -109,12 +110,12 @@ def test_a_share_alone_is_not_the_batch(kind):
 def sums_on_a_rank(world: World) -> torch.Tensor:
     made = router("hierarchical_top_k", "batch")
     mine = [(stats,) for stats in shares_of(made, (1, 2, 1, 2), True)[2 * world.rank : 2 * world.rank + 2]]
-    return batch_sums(world, mine, num_passes=1)
+    return batch_sums(ThreadAxis(world), mine, num_passes=1)
 
 
 def test_sums_are_those_of_all_ranks():
     alone = shares_of(router("hierarchical_top_k", "batch"), (6,), True)
-    expected = batch_sums(one_rank(), [tuple(alone)], num_passes=1)
+    expected = batch_sums(Axis(), [tuple(alone)], num_passes=1)
     for sums in run_ranks(2, sums_on_a_rank):
         torch.testing.assert_close(sums, expected, rtol=1e-6, atol=1e-5)
 
@@ -122,8 +123,8 @@ def test_sums_are_those_of_all_ranks():
 def test_every_pass_has_sums_of_its_own():
     made = router("switch", "batch")
     of_share = [(stats,) for stats in shares_of(made, (2, 4), False)]
-    once = batch_sums(one_rank(), of_share, num_passes=1)
-    twice = batch_sums(one_rank(), [of_share[0], of_share[1], of_share[1], of_share[0]], num_passes=2)
+    once = batch_sums(Axis(), of_share, num_passes=1)
+    twice = batch_sums(Axis(), [of_share[0], of_share[1], of_share[1], of_share[0]], num_passes=2)
     torch.testing.assert_close(twice, once.expand(2, -1))
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from test_load import ALONE, CPU, stats
-from threaded_ranks import run_ranks
+from threaded_ranks import ThreadAxis, run_ranks
 
 from moe_train.config.schema import Recipe
 from moe_train.monitor import balance
@@ -77,9 +77,9 @@ def of_a_rank(world: World) -> list:
     window = LoadWindow([2], CPU)
     for step in (1, 2):
         window.add(((stats([3 * world.rank + step, 1]),),), step)
-    state = window.state(world)
-    window.load_state(state, world)
-    return [state["recent"][:2], window.reduce(world, {}).recent]
+    state = window.state(ThreadAxis(world))
+    window.load_state(state, ThreadAxis(world))
+    return [state["recent"][:2], window.reduce(ThreadAxis(world), {}).recent]
 
 
 def test_ranks_have_one_span_together_and_a_resume_counts_nothing_twice():

@@ -9,14 +9,15 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.distributed.device_mesh import init_device_mesh
 
 from moe_train.errors import CheckpointError
 from moe_train.monitor.window import LoadWindow
-from moe_train.parallel.world import World
+from moe_train.parallel.axis import Axis
 from moe_train.results import MoEStats
 
 CPU = torch.device("cpu")
-ALONE = World(rank=0, size=1, local_rank=0, attempt=1, device=CPU)
+ALONE = Axis()
 
 
 def stats(
@@ -149,12 +150,12 @@ def test_the_window_of_another_version_is_refused_with_the_way_out() -> None:
 def _rank(rank: int, store: str, state: dict[str, Any], out: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    world = World(rank, 2, rank, 1, CPU)
+    data = Axis.along(init_device_mesh("cpu", (2,)))
     window = LoadWindow([2], CPU)
-    window.load_state(state, world)
+    window.load_state(state, data)
     window.add(((stats([1 + rank, 10 * rank], rank, 1.5, tokens=6, top=3.0 + rank),),), step=6)
-    before = window.state(world)
-    summary = window.reduce(world, {"loss": torch.tensor(1.0 + rank), "balance": torch.tensor(4.0)})
+    before = window.state(data)
+    summary = window.reduce(data, {"loss": torch.tensor(1.0 + rank), "balance": torch.tensor(4.0)})
     Path(out, str(rank)).write_text(json.dumps([before, summary.as_row(), summary.scalars]))
     dist.destroy_process_group()
 

@@ -1,6 +1,7 @@
 """One update on one worker with the native engine, against torch's autograd and against arithmetic."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -127,3 +128,14 @@ def test_the_state_names_parameters_and_moments_and_shares_their_storage():
     update(made)
     assert state[f"optim.exp_avg.{name}"].data.any()
     assert state[f"optim.step.{name}"].data.item() == 1
+
+
+def test_the_norm_counts_what_this_rank_owns_alone():
+    made = training_step("optim.lr=1", "optim.clip=null")
+    engine, name = made.engine, "embedding.weight"
+    engine.shards[name] = replace(engine.shards[name], is_owner=False)
+    changes, result = update(made)
+    assert changes[name].any()
+    owned = [change for other, change in changes.items() if other != name]
+    expected = math.sqrt(sum(change.double().square().sum().item() for change in owned))
+    assert result.grad_norm == pytest.approx(expected, rel=1e-4)

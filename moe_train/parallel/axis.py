@@ -1,0 +1,47 @@
+"""An axis of the mesh: the workers that one kind of parallelism connects, and sums over them.
+
+Whoever sums names the axis: "over all workers" is right for few things once workers share more than data.
+"""
+
+from dataclasses import dataclass
+
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The workers along one axis, seen from one of them. With one worker there is no process group."""
+
+    size: int = 1
+    rank: int = 0
+    """Place of this worker on the axis."""
+    devices: DeviceMesh | None = None
+    """The workers as torch's one-dimensional mesh."""
+
+    @classmethod
+    def along(cls, devices: DeviceMesh) -> "Axis":
+        """Returns the axis of a one-dimensional mesh."""
+        return cls(devices.size(), devices.get_local_rank(), devices) if devices.size() > 1 else cls()
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this worker holds what the axis holds once."""
+        return self.rank == 0
+
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        """The process group; None with one worker."""
+        return None if self.devices is None else self.devices.get_group()
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sums `values` over the axis, in place, and returns it. Collective."""
+        if self.size > 1:
+            dist.all_reduce(values, group=self.group)
+        return values
+
+    def total(self, values: Tensor) -> list[float]:
+        """Returns the sum over the axis as numbers: on CUDA this waits for the device. Collective."""
+        numbers: list[float] = self.sum(values).tolist()
+        return numbers
