@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from test_load import ALONE, CPU, stats
+from test_window import ALONE, CPU, stats
 from threaded_ranks import ThreadAxis, run_ranks
 
 from moe_train.config.schema import Recipe
