@@ -1,4 +1,4 @@
-"""A batch of token sequences. B sequences, S tokens, R tokens of a source."""
+"""Defines a batch of token sequences. B sequences, S tokens, R tokens of a source."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -8,38 +8,38 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 IGNORED = -100
-"""The target of a place where nothing is to be predicted: what torch's cross-entropy leaves out."""
+"""Target at a position where nothing is predicted; torch's cross-entropy ignores it."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One microbatch of this rank."""
+    """Holds one microbatch of this rank."""
 
     tokens: Int[Tensor, "B S"]
-    """What the model reads: of an encoder-decoder, what its decoder reads."""
+    """What the model reads; in an encoder-decoder, what the decoder reads."""
     targets: Int[Tensor, "B S"]
-    """What to predict at each place; IGNORED where nothing is."""
+    """What to predict at each position; IGNORED where nothing is predicted."""
     sequence_ids: Int[Tensor, " B"]
-    """Number of each sequence in the run's global order: what random draws depend on, on every layout."""
+    """Number of each sequence in the run's global order; random draws depend on it, so no layout changes them."""
     is_real: Bool[Tensor, "B S"] | None = None
     """False for padding in `tokens`, which comes after the real tokens; None without padding."""
     source: Int[Tensor, "B R"] | None = None
-    """What an encoder reads whose output a decoder attends to."""
+    """What the encoder reads; the decoder attends to its output."""
     source_is_real: Bool[Tensor, "B R"] | None = None
     """False for padding in `source`."""
     targets_per_sequence: float | None = None
-    """Mean number of targets of a sequence in the update's global batch; None where all have equally many."""
+    """Mean number of targets per sequence in the update's global batch; None if all sequences have the same number."""
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on `device`."""
+        """Returns the same batch on `device`."""
         return self._each(lambda tensor: tensor.to(device))
 
-    def sequences(self, first: int, behind: int) -> "Batch":
-        """The sequences from `first` up to, without, `behind`."""
-        return self._each(lambda tensor: tensor[first:behind])
+    def sequences(self, first: int, end: int) -> "Batch":
+        """Returns the sequences from `first` up to but not including `end`."""
+        return self._each(lambda tensor: tensor[first:end])
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        """The batch with every tensor changed."""
+        """Returns the batch with `change` applied to every tensor."""
         tensors = {
             field.name: change(value)
             for field in fields(self)
@@ -49,5 +49,5 @@ class Batch:
 
     @property
     def num_targets(self) -> int:
-        """Predictions that count."""
+        """Number of positions where something is predicted."""
         return int((self.targets != IGNORED).sum())

@@ -1,8 +1,8 @@
-"""The cache: entries that are whole or absent, built once however many processes ask for them.
+"""Keeps cache entries that are either complete or absent, and builds each once however many processes want it.
 
-An entry is a folder whose `meta.json` gives size and hash of every other file in it. It is filled beside its
-place, synced and renamed, so that a kill at any moment leaves nothing that could be taken for an entry; a
-damaged entry is built again.
+An entry is a folder whose `meta.json` gives the size and hash of every other file in it. It is filled under a temporary
+name, synced and renamed, so a process killed at any moment leaves nothing that could be mistaken for an entry. A
+damaged entry is rebuilt.
 """
 
 import fcntl
@@ -19,38 +19,40 @@ from moe_cluster.atomic import make_durable
 from moe_train.errors import DataError, dangling_link
 
 Facts = Mapping[str, Any]
-"""What the builder of an entry wants to know of it later, as JSON-ready data."""
+"""What the builder of an entry records about it for later, as JSON-ready data."""
 
 META = "meta.json"
 UNFINISHED = ".building"
 
 
 class DamagedEntryError(Exception):
-    """An entry whose files are not those its meta.json speaks of."""
+    """Raised for an entry whose files do not match its meta.json."""
 
 
 def cache_dir(override: str | None) -> Path:
-    """The cache's folder: `override` (the value of MOE_TRAIN_CACHE) or ~/.cache/moe-train.
+    """Returns the cache's folder: `override` (the value of MOE_TRAIN_CACHE) or ~/.cache/moe-train.
 
-    Raises DataError if that is in a home folder and there is none.
+    Raises DataError if the path needs a home folder and there is none.
     """
     try:
         return Path(override).expanduser().absolute() if override else Path.home() / ".cache" / "moe-train"
-    except RuntimeError:  # HOME is not set, and the system does not know the user: so run containers
+    except RuntimeError:  # HOME is not set and the user has no entry in the system, as in some containers
         raise DataError(
             f"MOE_TRAIN_CACHE={override or ''}: there is no such home folder (HOME={os.environ.get('HOME', '')}, user "
-            f"{os.getuid()}); set MOE_TRAIN_CACHE, or HOME, to a folder that can be written"
+            f"{os.getuid()}); set MOE_TRAIN_CACHE or HOME to a writable folder"
         ) from None
 
 
 def obtain(entry: Path, fill: Callable[[Path], Facts], progress: Callable[[str], None]) -> Facts:
-    """The facts of a sound entry; if there is none, `fill` puts its files into the folder it is given.
+    """Returns the facts of an intact entry; if there is none, `fill` writes its files into the folder it gets.
 
-    Several processes may call this at once: one builds, the others say that they wait. A sound entry is read
-    without writing anything, so a read-only cache serves. Raises DataError if the cache cannot be written.
+    Several processes may call this at once: one builds, the others report that they wait. An intact entry is read
+    without writing anything, so a read-only cache works. Raises DataError if the cache cannot be written.
     """
     try:
-        with suppress(FileNotFoundError, DamagedEntryError):  # looked at again under the lock, and said there
+        with suppress(
+            FileNotFoundError, DamagedEntryError
+        ):  # checked again under the lock, and reported there
             return verified(entry)
         entry.parent.mkdir(parents=True, exist_ok=True)
         with _locked(entry, progress):
@@ -59,12 +61,12 @@ def obtain(entry: Path, fill: Callable[[Path], Facts], progress: Callable[[str],
         why = dangling_link(entry) or error.strerror or error
         raise DataError(
             f"MOE_TRAIN_CACHE: the cache entry {entry} cannot be read or built ({why}); "
-            "set MOE_TRAIN_CACHE to a folder that can be written and has room"
+            "set MOE_TRAIN_CACHE to a writable folder with free space"
         ) from None
 
 
 def verified(entry: Path) -> Facts:
-    """The facts of `entry`, all of whose files are checked.
+    """Returns the facts of `entry` after checking all its files.
 
     Raises FileNotFoundError if there is no such entry, DamagedEntryError if a file is missing or altered.
     """
@@ -73,24 +75,27 @@ def verified(entry: Path) -> Facts:
         for name, expected in meta["files"].items():
             if not (entry / name).is_file():
                 raise DamagedEntryError(f"{name} is missing")
-            if (found := _measure(entry / name)) != expected:
+            if (actual := _measure(entry / name)) != expected:
                 raise DamagedEntryError(
-                    f"{name} has {found['bytes']} bytes that are not the {expected['bytes']} written"
+                    f"{name} differs from what was written: {actual['bytes']} bytes now, {expected['bytes']} then"
                 )
         return meta["facts"]
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise DamagedEntryError(f"{META} is not readable") from None
+        raise DamagedEntryError(f"{META} is unreadable") from None
 
 
 def _verified_or_built(entry: Path, fill: Callable[[Path], Facts], progress: Callable[[str], None]) -> Facts:
-    """Under the lock: another may have built the entry, and whoever left something unfinished is dead."""
+    """Returns the facts of `entry`, building it if needed; call under the lock.
+
+    Another process may have built the entry meanwhile, and one that left something unfinished is dead.
+    """
     for leftover in entry.parent.glob(f"{entry.name}{UNFINISHED}*"):
         shutil.rmtree(leftover)
     try:
         with suppress(FileNotFoundError):
             return verified(entry)
     except DamagedEntryError as damage:
-        progress(f"the cache entry {entry} is damaged ({damage}) and is built again")
+        progress(f"the cache entry {entry} is damaged ({damage}); rebuilding it")
     unfinished = entry.with_name(f"{entry.name}{UNFINISHED}")
     unfinished.mkdir()
     try:
@@ -107,7 +112,7 @@ def _verified_or_built(entry: Path, fill: Callable[[Path], Facts], progress: Cal
 
 
 def _seal(folder: Path, facts: Facts) -> None:
-    """Write meta.json and make every file of `folder` durable."""
+    """Writes meta.json and makes every file of `folder` durable."""
     paths = sorted(path for path in folder.iterdir() if path.is_file())
     meta = {"files": {path.name: _measure(path) for path in paths}, "facts": facts}
     (folder / META).write_text(json.dumps(meta, indent=1) + "\n")
@@ -122,13 +127,13 @@ def _measure(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def _locked(entry: Path, progress: Callable[[str], None]) -> Iterator[None]:
-    """Hold the lock of `entry`; the kernel releases it when its holder dies, however it dies."""
+    """Holds the lock of `entry`; the kernel releases it when its holder dies, however it dies."""
     descriptor = os.open(entry.with_name(f"{entry.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            progress(f"waiting for another process that builds the cache entry {entry}")
+            progress(f"waiting for another process to build the cache entry {entry}")
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:

@@ -1,6 +1,6 @@
-"""`moe-train data build` and `moe-train data info`: tokens before a run needs them, and what they come from.
+"""Implements `moe-train data build`, which builds tokens ahead of a run, and `data info`, which describes a corpus.
 
-On a cluster whose workers have no network, `build` on a machine that has one fills a shared cache.
+If a cluster's workers have no network, run `build` on a machine that has one to fill a shared cache.
 """
 
 import sys
@@ -21,7 +21,7 @@ SAMPLE_TOKENS = 48
 
 
 def main(argv: list[str], cache_override: str | None) -> int:
-    """Run `data build|info` with `argv`; `cache_override` is the value of MOE_TRAIN_CACHE.
+    """Runs `data build|info` with `argv`; `cache_override` is the value of MOE_TRAIN_CACHE.
 
     Returns the exit code. Raises RecipeError or DataError for a recipe or a corpus that cannot be used.
     """
@@ -30,9 +30,9 @@ def main(argv: list[str], cache_override: str | None) -> int:
     for name, purpose in (
         (
             "build",
-            "split a recipe's corpus, learn its tokenizer and encode it; from the cache if that was done",
+            "split a recipe's corpus, train its tokenizer and encode it; does nothing if the cache has the tokens",
         ),
-        ("info", "say what a recipe's corpus is made of, and show a sample if it has been built"),
+        ("info", "describe a recipe's corpus, and show a sample if it has been built"),
     ):
         command = commands.add_parser(name, help=purpose, description=purpose)
         command.add_argument("recipe", help="a recipe, for example recipes/switch/tiny.yaml")
@@ -44,7 +44,7 @@ def main(argv: list[str], cache_override: str | None) -> int:
 
 
 def build(recipe: Recipe, cache: Path) -> int:
-    """Build the tokens of `recipe`, unless the cache has them, and describe them."""
+    """Builds the tokens of `recipe`, unless the cache has them, and describes them."""
     source = find_source(recipe.data, cache, _report)
     build_tokens(source, _report)
     _print(_describe_source(source))
@@ -53,7 +53,7 @@ def build(recipe: Recipe, cache: Path) -> int:
 
 
 def info(recipe: Recipe, cache: Path) -> int:
-    """Describe the corpus of `recipe`, and its tokens with a sample if they have been built."""
+    """Describes the corpus of `recipe`, and its tokens with a sample if they have been built."""
     source = find_source(recipe.data, cache, _report)
     _print(_describe_source(source))
     try:
@@ -62,7 +62,7 @@ def info(recipe: Recipe, cache: Path) -> int:
         print("tokens       not built yet: `moe-train data build` or a run builds them")
         return 0
     except DamagedEntryError as damage:
-        print(f"tokens       damaged ({damage}): `moe-train data build` or a run builds them again")
+        print(f"tokens       damaged ({damage}): `moe-train data build` or a run rebuilds them")
         return 0
     prepared = open_prepared(source)
     _print(_describe_tokens(prepared, recipe.data.corpus.parallel))
@@ -94,7 +94,7 @@ def _describe_tokens(prepared: PreparedData, parallel: bool) -> Iterator[tuple[s
 
 
 def _sample(recipe: Recipe, prepared: PreparedData) -> str:
-    """The beginning of the validation text, decoded."""
+    """Returns the beginning of the validation text, decoded."""
     tokenizer: Tokenizer = build_kind("data.tokenizer", recipe.data.tokenizer)
     tokenizer.load(prepared.tokenizer_file)
     return tokenizer.decode(prepared.validation.tokens[:SAMPLE_TOKENS].tolist())

@@ -1,4 +1,4 @@
-"""Runs long native calls beside the main thread, which alone hears signals, and hears none while it is in one."""
+"""Runs long native calls in another thread, since the main thread handles no signal while it is in one."""
 
 import os
 import sys
@@ -15,9 +15,9 @@ NAME = "native call"
 
 
 def in_thread(call: Callable[[], Result], report: Callable[[float], None] = lambda seconds: None) -> Result:
-    """The result of `call`, or its exception; `report` is told every minute for how long it has run.
+    """Returns the result of `call` or raises its exception; calls `report` every minute with the seconds so far.
 
-    An exception that a signal handler raises meanwhile abandons `call`: see `end_abandoned`.
+    If a signal handler raises an exception meanwhile, `call` is abandoned: see `end_abandoned`.
     """
     results: list[Result] = []
     errors: list[BaseException] = []
@@ -42,9 +42,9 @@ def in_thread(call: Callable[[], Result], report: Callable[[float], None] = lamb
 
 
 def end_abandoned(exit_code: int) -> int:
-    """`exit_code`; but where a call of `in_thread` was abandoned and still runs, the process ends with it here.
+    """Returns `exit_code`, or ends the process with it at once if an abandoned call of `in_thread` still runs.
 
-    Such a call may want Python's lock while the interpreter shuts down, and native code aborts when it is denied it.
+    Such a call may request Python's lock while the interpreter shuts down, and native code aborts if it is refused.
     """
     if any(thread.name == NAME for thread in threading.enumerate()):
         sys.stdout.flush()

@@ -1,8 +1,8 @@
-"""Token files in Megatron's .bin/.idx format (MMIDIDX, version 1): written in one pass, read by memory map.
+"""Writes token files in Megatron's .bin/.idx format (MMIDIDX, version 1) in one pass, and maps them into memory.
 
-PREFIX.bin holds the tokens of all sequences one after the other; PREFIX.idx says where each sequence begins
-and which sequences make a document. Ours is a small module because importing megatron-core's costs seconds;
-the test reads and writes each other's files.
+PREFIX.bin contains the tokens of all sequences one after the other; PREFIX.idx says where each sequence begins and
+which sequences make a document. We do not use megatron-core's module because importing it takes seconds; a test checks
+that each reads the other's files.
 """
 
 import struct
@@ -25,19 +25,19 @@ DTYPES: dict[int, type[np.integer]] = {
     5: np.int64,
     8: np.uint16,
 }
-"""Megatron's codes of the integer types."""
+"""Megatron's codes for the integer types."""
 HEADER = struct.Struct("<9sQBQQ")  # magic, version, code of the token type, sequences, document borders
 LARGEST_UINT16_VOCABULARY = 65500
-"""Megatron's own limit, a little below 65536."""
+"""Megatron's own limit, slightly below 65536."""
 
 
 def token_dtype(vocab_size: int) -> type[np.integer]:
-    """The type Megatron stores tokens of such a vocabulary in."""
+    """Returns the type in which Megatron stores the tokens of a vocabulary of this size."""
     return np.uint16 if vocab_size < LARGEST_UINT16_VOCABULARY else np.int32
 
 
 class IndexedWriter:
-    """Writes PREFIX.bin document by document, and PREFIX.idx when it is left without an error."""
+    """Writes PREFIX.bin document by document, and PREFIX.idx on leaving its context without an error."""
 
     def __init__(self, prefix: Path, dtype: type[np.integer]) -> None:
         self._index_path = prefix.with_name(prefix.name + ".idx")
@@ -47,7 +47,7 @@ class IndexedWriter:
         self._tokens = prefix.with_name(prefix.name + ".bin").open("wb")
 
     def add(self, *sequences: list[int]) -> None:
-        """Append one document of one or more sequences, each of at least one token."""
+        """Appends one document of one or more sequences, each of at least one token."""
         for tokens in sequences:
             self._tokens.write(np.asarray(tokens, dtype=self._dtype).tobytes())
             self._lengths.append(len(tokens))
@@ -75,32 +75,31 @@ class IndexedWriter:
 
 @dataclass(frozen=True)
 class IndexedTokens:
-    """A stream of documents' tokens, mapped into memory: nothing is read before it is used."""
+    """Holds the tokens of a stream of documents, mapped into memory: nothing is read before it is used."""
 
     tokens: NDArray[np.integer]
     """All tokens, one document after the other; read-only."""
     sequence_lengths: NDArray[np.int32]
     """Tokens of each sequence."""
     document_indices: NDArray[np.int64]
-    """Document d is the sequences from document_indices[d] up to, without, document_indices[d + 1]."""
+    """Document d is the sequences from document_indices[d] up to but not including document_indices[d + 1]."""
 
     @classmethod
     def open(cls, prefix: Path) -> "IndexedTokens":
-        """Map PREFIX.bin and PREFIX.idx.
+        """Maps PREFIX.bin and PREFIX.idx.
 
-        Raises DataError if they are missing, not in this format, of sizes that do not fit, or without tokens.
+        Raises DataError if they are missing, in another format, of inconsistent sizes, or without tokens.
         """
         try:
             index = prefix.with_name(prefix.name + ".idx").read_bytes()
             dtype, lengths, borders = _parse_index(index)
             tokens = np.memmap(prefix.with_name(prefix.name + ".bin"), dtype=dtype, mode="r")
         except (OSError, ValueError, struct.error) as error:
-            raise DataError(f"token file {prefix}: cannot be read ({error}); build it again") from None
+            raise DataError(f"token file {prefix}: cannot be read ({error}); rebuild it") from None
         expected = int(lengths.sum(dtype=np.int64))
         if len(tokens) != expected:
             raise DataError(
-                f"token file {prefix}: .bin holds {len(tokens)} tokens where .idx says {expected}; "
-                "build it again"
+                f"token file {prefix}: .bin has {len(tokens)} tokens but .idx says {expected}; rebuild it"
             )
         return cls(tokens, lengths, borders)
 
@@ -110,20 +109,20 @@ class IndexedTokens:
         return len(self.document_indices) - 1
 
     def document(self, number: int) -> NDArray[np.integer]:
-        """The tokens of one document."""
+        """Returns the tokens of one document."""
         ends = np.concatenate(([0], np.cumsum(self.sequence_lengths, dtype=np.int64)))
-        first, behind = self.document_indices[number : number + 2]
-        return self.tokens[ends[first] : ends[behind]]
+        first, end = self.document_indices[number : number + 2]
+        return self.tokens[ends[first] : ends[end]]
 
 
 def _pointers(lengths: NDArray[np.int32], itemsize: int) -> NDArray[np.int64]:
-    """Offset of each sequence in the .bin file, in bytes."""
+    """Returns the offset of each sequence in the .bin file, in bytes."""
     ends = np.cumsum(lengths, dtype=np.int64) * itemsize
     return np.concatenate((np.zeros(1, dtype=np.int64), ends))[: len(lengths)]
 
 
 def _parse_index(index: bytes) -> tuple[type[np.integer], NDArray[np.int32], NDArray[np.int64]]:
-    """Token type, sequence lengths, document borders. Raises ValueError or struct.error on another format."""
+    """Returns token type, sequence lengths and document borders. Raises ValueError or struct.error on other formats."""
     magic, version, code, num_sequences, num_borders = HEADER.unpack_from(index)
     if magic != MAGIC or version != VERSION or code not in DTYPES:
         raise ValueError(f"its index starts with {magic!r}, version {version}, token type {code}")
@@ -136,5 +135,5 @@ def _parse_index(index: bytes) -> tuple[type[np.integer], NDArray[np.int32], NDA
         index, dtype=np.int64, count=num_borders, offset=after_lengths + 8 * num_sequences
     )
     if not np.array_equal(pointers, _pointers(lengths, np.dtype(DTYPES[code]).itemsize)):
-        raise ValueError("its sequences do not follow each other without gaps")
+        raise ValueError("there are gaps between its sequences")
     return DTYPES[code], lengths, borders

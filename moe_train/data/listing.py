@@ -1,7 +1,7 @@
-"""What a corpus holds, without its text: each document's name, hash and size, and which are for validation.
+"""Lists the documents of a corpus by name, hash and size, and decides which are for validation.
 
-The split is by document, never by offset, so no text is on both sides. It depends on names alone: the same
-files give the same split on every machine.
+The split is by document, never by offset, so no text is on both sides. It depends only on names, so the same files
+give the same split on every machine.
 """
 
 import hashlib
@@ -16,12 +16,12 @@ from moe_train.errors import DataError
 
 SALT = b"moe-train validation split 1\0"
 FORMAT = 1
-"""Changes whenever the same text and settings would give other tokens."""
+"""To be changed whenever the same text and settings would give other tokens."""
 
 
 @dataclass(frozen=True)
 class Listed:
-    """One document, by name and content."""
+    """Identifies one document by name and content."""
 
     name: str
     sha256: str
@@ -29,39 +29,39 @@ class Listed:
 
     @classmethod
     def of(cls, document: Document) -> "Listed":
-        """List `document`."""
+        """Returns the entry of `document`."""
         content = document.text.encode("utf-8")
         return cls(document.name, hashlib.sha256(content).hexdigest(), len(content))
 
 
 def list_documents(documents: Iterable[Document]) -> list[Listed]:
-    """Read all documents and list them. Raises DataError if there are none, or two of one name."""
+    """Reads and lists all documents. Raises DataError if there are none, or two with the same name."""
     listing = [Listed.of(document) for document in documents]
     if not listing:
         raise DataError("data.corpus: holds no documents; name another source of text")
     if len({listed.name for listed in listing}) < len(listing):
-        raise DataError("data.corpus: two documents have the same name; a corpus must give each its own")
+        raise DataError("data.corpus: two documents have the same name; a corpus must name each differently")
     return listing
 
 
 def validation_names(listing: Sequence[Listed], validation_fraction: float) -> frozenset[str]:
-    """The names of the documents kept for validation: a share of all, chosen by a hash of their names.
+    """Returns the names of the validation documents: a share of all, chosen by a hash of their names.
 
-    At least one document is on each side. Raises DataError if there is only one.
+    At least one document is on each side of the split. Raises DataError if there is only one.
     """
     if len(listing) < 2:
         raise DataError(
             f"data.validation_fraction={validation_fraction}: a corpus of one document ({listing[0].name}) "
-            "cannot be split, as text is split by document, never inside one; cut it into at least two files"
+            "cannot be split, because the split is by document; divide it into at least two files"
         )
-    wanted = round(validation_fraction * len(listing))
-    count = min(max(wanted, 1), len(listing) - 1)
+    share = round(validation_fraction * len(listing))
+    count = min(max(share, 1), len(listing) - 1)
     names = sorted((listed.name for listed in listing), key=_draw)
     return frozenset(names[:count])
 
 
 def fingerprint(listing: Sequence[Listed], config: DataConfig) -> str:
-    """A SHA-256 of all that decides the tokens: documents, split and tokenizer, not where the corpus lies."""
+    """Returns a SHA-256 of all that determines the tokens: documents, split and tokenizer, but not the location."""
     settings: dict[str, Any] = {
         "format": FORMAT,
         "validation_fraction": config.validation_fraction,
@@ -69,7 +69,7 @@ def fingerprint(listing: Sequence[Listed], config: DataConfig) -> str:
         "documents": sorted((listed.name, listed.sha256) for listed in listing),
     }
     if config.corpus.parallel:
-        settings["parallel"] = True  # the same lines are other tokens, a line a pair
+        settings["parallel"] = True  # as pairs, the same lines give other tokens
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 

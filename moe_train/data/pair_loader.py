@@ -1,8 +1,8 @@
-"""From sentence pairs to padded batches, without state: a batch is a function of the seed and the update's number.
+"""Makes padded batches of sentence pairs, without state: a batch is a function of the seed and the update's number.
 
-Every epoch the pairs are drawn into an order anew and those of like length are put together, so that little is padded;
-the batches then come in random order. How far a batch is padded is a matter of the whole global batch, never of the
-part that a rank sees. B sequences, S tokens of a target, R tokens of a source.
+Each epoch draws a new order of the pairs and groups those of similar length, so that little is padded; the batches then
+come in random order. The padded length depends on the whole global batch, never on the part that a rank sees.
+B sequences, S tokens of a target, R tokens of a source.
 """
 
 from functools import lru_cache
@@ -13,18 +13,18 @@ from numpy.typing import NDArray
 
 from moe_train.data.batch import IGNORED, Batch
 from moe_train.data.indexed import IndexedTokens
-from moe_train.data.loader import share_out
+from moe_train.data.loader import rank_batches
 from moe_train.data.tokenizer import PAD_ID
 from moe_train.errors import DataError
 
 BUCKET = 8
-"""Lengths are alike if they are equal after being rounded up to a multiple of it; so far batches are padded."""
+"""Lengths are similar if they are equal when rounded up to a multiple of this, to which batches are padded."""
 
 Numbers = NDArray[np.int64]
 
 
 class Pairs:
-    """The pairs of a token file of which neither side is longer than `sequence_length`, numbered in its order."""
+    """Numbers the pairs of a token file whose sides are both at most `sequence_length` long, in the file's order."""
 
     def __init__(self, tokens: IndexedTokens, sequence_length: int) -> None:
         ends = np.cumsum(tokens.sequence_lengths, dtype=np.int64).reshape(-1, 2)
@@ -33,22 +33,22 @@ class Pairs:
         self._tokens, self._sequence_length = tokens.tokens, sequence_length
         self._ends = ends[fits]
         self.lengths = lengths[fits]
-        """Tokens of source and target, each with its `<eos>`, of every pair."""
+        """Number of tokens of each pair's source and target, each with its `<eos>`."""
         self.num_too_long = int((~fits).sum())
-        """Pairs that are left out."""
+        """Number of pairs that are left out."""
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def padded(self, pairs: Numbers) -> tuple[int, int]:
-        """The lengths that these pairs' sources and targets are padded to."""
+        """Returns the lengths to which these pairs' sources and targets are padded."""
         source, target = -(-self.lengths[pairs].max(axis=0) // BUCKET) * BUCKET
         return min(int(source), self._sequence_length), min(int(target), self._sequence_length)
 
     def batch(
         self, pairs: Numbers, sequence_ids: Numbers, padded: tuple[int, int], mean_targets: float
     ) -> Batch:
-        """These pairs: the decoder begins with `<pad>` and is to write the target and `<eos>`.
+        """Returns a batch of these pairs, in which the decoder reads `<pad>` first and predicts the target and `<eos>`.
 
         `mean_targets` is the mean number of a pair's target tokens in the global batch.
         """
@@ -66,19 +66,19 @@ class Pairs:
         )
 
     def _side(self, side: int, pairs: Numbers, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens with padding behind them, and which are none."""
+        """Returns one side's tokens, padded at the end to `width`, and which of them are real."""
         lengths, ends = self.lengths[pairs, side], self._ends[pairs, side]
         place = np.arange(width)
         is_real = place < lengths[:, None]
-        found = self._tokens[np.where(is_real, (ends - lengths)[:, None] + place, 0)].astype(np.int64)
-        return torch.from_numpy(np.where(is_real, found, PAD_ID)), torch.from_numpy(is_real)
+        tokens = self._tokens[np.where(is_real, (ends - lengths)[:, None] + place, 0)].astype(np.int64)
+        return torch.from_numpy(np.where(is_real, tokens, PAD_ID)), torch.from_numpy(is_real)
 
 
 class PairLoader:
-    """Training batches of pairs. See `Loader` in loader.py, which serves windows of text."""
+    """Serves training batches of pairs. See `Loader` in loader.py, which serves windows of text."""
 
     def __init__(self, tokens: IndexedTokens, sequence_length: int, global_batch: int, seed: int) -> None:
-        """Serve `global_batch` pairs per update. Raises DataError if there are fewer that are short enough."""
+        """Serves `global_batch` pairs per update. Raises DataError if fewer pairs are short enough."""
         self.pairs = Pairs(tokens, sequence_length)
         self._global_batch = global_batch
         self.steps_per_epoch = len(self.pairs) // global_batch
@@ -97,10 +97,10 @@ class PairLoader:
         self._batches = batches
 
     def batch(self, step: int, data_rank: int, data_degree: int, micro_batch: int | None) -> list[Batch]:
-        """Rank `data_rank`'s share of update `step`, in microbatches of `micro_batch` pairs (None: one).
+        """Returns rank `data_rank`'s share of update `step` in microbatches of `micro_batch` pairs (None: one).
 
-        The shares of ranks 0, 1, ... one after the other are the global batch; `sequence_ids` count its pairs through
-        the whole run.
+        The shares of ranks 0, 1, ... in this order make the global batch; `sequence_ids` number its pairs through the
+        whole run.
         """
         epoch, place = divmod(step, self.steps_per_epoch)
         pairs = self._batches(epoch)[place]
@@ -128,30 +128,30 @@ def validation_pairs(
     micro_batch: int,
     group_sequences: int = 1,
 ) -> list[Batch]:
-    """Rank `data_rank`'s share of the validation set: up to `num_pairs` pairs, evenly spread.
+    """Returns rank `data_rank`'s share of the validation set: up to `num_pairs` pairs, evenly spread.
 
-    Like `validation_batches` of loader.py: the same set each time and on every layout, equally many batches on every
-    rank, none empty. All are padded alike, whatever the layout. `sequence_ids` are the pairs' numbers. Raises DataError
-    if there is not a group of `group_sequences` for every rank.
+    As with `validation_batches` of loader.py, the set is the same each time and on every layout, and all ranks get the
+    same number of batches, none empty. All batches are padded to one length on every layout. `sequence_ids` are the
+    pairs' numbers. Raises DataError if there is no group of `group_sequences` for every rank.
     """
     pairs = Pairs(tokens, sequence_length)
     num_groups = min(num_pairs, len(pairs)) // group_sequences
     if num_groups < data_degree:
         raise DataError(
             f"data.validation_sequences={num_pairs}: of the validation pairs {len(pairs)} have at most "
-            f"data.sequence_length={sequence_length} tokens on both sides, so that only {num_groups} groups of "
-            f"moe.group_sequences={group_sequences} can be shared out over {data_degree} workers; "
+            f"data.sequence_length={sequence_length} tokens on both sides, which are only {num_groups} groups of "
+            f"moe.group_sequences={group_sequences} for {data_degree} workers; "
             "raise data.validation_sequences, data.sequence_length or data.validation_fraction"
         )
     count = num_groups * group_sequences
-    chosen = np.arange(count, dtype=np.int64) * len(pairs) // count
-    padded, mean_targets = pairs.padded(chosen), float(pairs.lengths[chosen, 1].mean())
-    shares = share_out(chosen, data_rank, data_degree, micro_batch, group_sequences)
-    return [pairs.batch(share, share, padded, mean_targets) for share in shares]
+    numbers = np.arange(count, dtype=np.int64) * len(pairs) // count
+    padded, mean_targets = pairs.padded(numbers), float(pairs.lengths[numbers, 1].mean())
+    batches = rank_batches(numbers, data_rank, data_degree, micro_batch, group_sequences)
+    return [pairs.batch(batch, batch, padded, mean_targets) for batch in batches]
 
 
 def _batches(pairs: Pairs, size: int, generator: np.random.Generator) -> Numbers:
-    """The batches of an epoch, a row each: pairs at random, alike in length within a row; rows in random order."""
+    """Returns the batches of an epoch as rows, in random order: random pairs of similar length within each row."""
     order = generator.permutation(len(pairs))[: len(pairs) // size * size]
     source, target = (-(-pairs.lengths[order] // BUCKET)).T
     batches = order[np.lexsort((source, target))].reshape(-1, size)

@@ -1,7 +1,7 @@
-"""From a corpus to token files, built once and cached: list, split, learn the tokenizer, encode.
+"""Turns a corpus into cached token files: lists and splits it, trains the tokenizer and encodes the text.
 
-The corpus is read anew in each pass rather than held in memory. What a pass reads is checked against the
-listing, so a file that changes meanwhile is found. `loader.py` reads what this makes.
+Each pass reads the corpus anew instead of keeping it in memory. What a pass reads is checked against the listing, so a
+file that changes meanwhile is noticed. `loader.py` reads the token files.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,16 +25,16 @@ from moe_train.data.tokenizer import Tokenizer
 from moe_train.errors import DataError
 
 BATCH_CHARACTERS = 500_000
-"""Text encoded at a time: enough to keep the cores busy, little enough to hold."""
+"""Characters encoded at a time: enough to keep the cores busy, few enough for memory."""
 LONG_WORD = 20_000
-"""Characters of a word from which on learning it takes more than a moment."""
+"""Number of characters from which on learning a word takes noticeable time."""
 COUNTED_TOKENS = 2**22
 """Tokens counted at a time."""
 
 
 @dataclass(frozen=True)
 class PreparedData:
-    """A corpus as tokens: two streams, the tokenizer that made them, and what they were made of."""
+    """Holds a corpus as tokens: two streams, the tokenizer that made them, and what they were made from."""
 
     folder: Path
     """The cache entry."""
@@ -42,7 +42,7 @@ class PreparedData:
     train: IndexedTokens
     validation: IndexedTokens
     fingerprint: str
-    """SHA-256 of documents, split and tokenizer settings: equal if and only if the tokens are."""
+    """SHA-256 of documents, split and tokenizer settings: equal if and only if the tokens are equal."""
     num_bytes: int
     """Bytes of text, training and validation."""
 
@@ -53,44 +53,45 @@ class PreparedData:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens, training and validation, with one `<eos>` a document, or a side of a pair."""
+        """Tokens, training and validation, with one `<eos>` per document, or per side of a pair."""
         return len(self.train.tokens) + len(self.validation.tokens)
 
     def count_tokens(self, vocabulary: int) -> NDArray[np.int64]:
-        """How often each of `vocabulary` tokens occurs in the training text."""
+        """Counts how often each of `vocabulary` tokens occurs in the training text."""
         counts = np.zeros(vocabulary, dtype=np.int64)
         for start in range(0, len(self.train.tokens), COUNTED_TOKENS):
             counts += np.bincount(self.train.tokens[start : start + COUNTED_TOKENS], minlength=vocabulary)
         return counts
 
     def count_neighbours(self, vocabulary: int, contexts: int) -> NDArray[np.int64]:
-        """How often each of `vocabulary` tokens has each of the commonest ones beside it, in the training text.
+        """Counts how often each of `vocabulary` tokens is next to each of the commonest ones in the training text.
 
-        [vocabulary, 2 * n] for the n = min(contexts, vocabulary) commonest: the token before it, then the token after
-        it. Documents follow each other with an `<eos>` between them. Memory: the result, and pieces of the text.
+        Returns [vocabulary, 2 * n] for the n = min(contexts, vocabulary) commonest: counts of the token before, then
+        of the token after. Documents follow each other with an `<eos>` between them. Needs memory for the result and
+        for pieces of the text.
         """
-        kept = np.argsort(-self.count_tokens(vocabulary), kind="stable")[:contexts]
-        width = 2 * len(kept)
+        commonest = np.argsort(-self.count_tokens(vocabulary), kind="stable")[:contexts]
+        width = 2 * len(commonest)
         before = np.full(vocabulary, -1)
-        before[kept] = np.arange(len(kept))
-        after = np.where(before < 0, -1, before + len(kept))
+        before[commonest] = np.arange(len(commonest))
+        after = np.where(before < 0, -1, before + len(commonest))
         counts = np.zeros(vocabulary * width, dtype=np.int64)
         for start in range(0, len(self.train.tokens) - 1, COUNTED_TOKENS):
             piece = self.train.tokens[start : start + COUNTED_TOKENS + 1].astype(np.int64)
             for tokens, columns in ((piece[1:], before[piece[:-1]]), (piece[:-1], after[piece[1:]])):
-                known = columns >= 0
-                np.add.at(counts, tokens[known] * width + columns[known], 1)
+                is_common = columns >= 0
+                np.add.at(counts, tokens[is_common] * width + columns[is_common], 1)
         return counts.reshape(vocabulary, width)
 
     @property
     def bytes_per_token(self) -> float:
-        """Compression: nats per token divided by this are nats per byte."""
+        """Compression: nats per token divided by this give nats per byte."""
         return self.num_bytes / self.num_tokens
 
 
 @dataclass(frozen=True)
 class Source:
-    """A corpus that has been listed but not necessarily built."""
+    """Describes a corpus that has been listed but whose tokens need not be built yet."""
 
     config: DataConfig
     corpus: Corpus
@@ -102,7 +103,7 @@ class Source:
 
     @property
     def folder(self) -> Path:
-        """Where the cache keeps the tokens."""
+        """Folder of the tokens in the cache."""
         return self.cache_dir / "tokens" / self.fingerprint[:32]
 
     @property
@@ -112,7 +113,7 @@ class Source:
 
 
 def find_source(config: DataConfig, cache_dir: Path, progress: Progress) -> Source:
-    """List the corpus that `config` names. Raises DataError if it cannot be read or split."""
+    """Lists the corpus that `config` names. Raises DataError if it cannot be read or split."""
     corpus: Corpus = build("data.corpus", config.corpus)
     listing = list_documents(corpus.documents(cache_dir, progress))
     validation = validation_names(listing, config.validation_fraction)
@@ -120,10 +121,10 @@ def find_source(config: DataConfig, cache_dir: Path, progress: Progress) -> Sour
 
 
 def prepare(config: DataConfig, cache_dir: Path, progress: Progress) -> PreparedData:
-    """The tokens of the corpus that `config` names, from the cache if they are there.
+    """Returns the tokens of the corpus that `config` names, from the cache if it has them.
 
-    Any number of processes may call this at once. Raises DataError if the corpus cannot be read or split,
-    does not suit the tokenizer, or changes while it is read, and if the cache cannot be written.
+    Any number of processes may call this at once. Raises DataError if the corpus cannot be read or split, does not suit
+    the tokenizer or changes while it is read, and if the cache cannot be written.
     """
     source = find_source(config, cache_dir, progress)
     build_tokens(source, progress)
@@ -131,12 +132,12 @@ def prepare(config: DataConfig, cache_dir: Path, progress: Progress) -> Prepared
 
 
 def build_tokens(source: Source, progress: Progress) -> None:
-    """Put the tokens of `source` into the cache, unless they are there. Raises DataError like `prepare`."""
+    """Builds the tokens of `source` in the cache, unless it has them. Raises DataError like `prepare`."""
     obtain(source.folder, lambda folder: _fill(folder, source, progress), progress)
 
 
 def open_prepared(source: Source) -> PreparedData:
-    """The tokens of a source that has been built. Raises DataError if they cannot be read."""
+    """Returns the tokens of a source that has been built. Raises DataError if they cannot be read."""
     return PreparedData(
         folder=source.folder,
         tokenizer_file=source.folder / "tokenizer.json",
@@ -148,14 +149,14 @@ def open_prepared(source: Source) -> PreparedData:
 
 
 def _fill(folder: Path, source: Source, progress: Progress) -> Facts:
-    """Build the files of the cache entry in `folder`."""
+    """Builds the files of the cache entry in `folder`."""
     tokenizer: Tokenizer = build("data.tokenizer", source.config.tokenizer)
     num_train = len(source.listing) - len(source.validation)
     size = source.config.tokenizer.size
     progress(f"learning {size} tokens from {num_train} of {len(source.listing)} documents")
     in_thread(
         lambda: tokenizer.train(_training_texts(source, tokenizer, progress)),
-        lambda seconds: progress(f"still learning the tokens, for {seconds:.0f} s"),
+        lambda seconds: progress(f"still learning the tokens after {seconds:.0f} s"),
     )
     tokenizer.save(folder / "tokenizer.json")
     with (
@@ -168,7 +169,7 @@ def _fill(folder: Path, source: Source, progress: Progress) -> Facts:
 
 
 def _training_texts(source: Source, tokenizer: Tokenizer, progress: Progress) -> Iterator[str]:
-    """The texts that the tokenizer learns from; says at their end if learning will take long."""
+    """Yields the texts that the tokenizer learns from, and reports at the end if learning will take long."""
     longest = 0, ""
     for document in _read(source):
         if document.name not in source.validation:
@@ -177,20 +178,20 @@ def _training_texts(source: Source, tokenizer: Tokenizer, progress: Progress) ->
                 yield text
     if longest[0]:
         progress(
-            f"document {longest[1]} has a word of {longest[0]:,} characters, and learning the tokens takes time with "
-            "the square of a word's length; if that is too long, put blanks or line breaks into the text"
+            f"document {longest[1]} has a word of {longest[0]:,} characters, and the time to learn the tokens grows "
+            "with the square of a word's length; if it takes too long, insert blanks or line breaks into the text"
         )
 
 
 def _units(source: Source, document: Document) -> Sequence[tuple[str, ...]]:
-    """What makes a document of the token file: the text, or, of a parallel corpus, each pair."""
+    """Returns what become documents of the token file: the whole text or, in a parallel corpus, each pair."""
     return read_pairs(document.text) if source.config.corpus.parallel else [(document.text,)]
 
 
 def _encode(
     source: Source, tokenizer: Tokenizer, progress: Progress
 ) -> Iterator[tuple[Document, list[list[int]]]]:
-    """The tokens of each unit, with the document it is from, in order; says how far it is at every tenth."""
+    """Yields each unit's document and tokens, in order; reports progress at every tenth."""
     total = sum(listed.num_bytes for listed in source.listing)
     done = tenths = 0
     for documents in _batches(_read(source)):
@@ -205,19 +206,19 @@ def _encode(
 
 
 def _read(source: Source) -> Iterator[Document]:
-    """The documents again, which must be those that were listed; what is left out was said the first time."""
+    """Yields the documents again, which must match the listing; what is left out was reported the first time."""
     documents = source.corpus.documents(source.cache_dir, lambda _: None)
     for listed, document in zip_longest(source.listing, documents):
         if document is None or listed != Listed.of(document):
             raise DataError(
                 f"data.corpus: document {(listed or document).name} changed while the corpus was read; "
-                "start again when nothing writes to the corpus"
+                "start again when no process writes to the corpus"
             )
         yield document
 
 
 def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
-    """Groups of documents of about BATCH_CHARACTERS."""
+    """Groups documents into batches of about BATCH_CHARACTERS."""
     batch: list[Document] = []
     characters = 0
     for document in documents:

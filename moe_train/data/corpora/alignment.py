@@ -1,8 +1,8 @@
-"""Pairs out of a document and its translation, by their markup: pure functions from two texts to their pairs.
+"""Aligns a document with its translation by their markup: pure functions from two texts to their pairs.
 
-Translators keep the structure of HTML and Mallard pages: where the elements that are not inline follow each other in
-the same order in both, the text blocks between them correspond one to one. Where they do not, the page is left out,
-since a block that is off by one would spoil all behind it.
+Translators keep the structure of HTML and Mallard pages: if the elements that are not inline come in the same order in
+both, the text blocks between them correspond one to one. If they do not, the page is left out, since a shift by one
+block would spoil every pair after it.
 """
 
 from html.parser import HTMLParser
@@ -11,11 +11,11 @@ from moe_train.data.corpora.pairs import Pair
 from moe_train.data.corpora.paragraphs import INLINE, INLINE_MALLARD, WITHOUT_PROSE
 
 NOT_TRANSLATED = WITHOUT_PROSE | {"info"}
-"""Elements that are left out; in Mallard `info` names the translators, so only translations have it whole."""
+"""Elements that are left out; Mallard's `info` names the translators, so it differs in a translation."""
 
 
 def align(source: str, target: str) -> list[Pair]:
-    """The blocks of two pages with the same structure; none if the structures differ."""
+    """Returns the paired blocks of two pages with the same structure; none if the structures differ."""
     (source_tags, source_blocks), (target_tags, target_blocks) = _structure(source), _structure(target)
     if source_tags != target_tags:
         return []
@@ -24,7 +24,7 @@ def align(source: str, target: str) -> list[Pair]:
 
 
 def _structure(text: str) -> tuple[list[str], list[str]]:
-    """The borders of a page's blocks, and the text behind each."""
+    """Returns the borders between a page's blocks, and the text after each."""
     reader = _Reader()
     reader.feed(text)
     reader.close()
@@ -32,7 +32,7 @@ def _structure(text: str) -> tuple[list[str], list[str]]:
 
 
 class _Reader(HTMLParser):
-    """Collects text; every tag of an element that is not inline is a border."""
+    """Collects text between borders; every tag of an element that is not inline is a border."""
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
@@ -49,7 +49,7 @@ class _Reader(HTMLParser):
         self._border(tag, tag)
 
     def handle_endtag(self, tag: str) -> None:
-        # Pages that leave out an inner end tag end it with the outer one.
+        # Some pages omit an inner end tag; the outer one then closes both.
         if tag in self._skipping:
             del self._skipping[self._skipping.index(tag) :]
         self._border(tag, f"/{tag}")

@@ -1,4 +1,4 @@
-"""Debian packages, fetched and unpacked without installing them and without being root."""
+"""Downloads and unpacks Debian packages without installing them and without root."""
 
 import hashlib
 import os
@@ -15,7 +15,7 @@ TIMEOUT_S = 900
 
 @dataclass(frozen=True)
 class Package:
-    """A package as it was fetched."""
+    """Identifies a package that was downloaded."""
 
     version: str
     sha256: str
@@ -23,14 +23,14 @@ class Package:
 
 
 def fetch(name: str, folder: Path) -> Package:
-    """Download package `name` and unpack its files into `folder`/`name`.
+    """Downloads package `name` and unpacks its files into `folder`/`name`.
 
-    Raises DataError if apt-get is missing, does not know the package or cannot reach its servers.
+    Raises DataError if apt-get is missing, does not find the package or cannot reach its servers.
     """
     for tool in ("apt-get", "dpkg-deb"):
         if shutil.which(tool) is None:
             raise DataError(
-                f"data.corpus.kind=debian: needs {tool}, which this machine does not have; "
+                f"data.corpus.kind=debian: needs {tool}, which is not installed on this machine; "
                 "run `moe-train data build` on Debian or Ubuntu, or use data.corpus.kind=files"
             )
     _run(name, [*APT_GET, name], folder)
@@ -44,22 +44,22 @@ def fetch(name: str, folder: Path) -> Package:
 
 
 def drop_links_out(root: Path) -> None:
-    """Remove the links that lead out of an unpacked package: here they would lead to files of this machine."""
+    """Removes the links that lead out of an unpacked package, since they would point to files of this machine."""
     for path in root.rglob("*"):
         if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
             path.unlink()
 
 
 def _run(package: str, command: list[str], folder: Path) -> None:
-    """Run `command` in `folder`; its last line on stderr explains a failure."""
+    """Runs `command` in `folder`; its last line on stderr explains a failure."""
     try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT_S)
+        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired:
-        reason = f"no end after {TIMEOUT_S} s"
+        reason = f"timed out after {TIMEOUT_S} s"
     else:
-        if done.returncode == 0:
+        if result.returncode == 0:
             return
-        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        reason = (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]
     raise DataError(
         f"data.corpus.packages: {package} cannot be fetched ({command[0]}: {reason}); check the network, run "
         "`apt-get update` as root, or leave the package out with data.corpus.packages=[...]"

@@ -1,6 +1,6 @@
-"""gettext catalogues: the messages of a program, in English, with their translations into one language.
+"""Reads gettext catalogues: a program's English messages with their translations into one language.
 
-.mo files are what programs read, .po files what translators write. Reading them is `polib`'s business.
+Programs read .mo files, translators write .po files; `polib` parses both.
 """
 
 from collections.abc import Iterator
@@ -17,16 +17,16 @@ SUFFIXES = (".mo", ".po")
 
 
 def find_catalogues(root: Path, language: str, left_out: LeftOut) -> list[Path]:
-    """The catalogues below `root` that are in `language` by their path: LANGUAGE.po, or in a folder LANGUAGE.
+    """Returns the catalogues below `root` whose path names `language`: LANGUAGE.po, or a file in a folder LANGUAGE.
 
-    Sorted by path. A country counts as well: de_DE is de.
+    They are sorted by path. A country suffix is allowed: de_DE counts as de.
     """
-    found = find_files(root, EVERYTHING, left_out, lambda name: Path(name).suffix in SUFFIXES)
-    return sorted(path for _, path in found if _is_in(path.relative_to(root), language))
+    catalogues = find_files(root, EVERYTHING, left_out, lambda name: Path(name).suffix in SUFFIXES)
+    return sorted(path for _, path in catalogues if _is_in(path.relative_to(root), language))
 
 
 def read_catalogue(path: Path) -> Iterator[Pair]:
-    """Message and translation of each entry that is translated; of plural forms the first.
+    """Yields message and translation of each translated entry; only the first of its plural forms.
 
     Raises DataError if the file is not a catalogue.
     """

@@ -1,7 +1,7 @@
-"""What a corpus is: named documents, the same ones in the same order each time they are asked for.
+"""Defines a corpus: a source of named documents, the same ones in the same order each time it is read.
 
 A document is the unit of the split into training and validation, so it should be a text that stands alone: a
-file, an article. To add a source: one file beside this one, a dataclass in config/kinds/data.py, a line in
+file, an article. To add a source, add a file beside this one, a dataclass in config/kinds/data.py and a line in
 config/registry.py.
 """
 
@@ -11,22 +11,22 @@ from pathlib import Path
 from typing import Protocol
 
 Progress = Callable[[str], None]
-"""Told what is going on, a sentence at a time."""
+"""Receives progress messages, one sentence each."""
 
 
 @dataclass(frozen=True)
 class Document:
-    """One text. The name is unique in its corpus and does not depend on where the corpus lies."""
+    """Holds one text under a name that is unique in its corpus and does not depend on the corpus's location."""
 
     name: str
     text: str
 
 
 class Corpus(Protocol):
-    """A source of documents."""
+    """Provides documents."""
 
     def documents(self, cache_dir: Path, progress: Progress) -> Iterator[Document]:
-        """Every document once, in a fixed order; called several times while a corpus is built.
+        """Yields every document once, in a fixed order; called several times while the tokens are built.
 
-        What has to be fetched is kept below `cache_dir`. Raises DataError if the source cannot be read.
+        Downloads are kept below `cache_dir`. Raises DataError if the source cannot be read.
         """

@@ -1,7 +1,7 @@
-"""Prose from Debian's documentation packages: essays, manuals, two dictionaries, sayings; about 65 MB in all.
+"""Reads prose from Debian's documentation packages: essays, manuals, two dictionaries, sayings; about 65 MB in all.
 
-Sources differ clearly by domain, which shows in what experts specialise on. Packages are fetched once and
-kept as text in the cache, with the version and the hash of the .deb; paragraphs are unique over all packages.
+The sources are clearly different domains, so one can see experts specialise. Packages are downloaded once and kept as
+text in the cache, with the version and the hash of the .deb; no paragraph occurs twice, in any package.
 """
 
 import gzip
@@ -20,12 +20,12 @@ from moe_train.data.corpora.store import read_documents, write_documents
 from moe_train.errors import DataError
 
 ENTRIES_PER_DOCUMENT = 1000
-"""A dictionary is a file or four; its entries stand alone, so a document is so many of them."""
+"""Entries of a dictionary that make one document: a dictionary is one file or four, and its entries stand alone."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a package keeps its prose, below its root."""
+    """Describes where a package keeps its prose, relative to its root."""
 
     patterns: tuple[str, ...]
     blocks: Callable[[str], list[str]]
@@ -69,56 +69,56 @@ SOURCES = {
 
 
 class DebianCorpus:
-    """A document is a source file of a package, or a run of a dictionary's entries; one paragraph a line."""
+    """Makes a document of each source file, or of consecutive dictionary entries, with one paragraph per line."""
 
     def __init__(self, config: DebianCorpusConfig) -> None:
         self._packages = config.packages or sorted(SOURCES)
 
     def documents(self, cache_dir: Path, progress: Progress) -> Iterator[Document]:
-        """The packages' documents, in the recipe's order of packages.
+        """Yields the packages' documents, in the recipe's order of packages.
 
-        Raises DataError for a package that the corpus does not know or that cannot be fetched.
+        Raises DataError for a package that is unknown or cannot be downloaded.
         """
         for name in self._packages:
             if name not in SOURCES:
                 raise DataError(
-                    f"data.corpus.packages: {name} is not a package this corpus can read; "
+                    f"data.corpus.packages: {name} is not one of the packages this corpus reads; "
                     f"choose from {', '.join(SOURCES)}"
                 )
-        seen: set[bytes] = set()
+        digests: set[bytes] = set()
         for name in dict.fromkeys(self._packages):
             folder = cache_dir / "debian" / name
             obtain(folder, partial(_fetch, name, progress), progress)
             for document in read_documents(folder):
-                text = "\n".join(line for line in document.text.split("\n") if _is_new(line, seen))
+                text = "\n".join(line for line in document.text.split("\n") if _is_new(line, digests))
                 if text:
                     yield Document(document.name, text)
 
 
 def read_package(name: str, root: Path) -> Iterator[Document]:
-    """The documents of package `name`, unpacked at `root`, in the order of their paths."""
+    """Yields the documents of package `name`, unpacked at `root`, in the order of their paths."""
     source = SOURCES[name]
     files = {path.resolve() for pattern in source.patterns for path in root.glob(pattern) if path.is_file()}
     for path in sorted(files):
         relative = path.relative_to(root.resolve())
         if any(part in source.leave_out or part.endswith(source.leave_out) for part in relative.parts):
             continue
-        found = list(paragraphs.paragraphs(source.blocks(_read(path))))
-        size = ENTRIES_PER_DOCUMENT if source.is_dictionary else max(len(found), 1)
-        for start in range(0, len(found), size):
+        lines = list(paragraphs.paragraphs(source.blocks(_read(path))))
+        size = ENTRIES_PER_DOCUMENT if source.is_dictionary else max(len(lines), 1)
+        for start in range(0, len(lines), size):
             part = f"#{start // size:04d}" if source.is_dictionary else ""
-            yield Document(f"{name}/{relative.as_posix()}{part}", "\n".join(found[start : start + size]))
+            yield Document(f"{name}/{relative.as_posix()}{part}", "\n".join(lines[start : start + size]))
 
 
 def _fetch(name: str, progress: Progress, folder: Path) -> Facts:
-    """Fill a cache entry with the text of package `name`."""
+    """Fills a cache entry with the text of package `name`."""
     progress(f"fetching Debian package {name}")
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         package = apt.fetch(name, Path(scratch))
         count = write_documents(folder, read_package(name, Path(scratch) / name))
     if count == 0:
         raise DataError(
-            f"data.corpus.packages: {name} {package.version} holds no prose where it is looked for; "
+            f"data.corpus.packages: {name} {package.version} has no text files in the expected folders; "
             "leave the package out with data.corpus.packages=[...]"
         )
     progress(f"read {count} documents from {name} {package.version}")
@@ -126,7 +126,7 @@ def _fetch(name: str, progress: Progress, folder: Path) -> Facts:
 
 
 def _read(path: Path) -> str:
-    """The text of a file, compressed or not. Old documents that are not UTF-8 are Latin-1."""
+    """Returns the text of a file, compressed or not. Files that are not UTF-8 are old and in Latin-1."""
     content = gzip.decompress(path.read_bytes()) if path.suffix in (".gz", ".dz") else path.read_bytes()
     try:
         return content.decode("utf-8")
@@ -134,9 +134,9 @@ def _read(path: Path) -> str:
         return content.decode("latin-1")
 
 
-def _is_new(paragraph: str, seen: set[bytes]) -> bool:
+def _is_new(paragraph: str, digests: set[bytes]) -> bool:
     digest = hashlib.sha256(paragraph.encode("utf-8")).digest()[:16]
-    if digest in seen:
+    if digest in digests:
         return False
-    seen.add(digest)
+    digests.add(digest)
     return True

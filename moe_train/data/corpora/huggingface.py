@@ -1,7 +1,7 @@
-"""A data set of the Hugging Face hub, streamed, or a folder with one (JSON lines, Parquet, CSV, text).
+"""Streams a data set from the Hugging Face hub, or reads one in a folder (JSON lines, Parquet, CSV, text).
 
-What comes from the hub is kept as text in the cache, so a run that goes on needs no network; a folder is read
-each time, so that changed files are noticed.
+Data from the hub is kept as text in the cache, so a resumed run needs no network; a folder is read each time, so that
+changed files are noticed.
 """
 
 import hashlib
@@ -15,30 +15,30 @@ from typing import Any
 from moe_train.config.kinds.data import HuggingFaceCorpusConfig
 from moe_train.data.cache import Facts, obtain
 from moe_train.data.corpora.corpus import Document, Progress
-from moe_train.data.corpora.folder import EVERYTHING, find_files, given_path
+from moe_train.data.corpora.folder import EVERYTHING, expanded_path, find_files
 from moe_train.data.corpora.left_out import LeftOut
 from moe_train.data.corpora.store import read_documents, write_documents
 from moe_train.errors import DataError
 
 DOCUMENTS_PER_REPORT = 10_000
 DESCRIPTIONS = frozenset({"README.md", "dataset_infos.json", ".gitattributes"})
-"""Files of a data set's folder that hold none of its rows."""
+"""Files of a data set's folder that contain none of its rows."""
 
 
 class HuggingFaceCorpus:
-    """Every row is a document, named by its number; rows without any text are none."""
+    """Makes each row with text a document, named by the row's number."""
 
     def __init__(self, config: HuggingFaceCorpusConfig) -> None:
         self._config = config
 
     def documents(self, cache_dir: Path, progress: Progress) -> Iterator[Document]:
-        """The rows in the data set's order, up to `max_documents`.
+        """Yields the rows in the data set's order, up to `max_documents`.
 
         Raises DataError if `datasets` is not installed, the data set cannot be reached or read, or has no
         such text field.
         """
         left_out = LeftOut()
-        if given_path(self._config.path).is_dir():
+        if expanded_path(self._config.path).is_dir():
             yield from self._stream(progress, left_out)
             left_out.report(progress)
             return
@@ -47,7 +47,7 @@ class HuggingFaceCorpus:
         folder = cache_dir / "huggingface" / key
 
         def fetch(unfinished: Path) -> Facts:
-            progress(f"fetching {self._config.path} from the Hugging Face hub")
+            progress(f"downloading {self._config.path} from the Hugging Face hub")
             count = write_documents(unfinished, self._stream(progress, left_out))
             return {**settings, "documents": count, "left_out": left_out.as_dict()}
 
@@ -61,8 +61,8 @@ class HuggingFaceCorpus:
             if not isinstance(text, str):
                 fields = ", ".join(name for name, value in row.items() if isinstance(value, str))
                 raise DataError(
-                    f"data.corpus.text_field={self._config.text_field}: is not a field with text in row "
-                    f"{number} of {self._config.path}; its fields with text are: {fields or 'none'}"
+                    f"data.corpus.text_field={self._config.text_field}: must be a text field, which row {number} of "
+                    f"{self._config.path} does not have; its text fields are: {fields or 'none'}"
                 )
             if text.strip():
                 yield Document(f"{number:09d}", text)
@@ -79,7 +79,7 @@ class HuggingFaceCorpus:
                 "data.corpus.kind=huggingface: needs the package datasets, which is not installed; "
                 "run pip install 'moe-train[huggingface]', or use data.corpus.kind=files"
             ) from None
-        path = given_path(self._config.path)
+        path = expanded_path(self._config.path)
         source = str(path) if path.is_dir() else self._config.path
         try:
             builder = datasets.load_dataset_builder(source, self._config.name)
@@ -95,9 +95,12 @@ class HuggingFaceCorpus:
 
 
 def _count_unread(folder: Path, data_files: Mapping[str, Sequence[str]], left_out: LeftOut) -> None:
-    """Count the files of a folder that `datasets` gives to no split: it follows no linked folders, reads one format,
-    and takes no other files where some are named after a split, such as test.txt."""
-    taken = {str(file) for files in data_files.values() for file in files}
+    """Counts the files of a folder that `datasets` assigns to no split.
+
+    It follows no linked folders, reads one format, and ignores other files if some are named after a split, such as
+    test.txt.
+    """
+    used = {str(file) for files in data_files.values() for file in files}
     for _, path in sorted(find_files(folder.absolute(), EVERYTHING, left_out)):
-        if str(path) not in taken and path.name not in DESCRIPTIONS:
-            left_out.add("files that `datasets` gives to no split, such as those behind linked folders", path)
+        if str(path) not in used and path.name not in DESCRIPTIONS:
+            left_out.add("files that `datasets` assigns to no split, such as those in linked folders", path)

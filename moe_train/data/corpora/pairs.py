@@ -1,7 +1,7 @@
-"""Sentence pairs, and documents of them: a line a pair, its two sides with a tab between.
+"""Reads, writes and selects sentence pairs. A document has one pair per line, its two sides separated by a tab.
 
-A parallel corpus is an ordinary corpus whose documents have that form, so that listing, splitting, hashing and caching
-are those of any text. Which pairs are worth keeping is decided here, for all sources alike.
+A parallel corpus is an ordinary corpus whose documents have that form, so listing, splitting, hashing and caching are
+the same as for any text. Which pairs are worth keeping is decided here, in the same way for all sources.
 """
 
 import hashlib
@@ -12,59 +12,59 @@ from moe_train.data.corpora.corpus import Document
 from moe_train.data.corpora.left_out import LeftOut
 
 LARGEST_RATIO = 3.0
-"""Of the characters of two sides; of the pairs of Debian's texts 90 % are between 0.9 and 1.6."""
+"""Largest ratio of the two sides' numbers of characters; for 90 % of the pairs of Debian's texts it is 0.9 to 1.6."""
 SHOWN_CHARACTERS = 40
-"""Of a sentence that is an example."""
+"""Characters shown of a sentence that serves as an example."""
 
 
 class Pair(NamedTuple):
-    """A sentence, or a short paragraph, in two languages."""
+    """Holds a sentence or a short paragraph in two languages."""
 
     source: str
     target: str
 
 
 def write_pairs(pairs: Iterable[Pair]) -> str:
-    """The text of a document of `pairs`: white space in them becomes single blanks; empty sides are left out."""
+    """Returns `pairs` as a document's text, with white space as single blanks and without pairs with an empty side."""
     lines = (tuple(" ".join(side.split()) for side in pair) for pair in pairs)
     return "\n".join("\t".join(sides) for sides in lines if all(sides))
 
 
 def read_pairs(text: str) -> list[Pair]:
-    """The pairs of a document's text."""
+    """Returns the pairs of a document's text."""
     return [Pair(*line.split("\t")) for line in text.split("\n") if line]
 
 
 def swapped(document: Document) -> Document:
-    """The same pairs for the other direction."""
+    """Returns the document with source and target of each pair exchanged."""
     pairs = (Pair(pair.target, pair.source) for pair in read_pairs(document.text))
     return Document(document.name, write_pairs(pairs))
 
 
 def select(documents: Iterable[Document], min_words: int, left_out: LeftOut) -> Iterator[Document]:
-    """`documents` with the pairs worth keeping; documents without any are left out.
+    """Yields `documents` with the pairs worth keeping, and no document without any.
 
-    A pair counts if both sides have `min_words` words, differ, and are not too unequal in length. A source sentence
-    counts once, where it first occurs, in whatever document: so none that is trained on is validated on. All others
-    are counted in `left_out`.
+    A pair is kept if both sides have `min_words` words, differ, and are not too unequal in length. A source sentence
+    is kept once, where it first occurs in the whole corpus, so none is in both training and validation. All others are
+    counted in `left_out`.
     """
-    seen: set[bytes] = set()
+    digests: set[bytes] = set()
     for document in documents:
-        kept = []
+        pairs = []
         for pair in read_pairs(document.text):
-            why = _unfit(pair, min_words)
-            if why is None and not _is_new(pair.source, seen):
-                why = "pairs whose source sentence has come before"
-            if why is None:
-                kept.append(pair)
+            reason = _unfit(pair, min_words)
+            if reason is None and not _is_new(pair.source, digests):
+                reason = "pairs whose source sentence occurred before"
+            if reason is None:
+                pairs.append(pair)
             else:
-                left_out.add(why, f"in {document.name}: {pair.source[:SHOWN_CHARACTERS]!r}")
-        if kept:
-            yield Document(document.name, write_pairs(kept))
+                left_out.add(reason, f"in {document.name}: {pair.source[:SHOWN_CHARACTERS]!r}")
+        if pairs:
+            yield Document(document.name, write_pairs(pairs))
 
 
 def _unfit(pair: Pair, min_words: int) -> str | None:
-    """Why a pair is no translation to learn from; None if it is one."""
+    """Returns the reason to leave a pair out; None if it is worth learning from."""
     if any(len(side.split()) < min_words for side in pair):
         return f"pairs with a side of fewer than data.corpus.min_words={min_words} words"
     if pair.source == pair.target:
@@ -75,9 +75,9 @@ def _unfit(pair: Pair, min_words: int) -> str | None:
     return None
 
 
-def _is_new(sentence: str, seen: set[bytes]) -> bool:
+def _is_new(sentence: str, digests: set[bytes]) -> bool:
     digest = hashlib.sha256(sentence.encode("utf-8")).digest()[:16]
-    if digest in seen:
+    if digest in digests:
         return False
-    seen.add(digest)
+    digests.add(digest)
     return True

@@ -1,7 +1,7 @@
-"""Prose out of documentation formats: pure functions from a file's text to its paragraphs.
+"""Extracts prose from documentation formats: pure functions from a file's text to its paragraphs.
 
-A paragraph counts as prose if it has at least 8 words and more than 82 % of it is letters and spaces; code,
-tables, lists of options and menus fail that. `debian.py` says which format each package has.
+A paragraph counts as prose if it has at least 8 words and more than 82 % of it is letters and spaces, which code,
+tables, lists of options and menus do not. `debian.py` lists the format of each package.
 """
 
 import re
@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 
 MIN_WORDS = 8
 MIN_LETTERS = 0.82
-"""Share of letters and spaces in a paragraph of prose."""
+"""Smallest share of letters and spaces in a paragraph of prose."""
 
 INLINE = frozenset(
     {"a", "abbr", "acronym", "b", "big", "cite", "code", "dfn", "em", "font", "i", "kbd", "q", "s", "samp"}
@@ -21,12 +21,12 @@ INLINE_MALLARD = frozenset({"app", "cmd", "gui", "guiseq", "input", "key", "keys
 WITHOUT_PROSE = frozenset({"head", "nav", "pre", "screen", "script", "style"})
 BLANK_LINES = re.compile(r"\n(?:[ \t\f\r]*\n)+")
 RST_NOT_PROSE = re.compile(r"\t|[ ]{4}|\.\. |::|[-=~^+|*#]{3}")
-"""How a block of reStructuredText begins that is code, a directive, a table or a rule."""
+"""Matches the beginning of a reStructuredText block that is code, a directive, a table or a rule."""
 DICTIONARY_PRONUNCIATION = re.compile(r"\\[^\\\n]{1,60}\\")
 
 
 def paragraphs(blocks: Iterable[str]) -> Iterator[str]:
-    """The blocks that are prose, each on one line."""
+    """Yields the blocks that are prose, each on one line."""
     for block in blocks:
         words = block.split()
         paragraph = " ".join(words)
@@ -35,12 +35,12 @@ def paragraphs(blocks: Iterable[str]) -> Iterator[str]:
 
 
 def plain(text: str) -> list[str]:
-    """Blocks between blank lines."""
+    """Splits text at blank lines."""
     return BLANK_LINES.split(text)
 
 
 def html(text: str) -> list[str]:
-    """Blocks of HTML, or of the XML dialects of documentation, without navigation and listings."""
+    """Returns the blocks of HTML, or of the XML dialects of documentation, without navigation and listings."""
     reader = _BlockReader()
     reader.feed(text)
     reader.close()
@@ -48,23 +48,23 @@ def html(text: str) -> list[str]:
 
 
 def restructured_text(text: str) -> list[str]:
-    """Blocks that are not indented, and no directives, tables or headings' rules."""
+    """Returns the blocks that are not indented, without directives, tables and headings' rules."""
     return [block for block in plain(text) if not RST_NOT_PROSE.match(block)]
 
 
 def fortunes(text: str) -> list[str]:
-    """Sayings, which a line with a percent sign separates."""
+    """Returns the sayings, which are separated by lines with a percent sign."""
     return re.split(r"^%$", text, flags=re.MULTILINE)
 
 
 def wordnet(text: str) -> list[str]:
-    """The glosses, which stand behind each entry's bar. Lines that begin with a space are the licence."""
+    """Returns the gloss after the bar in each entry. Lines that begin with a space are the licence."""
     entries = (line.partition("|") for line in text.splitlines() if not line.startswith(" "))
     return [gloss for _, bar, gloss in entries if bar]
 
 
 def gcide(text: str) -> list[str]:
-    """Blocks of the dictionary without pronunciations and the braces of cross-references."""
+    """Returns the blocks of the dictionary without pronunciations and the braces of cross-references."""
     return plain(DICTIONARY_PRONUNCIATION.sub("", text).replace("{", "").replace("}", ""))
 
 
@@ -89,7 +89,7 @@ class _BlockReader(HTMLParser):
         self._border(tag)
 
     def handle_endtag(self, tag: str) -> None:
-        # Pages that leave out an inner end tag end it with the outer one.
+        # Some pages omit an inner end tag; the outer one then closes both.
         if tag in self._skipping:
             del self._skipping[self._skipping.index(tag) :]
         self._border(tag)

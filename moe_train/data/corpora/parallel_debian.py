@@ -1,8 +1,8 @@
-"""English with its German or French translation, from Debian packages: help texts and programs' messages.
+"""Reads English with its German or French translation from Debian packages: help texts and programs' messages.
 
 Help texts are HTML or Mallard pages that are aligned by their structure (`alignment.py`); messages are gettext
-catalogues. Packages are fetched once and kept as pairs in the cache, with the version and the hash of each .deb. The
-domain is software, so figures on it compare recipes with each other and say little about other text.
+catalogues. Packages are downloaded once and kept as pairs in the cache, with the version and hash of each .deb. The
+domain is software, so results compare recipes with each other but say little about other text.
 """
 
 import tempfile
@@ -27,13 +27,13 @@ CATALOGUES = "usr/share/locale"
 
 @dataclass(frozen=True)
 class Help:
-    """English pages and their translations, whose paths differ in one part; `{}` stands for the language."""
+    """Describes English pages and their translations, whose paths differ in one part; `{}` is the language."""
 
     packages: tuple[str, str]
     pages: str
     """Pattern of the English paths below the package's root."""
     part: tuple[str, str]
-    """What is English in a path, and what stands there in the translation's."""
+    """The English part of a path, and its replacement in the translation's path."""
     licence: str
 
 
@@ -78,25 +78,25 @@ SOURCES: dict[str, Help | str] = {
     "util-linux-locales": "GPL-2+",
     "vlc-l10n": "GPL-2+",
 }
-"""Help texts, and packages with catalogues by their licence."""
+"""Help texts, and for packages with catalogues their licence."""
 
 
 class ParallelDebianCorpus:
-    """A document is a page of a help text, or a catalogue."""
+    """Makes each page of a help text, and each catalogue, a document."""
 
     def __init__(self, config: ParallelDebianCorpusConfig) -> None:
         self._config = config
 
     def documents(self, cache_dir: Path, progress: Progress) -> Iterator[Document]:
-        """The documents of each source, in the recipe's order of sources.
+        """Yields the documents of each source, in the recipe's order of sources.
 
-        Raises DataError for a source that the corpus does not know or that cannot be fetched.
+        Raises DataError for a source that is unknown or cannot be downloaded.
         """
         names = list(dict.fromkeys(self._config.sources or sorted(SOURCES)))
         for name in names:
             if name not in SOURCES:
                 raise DataError(
-                    f"data.corpus.sources: {name} is not a source this corpus can read; "
+                    f"data.corpus.sources: {name} is not one of the sources this corpus reads; "
                     f"choose from {', '.join(SOURCES)}"
                 )
         return self._selected(names, cache_dir, progress)
@@ -122,9 +122,9 @@ class ParallelDebianCorpus:
 
 
 def read_source(name: str, language: str, roots: tuple[Path, Path], left_out: LeftOut) -> Iterator[Document]:
-    """The documents of a source in the order of their paths: English with `language`.
+    """Yields the documents of a source, English with `language`, in the order of their paths.
 
-    `roots` is where its package in English and its package in the other language are unpacked.
+    `roots` are the folders where the English package and the other language's package are unpacked.
     """
     source = SOURCES[name]
     if isinstance(source, str):
@@ -143,12 +143,12 @@ def read_source(name: str, language: str, roots: tuple[Path, Path], left_out: Le
                 *(page.read_text(encoding="utf-8", errors="replace") for page in (path, translation))
             )
             if not pairs:
-                left_out.add("pages whose structure their translation does not share", f"{name}/{relative}")
+                left_out.add("pages whose translation has another structure", f"{name}/{relative}")
             yield Document(f"{name}/{relative}", write_pairs(pairs))
 
 
 def _fetch(name: str, language: str, progress: Progress, folder: Path) -> Facts:
-    """Fill a cache entry with the pairs of source `name`."""
+    """Fills a cache entry with the pairs of source `name`."""
     source = SOURCES[name]
     names = (name, name) if isinstance(source, str) else source.packages
     english, foreign = (package.format(language) for package in names)
@@ -164,7 +164,7 @@ def _fetch(name: str, language: str, progress: Progress, folder: Path) -> Facts:
         )
     if count == 0:
         raise DataError(
-            f"data.corpus.sources: {name} holds no pairs of en and {language} where they are looked for (packages "
+            f"data.corpus.sources: {name} has no pairs of en and {language} in the expected folders (packages "
             f"{', '.join(f'{key} {value.version}' for key, value in packages.items())}); "
             "leave it out with data.corpus.sources=[...]"
         )

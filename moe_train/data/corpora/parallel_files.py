@@ -1,4 +1,4 @@
-"""A folder of translations: files with a sentence a line, in two languages, and gettext catalogues."""
+"""Reads a folder of translations: files in two languages with one sentence per line, and gettext catalogues."""
 
 from collections.abc import Iterator
 from itertools import chain, zip_longest
@@ -7,39 +7,39 @@ from pathlib import Path
 from moe_train.config.kinds.parallel_corpus import ParallelFilesCorpusConfig
 from moe_train.data.corpora.catalogues import find_catalogues, read_catalogue
 from moe_train.data.corpora.corpus import Document, Progress
-from moe_train.data.corpora.folder import EVERYTHING, find_files, given_path
+from moe_train.data.corpora.folder import EVERYTHING, expanded_path, find_files
 from moe_train.data.corpora.left_out import LeftOut
 from moe_train.data.corpora.lines import lines_of
 from moe_train.data.corpora.pairs import Pair, select, swapped, write_pairs
 from moe_train.errors import DataError, dangling_link
 
-CARRIAGE_RETURNS = "; a carriage return alone ends no line: convert such a file with tr '\\r' '\\n'"
+CARRIAGE_RETURNS = "; a carriage return alone does not end a line: convert such a file with tr '\\r' '\\n'"
 
 
 class ParallelFilesCorpus:
-    """A document is a pair of files NAME.SOURCE and NAME.TARGET, or a catalogue; named by its path in the folder.
+    """Makes each pair of files NAME.SOURCE and NAME.TARGET, and each catalogue, a document named by its path.
 
-    Messages of catalogues are taken to be English, so catalogues count only where one of the languages is `en`.
+    Catalogues are assumed to have English messages, so they are used only if one of the languages is `en`.
     """
 
     def __init__(self, config: ParallelFilesCorpusConfig) -> None:
         self._config = config
 
     def documents(self, cache_dir: Path, progress: Progress) -> Iterator[Document]:
-        """The files in the order of their names, then the catalogues; what is left out is reported to `progress`.
+        """Yields the files sorted by name, then the catalogues, and reports to `progress` what is left out.
 
-        Raises DataError for a folder that is not there, two files with different numbers of lines, a file that cannot
-        be read, and a folder without pairs.
+        Raises DataError for a missing folder, two files with different numbers of lines, a file that cannot be read,
+        and a folder without pairs.
         """
-        require_there(self._config)
-        root = given_path(self._config.path)
-        left_out, found = LeftOut(), False
+        require_exists(self._config)
+        root = expanded_path(self._config.path)
+        left_out, is_empty = LeftOut(), True
         texts = chain(self._aligned(root, left_out), self._catalogues(root, left_out))
         for document in select(texts, self._config.min_words, left_out):
-            found = True
+            is_empty = False
             yield document
         left_out.report(progress)
-        if not found:
+        if is_empty:
             config = self._config
             raise DataError(
                 f"data.corpus.path={config.path}: holds no pairs of {config.source_language} and "
@@ -50,12 +50,12 @@ class ParallelFilesCorpus:
 
     def _aligned(self, root: Path, left_out: LeftOut) -> Iterator[Document]:
         source, target = f".{self._config.source_language}", f".{self._config.target_language}"
-        found = find_files(root, EVERYTHING, left_out, lambda name: Path(name).suffix in (source, target))
-        paths = sorted(path for _, path in found)
-        there = set(paths)
+        files = find_files(root, EVERYTHING, left_out, lambda name: Path(name).suffix in (source, target))
+        paths = sorted(path for _, path in files)
+        existing = set(paths)
         for path in paths:
             other = path.with_suffix(target if path.suffix == source else source)
-            if other not in there:
+            if other not in existing:
                 left_out.add("files without their translation beside them", path)
             elif path.suffix == source:
                 pairs = list(align_lines(path, other))
@@ -72,18 +72,18 @@ class ParallelFilesCorpus:
                 yield swapped(document) if self._config.target_language == "en" else document
 
 
-def require_there(config: ParallelFilesCorpusConfig) -> None:
-    """Raise DataError if there is no folder where the corpus should be."""
-    given = given_path(config.path)
-    if not given.is_dir():
+def require_exists(config: ParallelFilesCorpusConfig) -> None:
+    """Raises DataError if there is no folder at the corpus's path."""
+    path = expanded_path(config.path)
+    if not path.is_dir():
         raise DataError(
-            f"data.corpus.path={config.path}: {dangling_link(given) or 'there is no such folder'}; correct the path "
-            "(which is relative to the working directory)"
+            f"data.corpus.path={config.path}: {dangling_link(path) or 'there is no such folder'}; correct the path "
+            "(relative to the working directory)"
         )
 
 
 def align_lines(source: Path, target: Path) -> Iterator[Pair]:
-    """Line n of one file with line n of the other; blank lines at the end of one that the other lacks do not count.
+    """Pairs line n of one file with line n of the other, ignoring surplus blank lines at the end of one.
 
     Raises DataError if a line with text has no counterpart, and for a file that is not UTF-8 text.
     """

@@ -1,6 +1,6 @@
-"""Documents on disk as JSON lines, for sources that must be fetched: fetched once, they need no network.
+"""Stores downloaded documents on disk as JSON lines, so that a source needs the network only once.
 
-The file lies in a cache entry (`data/cache.py`), which guards it against half-written and damaged content.
+The file is in a cache entry (`data/cache.py`), which guards against incomplete and damaged content.
 """
 
 import json
@@ -13,7 +13,7 @@ FILE_NAME = "documents.jsonl"
 
 
 def write_documents(folder: Path, documents: Iterable[Document]) -> int:
-    """Write `documents` below `folder` and return how many there were."""
+    """Writes `documents` to a file in `folder` and returns their number."""
     count = 0
     with (folder / FILE_NAME).open("w", encoding="utf-8") as file:
         for document in documents:
@@ -23,7 +23,7 @@ def write_documents(folder: Path, documents: Iterable[Document]) -> int:
 
 
 def read_documents(folder: Path) -> Iterator[Document]:
-    """The documents that `write_documents` put below `folder`, in their order."""
+    """Yields the documents that `write_documents` wrote to `folder`, in their order."""
     with (folder / FILE_NAME).open(encoding="utf-8") as file:
         for line in file:
             name, text = json.loads(line)

@@ -160,6 +160,6 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path):
         fill(folder)
         raise OSError(28, os.strerror(28))
 
-    with pytest.raises(DataError, match=r"No space left on device.*has room"):
+    with pytest.raises(DataError, match=r"No space left on device.*writable folder with free space"):
         obtain(tmp_path / "entry", fill_disk, print)
     assert [path.name for path in tmp_path.iterdir()] == ["entry.lock"]

@@ -105,14 +105,14 @@ def test_a_paragraph_of_several_packages_is_kept_once(tmp_path):
 
 def test_a_package_the_corpus_cannot_read_is_refused_with_those_it_can(tmp_path):
     with pytest.raises(
-        DataError, match=r"packages: cowsay is not a package .* choose from anarchism, .*wordnet"
+        DataError, match=r"packages: cowsay is not one of the packages .* choose from anarchism, .*wordnet"
     ):
         list(DebianCorpus(DebianCorpusConfig(packages=["cowsay"])).documents(tmp_path, print))
 
 
 def test_a_machine_without_apt_is_told_what_to_use(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(DataError, match="needs apt-get, which this machine does not have"):
+    with pytest.raises(DataError, match="needs apt-get, which is not installed on this machine"):
         list(DebianCorpus(DebianCorpusConfig(packages=["fortunes"])).documents(tmp_path, lambda _: None))
     assert not (tmp_path / "debian" / "fortunes").exists()
 

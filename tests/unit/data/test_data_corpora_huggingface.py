@@ -61,7 +61,7 @@ def test_max_documents_is_a_limit_on_rows(folder, tmp_path):
 def test_a_field_without_text_is_refused_with_those_that_have_it(folder, tmp_path, field):
     write_json_lines(folder)
     with pytest.raises(
-        DataError, match=rf"text_field={field}: is not a field with text.*fields with text are: text"
+        DataError, match=rf"text_field={field}: must be a text field.*does not have.*text fields are: text"
     ):
         read(folder, tmp_path, text_field=field)
 
@@ -112,9 +112,9 @@ def test_what_is_left_out_of_a_local_data_set_is_reported(folder, tmp_path):
     documents, reports = read_and_report(folder, tmp_path)
     assert [document.text for document in documents] == ["first", "third"]
     assert reports == [
-        "left out of the corpus: pipes, sockets and devices, which are no plain files "
+        "left out of the corpus: pipes, sockets and devices, which are not regular files "
         f"(1; the first is {folder}/train.pipe)",
-        "left out of the corpus: files that `datasets` gives to no split, such as those behind linked folders "
+        "left out of the corpus: files that `datasets` assigns to no split, such as those in linked folders "
         f"(1; the first is {folder}/more/train.jsonl)",
         "left out of the corpus: rows without text (1; the first is row 1)",
     ]

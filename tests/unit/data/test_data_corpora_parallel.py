@@ -200,7 +200,7 @@ def test_a_line_of_text_without_a_counterpart_is_refused(tmp_path, target):
 
 def test_a_file_whose_lines_end_in_carriage_returns_alone_comes_with_the_way_out(tmp_path):
     with pytest.raises(
-        DataError, match=r"2 lines and a.de has 1; .*carriage return alone ends no line: .*tr"
+        DataError, match=r"2 lines and a.de has 1; .*carriage return alone does not end a line: .*tr"
     ):
         of_lines(tmp_path, b"a\nb\n", b"x\ry\r")
 
@@ -219,13 +219,13 @@ def test_what_is_left_out_of_a_folder_of_translations_is_reported(folder, tmp_pa
     documents = list(ParallelFilesCorpus(config).documents(folder, reports.append))
     assert [document.name for document in documents] == ["linked/far", "news", "po/de.po"]
     assert {report.removeprefix("left out of the corpus: ") for report in reports} == {
-        f"pipes, sockets and devices, which are no plain files (1; the first is {folder}/pipe.en)",
+        f"pipes, sockets and devices, which are not regular files (1; the first is {folder}/pipe.en)",
         f"files without their translation beside them (1; the first is {folder}/alone.de)",
         f"lines whose translation is blank (1; the first is {folder}/linked/far.en)",
         "pairs with a side of fewer than data.corpus.min_words=3 words (1; the first is in linked/far: 'one two')",
         "pairs with a side more than 3 times as long as the other "
         "(1; the first is in linked/far: 'one two three four')",
-        "pairs whose source sentence has come before (2; the first is in news: 'four five six')",
+        "pairs whose source sentence occurred before (2; the first is in news: 'four five six')",
     }
 
 
@@ -321,15 +321,17 @@ def test_packages_are_fetched_once_and_kept_with_version_hash_and_licence(tmp_pa
 
 
 def test_sources_that_are_unknown_cannot_be_fetched_or_hold_nothing_are_named(tmp_path, monkeypatch):
-    with pytest.raises(DataError, match=r"sources: nonsense is not a source .* choose from debian-handbook"):
+    with pytest.raises(
+        DataError, match=r"sources: nonsense is not one of the sources .* choose from debian-handbook"
+    ):
         ParallelDebianCorpus(ParallelDebianCorpusConfig(sources=["nonsense"])).documents(tmp_path, silent)
     monkeypatch.setattr(parallel_debian.apt, "fetch", lambda name, folder: apt.Package("2.0", "cd"))
     corpus = ParallelDebianCorpus(ParallelDebianCorpusConfig(sources=["git"]))
-    with pytest.raises(DataError, match=r"git holds no pairs of en and de .* \(packages git 2.0\)"):
+    with pytest.raises(DataError, match=r"git has no pairs of en and de in .* folders \(packages git 2.0\)"):
         list(corpus.documents(tmp_path, silent))
     monkeypatch.undo()
     monkeypatch.setattr(apt.shutil, "which", lambda tool: None)
-    with pytest.raises(DataError, match=r"needs apt-get, which this machine does not have"):
+    with pytest.raises(DataError, match=r"needs apt-get, which is not installed on this machine"):
         list(corpus.documents(tmp_path, silent))
 
 

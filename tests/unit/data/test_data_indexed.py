@@ -111,5 +111,5 @@ def empty_bin(prefix):
 def test_files_that_do_not_fit_are_refused(tmp_path, damage):
     write(tmp_path / "x")
     damage(tmp_path / "x")
-    with pytest.raises(DataError, match=r"token file .*x: .*build it again"):
+    with pytest.raises(DataError, match=r"token file .*x: .*rebuild it"):
         IndexedTokens.open(tmp_path / "x")

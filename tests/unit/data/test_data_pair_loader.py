@@ -112,5 +112,5 @@ def test_too_few_pairs_are_said_with_the_way_out(tmp_path):
     tokens = many(tmp_path, 10)
     with pytest.raises(DataError, match=r"data.global_batch=16: only \d+ training pairs have at most .*=12"):
         PairLoader(tokens, 12, 16, seed=0)
-    with pytest.raises(DataError, match=r"data.validation_sequences=2: .* over 3 workers"):
+    with pytest.raises(DataError, match=r"data.validation_sequences=2: .* for 3 workers"):
         validation_pairs(tokens, 32, 2, 0, 3, 1)

@@ -175,7 +175,7 @@ def test_a_vocabulary_larger_than_the_text_can_fill_is_refused_and_leaves_no_ent
 
 def test_a_corpus_of_one_file_is_refused_with_the_way_out(config, folder, tmp_path):
     config.corpus.path = str(folder / "1.txt")
-    with pytest.raises(DataError, match="cut it into at least two files"):
+    with pytest.raises(DataError, match="divide it into at least two files"):
         prepare(config, tmp_path / "cache", no_news)
 
 
