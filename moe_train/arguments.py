@@ -1,4 +1,4 @@
-"""Types of arguments that several commands have: numbers, folders, where to go on. Imports nothing slow."""
+"""Parses arguments that several commands share: numbers, folders, where to resume. Imports nothing slow."""
 
 import argparse
 import math
@@ -11,13 +11,13 @@ from moe_train.errors import UsageError, closest
 
 
 class Parser(argparse.ArgumentParser):
-    """Takes options by their full names only: an abbreviation would change its meaning with the next option."""
+    """Accepts options by their full names only: a new option could make an abbreviation ambiguous."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **{**options, "allow_abbrev": False})
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As of argparse, with the option or command that a wrong one may have meant."""
+        """Parse as argparse does, and suggest the option or command that a wrong one may have meant."""
         options, extra = self.parse_known_args(args, namespace)
         if extra:
             self.error(
@@ -33,14 +33,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_overrides(parser: argparse.ArgumentParser, what: str) -> None:
-    """The positional `key=value ...` of a command; `what` is its help."""
+    """Add the positional `key=value ...`; `what` is its help."""
     # Without a default argparse calls it required.
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=what)
 
 
 def parse_with_overrides(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
-    """Options, and the overrides, which may stand anywhere among them. Raises UsageError for an unknown option."""
-    # argparse gives up on positionals after the first option, and so leaves overrides over.
+    """Parse options and overrides, in any order. Raises UsageError for an unknown option."""
+    # argparse stops at positionals after the first option, so the later overrides are in `extra`.
     options, extra = parser.parse_known_args(arguments)
     if unknown := [word for word in extra if word.startswith("-")]:
         word, command = _name(unknown[0]), getattr(options, "command", None)
@@ -57,71 +57,68 @@ def _name(word: str) -> str:
 
 
 def _options_of(parser: argparse.ArgumentParser, command: str | None = None) -> list[str]:
-    """The options of a parser and of its commands, or of one of them."""
-    found: list[str] = []
+    """Returns the options of a parser and of its commands, or of one of them."""
+    options: list[str] = []
     for action in parser._actions:  # argparse has no public list of them
-        found += action.option_strings
+        options += action.option_strings
         if isinstance(action, argparse._SubParsersAction):
             for name, below in action.choices.items():
-                found += _options_of(below) if command in (None, name) else []
-    return found
+                options += _options_of(below) if command in (None, name) else []
+    return options
 
 
 def count(text: str) -> int:
-    """A whole number of at least 0."""
+    """Parse a whole number of at least 0."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 0")
     return int(text)
 
 
 def count_or_range(text: str) -> tuple[int, ...]:
-    """(N,) of N, or (MIN, MAX) of MIN:MAX, each at least 1."""
+    """Parse N into (N,) and MIN:MAX into (MIN, MAX), each at least 1."""
     parts = text.split(":")
     if len(parts) > 2 or not all(part.isdecimal() and int(part) >= 1 for part in parts):
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1, nor MIN:MAX of such")
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1, nor MIN:MAX")
     numbers = tuple(map(int, parts))
     if numbers[0] > numbers[-1]:
-        raise argparse.ArgumentTypeError(
-            f"{text}: the smaller number goes first; use {numbers[1]}:{numbers[0]}"
-        )
+        raise argparse.ArgumentTypeError(f"{text}: MIN must be <= MAX; use {numbers[1]}:{numbers[0]}")
     return numbers
 
 
 def positive(text: str) -> int:
-    """A whole number of at least 1."""
+    """Parse a whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
     return int(text)
 
 
 def gibibytes(text: str) -> float:
-    """An amount of memory above 0."""
+    """Parse an amount of memory > 0."""
     try:
         number = float(text)
     except ValueError:
         number = math.nan
     if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is no amount of memory; use gibibytes above 0, e.g. 64")
+        raise argparse.ArgumentTypeError(f"{text} is not an amount of memory; use gibibytes > 0, e.g. 64")
     return number
 
 
 def minutes(text: str) -> int:
-    """Minutes of a time limit: a number of them, with m, h or d behind it, or one of Slurm's own forms, seconds rounded
-    up."""
+    """Parse a time limit into minutes: a number with an optional m, h or d, or one of Slurm's forms, rounded up."""
     if match := re.fullmatch(r"(\d+)([mhd]?)", text):
         number = int(match[1]) * {"": 1, "m": 1, "h": 60, "d": 24 * 60}[match[2]]
     else:
         number = _slurm_minutes(text)
     if number < 1:
         raise argparse.ArgumentTypeError(
-            f"{text} is no time: use minutes (90), hours (12h), days (2d), or Slurm's HH:MM:SS (24:00:00) and "
+            f"{text} is not a time limit; use minutes (90), hours (12h), days (2d), or Slurm's HH:MM:SS (24:00:00) and "
             "D-HH:MM:SS (1-12:00:00)"
         )
     return number
 
 
 def _slurm_minutes(text: str) -> int:
-    """Of MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS; 0 of anything else."""
+    """Parse MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS; returns 0 for anything else."""
     days, dash, clock = text.rpartition("-")
     parts = clock.split(":")
     if not all(part.isdecimal() for part in (*parts, *([days] if dash else []))) or len(parts) > 3:
@@ -140,14 +137,14 @@ def _slurm_minutes(text: str) -> int:
 
 
 def folder(text: str) -> Path:
-    """A folder that is named."""
-    if not text:  # what "$DIR" becomes where DIR is not set; Path would take it for the working directory
-        raise argparse.ArgumentTypeError("it is empty; name a folder, or leave the option out for runs/NAME")
+    """Parse the name of a folder, which must not be empty."""
+    if not text:  # "$DIR" with DIR unset; Path would take it for the working directory
+        raise argparse.ArgumentTypeError("must not be empty; name a folder, or omit the option for runs/NAME")
     return Path(text)
 
 
 def resume_from(text: str) -> str:
-    """What `--resume` takes."""
+    """Parse the value of `--resume`."""
     if text not in ("auto", "never") and not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text} is neither auto, never, nor the number of a step")
+        raise argparse.ArgumentTypeError(f"{text} is neither auto, never, nor a step number")
     return text

@@ -32,26 +32,26 @@ INTERRUPTED = 1
 DESCRIPTION = "Train Mixture-of-Experts transformers from one YAML recipe."
 EPILOG = """\
 examples:
-  moe-train run recipes/switch/tiny.yaml                            one worker, here, now
+  moe-train run recipes/switch/tiny.yaml                            train with one worker, here
   moe-train run recipes/switch/tiny.yaml --workers 4 parallel.expert=2 optim.lr=1e-3
-  moe-train show recipes/switch/tiny.yaml                           what it would be, and its problems
-  moe-train monitor runs/switch-tiny --html experts.html            what the experts did
+  moe-train show recipes/switch/tiny.yaml                           show sizes and validation errors
+  moe-train monitor runs/switch-tiny --html experts.html            chart the load of the experts
   moe-train submit recipes/switch/tiny.yaml --cluster slurm --nodes 2 --dry-run
-  moe-train status runs/switch-tiny                                 how it stands, wherever it runs
+  moe-train status runs/switch-tiny                                 show the run's state, on any cluster
 
-exit codes: 0 done, 1 failed, 2 the command line or the recipe cannot be used, 75 stopped and saved.
-MOE_TRAIN_DEBUG=1 shows tracebacks; MOE_TRAIN_CACHE=DIR keeps corpora and tokenizers elsewhere.
+exit codes: 0 done, 1 failed, 2 invalid command line or recipe, 75 stopped and saved.
+MOE_TRAIN_DEBUG=1 shows tracebacks; MOE_TRAIN_CACHE=DIR is where corpora and tokenizers are cached.
 """
 RUN_EPILOG = """\
 examples:
   moe-train run recipes/switch/tiny.yaml
   moe-train run recipes/switch/tiny.yaml --workers 2 parallel.expert=2 steps=200
-  moe-train run recipes/switch/tiny.yaml --resume 100               go on from the checkpoint of step 100
+  moe-train run recipes/switch/tiny.yaml --resume 100               resume from the checkpoint of step 100
   moe-train run recipes/switch/tiny.yaml --resume never             start afresh; the old run is moved aside
-  moe-train run recipes/switch/tiny.yaml --max-restarts 3           go on by itself after a worker's death
+  moe-train run recipes/switch/tiny.yaml --max-restarts 3           restart by itself when a worker fails
 
-Ctrl-C or SIGTERM: all workers save at the same step and end with exit code 75;
-the same command goes on from there. Before the first step they end at once.
+Ctrl-C or SIGTERM: all workers save at the same step and exit with code 75;
+the same command resumes from there. Before the first step they exit at once.
 """
 SHOW_EPILOG = """\
 examples:
@@ -59,30 +59,30 @@ examples:
   moe-train show recipes/switch/tiny.yaml --workers 4 parallel.expert=4
   moe-train show recipes/switch/tiny.yaml --json | jq .total_parameters
 """
-# Command -> its function, called with its arguments and, for those in ASK_ENVIRONMENT, the environment; and its help.
+# Command -> its function and its help. The function takes the arguments and, in ASK_ENVIRONMENT, the environment.
 DELEGATED = {
-    "submit": ("moe_train.jobs.submit:main", "hand a run to Slurm, Ray, or the background of this machine"),
-    "status": ("moe_train.jobs.commands:status", "how a run stands"),
-    "logs": ("moe_train.jobs.commands:logs", "what a run's job printed; -f follows"),
-    "cancel": ("moe_train.jobs.commands:cancel", "end a run's job"),
-    "resume": ("moe_train.jobs.submit:resume", "hand a run to its cluster again, to go on"),
-    "fork": ("moe_train.fork:main", "a new run from a run's checkpoint"),
-    "list": ("moe_train.jobs.commands:list_runs", "all runs, one a row"),
+    "submit": ("moe_train.jobs.submit:main", "submit a run to Slurm, Ray, or the background of this machine"),
+    "status": ("moe_train.jobs.commands:status", "show the state of a run and of its job"),
+    "logs": ("moe_train.jobs.commands:logs", "print the output of a run's job; -f follows it"),
+    "cancel": ("moe_train.jobs.commands:cancel", "cancel a run's job"),
+    "resume": ("moe_train.jobs.submit:resume", "submit a run again, to resume from its last checkpoint"),
+    "fork": ("moe_train.fork:main", "make a new run from a checkpoint of another"),
+    "list": ("moe_train.jobs.commands:list_runs", "list the runs in a folder"),
     "sweep": ("moe_train.jobs.sweep:main", "submit one recipe with several values of some keys"),
-    "monitor": ("moe_train.monitor.commands:main", "what the experts of a run did, as one HTML page"),
+    "monitor": ("moe_train.monitor.commands:main", "report the expert load of a run, also as an HTML page"),
     "ckpt": ("moe_train.checkpoint.commands:main", "list, verify and clean up the checkpoints of a run"),
     "data": ("moe_train.data.commands:main", "build and describe corpora and tokenizers"),
-    "translate": ("moe_train.translate:main", "translate with a run's checkpoint, and score it"),
+    "translate": ("moe_train.translate:main", "translate with a run's checkpoint, and report BLEU and chrF"),
 }
 ASK_ENVIRONMENT = ("submit", "resume", "sweep")
 ACTIONS = ("run", "submit", "resume", "sweep", "cancel")
-"""Commands that do not end for want of a standard output, which only tells what they do."""
+"""Commands that go on when standard output is lost: it carries their messages, not their result."""
 PRINTS = frozenset({"--dry-run", "--help", "-h"})
-"""Options that have any command print something and do no more."""
+"""Options with which any command only prints something."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command, return its exit code. An error that moe-train can explain becomes one message."""
+    """Run one command and return its exit code; print a MoETrainError or ClusterError as one message."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     for name in filter(is_of_launcher, tuple(os.environ)):
         del os.environ[name]
@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatched(arguments: list[str], is_result: bool) -> int:
-    """Run one command to its end, and look whether its output has arrived."""
+    """Run one command, then check that its output was written."""
     try:
         exit_code = finish_output(_dispatch(arguments))
     except SystemExit:  # argparse has printed its help
@@ -142,7 +142,7 @@ def _require_text(arguments: Sequence[str]) -> None:
 def _run(options: argparse.Namespace) -> int:
     from moe_train.launch import Launch, launch
 
-    asked = Launch(
+    request = Launch(
         recipe=options.recipe,
         overrides=tuple(options.overrides),
         workers=options.workers and options.workers[-1],
@@ -153,7 +153,7 @@ def _run(options: argparse.Namespace) -> int:
         max_restarts=options.max_restarts,
         dry_run=options.dry_run,
     )
-    return launch(asked, os.environ)
+    return launch(request, os.environ)
 
 
 def _show(options: argparse.Namespace) -> int:
@@ -168,9 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    run = commands.add_parser(
-        "run", help="train, or go on training", epilog=RUN_EPILOG, formatter_class=plain
-    )
+    run = commands.add_parser("run", help="train or resume a run", epilog=RUN_EPILOG, formatter_class=plain)
     _add_recipe(run)
     run.add_argument("--run-dir", type=folder, metavar="DIR", help="folder of the run (default: runs/NAME)")
     run.add_argument(
@@ -178,36 +176,34 @@ def _parser() -> argparse.ArgumentParser:
         type=resume_from,
         default="auto",
         metavar="auto|never|STEP",
-        help="auto: go on from the newest good checkpoint, if any (default); never: start afresh; "
-        "STEP: go on from that step's checkpoint",
+        help="auto: resume from the newest valid checkpoint, if any (default); never: start afresh; "
+        "STEP: resume from that step's checkpoint",
     )
     run.add_argument(
         "--max-restarts",
         type=count,
         default=0,
         metavar="N",
-        help="start again from the last checkpoint after a failure, at most N times in a row without a new "
+        help="after a failure, restart from the last checkpoint; give up after N restarts without a new "
         "checkpoint (default: 0)",
     )
     run.add_argument(
         "--launcher",
         default="local",
         metavar="NAME",
-        help="where the workers run: local, this host (default); slurm, the allocation that this command stands in; "
-        "ray, the cluster that RAY_ADDRESS names",
+        help="where the workers run: local, on this host (default); slurm, in this command's allocation; "
+        "ray, on the cluster at RAY_ADDRESS",
     )
-    run.add_argument(
-        "--dry-run", action="store_true", help="say what would be started; start and write nothing"
-    )
+    run.add_argument("--dry-run", action="store_true", help="print what would run; start and write nothing")
 
     show = commands.add_parser(
         "show",
-        help="the resolved recipe, its parameters, FLOPs, layout and problems",
+        help="print the resolved recipe, its parameters, FLOPs and layout, and validation errors",
         epilog=SHOW_EPILOG,
         formatter_class=plain,
     )
     _add_recipe(show)
-    show.add_argument("--json", action="store_true", help="for programs: one JSON object")
+    show.add_argument("--json", action="store_true", help="print one JSON object")
     for name, (_, line) in DELEGATED.items():
         commands.add_parser(name, help=line, add_help=False)
     return parser
@@ -220,12 +216,12 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
         "--workers",
         type=count_or_range,
         metavar="N",
-        help="processes (default: parallel.data of the recipe, or 1); MIN:MAX: fewer while there is no room for MAX",
+        help="number of processes (default: parallel.data of the recipe, or 1); MIN:MAX: as many as there is room for",
     )
 
 
 class _Version(argparse.Action):
-    """Looks the installed version up only when it is asked for: that costs as much as all the rest."""
+    """Looks up the installed version only for --version: importlib.metadata takes as long as everything else."""
 
     def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> None:
         from importlib.metadata import PackageNotFoundError, version

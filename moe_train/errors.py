@@ -1,7 +1,7 @@
-"""The named errors a user can meet.
+"""Defines the errors that a user can meet.
 
-Each message carries the key, the value, the rule that was broken and the way out; the command line prints it
-without a traceback and ends with the error's exit code (`moe_cluster.contract` lists the codes).
+Each message has the key, the value, the rule and the way out; the command line prints it without a traceback and
+exits with the error's code (`moe_cluster.contract` lists them).
 """
 
 import difflib
@@ -11,76 +11,87 @@ from pathlib import Path
 
 
 def dangling_link(path: Path) -> str:
-    """Says which link on the way to `path`, or at it, leads to a place that is not there; empty if none does."""
-    # os.path instead of Path: it answers "no" where a name is too long or a folder closed.
+    """Describes the first dangling link among `path` and its parents; empty if there is none."""
+    # os.path instead of Path: it returns False where a name is too long or a folder is not readable.
     way = (*reversed(path.parents), path)
     link = next((link for link in way if os.path.islink(link) and not os.path.exists(link)), None)
     return f"{link} is a link to {os.readlink(link)}, which is not there" if link else ""
 
 
 class MoETrainError(Exception):
-    """Any failure that moe-train can explain in a sentence."""
+    """Is the base of all errors that moe-train explains in a message."""
 
     exit_code = 1
 
 
 class UsageError(MoETrainError):
-    """The command line, or what it points to, cannot be used as it is."""
+    """Reports a command line that is invalid, or points to something that is."""
 
     exit_code = 2
 
 
 class RecipeError(UsageError):
-    """A recipe that is missing, unreadable, or breaks a rule."""
+    """Reports a recipe that is missing, unreadable or invalid."""
 
 
 class LayoutError(UsageError):
-    """Degrees of parallelism that fit neither each other, nor the model, nor the number of workers."""
+    """Reports degrees of parallelism that do not fit each other, the model, or the number of workers."""
 
 
 class DataError(MoETrainError):
-    """A corpus, a tokenizer or a token file that cannot be used."""
+    """Reports a corpus, a tokenizer or a token file that cannot be used."""
 
     exit_code = 2
 
 
 class CheckpointError(MoETrainError):
-    """A checkpoint that cannot be written, verified or loaded."""
+    """Reports a checkpoint that cannot be written, verified or loaded."""
 
 
 class RunError(MoETrainError):
-    """A run folder that cannot be used, or a run that failed."""
+    """Reports a run folder that cannot be used, or a run that failed."""
 
     @classmethod
-    def unwritable(cls, run_dir: Path, error: OSError) -> "RunError":
-        """What to say of an OSError on a file of `run_dir`: its disk is full, read-only or gone."""
+    def unwritable(cls, run_dir: Path, error: OSError, argument: str = "--run-dir") -> "RunError":
+        """Returns the error for an OSError on writing a file of `run_dir`, which the user named as `argument`."""
         file = error.filename2 or error.filename  # of a copy, the file that is written comes second
         if file and (link := dangling_link(Path(file))):
-            return cls.unreachable(run_dir, link)
+            return cls.unreachable(run_dir, link, argument)
         return cls(
-            f"run_dir={run_dir}: cannot be written ({error.strerror}: {file}); "
-            "correct its permissions, free space, or choose another --run-dir"
+            f"{_key(argument)}={run_dir}: cannot be written ({error.strerror}: {file}); "
+            f"correct its permissions, free space, or choose another {argument}"
         )
 
     @classmethod
-    def unreachable(cls, run_dir: Path, link: str) -> "RunError":
-        """What to say of a run folder behind a `dangling_link`: its storage was purged, or is not mounted."""
+    def unreachable(cls, run_dir: Path, link: str, argument: str = "--run-dir") -> "RunError":
+        """Returns the error for a run folder behind a `dangling_link`: its storage was purged, or is not mounted."""
         return cls(
-            f"run_dir={run_dir}: {link}; make that folder again, correct or remove the link, or choose another "
-            "--run-dir"
+            f"{_key(argument)}={run_dir}: {link}; create that folder, correct or remove the link, or choose another "
+            f"{argument}"
         )
+
+    @classmethod
+    def not_a_folder(cls, run_dir: Path, file: Path, argument: str = "--run-dir") -> "RunError":
+        """Returns the error for a run folder where `file`, itself or one of its parents, is no folder."""
+        subject = "is" if file == run_dir else f"{file} is"
+        return cls(f"{_key(argument)}={run_dir}: {subject} a file, not a folder; choose another {argument}")
 
     @classmethod
     def unreadable(cls, path: Path, error: OSError) -> "RunError":
-        """What to say of an OSError on reading `path` or something in it."""
+        """Returns the error for an OSError on reading `path` or something in it."""
         return cls(
-            f"{error.filename or path}: cannot be read ({error.strerror}); ask its owner for permission, or see "
-            "whether its disk is there"
+            f"{error.filename or path}: cannot be read ({error.strerror}); fix its permissions, or check that its "
+            "disk is mounted"
         )
 
 
 class TrainingError(MoETrainError):
-    """Training cannot go on: a loss or a gradient that is not finite, a superseded attempt."""
+    """Reports that training cannot continue: a loss or gradient is not finite, or the attempt is superseded."""
+
+
+def _key(argument: str) -> str:
+    """Returns the name under which messages give the value of `argument`: run_dir for --run-dir."""
+    return argument.lstrip("-").replace("-", "_")
 
 
 def closest(word: str, choices: Sequence[str]) -> str:
@@ -90,7 +101,7 @@ def closest(word: str, choices: Sequence[str]) -> str:
 
 
 def in_one_line(error: BaseException, most: int = 300) -> str:
-    """The kind of an error of another package and its message, without line breaks and of at most `most` letters."""
+    """Returns the type and message of another package's error in one line of at most `most` characters."""
     text = " ".join(str(error).split())
     name = type(error).__name__
     line = f"{name}: {text}" if text else name

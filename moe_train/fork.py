@@ -1,7 +1,7 @@
-"""`moe-train fork`: a new run that begins at a checkpoint of another, with its recipe and tokenizer. Without torch.
+"""Runs `moe-train fork`: makes a run that begins at a checkpoint of another, with its recipe and tokenizer.
 
-The new folder is filled under another name and renamed when it is whole. It gets an id of its own, so neither run ever
-takes the other's checkpoints or jobs for its own.
+Imports no torch. The new folder is filled under a temporary name and renamed when it is complete. It gets its own id,
+so neither run mistakes the other's checkpoints or jobs for its own.
 """
 
 import argparse
@@ -23,22 +23,22 @@ from moe_train.errors import CheckpointError, RunError, UsageError
 from moe_train.identity import Identity, Origin, new_id
 from moe_train.made import Made
 from moe_train.monitor.run import find_run
-from moe_train.resumption import require_reachable, workers_until_now
+from moe_train.resumption import options_explained, require_reachable, workers_until_now
 from moe_train.run_folder import RECIPE_FILE, RunFolder
 
 TOKENIZER_FILE = "tokenizer.json"
 EPILOG = """\
 examples:
-  moe-train fork runs/switch-tiny runs/lower-rate               from the newest good checkpoint
+  moe-train fork runs/switch-tiny runs/lower-rate               from the newest valid checkpoint
   moe-train fork runs/switch-tiny runs/lower-rate --step 100
   moe-train run runs/lower-rate/recipe.yaml --run-dir runs/lower-rate optim.lr=1e-4
 
-The new run's rows begin where it was forked; RUN keeps those before, and is not changed.
+The new run's metrics begin at the step of the fork. RUN is not changed.
 """
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command; returns its exit code. Raises MoETrainError, and leaves no new folder then."""
+    """Run the command; returns its exit code. Raises MoETrainError, after removing the new folder."""
     parser = Parser(
         "moe-train fork",
         description="Make a new run that begins at a checkpoint of another.",
@@ -46,18 +46,16 @@ def main(arguments: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", metavar="RUN", help="a run folder, or its name below runs/")
+    parser.add_argument("new", metavar="NEW", type=folder, help="folder of the new run; must not exist yet")
     parser.add_argument(
-        "new", metavar="NEW", type=folder, help="folder of the new run, which must not be there yet"
-    )
-    parser.add_argument(
-        "--step", type=count, metavar="N", help="of the checkpoint (default: the newest good one)"
+        "--step", type=count, metavar="N", help="step of the checkpoint (default: the newest valid one)"
     )
     options = parser.parse_args(arguments)
     run_dir = find_run(options.run)
     _require_new(options.new, run_dir)
-    recipe = RunFolder(run_dir).recipe()
+    with options_explained():
+        recipe, workers = RunFolder(run_dir).recipe(), workers_until_now(run_dir)
     step = _chosen(CheckpointFolder(run_dir), options.step)
-    workers = workers_until_now(run_dir)
     _fill(run_dir, options.new, step, workers)
     print(f"{options.new} begins at step {step} of {run_dir}")
     line = ["moe-train", "run", str(options.new / RECIPE_FILE), "--run-dir", str(options.new)]
@@ -70,33 +68,33 @@ def main(arguments: Sequence[str]) -> int:
 
 def _require_new(new: Path, run_dir: Path) -> None:
     if new.exists() and not (new.is_dir() and not any(new.iterdir())):
-        raise UsageError(f"NEW={new}: is there already; name a folder that is not, or an empty one")
-    require_reachable(new)
+        raise UsageError(f"NEW={new}: exists already; name a new or an empty folder")
+    require_reachable(new, "NEW")
     if new.resolve().is_relative_to(run_dir.resolve()):
-        raise UsageError(f"NEW={new}: lies inside of {run_dir}; name a folder beside it")
+        raise UsageError(f"NEW={new}: must not be inside {run_dir}; name a folder beside it")
 
 
 def _chosen(checkpoints: CheckpointFolder, wanted: int | None) -> int:
-    """The step to fork from. Raises UsageError or CheckpointError if there is none that is good."""
+    """Returns the step to fork from. Raises UsageError or CheckpointError if no checkpoint is valid."""
     run_dir = checkpoints.run_dir
     eligible = eligible_steps(checkpoints, newest_attempt(run_dir))
     if not eligible:
-        raise UsageError(f"RUN={run_dir}: holds no checkpoint to fork from; train it to its first one")
+        raise UsageError(f"RUN={run_dir}: has no checkpoint to fork from; train it until its first one")
     if wanted is not None and wanted not in eligible:
         listed = ", ".join(map(str, eligible))
-        raise UsageError(f"--step {wanted}: {run_dir} has no such checkpoint; it has those of steps {listed}")
+        raise UsageError(f"--step {wanted}: {run_dir} has no such checkpoint; choose one of steps {listed}")
     last = ""
     for step in reversed(eligible) if wanted is None else [wanted]:
         if not (findings := verify(checkpoints.committed(step))):
             return step
-        last = f"{checkpoints.committed(step)}: is bad ({'; '.join(findings)})"
+        last = f"{checkpoints.committed(step)}: is invalid ({'; '.join(findings)})"
         if wanted is None:
-            print(f"moe-train: {last} and is passed over", file=sys.stderr)
+            print(f"moe-train: {last}; skipped", file=sys.stderr)
     raise CheckpointError(f"{last}; choose another one with --step, or restore it from a copy")
 
 
 def _fill(run_dir: Path, new: Path, step: int, workers: int) -> None:
-    """Make the new run's folder, whole or not at all. Raises RunError or CheckpointError."""
+    """Make the new run's folder, or leave nothing behind. Raises RunError or CheckpointError."""
     source, made = CheckpointFolder(run_dir).committed(step), Made()
     place = new.resolve()  # a link to an empty folder stays a link
     draft = place.with_name(f".{place.name}.{secrets.token_hex(4)}.tmp")
@@ -106,7 +104,9 @@ def _fill(run_dir: Path, new: Path, step: int, workers: int) -> None:
         target.parent.mkdir(parents=True)
         shutil.copytree(source, target)
         if findings := verify(target):
-            raise CheckpointError(f"{source}: changed while it was copied ({'; '.join(findings)}); try again")
+            raise CheckpointError(
+                f"{source}: changed while it was being copied ({'; '.join(findings)}); try again"
+            )
         write_durably(target.parent / "latest", f"{target.name}\n".encode())
         for name in (RECIPE_FILE, TOKENIZER_FILE):
             if (run_dir / name).exists():
@@ -128,6 +128,6 @@ def _fill(run_dir: Path, new: Path, step: int, workers: int) -> None:
 def _unfinished(new: Path, error: OSError) -> RunError:
     if isinstance(error, shutil.Error):  # of copytree: source, target and reason of each file
         return RunError(
-            f"NEW={new}: cannot be made ({error.args[0][0][2]}); free space, or name another folder"
+            f"NEW={new}: cannot be created ({error.args[0][0][2]}); free space, or name another folder"
         )
-    return RunError.unwritable(new, error)
+    return RunError.unwritable(new, error, "NEW")

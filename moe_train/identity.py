@@ -1,7 +1,7 @@
-"""Which run a folder holds: an id that no other run has, so that checkpoints of two runs are never confused.
+"""Gives every run an id, so that the checkpoints of two runs are never confused.
 
-RUN/run.json has it, every attempt's start.json and every checkpoint's manifest repeat it. Folders of older versions
-have none: their attempts and checkpoints have the empty id, also after a newer version has gone on with them.
+RUN/run.json has the id; every attempt's start.json and every checkpoint's manifest repeat it. Folders of older versions
+have none: their attempts and checkpoints keep the empty id, even after a newer version has resumed them.
 """
 
 import json
@@ -18,7 +18,7 @@ FILE_NAME = "run.json"
 
 
 class Writer(NamedTuple):
-    """Who wrote a checkpoint."""
+    """Identifies the run and the attempt that wrote a checkpoint."""
 
     run: str
     attempt: int
@@ -26,7 +26,7 @@ class Writer(NamedTuple):
 
 @dataclass(frozen=True)
 class Origin:
-    """The checkpoint that an attempt resumed from, or that a run was forked from."""
+    """Identifies the checkpoint that an attempt resumed from, or that a run was forked from."""
 
     attempt: int
     step: int
@@ -34,36 +34,36 @@ class Origin:
 
     @property
     def writer(self) -> Writer:
-        """Who wrote it."""
+        """Returns the run and attempt that wrote it."""
         return Writer(self.run, self.attempt)
 
 
 @dataclass(frozen=True)
 class Identity:
-    """The content of run.json."""
+    """Holds the content of run.json."""
 
     id: str
     place: Place
     last_attempt: int = 0
-    """The highest number that an attempt has had; it outlives the folder `attempts`."""
+    """The highest attempt number so far, also when the folder `attempts` is gone."""
     forked_from: Origin | None = None
     parent: str | None = None
     """The folder of the run that this one was forked or copied from."""
     workers: int = 1
-    """How many workers the run had that this one was forked from: its recipe's layout may not allow another number."""
+    """The number of workers of the run that this one was forked from; the recipe may not allow another."""
 
     def write(self, run_dir: Path) -> None:
-        """Make it the identity of `run_dir`. Raises OSError."""
+        """Write it to run.json of `run_dir`. Raises OSError."""
         replace_text(run_dir / FILE_NAME, json.dumps(asdict(self), indent=1) + "\n", durable=True)
 
 
 def new_id() -> str:
-    """An id for a run that begins."""
+    """Returns an id for a new run."""
     return secrets.token_hex(8)
 
 
 def read_identity(run_dir: Path) -> Identity | None:
-    """The identity of the run in `run_dir`; None if it has none yet. Raises RunError if it cannot be read."""
+    """Read the identity of the run in `run_dir`; None if it has none yet. Raises RunError if it is unreadable."""
     path = run_dir / FILE_NAME
     try:
         data: dict[str, Any] = json.loads(path.read_bytes())
@@ -75,8 +75,8 @@ def read_identity(run_dir: Path) -> Identity | None:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(
-            f"run_dir={run_dir}: {FILE_NAME}, which says what run this is, cannot be read ({error}); restore that "
-            "file, start afresh with --resume never, or choose another --run-dir"
+            f"run_dir={run_dir}: {FILE_NAME}, which identifies the run, cannot be read ({error}); restore that file, "
+            "start afresh with --resume never, or choose another --run-dir"
         ) from None
 
 
@@ -85,28 +85,27 @@ def begin_attempt(run_dir: Path, attempt: int) -> Identity:
 
     One rank calls it. Raises OSError, or RunError for a file that cannot be read.
     """
-    known = read_identity(run_dir)
-    if known is None:
-        known = Identity(new_id(), Place.of(run_dir))
-    elif not known.place.is_of(run_dir):
-        is_copy = _is_at(
-            known.id, Path(known.place.path)
-        )  # else the folder was moved, and is still the same run
-        known = replace(known, id=new_id(), parent=known.place.path) if is_copy else known
-        known = replace(known, place=Place.of(run_dir))
-    known = replace(known, last_attempt=max(known.last_attempt, attempt))
-    known.write(run_dir)
-    return known
+    identity = read_identity(run_dir)
+    if identity is None:
+        identity = Identity(new_id(), Place.of(run_dir))
+    elif not identity.place.is_of(run_dir):
+        original = identity.place.path
+        if _is_at(identity.id, Path(original)):  # else the folder was moved, and is still the same run
+            identity = replace(identity, id=new_id(), parent=original)
+        identity = replace(identity, place=Place.of(run_dir))
+    identity = replace(identity, last_attempt=max(identity.last_attempt, attempt))
+    identity.write(run_dir)
+    return identity
 
 
 def is_same_run(run_dir: Path, origin: Origin) -> bool:
-    """Whether a checkpoint was written by the run in `run_dir`; one without an id was, if this run is no fork."""
-    known = read_identity(run_dir)
-    return known is None or origin.run == known.id or (not origin.run and known.forked_from is None)
+    """Whether the run in `run_dir` wrote a checkpoint. One without an id belongs to any run that is not a fork."""
+    identity = read_identity(run_dir)
+    return identity is None or origin.run == identity.id or (not origin.run and identity.forked_from is None)
 
 
 def _is_at(run_id: str, run_dir: Path) -> bool:
-    """Whether the run of this id is in `run_dir`, as far as can be seen from here."""
+    """Whether `run_dir`, as far as it is readable, has the run with this id."""
     try:
         other = read_identity(run_dir)
     except RunError:

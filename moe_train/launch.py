@@ -1,7 +1,7 @@
-"""`moe-train run`: a run folder, an attempt in it, and another one if a worker dies and restarts are left.
+"""Runs `moe-train run`: makes an attempt in the run folder, and another one if a worker fails and restarts are left.
 
 One worker without restarts runs in this process; everything else goes through a launcher (`moe_cluster.launcher`).
-What is told to the person at the terminal is told here.
+All messages at the terminal are printed here.
 """
 
 import json
@@ -48,14 +48,14 @@ from moe_train.worker.process import Process
 
 @dataclass(frozen=True)
 class Launch:
-    """What `moe-train run` was asked for."""
+    """Holds the options of `moe-train run`."""
 
     recipe: str
     overrides: tuple[str, ...] = ()
     workers: int | None = None
     """None: parallel.data of the recipe, or 1."""
     min_workers: int | None = None
-    """Go on with so many where there is no room for more; None: with `workers` or not at all."""
+    """Start with as few as this while there is no room for `workers`; None: wait for all of them."""
     launcher: str = "local"
     run_dir: Path | None = None
     """None: runs/NAME."""
@@ -64,58 +64,58 @@ class Launch:
     max_restarts: int = 0
     dry_run: bool = False
     module: str = TRAINER_MODULE
-    """What the workers run."""
+    """The module that workers run."""
 
     def runs_here(self, allowed: Sequence[int]) -> bool:
-        """One worker that nobody restarts needs no process of its own."""
+        """Whether the only worker runs in this process: it is local, and nothing would restart it."""
         alone = self.launcher == "local" and tuple(allowed) == (1,)
         return alone and self.max_restarts == 0 and self.module == TRAINER_MODULE
 
 
-def launch(asked: Launch, environment: MutableMapping[str, str]) -> int:
-    """Run what was asked for; returns an exit code of the contract.
+def launch(request: Launch, environment: MutableMapping[str, str]) -> int:
+    """Run a recipe to its end; returns an exit code of the contract.
 
     Raises MoETrainError, before anything starts, for a recipe or a run folder that cannot be used.
     """
-    recipe = load_recipe(asked.recipe, asked.overrides)
-    allowed = allowed_workers(recipe, asked.workers, asked.min_workers)
-    run_dir = asked.run_dir or Path("runs") / recipe.name
-    if asked.dry_run:
-        return _show_plan(asked, recipe, allowed, run_dir, environment)
-    # A job's folder is there already, and a job that is started again no longer starts as it was told to.
-    if JOB_VARIABLE not in environment and plan_start(run_dir, recipe, asked.resume) is Start.FINISHED:
+    recipe = load_recipe(request.recipe, request.overrides)
+    allowed = allowed_workers(recipe, request.workers, request.min_workers)
+    run_dir = request.run_dir or Path("runs") / recipe.name
+    if request.dry_run:
+        return _show_plan(request, recipe, allowed, run_dir, environment)
+    # A job's folder exists already, and a job that its cluster restarts ignores --resume (below).
+    if JOB_VARIABLE not in environment and plan_start(run_dir, recipe, request.resume) is Start.FINISHED:
         return _finished(run_dir, recipe)
     with RunFolder(run_dir, environment.get(JOB_VARIABLE, "")) as folder:
-        if folder.is_of_same_job:  # what was asked for was done when the job began
-            asked = replace(asked, resume="auto")
-        start = plan_start(run_dir, recipe, asked.resume)  # once more: nobody else changes the folder now
+        if folder.is_of_same_job:  # --resume was applied when the job began
+            request = replace(request, resume="auto")
+        start = plan_start(run_dir, recipe, request.resume)  # again, now that the folder is locked
         if start is Start.FINISHED:
             return _finished(run_dir, recipe)
         if start is Start.AFRESH:
             _say(f"{run_dir} held a run; it is now {folder.move_aside()}")
         elif start is Start.RESUME and folder.holds_run:
-            for change in report_changes(run_dir, recipe, asked.resume):
+            for change in report_changes(run_dir, recipe, request.resume):
                 _say(change)
-        if folder.is_of_same_job and (why := lost_in_vain(folder)):
-            _say(why)
+        if folder.is_of_same_job and (reason := lost_in_vain(folder)):
+            _say(reason)
             return FAILED
         for note in timing_notes(recipe):
             _say(f"note: {note}")
-        exit_code = _attempts_unless_refused(asked, recipe, allowed, folder, environment)
+        exit_code = _attempts_unless_refused(request, recipe, allowed, folder, environment)
     if exit_code == DONE:
-        _tell_how_to_train_on(asked, recipe, run_dir, environment)
-    return exit_code if exit_code != PREEMPTED else _stopped(asked, run_dir, environment)
+        _print_command_to_train_on(request, recipe, run_dir, environment)
+    return exit_code if exit_code != PREEMPTED else _stopped(request, run_dir, environment)
 
 
 def _finished(run_dir: Path, recipe: Recipe) -> int:
-    _say(f"{run_dir} is finished: it has made all of steps={recipe.steps}; raise steps to train on")
+    _say(f"{run_dir} is finished: it has trained all steps={recipe.steps}; raise steps to train on")
     return DONE
 
 
 def allowed_workers(recipe: Recipe, workers: int | None, min_workers: int | None) -> tuple[int, ...]:
-    """The numbers of workers that a run may go on with, ascending; the last is the one it should have.
+    """Returns the numbers of workers that a run may have, ascending; the last is the one it should have.
 
-    Raises RecipeError or LayoutError for a recipe that this last one cannot run, with all that is wrong.
+    Raises RecipeError or LayoutError, with all problems, for a recipe that the last one cannot run.
     """
     most = workers or recipe.parallel.data or 1
     require_sound(recipe, most)
@@ -124,15 +124,15 @@ def allowed_workers(recipe: Recipe, workers: int | None, min_workers: int | None
 
 
 def _attempts_unless_refused(
-    asked: Launch,
+    request: Launch,
     recipe: Recipe,
     allowed: Sequence[int],
     folder: RunFolder,
     environment: MutableMapping[str, str],
 ) -> int:
-    """`_attempts`, of which a refusal before the first step leaves no trace; a job keeps what its cluster asks for."""
+    """Make attempts; if the first is refused, undo the changes to the folder, except in a job."""
     try:
-        exit_code = _attempts(asked, recipe, allowed, folder, environment)
+        exit_code = _attempts(request, recipe, allowed, folder, environment)
     except (MoETrainError, ClusterError) as error:
         is_refusal = error.exit_code == USAGE or not newest_attempt(folder.path)
         if is_refusal and JOB_VARIABLE not in environment:
@@ -145,38 +145,38 @@ def _attempts_unless_refused(
 
 
 def _is_refusal(exit_code: int, run_dir: Path, attempt: int, environment: Mapping[str, str]) -> bool:
-    """Whether an attempt ended before it began, for a reason that has been told in full."""
+    """Whether an attempt ended with a usage error before it began."""
     return exit_code == USAGE and not has_started(run_dir, attempt) and JOB_VARIABLE not in environment
 
 
 def _attempts(
-    asked: Launch,
+    request: Launch,
     recipe: Recipe,
     allowed: Sequence[int],
     folder: RunFolder,
     environment: MutableMapping[str, str],
 ) -> int:
     """Make attempts until one ends well, or restarts are used up; returns its exit code."""
-    if asked.runs_here(allowed):
-        attempt = _next_attempt(asked, recipe, allowed[0], folder, environment, asked.resume)
-        return _told(attempt, _run_here(recipe, attempt, asked.resume, environment), environment).exit_code
-    chosen = launcher(asked.launcher, environment)
-    restarts, resume = Restarts(asked.max_restarts), asked.resume
+    if request.runs_here(allowed):
+        attempt = _next_attempt(request, recipe, allowed[0], folder, environment, request.resume)
+        return _record_outcome(
+            attempt, _run_here(recipe, attempt, request.resume, environment), environment
+        ).exit_code
+    chosen = launcher(request.launcher, environment)
+    restarts, resume = Restarts(request.max_restarts), request.resume
     with stop_on_signals(_say) as stop:
         while True:
-            # Asked before and after a wait for nodes: those are not this launcher's any more.
+            # Checked before and after a wait for nodes, in which another launcher may have taken over.
             is_mine = not folder.is_taken_over()
             workers = chosen.choose_workers(folder.path, allowed, stop, _say) if is_mine else None
-            if folder.is_taken_over():  # not PREEMPTED: nothing may queue the job again, which runs elsewhere
-                _say(
-                    "the cluster has started this job again, and that one goes on with the run; this one ends"
-                )
+            if folder.is_taken_over():  # not PREEMPTED, which would queue the job a second time
+                _say("the cluster has restarted this job elsewhere; this launcher ends")
                 return FAILED
             if workers is None:
                 return PREEMPTED
-            attempt = _next_attempt(asked, recipe, workers, folder, environment, resume)
-            outcome = _told(attempt, chosen.run(attempt, stop, _say), environment)
-            # What was asked for holds until an attempt began as asked; from then on its own checkpoints count.
+            attempt = _next_attempt(request, recipe, workers, folder, environment, resume)
+            outcome = _record_outcome(attempt, chosen.run(attempt, stop, _say), environment)
+            # --resume holds until an attempt has begun with it; from then on the run's own checkpoints count.
             resume = "auto" if has_started(folder.path, attempt.number) else resume
             if stop.is_requested or not (outcome.resizes or outcome.exit_code == FAILED):
                 return outcome.exit_code
@@ -184,19 +184,19 @@ def _attempts(
                 return outcome.exit_code
 
 
-def _stopped(asked: Launch, run_dir: Path, environment: Mapping[str, str]) -> int:
-    """Tell how a stopped run goes on; returns PREEMPTED, at which a job is queued again, or FAILED if that is in
-    vain."""
-    if JOB_VARIABLE in environment and (why := stopped_in_vain(run_dir)):
-        _say(why)
+def _stopped(request: Launch, run_dir: Path, environment: Mapping[str, str]) -> int:
+    """Print the command that resumes a stopped run; returns PREEMPTED, with which a job is queued again, or FAILED if
+    that would not help."""
+    if JOB_VARIABLE in environment and (reason := stopped_in_vain(run_dir)):
+        _say(reason)
         return FAILED
     how = "stopped and saved" if CheckpointFolder(run_dir).steps() else "stopped before anything was saved"
-    _say(f"{how}; go on with: {_command(asked, run_dir, environment)}")
+    _say(f"{how}; resume with: {_command(request, run_dir, environment)}")
     return PREEMPTED
 
 
 def _next_attempt(
-    asked: Launch,
+    request: Launch,
     recipe: Recipe,
     workers: int,
     folder: RunFolder,
@@ -206,17 +206,18 @@ def _next_attempt(
     number = folder.new_attempt(recipe, last_number(folder.path))
     arguments = tuple(trainer_arguments(attempt_recipe(folder.path, number), folder.path, resume))
     threads = _thread_settings(recipe, environment)
-    return Attempt(arguments, workers, folder.path, number, threads, asked.module, recipe.job.timeout_s)
+    return Attempt(arguments, workers, folder.path, number, threads, request.module, recipe.job.timeout_s)
 
 
 def _waited(restarts: Restarts, failed: Attempt, stop: StopRequest) -> bool:
-    """Whether there is another attempt after one that failed, once it is time for it."""
+    """Wait until the next attempt is due; returns False if there is none."""
     wait_s = restarts.after_failure(max(CheckpointFolder(failed.run_dir).steps(), default=-1))
     if wait_s is None:
         return False
     soon = f" in {wait_s:.0f} s" if wait_s else ""
     _say(
-        f"attempt {failed.number} failed; restart {restarts.in_a_row} of {restarts.limit}{soon}, from its last save"
+        f"attempt {failed.number} failed; restart {restarts.in_a_row} of {restarts.limit}{soon}, from the last "
+        "checkpoint"
     )
     return not stop.wait(wait_s)
 
@@ -224,7 +225,7 @@ def _waited(restarts: Restarts, failed: Attempt, stop: StopRequest) -> bool:
 def _run_here(
     recipe: Recipe, attempt: Attempt, resume: str, environment: MutableMapping[str, str]
 ) -> Outcome:
-    """One worker, in this process: the first step comes seconds earlier, and a debugger works."""
+    """Run the only worker in this process: the first step comes seconds earlier, and a debugger works."""
     environment.update(attempt.environment)
     environment[ATTEMPT_VARIABLE] = str(attempt.number)
     try:
@@ -239,8 +240,8 @@ def _run_here(
     return Outcome(exit_code, find_first_cause(attempt_dir(attempt.run_dir, attempt.number), []))
 
 
-def _told(attempt: Attempt, outcome: Outcome, environment: Mapping[str, str]) -> Outcome:
-    """The same outcome, once the attempt's folder has it, and the person at the terminal knows why it failed."""
+def _record_outcome(attempt: Attempt, outcome: Outcome, environment: Mapping[str, str]) -> Outcome:
+    """Write the outcome to the attempt's folder, print the cause of a failure, and return the outcome."""
     cause = outcome.first_cause
     content = {
         "exit_code": outcome.exit_code,
@@ -255,42 +256,42 @@ def _told(attempt: Attempt, outcome: Outcome, environment: Mapping[str, str]) ->
         replace_text(attempt_dir(attempt.run_dir, attempt.number) / OUTCOME_FILE, json.dumps(content) + "\n")
     except OSError as error:
         _say(
-            f"{OUTCOME_FILE} could not be written ({error.strerror}); `moe-train status` will not know this end"
+            f"{OUTCOME_FILE} could not be written ({error.strerror}); `moe-train status` will not show this outcome"
         )
     if cause is not None:
         is_refusal = _is_refusal(outcome.exit_code, attempt.run_dir, attempt.number, environment)
         _report(cause, environment, is_refusal)
-    if sys.stdout.isatty():  # a live view hides the cursor; a rank 0 that was killed did not bring it back
+    if sys.stdout.isatty():  # a live view hides the cursor, and a killed rank 0 did not restore it
         print("\x1b[?25h", end="", flush=True)
     return outcome
 
 
 def _thread_settings(recipe: Recipe, environment: Mapping[str, str]) -> dict[str, str]:
-    """OpenMP's settings for a worker. How many threads, if neither the recipe nor the user says it, is decided where
-    its cores are known: on its node. By default threads spin at barriers, which on cores that others use too makes a
-    step several times slower (notes/log.md); a short spin costs nothing on free ones."""
+    """Returns OpenMP's settings for a worker. Unless the recipe or the user sets the number of threads, the worker's
+    node does, which knows its cores. By default threads spin at barriers, which makes a step several times slower on
+    shared cores (notes/log.md); a short spin costs nothing on free ones."""
     spin = {"GOMP_SPINCOUNT": environment.get("GOMP_SPINCOUNT", "1000")}
     threads = recipe.job.threads or environment.get("OMP_NUM_THREADS")
     return spin | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
 
 
 def _show_plan(
-    asked: Launch, recipe: Recipe, allowed: Sequence[int], run_dir: Path, environment: Mapping[str, str]
+    request: Launch, recipe: Recipe, allowed: Sequence[int], run_dir: Path, environment: Mapping[str, str]
 ) -> int:
     number, workers = 1 + last_number(run_dir), allowed[-1]
-    arguments = tuple(trainer_arguments(attempt_recipe(run_dir, number), run_dir, asked.resume))
-    attempt = Attempt(arguments, workers, run_dir, number, module=asked.module)
-    counts = str(workers) if len(allowed) == 1 else f"{workers}, or with fewer nodes {_listed(allowed[:-1])}"
+    arguments = tuple(trainer_arguments(attempt_recipe(run_dir, number), run_dir, request.resume))
+    attempt = Attempt(arguments, workers, run_dir, number, module=request.module)
+    counts = str(workers) if len(allowed) == 1 else f"{workers}, or {_listed(allowed[:-1])} on fewer nodes"
     print(f"run folder  {run_dir}")
-    here, settings = asked.runs_here(allowed), _thread_settings(recipe, environment)
-    if asked.launcher == "local":
+    here, settings = request.runs_here(allowed), _thread_settings(recipe, environment)
+    if request.launcher == "local":
         settings = with_threads(settings, workers)
     threads = settings.get("OMP_NUM_THREADS")
     print(
-        f"workers     {counts} with {f'{threads} threads each' if threads else 'the cores of their nodes shared out'}"
+        f"workers     {counts} with {f'{threads} threads each' if threads else 'an equal share of the cores of a node'}"
     )
     print(
-        f"command     {'in this process' if here else launcher(asked.launcher, environment).command(attempt)}"
+        f"command     {'in this process' if here else launcher(request.launcher, environment).command(attempt)}"
     )
     return DONE
 
@@ -305,26 +306,26 @@ def _report(cause: FirstCause, environment: Mapping[str, str], is_refusal: bool)
         print(cause.traceback, file=sys.stderr)
 
 
-def _tell_how_to_train_on(
-    asked: Launch, recipe: Recipe, run_dir: Path, environment: Mapping[str, str]
+def _print_command_to_train_on(
+    request: Launch, recipe: Recipe, run_dir: Path, environment: Mapping[str, str]
 ) -> None:
-    saved = replace(asked, recipe=str(run_dir / RECIPE_FILE), overrides=())
+    again = replace(request, recipe=str(run_dir / RECIPE_FILE), overrides=())
     more = f"steps={2 * recipe.steps}"
-    print(f"  train on:         {_command(saved, run_dir, environment)} {more}", flush=True)
+    print(f"  train on:         {_command(again, run_dir, environment)} {more}", flush=True)
 
 
-def _command(asked: Launch, run_dir: Path, environment: Mapping[str, str]) -> str:
-    """The command that goes on with a run as it was started."""
+def _command(request: Launch, run_dir: Path, environment: Mapping[str, str]) -> str:
+    """Returns the command that resumes a run as it was started."""
     if JOB_VARIABLE in environment:
         return shlex.join(["moe-train", "resume", str(run_dir)])
-    line = ["moe-train", "run", asked.recipe, *asked.overrides, "--run-dir", str(run_dir)]
-    if asked.workers:
-        fewer = asked.min_workers is not None and asked.min_workers < asked.workers
-        line += ["--workers", f"{asked.min_workers}:{asked.workers}" if fewer else str(asked.workers)]
-    if asked.launcher != "local":
-        line += ["--launcher", asked.launcher]
-    if asked.max_restarts:
-        line += ["--max-restarts", str(asked.max_restarts)]
+    line = ["moe-train", "run", request.recipe, *request.overrides, "--run-dir", str(run_dir)]
+    if request.workers:
+        fewer = request.min_workers is not None and request.min_workers < request.workers
+        line += ["--workers", f"{request.min_workers}:{request.workers}" if fewer else str(request.workers)]
+    if request.launcher != "local":
+        line += ["--launcher", request.launcher]
+    if request.max_restarts:
+        line += ["--max-restarts", str(request.max_restarts)]
     return shlex.join(line)
 
 

@@ -1,7 +1,7 @@
-"""When a job that is started again and again, since it is stopped or loses its nodes, is not worth another attempt.
+"""Decides when a job that is stopped or loses its nodes again and again gets no further attempt.
 
-A launcher whose node dies tells nothing, and each new one begins to count afresh (`Restarts`). So the one that comes
-after it leaves a note in the folder of the last attempt, and all of these are counted.
+A launcher whose node dies records nothing, and its successor starts counting at 0 (`Restarts`). So the successor
+records the loss in the folder of the last attempt, and these records are counted.
 """
 
 import shlex
@@ -16,19 +16,19 @@ from moe_train.run_folder import RunFolder
 
 
 def stopped_in_vain(run_dir: Path) -> str:
-    """Why a job whose run was stopped is not queued again; empty if it is."""
+    """Returns why a job whose run was stopped is not requeued; empty if it is."""
     if stops_in_vain(run_dir) < MOST_STOPS:
         return ""
     return (
         f"the last {MOST_STOPS} attempts were each stopped before they saved anything new, so the job is not "
-        "queued again; give it more time (--time-limit), or see why it is stopped so early"
+        "queued again; give it more time (--time-limit), or find out why it is stopped so early"
     )
 
 
 def lost_in_vain(folder: RunFolder) -> str:
-    """For a launcher whose job the cluster has started again: note it, and say why it makes no attempt; else nothing.
+    """Record that the cluster restarted the launcher's job; returns why it makes no further attempt, or "".
 
-    One loss, or one after something new was saved, is what a job is started again for. Raises RunError if the folder
+    Fewer than MOST_LOSSES losses, or a new checkpoint since, allow another attempt. Raises RunError if the folder
     cannot be written, CheckpointError if its checkpoints cannot be listed.
     """
     last = newest_attempt(folder.path)
@@ -41,9 +41,9 @@ def lost_in_vain(folder: RunFolder) -> str:
     if len(lost) < MOST_LOSSES or newest_writer(CheckpointFolder(folder.path)) >= lost[0]:
         return ""
     return (
-        f"the cluster has started this job again {MOST_LOSSES} times in a row before anything new was saved, each time "
-        f"since a node or the launcher was lost (attempts {', '.join(map(str, lost))}), so no further attempt is made, "
-        f"which might take down another node; read the job's log and {attempt_dir(folder.path, lost[-1])}, see what "
-        "became of these nodes (their memory, first of all), then go on with: "
+        f"the cluster has restarted this job {MOST_LOSSES} times in a row before anything new was saved, each time "
+        f"because a node or the launcher was lost (attempts {', '.join(map(str, lost))}); no further attempt is made, "
+        f"because it might take down another node; read the job's log and {attempt_dir(folder.path, lost[-1])}, check "
+        "these nodes (first of all, whether they ran out of memory), then resume with: "
         f"{shlex.join(['moe-train', 'resume', str(folder.path)])}"
     )

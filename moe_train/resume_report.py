@@ -1,4 +1,4 @@
-"""Says what a resume changes: the keys with both values, and the learning rate at its first step."""
+"""Reports what a resume changes: the keys with both values, and the learning rate at its first step."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +12,7 @@ from moe_train.run_folder import RunFolder
 
 
 def report_changes(run_dir: Path, recipe: Recipe, resume: str) -> list[str]:
-    """A sentence for each key that `recipe` changes in the run of `run_dir`, and one for the rate; none if none does.
+    """Returns a sentence for each key that `recipe` changes in the run of `run_dir`, and one for the learning rate.
 
     Raises MoETrainError for a folder that cannot be read.
     """
@@ -22,7 +22,7 @@ def report_changes(run_dir: Path, recipe: Recipe, resume: str) -> list[str]:
 
 
 def changes_from(before: Recipe, now: Recipe, step: int) -> Iterator[str]:
-    """Yield what differs between the recipes of a run, of which `step` steps are made."""
+    """Yield the differences between two recipes of a run that has trained `step` steps."""
     changed = changed_keys(comparable(before), comparable(now))
     for key, old, new in changed:
         yield f"{key}={shown(new)}: changed from {shown(old)} by this resume"
@@ -30,13 +30,13 @@ def changes_from(before: Recipe, now: Recipe, step: int) -> Iterator[str]:
     if changed and new_rate != old_rate:
         times = f", {new_rate / old_rate:.3g} times as much" if old_rate else ""
         yield (
-            f"the learning rate at step {step + 1} is {new_rate:.4g}{times}, where the recipe until now gives "
-            f"{old_rate:.4g}{_why_stretched(before, now)}"
+            f"the learning rate at step {step + 1} is {new_rate:.4g}{times}, not {old_rate:.4g} as with the previous "
+            f"recipe{_why_stretched(before, now)}"
         )
 
 
 def next_rate(recipe: Recipe, step: int) -> float:
-    """The learning rate of the update that follows `step` updates."""
+    """Returns the learning rate of the update that follows `step` updates."""
     schedule = build("optim.schedule", recipe.optim.schedule, steps=recipe.steps)
     return float(recipe.optim.lr * schedule(step))
 
@@ -46,6 +46,6 @@ def _why_stretched(before: Recipe, now: Recipe) -> str:
     if not schedule.spans_run or now.steps == before.steps:
         return ""
     return (
-        f"; the {schedule.kind} schedule ends at step {now.steps} now, not {before.steps}: set "
+        f"; the {schedule.kind} schedule now ends at step {now.steps}, not {before.steps}: set "
         "optim.schedule.kind=constant and optim.lr to keep a rate"
     )

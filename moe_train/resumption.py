@@ -1,6 +1,6 @@
-"""Decides how a launch goes on with what lies in its run folder, and refuses what would lose or confuse something.
+"""Decides how a launch uses the content of its run folder, and refuses what would lose or mix up checkpoints.
 
-`run`, `submit` and `sweep` all ask here, before anything is written. Nothing here writes. Read `run_folder.py` next.
+`run`, `submit` and `sweep` all call it before they write anything. Nothing here writes. Read `run_folder.py` next.
 """
 
 import os
@@ -30,18 +30,18 @@ from moe_train.run_folder import RunFolder
 
 
 class Start(Enum):
-    """What a launch does with its run folder."""
+    """Lists what a launch may do with its run folder."""
 
-    NEW = "begin a run in an empty folder"
-    AFRESH = "move the run that is there aside and begin another"
-    RESUME = "go on with the run that is there"
-    FINISHED = "nothing: the run has made all its steps"
+    NEW = "start a run in an empty folder"
+    AFRESH = "move the folder's run aside and start another"
+    RESUME = "resume the folder's run"
+    FINISHED = "nothing: the run has trained all its steps"
 
 
 def plan_start(run_dir: Path, recipe: Recipe, resume: str) -> Start:
-    """What `resume` (auto, never or a step) means for this folder and recipe.
+    """Decide what `resume` (auto, never or a step) means for this folder and recipe.
 
-    Raises UsageError for what is no resume of the run there, RunError or CheckpointError for a folder that cannot be
+    Raises UsageError if the recipe cannot resume the folder's run, RunError or CheckpointError if the folder cannot be
     read.
     """
     try:
@@ -70,7 +70,7 @@ def _plan(run_dir: Path, recipe: Recipe, resume: str) -> Start:
         if resume == "auto":
             return Start.NEW
         raise UsageError(
-            f"--resume {resume}: {run_dir} holds no run; use --resume auto, or the run's own folder"
+            f"--resume {resume}: {run_dir} has no run to resume; use --resume auto, or name the run's folder"
         )
     if resume == "auto":
         raise UsageError(_of_no_attempt(checkpoints, checkpoints.steps()))
@@ -82,20 +82,18 @@ def _plan(run_dir: Path, recipe: Recipe, resume: str) -> Start:
 
 @contextmanager
 def options_explained() -> Iterator[None]:
-    """Says of refusals whose options they name, for commands that do not have them."""
+    """Adds to an error that names --resume or --run-dir whose options they are, for commands without them."""
     try:
         yield
-    except UsageError as error:
-        if "--resume" not in str(error):
+    except (UsageError, RunError) as error:
+        if "--resume" not in str(error) and "--run-dir" not in str(error):
             raise
-        raise UsageError(f"{error}\n  (--resume and --run-dir are options of `run` and `submit`)") from None
+        raise type(error)(f"{error}\n  (--resume and --run-dir are options of `run` and `submit`)") from None
 
 
 def workers_until_now(run_dir: Path) -> int:
-    """How many workers the newest attempt that began had; before the first, those of the run it was forked from, or 1.
-
-    Raises RunError.
-    """
+    """Returns the number of workers of the newest attempt that began; before the first, of the run it was forked from,
+    or 1. Raises RunError."""
     try:
         if started := started_attempts(run_dir):
             return len(list(attempt_dir(run_dir, started[-1]).glob("rank-*")))
@@ -106,28 +104,27 @@ def workers_until_now(run_dir: Path) -> int:
 
 
 def has_begun(run_dir: Path) -> bool:
-    """Whether a trainer accepted a recipe in this folder, or it was forked; a recipe that was refused binds nobody."""
+    """Whether the folder has a run: a trainer has accepted a recipe in it, or it was forked."""
     if started_attempts(run_dir):
         return True
     identity = read_identity(run_dir)
     return identity is not None and identity.forked_from is not None
 
 
-def require_reachable(run_dir: Path) -> None:
-    """Raise RunError if the folder is or lies in a file, or is or lies behind a link to a place that is not there."""
+def require_reachable(run_dir: Path, argument: str = "--run-dir") -> None:
+    """Raise RunError if the folder, or one above it, is a file or a dangling link; the user named it as `argument`."""
     for path in (run_dir, CheckpointFolder(run_dir).root):
         if link := dangling_link(path):
-            raise RunError.unreachable(run_dir, link)
+            raise RunError.unreachable(run_dir, link, argument)
     for path in (run_dir, *run_dir.parents):
         if os.path.exists(path) and not os.path.isdir(path):
-            file = "is" if path == run_dir else f"{path} is"
-            raise RunError(f"run_dir={run_dir}: {file} a file, not a folder; choose another --run-dir")
+            raise RunError.not_a_folder(run_dir, path, argument)
 
 
 def require_same_recipe(checkpoint_meta: Mapping[str, Any], recipe: Recipe, where: str) -> None:
     """Raise UsageError if a checkpoint's meta has another model, data or seed than `recipe`.
 
-    A key that only one of them has is of another version of moe-train, and decides nothing.
+    A key that only one of them has comes from another version of moe-train and is ignored.
     """
     saved = checkpoint_meta.get("recipe")
     if saved is not None:
@@ -147,38 +144,37 @@ def _require_recipe_of(checkpoint: Path, recipe: Recipe) -> None:
 
 
 def _require_step(checkpoints: CheckpointFolder, resume: str, eligible: Sequence[int]) -> None:
-    """Refuse a step that has no checkpoint, or one that is not among those to go on from."""
+    """Raise UsageError for a step that has no checkpoint, or none that the run can resume from."""
     run_dir, steps = checkpoints.run_dir, checkpoints.steps()
     if int(resume) not in steps:
-        there = f"has those of steps {_listed(steps)}" if steps else "has none"
+        available = f"choose one of {_listed(steps)}" if steps else "it has none yet"
         raise UsageError(
-            f"--resume {resume}: {run_dir} holds no checkpoint of that step; it {there}; name one of them, "
-            "or use --resume auto"
+            f"--resume {resume}: {run_dir} has no checkpoint of that step; {available}, or use --resume auto"
         )
     if int(resume) not in eligible:
         raise UsageError(
-            f"--resume {resume}: the checkpoint of that step in {run_dir} does not lead to the run's newest attempt; "
-            f"name one of steps {_listed(eligible)}, or use --resume auto"
+            f"--resume {resume}: the run's newest attempt does not descend from that checkpoint in {run_dir}; "
+            f"choose one of steps {_listed(eligible)}, or use --resume auto"
         )
 
 
 def _require_explained(checkpoints: CheckpointFolder, eligible: Sequence[int], written_by: Writers) -> None:
-    """Refuse checkpoints of another run that are newer than this run's own: they are either wanted or in the way."""
+    """Raise UsageError if checkpoints of another run are newer than this run's own: either could be meant."""
     newest = max(eligible, default=-1)
     if newer := [step for step in unexplained_steps(checkpoints, written_by) if step > newest]:
         raise UsageError(_of_no_attempt(checkpoints, newer))
 
 
 def _require_still_there(checkpoints: CheckpointFolder, finished: int | None) -> None:
-    """Refuse to train from the first step again where something had been saved, and all of it is gone."""
+    """Raise UsageError if the run had saved checkpoints and all of them are gone."""
     run_dir = checkpoints.run_dir
     if checkpoints.steps():
         return
     saved = [outcome.get("saved") or 0 for outcome in outcomes(run_dir)]
     if newest := max([*saved, finished or 0]):
         raise UsageError(
-            f"run_dir={run_dir}: had saved step {newest}, and {checkpoints.root} holds no checkpoint any more; "
-            "bring it back, start afresh with --resume never, or choose another --run-dir"
+            f"run_dir={run_dir}: had saved step {newest}, but {checkpoints.root} has no checkpoint any more; "
+            "restore it, start afresh with --resume never, or choose another --run-dir"
         )
 
 
@@ -186,25 +182,29 @@ def _of_no_attempt(checkpoints: CheckpointFolder, steps: Sequence[int]) -> str:
     run_dir = checkpoints.run_dir
     attempts = attempt_dir(run_dir, 0).parent
     if has_begun(run_dir):
-        why, way_out = "they are of another run", "move them out of the folder"
+        reason, way_out = "they belong to another run", "move them out of the folder"
     else:
-        why, way_out = f"they were copied here or {attempts} was removed", f"resume with --resume {steps[-1]}"
+        reason, way_out = (
+            f"they were copied here or {attempts} was removed",
+            f"resume with --resume {steps[-1]}",
+        )
     return (
-        f"run_dir={run_dir}: the checkpoints of steps {_listed(steps)} were written by none of its attempts: {why}; "
-        f"{way_out}, start afresh with --resume never, which moves the folder aside, or choose another --run-dir"
+        f"run_dir={run_dir}: the checkpoints of steps {_listed(steps)} were not written by any of its attempts: "
+        f"{reason}; {way_out}, start afresh with --resume never, which moves the folder aside, or choose another "
+        "--run-dir"
     )
 
 
 def _on_from_newest(
     folder: RunFolder, checkpoints: CheckpointFolder, recipe: Recipe, eligible: Sequence[int]
 ) -> Start:
-    """What is left to do of a run with these checkpoints. Refuses a recipe with fewer steps, or one of which none is
-    left."""
+    """Decide whether a run with these checkpoints has steps left. Raises UsageError for a recipe that has fewer steps,
+    or changes other keys of a finished run."""
     finished = folder.finished_step()
     newest = max([*eligible, finished or 0])
     if newest > recipe.steps:
         raise UsageError(
-            f"steps={recipe.steps}: {folder.path} has already made {newest} steps; raise steps to train on, go back "
+            f"steps={recipe.steps}: {folder.path} has already trained {newest} steps; raise steps to train on, go back "
             "with --resume STEP, start afresh with --resume never, or choose another --run-dir"
         )
     if newest < recipe.steps:
@@ -213,9 +213,8 @@ def _on_from_newest(
     if changed := changed_keys(comparable(folder.recipe()), comparable(recipe)):
         raise UsageError(
             "\n".join(
-                f"{key}={shown(new)}: {folder.path} has made all its {newest} steps with {shown(old)}, and none is "
-                "left to train with another value; raise steps to train on, start afresh with --resume never, or "
-                "choose another --run-dir"
+                f"{key}={shown(new)}: {folder.path} has trained all its {newest} steps with {shown(old)}; raise steps "
+                "to train on with the new value, start afresh with --resume never, or choose another --run-dir"
                 for key, old, new in changed
             )
         )
@@ -225,8 +224,7 @@ def _on_from_newest(
 def _require_later_step(recipe: Recipe, resume: str) -> None:
     if int(resume) >= recipe.steps:
         raise UsageError(
-            f"--resume {resume}: nothing is left to train from there with steps={recipe.steps}; raise steps, or name "
-            "an earlier step"
+            f"--resume {resume}: must be below steps={recipe.steps}; raise steps, or resume from an earlier step"
         )
 
 

@@ -1,7 +1,7 @@
-"""The folder of one run: who may write to it, what it was started with, and which attempt comes next.
+"""Manages the folder of one run: its lock, its recipe, and the number of the next attempt.
 
-A launcher holds a lock on it for as long as it lives, so two runs never share a folder. A resume keeps the
-model and the data of the run; everything else may change.
+A launcher holds the lock for as long as it lives, so two runs never share a folder. A resume keeps the model and the
+data of the run; everything else may change.
 """
 
 import fcntl
@@ -32,13 +32,13 @@ OWNER_FILE = "lock-owner"
 
 
 class RunFolder:
-    """A run folder held by this process, as a context manager, for as long as a launch lasts."""
+    """Holds a run folder for this process, as a context manager, for as long as a launch lasts."""
 
     def __init__(self, run_dir: Path, job: str = "") -> None:
-        """`job` names the job that this launcher belongs to, if a cluster may start it again (`JOB_VARIABLE`)."""
+        """`job` names the job of this launcher, if a cluster may restart it (`JOB_VARIABLE`)."""
         self.path, self.job = run_dir, job
         self.is_of_same_job = False
-        """Whether the launcher that was here last belonged to the same job: the cluster has started it again."""
+        """Whether the folder's last launcher belonged to the same job, which means the cluster restarted it."""
         self._name = secrets.token_hex(8)
         self._lock: int | None = None
         self._made = Made()
@@ -47,15 +47,15 @@ class RunFolder:
     def __enter__(self) -> "RunFolder":
         """Create the folder and lock it. Raises RunError if it cannot be written or another run holds it.
 
-        A launcher of the same job is no other run: the cluster gave its node up and started the job again. Whatever
-        of it still lives belongs to an older attempt, which commits nothing more (checkpoint/lineage.py).
+        A launcher of the same job may take over: the cluster lost its node and restarted the job. Workers of it that
+        still live belong to an older attempt, which can commit no more checkpoints (checkpoint/lineage.py).
         """
         try:
             self._open_lock()
             assert self._lock is not None
             self.is_of_same_job = bool(self.job) and self._owner()[0] == self.job
             self._take_lock(self._lock)
-            if not self._is_lock_of_folder():  # whoever held it was refused, and took the folder back
+            if not self._is_lock_of_folder():  # its holder was refused, and has removed the folder
                 self._release()
                 return self.__enter__()
             self._claim()
@@ -66,7 +66,7 @@ class RunFolder:
                 return self
             self._release()
             raise RunError(
-                f"run_dir={self.path}: another moe-train is running in it; wait for its end, stop it, "
+                f"run_dir={self.path}: another moe-train is running in it; wait for it to end, stop it, "
                 "or choose another --run-dir"
             ) from None
         except OSError as error:
@@ -79,7 +79,7 @@ class RunFolder:
         self._release()
 
     def _open_lock(self) -> None:
-        """Open the file to lock, in a folder that is made if it is not there."""
+        """Open the lock file; create it and its folder if they are missing."""
         for name in (LOCK_FILE, OWNER_FILE, RECIPE_FILE):
             self._made.expect(self.path / name)
         self.path.mkdir(parents=True, exist_ok=True)
@@ -97,7 +97,8 @@ class RunFolder:
 
     @staticmethod
     def _take_lock(descriptor: int) -> None:
-        """Raises BlockingIOError if it is held. Whoever asks `is_held` has it for a moment, which is waited for."""
+        """Take the lock. Raises BlockingIOError if another launcher holds it; `is_held`, which holds it for a moment,
+        is waited for."""
         for tries_left in reversed(range(LOCK_TRIES)):
             try:
                 return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -107,7 +108,7 @@ class RunFolder:
             time.sleep(LOCK_PAUSE_S)
 
     def is_held(self) -> bool:
-        """Whether another launcher holds the folder at this moment; as far as this host can see."""
+        """Whether another launcher holds the folder now, as far as this host can see."""
         try:
             descriptor = os.open(self.path / LOCK_FILE, os.O_RDONLY)
         except OSError:
@@ -121,11 +122,11 @@ class RunFolder:
         return False
 
     def is_taken_over(self) -> bool:
-        """Whether a launcher of the same job has come after this one: its cluster has given this one up."""
+        """Whether a later launcher of the same job has taken over: the cluster has given this one up."""
         return self._owner()[1] not in ("", self._name)
 
     def _owner(self) -> tuple[str, str]:
-        """The job whose launcher came last, and that launcher's own name; empty if there was none."""
+        """Returns job and name of the last launcher; both are empty if there was none."""
         path = self.path / OWNER_FILE
         lines = path.read_text().splitlines() if path.exists() else []
         job, name, *_ = [*lines, "", ""]
@@ -135,9 +136,9 @@ class RunFolder:
         replace_text(self.path / OWNER_FILE, f"{self.job}\n{self._name}\n")
 
     def _lock_when_free(self) -> None:
-        """Have the lock as soon as the launcher that was given up has ended, wherever it still lives."""
+        """Take the lock, in the background, when the launcher that was given up ends."""
         assert self._lock is not None
-        copy = os.dup(self._lock)  # of one opened file: what one has locked both hold, until both are closed
+        copy = os.dup(self._lock)  # both belong to one open file, and so share its lock until both are closed
 
         def wait() -> None:
             fcntl.flock(copy, fcntl.LOCK_EX)
@@ -151,10 +152,10 @@ class RunFolder:
         return (self.path / RECIPE_FILE).exists()
 
     def move_aside(self) -> Path:
-        """Give the folder's content another name and go on with an empty folder; returns the other name.
+        """Rename the folder and replace it by an empty one; returns the new name of the old folder.
 
-        Where the folder is a link it stays one: what it leads to is moved, and the new folder takes that place. What a
-        cluster and its commands know a job by stays where they look for it.
+        A link stays: its target is renamed and replaced. The records of the job stay in the new folder, where its
+        cluster and the commands about jobs look for them.
         """
         place, number = self.path.resolve(), 1
         while (old := place.with_name(f"{place.name}.old-{number}")).exists():
@@ -173,10 +174,10 @@ class RunFolder:
         return old
 
     def take_back(self, attempt: int | None, *, has_begun: bool) -> None:
-        """Undo a launch that was refused before its attempt began: what it made goes, what it moved comes back.
+        """Undo a launch that was refused before its attempt began: remove what it created, restore what it moved.
 
-        `attempt`: the refused one, None if none was made. `has_begun`: an earlier one of the run began, and all else
-        stays.
+        `attempt`: the refused one; None if none was made. `has_begun`: an earlier attempt began, so only the folder of
+        `attempt` is removed.
         """
         if attempt is not None:
             shutil.rmtree(attempt_dir(self.path, attempt), ignore_errors=True)
@@ -185,24 +186,24 @@ class RunFolder:
         self._made.take_back()
         if self._aside is not None:
             old, place = self._aside
-            with suppress(OSError):  # else both stay, under the names that were told
+            with suppress(OSError):  # else both folders keep the names that were printed
                 place.rmdir()
                 old.rename(place)
 
     def finished_step(self) -> int | None:
-        """The last step of a run that came to its end; None if it did not. Raises RunError if it says neither."""
+        """Returns the last step of a finished run; None if it is not finished. Raises RunError if that is unclear."""
         try:
             return int(json.loads((self.path / FINISHED_FILE).read_text())["step"])
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(
-                f"run_dir={self.path}: {FINISHED_FILE} cannot be read ({error}); remove that file, and the run goes "
-                "on from its newest checkpoint"
+                f"run_dir={self.path}: {FINISHED_FILE} cannot be read ({error}); remove that file to resume from the "
+                "newest checkpoint"
             ) from None
 
     def recipe(self) -> Recipe:
-        """What the run was last trained with. Raises RunError if it cannot be read."""
+        """Read the recipe that the run was last trained with. Raises RunError if it cannot be read."""
         try:
             return load_recipe(self.path / RECIPE_FILE)
         except MoETrainError as error:
@@ -211,13 +212,13 @@ class RunFolder:
             ) from None
 
     def require_same_run(self, recipe: Recipe) -> None:
-        """Raise UsageError if `recipe` could not go on with what is in the folder."""
+        """Raise UsageError if `recipe` cannot resume the folder's run."""
         require_same(comparable(self.recipe()), comparable(recipe), str(self.path))
 
     def new_attempt(self, recipe: Recipe, after: int = 0) -> int:
-        """Make the folder of the next attempt, the resolved recipe in it; returns its number, which is above `after`.
+        """Make the folder of the next attempt, with its resolved recipe; returns its number, which is above `after`.
 
-        The recipe of an earlier attempt stays the run's own until the trainer has accepted the new one.
+        The recipe of an earlier attempt stays the run's own until the trainer accepts the new one.
         """
         try:
             folders = attempt_dir(self.path, 0).parent
@@ -233,7 +234,7 @@ class RunFolder:
 
 
 def _make_next(folders: Path, after: int) -> int:
-    """Make the folder with the next number; whoever else makes one at the same moment gets another number."""
+    """Make the folder with the next number, which no concurrent caller gets too."""
     while True:
         taken = (int(entry.name) for entry in folders.iterdir() if entry.name.isdigit())
         number = 1 + max([after, *taken])
@@ -243,16 +244,16 @@ def _make_next(folders: Path, after: int) -> int:
 
 
 def attempt_recipe(run_dir: Path, attempt: int) -> Path:
-    """The resolved recipe that an attempt was started with."""
+    """Returns the path of an attempt's resolved recipe."""
     return attempt_dir(run_dir, attempt) / RECIPE_FILE
 
 
 def accept_recipe(run_dir: Path, recipe: Recipe) -> None:
-    """Make `recipe` the run's own, and the run unfinished: an attempt goes on with it. Raises OSError."""
+    """Make `recipe` the run's own and the run unfinished, as its attempt begins. Raises OSError."""
     replace_text(run_dir / RECIPE_FILE, to_yaml(recipe), durable=True)
     (run_dir / FINISHED_FILE).unlink(missing_ok=True)
 
 
 def mark_finished(run_dir: Path, step: int) -> None:
-    """Say that the run in `run_dir` ended at `step`; a resume with more steps goes on from there."""
+    """Record that the run in `run_dir` finished at `step`; a resume with more steps continues from there."""
     replace_text(run_dir / FINISHED_FILE, json.dumps({"step": step, "exit_code": 0}) + "\n", durable=True)

@@ -1,6 +1,6 @@
-"""`moe-train show`: a recipe before it runs - resolved, counted, laid out, and with every problem it has.
+"""Runs `moe-train show`: prints a recipe before it runs, with its sizes, its layout and all its problems.
 
-Answers without importing torch.
+Imports no torch.
 """
 
 import json
@@ -15,35 +15,35 @@ from moe_train.errors import DataError
 from moe_train.model.count import ModelCount, count
 
 SHOWN_WORKERS = 16
-"""Of a larger run the first workers are listed; all others follow the same rule."""
+"""The number of workers that the layout lists; the others follow the same rule."""
 
 
 def show(recipe_name: str, overrides: list[str], workers: int | None, as_json: bool) -> int:
     """Print the recipe; returns USAGE if it has problems. Raises RecipeError if it cannot be read at all."""
     recipe = load_recipe(recipe_name, overrides)
     counted = count(recipe)
-    found = [str(problem) for problem in problems(recipe, workers)]
+    errors = [str(problem) for problem in problems(recipe, workers)]
     if as_json:
         content = {
             "recipe": to_dict(recipe),
             "total_parameters": counted.total_parameters,
             "active_parameters": counted.active_parameters,
             "flops_per_token": counted.flops_per_token,
-            "problems": found,
-            "notes": [] if found else _noted(recipe),
+            "problems": errors,
+            "notes": [] if errors else _all_notes(recipe),
         }
         print(json.dumps(content, indent=1))
     else:
         print(to_yaml(recipe))
-        said = [
+        lines = [
             *_model(counted),
             "",
             *_layout(recipe, workers),
             "",
-            *(_problems(found) if found else [*_limits(recipe), *_notes(recipe)]),
+            *(_problems(errors) if errors else [*_limits(recipe), *_notes(recipe)]),
         ]
-        print("\n".join(said))
-    return USAGE if found else DONE
+        print("\n".join(lines))
+    return USAGE if errors else DONE
 
 
 def _model(counted: ModelCount) -> list[str]:
@@ -62,34 +62,34 @@ def _layout(recipe: Recipe, workers: int | None) -> list[str]:
     layers = moe_layers(recipe)
     if not layers:
         return [f"layout: {data} worker(s), no MoE layer"]
-    having = f" of {', '.join(map(str, numbers))} experts" if len(set(numbers)) > 1 else ""
-    lines = [f"layout: {data} worker(s); MoE layers {', '.join(map(str, layers))} (counted from 0){having}"]
+    sizes = f" of {', '.join(map(str, numbers))} experts" if len(set(numbers)) > 1 else ""
+    lines = [f"layout: {data} worker(s); MoE layers {', '.join(map(str, layers))} (counted from 0){sizes}"]
     if expert < 1 or data % expert or any(number % expert for number in numbers):
         return lines
-    copy = f", shared out among {data // expert} workers" if data > expert else ""
+    sharding = f", sharded over {data // expert} workers" if data > expert else ""
     for rank in range(min(data, SHOWN_WORKERS)):
-        lines.append(f"  worker {rank}: experts {_held(rank % expert, expert, numbers)}{copy}")
+        lines.append(f"  worker {rank}: experts {_experts_of(rank % expert, expert, numbers)}{sharding}")
     if data > SHOWN_WORKERS:
         lines.append(f"  and so on to worker {data - 1}")
     return lines
 
 
-def _held(share: int, expert: int, numbers: list[int]) -> str:
-    """The experts of one of `expert` shares: "0 to 3 of each MoE layer", or of each that has equally many."""
+def _experts_of(share: int, expert: int, numbers: list[int]) -> str:
+    """Describes one of `expert` equal shares of the experts: "0 to 3 of each MoE layer", or for each size of layer."""
     parts = []
     for number in dict.fromkeys(numbers):
         size = number // expert
-        having = f" of {number}" if len(set(numbers)) > 1 else ""
-        parts.append(f"{share * size} to {share * size + size - 1} of each MoE layer{having}")
+        layer = f"MoE layer of {number}" if len(set(numbers)) > 1 else "MoE layer"
+        parts.append(f"{share * size} to {share * size + size - 1} of each {layer}")
     return " and ".join(parts)
 
 
-def _problems(found: list[str]) -> list[str]:
-    return ["problems:", *(f"  {sentence}" for sentence in found)]
+def _problems(errors: list[str]) -> list[str]:
+    return ["problems:", *(f"  {sentence}" for sentence in errors)]
 
 
-def _noted(recipe: Recipe) -> list[str]:
-    """All notes; text that is not on this machine is one of them and no problem, for a cluster may have it."""
+def _all_notes(recipe: Recipe) -> list[str]:
+    """Returns all notes. Text that is missing on this machine is a note, not a problem: a cluster may have it."""
     try:
         require_text(recipe.data.corpus)
     except DataError as error:
@@ -98,11 +98,11 @@ def _noted(recipe: Recipe) -> list[str]:
 
 
 def _limits(recipe: Recipe) -> list[str]:
-    found = limits(recipe)
-    return ["capacity:", *(f"  {sentence}" for sentence in found), ""] if found else []
+    sentences = limits(recipe)
+    return ["capacity:", *(f"  {sentence}" for sentence in sentences), ""] if sentences else []
 
 
 def _notes(recipe: Recipe) -> list[str]:
-    found = _noted(recipe)
-    said = ["notes:", *(f"  {sentence}" for sentence in found), ""] if found else []
-    return [*said, "no problems found"]
+    sentences = _all_notes(recipe)
+    lines = ["notes:", *(f"  {sentence}" for sentence in sentences), ""] if sentences else []
+    return [*lines, "no problems found"]

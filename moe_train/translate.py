@@ -1,4 +1,4 @@
-"""`moe-train translate RUN`: what a translation run has learned, on its validation pairs or on text of your own."""
+"""Runs `moe-train translate RUN`: translates a run's validation pairs, or the user's text, with its checkpoint."""
 
 import argparse
 import sys
@@ -45,9 +45,9 @@ examples:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Translate with a run's checkpoint, here, by one worker; the exit code.
+    """Translate with a run's checkpoint in this process; returns the exit code.
 
-    Raises MoETrainError if there is no such run, checkpoint or text, or if the run does not translate.
+    Raises MoETrainError if run, checkpoint or text are missing, or if the run was not trained to translate.
     """
     options = parse_with_overrides(_parser(), argv)
     run_dir = find_run(options.run)
@@ -55,8 +55,8 @@ def main(argv: Sequence[str]) -> int:
     require_sound(recipe, 1)
     if not recipe.data.corpus.parallel:
         raise UsageError(
-            f"RUN={options.run}: was trained on data.corpus.kind={recipe.data.corpus.kind}, which is no parallel "
-            "corpus, so it does not translate; name a run of recipes/thor/tiny-translation.yaml or the like"
+            f"RUN={options.run}: must be trained on a parallel corpus, and data.corpus.kind={recipe.data.corpus.kind} "
+            "is none; name a translation run, such as one of recipes/thor/tiny-translation.yaml"
         )
     world = replace(World.from_env(recipe.job.device), attempt=newest_attempt(run_dir))
     tokenizer: Tokenizer = build("data.tokenizer", recipe.data.tokenizer)
@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _trained(recipe: Recipe, run_dir: Path, step: int | None, world: World) -> tuple[Model, Found]:
-    """Returns a model with the weights of a checkpoint: of `step`, or the newest."""
+    """Returns a model with the weights of the checkpoint of `step`, or of the newest."""
     engine: Engine = build(
         "engine",
         recipe.engine,
@@ -86,7 +86,7 @@ def _trained(recipe: Recipe, run_dir: Path, step: int | None, world: World) -> t
     checkpoints = Checkpointer(run_dir, recipe.checkpoint, world)
     found = checkpoints.choose("latest" if step is None else step)
     if found is None:
-        raise CheckpointError(f"{run_dir}: holds no checkpoint yet; wait for the first, or train the run")
+        raise CheckpointError(f"{run_dir}: has no checkpoint yet; wait for the first one, or train the run")
     checkpoints.load(found, engine.state())
     return engine.model, found
 
@@ -98,8 +98,8 @@ def _translate_validation(
     data = prepare(recipe.data, cache_dir(world.cache), lambda sentence: print(sentence, file=sys.stderr))
     if data.fingerprint != found.manifest.meta["data_fingerprint"]:
         raise DataError(
-            "data.corpus: its text has changed since the run, so its validation pairs may be ones that were trained "
-            "on; restore the text, or translate a file with --file"
+            "data.corpus: the corpus changed since the run began, so its validation pairs may include training pairs; "
+            "restore the text, or translate a file with --file"
         )
     batches = validation_pairs(
         data.validation,
@@ -114,15 +114,15 @@ def _translate_validation(
     )
     for pair in pairs:
         print(f"source       {pair.source}\ntranslation  {pair.hypothesis}\nreference    {pair.reference}\n")
-    of_all = scores([pair.hypothesis for pair in pairs], [pair.reference for pair in pairs])
+    score = scores([pair.hypothesis for pair in pairs], [pair.reference for pair in pairs])
     print(
-        f"step {found.step}, {len(pairs)} pairs: BLEU {of_all['bleu']:.2f}, chrF {of_all['chrf']:.2f} "
+        f"step {found.step}, {len(pairs)} pairs: BLEU {score['bleu']:.2f}, chrF {score['chrf']:.2f} "
         f"(beam {recipe.decoding.beam_size}, length penalty {recipe.decoding.length_penalty:g})"
     )
 
 
 def _lines(file: str) -> list[str]:
-    """The lines of a file, or of standard input where it is `-`."""
+    """Read the lines of a file, or of standard input for `-`."""
     try:
         return lines_of(sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes())
     except (OSError, UnicodeDecodeError) as error:
@@ -132,13 +132,13 @@ def _lines(file: str) -> list[str]:
 
 
 def _batches(lines: Sequence[str], tokenizer: Tokenizer, longest: int) -> Iterator[Batch]:
-    """Batches of sources without targets, in the order of the lines."""
+    """Yield batches of sources without targets, in the order of the lines."""
     encoded = tokenizer.encode(lines)
     for number, tokens in enumerate(encoded, start=1):
         if len(tokens) > longest:
             raise UsageError(
-                f"--file: line {number} has {len(tokens)} tokens, and the model was trained on up to "
-                f"data.sequence_length={longest}; break the line"
+                f"--file: line {number} has {len(tokens)} tokens, which must be <= data.sequence_length={longest}; "
+                "split the line"
             )
     for first in range(0, len(encoded), SENTENCES_AT_ONCE):
         part = encoded[first : first + SENTENCES_AT_ONCE]
@@ -161,9 +161,10 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", metavar="RUN", help="a run folder, or its name below runs/")
-    parser.add_argument("--step", type=int, help="of the checkpoint; without it the newest")
+    parser.add_argument("--step", type=int, help="step of the checkpoint (default: the newest)")
     parser.add_argument(
-        "--file", help="a sentence a line, - for standard input; without it the validation pairs"
+        "--file",
+        help="text to translate, one sentence per line; -: standard input (default: the validation pairs)",
     )
     add_overrides(parser, "override a key of the run's recipe, e.g. decoding.beam_size=1")
     return parser

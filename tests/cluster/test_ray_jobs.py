@@ -398,7 +398,7 @@ def test_a_job_cancelled_while_its_workers_start_ends_without_a_failure(
     run.wait_until("stopped")
     assert run.attempts == 1
     assert (run.outcome(1)["exit_code"], run.outcome(1)["cause"]) == (75, None)
-    assert f"stopped and saved; go on with: moe-train resume {run.folder}" in run.output
+    assert f"stopped and saved; resume with: moe-train resume {run.folder}" in run.output
     assert run.step < STEPS
     table.add(
         "`moe-train cancel` while workers start", "stopped, which does not count as a failure", "as promised"

@@ -302,7 +302,7 @@ def test_a_job_that_takes_its_nodes_down_before_it_saves_is_not_queued_for_ever(
         terminal.cluster.start_node(host)
     assert "Restarts=4 " in run.wait_for_job("FAILED")
     assert run.attempts == 4
-    assert "(attempts 1, 2, 3, 4), so no further attempt is made" in run.output
+    assert "(attempts 1, 2, 3, 4); no further attempt is made" in run.output
     scenarios.add(
         "a job takes a node down in each attempt, before it saves anything",
         "it ends as failed after four",

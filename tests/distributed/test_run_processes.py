@@ -75,7 +75,7 @@ def test_a_killed_worker_is_named_and_the_run_goes_on_in_a_second_attempt(launch
 
     again = launcher.run("--workers", "2", "steps=6")
     assert again.returncode == 0
-    assert "is finished: it has made all of steps=6" in again.stderr
+    assert "is finished: it has trained all steps=6" in again.stderr
     assert launcher.attempts == 2
 
 
@@ -106,7 +106,7 @@ def test_sigterm_to_the_launcher_saves_on_all_ranks_and_the_same_command_goes_on
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 75, errors
-    assert "go on with: moe-train run recipe.yaml --run-dir run --workers 2" in errors.replace(
+    assert "resume with: moe-train run recipe.yaml --run-dir run --workers 2" in errors.replace(
         "steps=100000 ", ""
     )
     assert launcher.processes.living() == []

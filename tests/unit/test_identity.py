@@ -57,6 +57,6 @@ def test_a_checkpoint_without_an_id_is_of_the_run_that_is_no_fork(run_dir: Path)
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"id": 1}'])
 def test_a_damaged_file_is_named_and_not_replaced(run_dir: Path, content: str) -> None:
     (run_dir / "run.json").write_text(content)
-    with pytest.raises(RunError, match=r"run\.json, which says what run this is, cannot be read"):
+    with pytest.raises(RunError, match=r"run\.json, which identifies the run, cannot be read"):
         begin_attempt(run_dir, 1)
     assert (run_dir / "run.json").read_text() == content

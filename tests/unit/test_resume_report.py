@@ -21,8 +21,8 @@ def test_a_cosine_that_is_stretched_says_how_much_higher_the_rate_is(recipe) -> 
     assert steps == "steps=200: changed from 100 by this resume"
     # The cosine of 100 steps is at its end, a tenth of the peak; that of 200 is half way down: (1 + 0.1) / 2.
     assert rates == (
-        "the learning rate at step 101 is 0.0055, 5.5 times as much, where the recipe until now gives 0.001; the "
-        "cosine schedule ends at step 200 now, not 100: set optim.schedule.kind=constant and optim.lr to keep a rate"
+        "the learning rate at step 101 is 0.0055, 5.5 times as much, not 0.001 as with the previous recipe; the "
+        "cosine schedule now ends at step 200, not 100: set optim.schedule.kind=constant and optim.lr to keep a rate"
     )
 
 
@@ -54,7 +54,7 @@ def test_every_changed_key_is_said_with_both_values(recipe) -> None:
         "precision=bf16: changed from fp32 by this resume",
     ]
     assert rate == (
-        "the learning rate at step 51 is 0.005, 0.909 times as much, where the recipe until now gives 0.0055"
+        "the learning rate at step 51 is 0.005, 0.909 times as much, not 0.0055 as with the previous recipe"
     )
 
 

@@ -91,9 +91,13 @@ def test_a_checkpoint_of_another_run_is_refused(moe_train: Command, run_dir: Pat
     shutil.rmtree(checkpoint)
     shutil.copytree(other / "checkpoints/step_00000006", checkpoint)
     ended = moe_train("run", "small.yaml", "--run-dir", str(run_dir), "steps=8")
-    ended.refuses("the checkpoints of steps 6 were written by none of its attempts", "of another run", "move")
+    ended.refuses(
+        "the checkpoints of steps 6 were not written by any of its attempts", "to another run", "move"
+    )
     wanted = moe_train("run", "small.yaml", "--run-dir", str(run_dir), "steps=8", "--resume", "6")
-    wanted.refuses("--resume 6: ", "does not lead to the run's newest attempt; name one of steps 2, 4")
+    wanted.refuses(
+        "--resume 6: ", "newest attempt does not descend from that checkpoint", "choose one of steps 2, 4"
+    )
 
 
 # What is done to a finished run, the words after `moe-train run small.yaml --run-dir RUN`, code, and the message.
@@ -111,7 +115,7 @@ REFUSED_RESUMES = [
     (
         "step that is not there",
         ["--resume", "7"],
-        ["--resume 7: ", "holds no checkpoint of that step; it has those of steps 2, 4, 6", "--resume auto"],
+        ["--resume 7: ", "has no checkpoint of that step; choose one of 2, 4, 6", "--resume auto"],
     ),
 ]
 
@@ -152,8 +156,8 @@ def test_a_resume_says_what_it_changes_and_what_that_makes_of_the_rate(
     assert steps == "moe-train: steps=4: changed from 2 by this resume"
     # A tenth of the peak at the end of 2 steps; half way to a tenth after 2 of 4.
     assert rate.startswith("moe-train: the learning rate at step 3 is ")
-    assert ", 5.5 times as much, where the recipe until now gives " in rate
-    assert "the cosine schedule ends at step 4 now, not 2: set optim.schedule.kind=constant" in rate
+    assert ", 5.5 times as much, not " in rate
+    assert "the cosine schedule now ends at step 4, not 2: set optim.schedule.kind=constant" in rate
     constant = moe_train(*command, "steps=5", "optim.schedule.kind=constant").errors
     assert "moe-train: optim.schedule.kind=constant: changed from cosine by this resume\n" in constant
     assert "10 times as much" in constant

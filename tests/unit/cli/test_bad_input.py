@@ -240,7 +240,7 @@ def test_a_run_that_explodes_leaves_updates_out_until_its_limit(moe_train: Comma
 def test_a_folder_in_which_a_run_is_going_on_is_refused(moe_train: Command, run_dir: Path) -> None:
     with RunFolder(run_dir):
         ended = moe_train("run", "small.yaml", "--run-dir", str(run_dir), "steps=8")
-    ended.refuses(f"run_dir={run_dir}: another moe-train is running in it", "wait for its end", code=1)
+    ended.refuses(f"run_dir={run_dir}: another moe-train is running in it", "wait for it to end", code=1)
 
 
 @pytest.mark.parametrize(

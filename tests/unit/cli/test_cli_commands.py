@@ -69,8 +69,8 @@ def test_show_answers_without_torch(recipe: Path) -> None:
 def test_show_says_which_workers_hold_which_experts(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["show", str(recipe), "--workers", "4", "parallel.expert=2"]) == 0
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
-    assert "worker 0: experts 0 to 1 of each MoE layer, shared out among 2 workers" in lines
-    assert "worker 3: experts 2 to 3 of each MoE layer, shared out among 2 workers" in lines
+    assert "worker 0: experts 0 to 1 of each MoE layer, sharded over 2 workers" in lines
+    assert "worker 3: experts 2 to 3 of each MoE layer, sharded over 2 workers" in lines
 
 
 def test_show_says_what_may_surprise_in_words_only(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:

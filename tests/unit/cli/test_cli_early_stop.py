@@ -131,7 +131,7 @@ def test_learning_a_very_long_word_is_said_and_ends_with_a_signal(
     assert process.returncode == code, said
     assert "Traceback" not in said
     if "run" in command.split():
-        assert "stopped before anything was saved; go on with: moe-train run long.yaml" in said
+        assert "stopped before anything was saved; resume with: moe-train run long.yaml" in said
 
 
 def _end_while_learning(process: "subprocess.Popen[str]", number: signal.Signals) -> str:

@@ -37,7 +37,7 @@ def test_a_job_that_loses_its_nodes_again_and_again_ends_and_a_new_one_may_try(
     ended = moe_train("run", "small.yaml", "--run-dir", str(run_dir), "steps=2")
     assert ended.code == 1
     assert "4 times in a row before anything new was saved" in ended.errors
-    assert "(attempts 1, 2, 3, 4), so no further attempt is made" in ended.errors
+    assert "(attempts 1, 2, 3, 4); no further attempt is made" in ended.errors
     assert f"moe-train resume {run_dir}" in ended.errors
     assert len(list((run_dir / "attempts").iterdir())) == 4
     assert [lose("slurm:8") for _ in range(4)] == [""] * 4

@@ -13,7 +13,7 @@ def test_the_same_recipe_is_finished(moe_train: Command, run_dir: Path) -> None:
     ended = moe_train("run", "small.yaml", "--run-dir", str(run_dir))
     assert (ended.code, ended.errors) == (
         0,
-        f"moe-train: {run_dir} is finished: it has made all of steps=6; raise steps to train on\n",
+        f"moe-train: {run_dir} is finished: it has trained all steps=6; raise steps to train on\n",
     )
     assert tree(run_dir) == before
 
@@ -51,7 +51,7 @@ def test_another_recipe_names_what_differs_and_the_ways_on(
         (run_dir / "finished.json").unlink()
     state = tree(run_dir)
     ended = moe_train(command, "small.yaml", "--run-dir", str(run_dir), override)
-    made = f"has made all its 6 steps with {before.format(folder=folder)}"
+    made = f"has trained all its 6 steps with {before.format(folder=folder)}"
     ended.refuses(f"{override}: ", made, *WAYS_ON)
     assert tree(run_dir) == state
 
@@ -74,7 +74,9 @@ def test_fewer_steps_than_were_made_are_refused(
         (run_dir / "finished.json").unlink()
     before = tree(run_dir)
     ended = moe_train(command, "small.yaml", "--run-dir", str(run_dir), "steps=3")
-    ended.refuses("steps=3: ", "has already made 6 steps", "raise steps", "--resume STEP", "--resume never")
+    ended.refuses(
+        "steps=3: ", "has already trained 6 steps", "raise steps", "--resume STEP", "--resume never"
+    )
     assert tree(run_dir) == before
 
 
@@ -84,9 +86,7 @@ def test_a_step_from_which_nothing_is_left_to_train_is_refused(
 ) -> None:
     before = tree(run_dir)
     words = ("--run-dir", str(run_dir), "--resume", str(step), "steps=4")
-    moe_train("run", "small.yaml", *words).refuses(
-        f"--resume {step}: nothing is left to train", "raise steps"
-    )
+    moe_train("run", "small.yaml", *words).refuses(f"--resume {step}: must be below steps=4", "raise steps")
     assert tree(run_dir) == before
 
 

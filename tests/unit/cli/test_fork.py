@@ -51,7 +51,7 @@ def test_without_a_step_the_newest_good_checkpoint_is_taken(moe_train: Command, 
     (run_dir / "checkpoints/step_00000006/rank-00000.safetensors").write_bytes(b"")
     ended = moe_train("fork", str(run_dir), str(forked(run_dir)))
     assert ended.code == 0
-    assert "step_00000006: is bad (" in ended.errors
+    assert "step_00000006: is invalid (" in ended.errors
     assert (forked(run_dir) / "checkpoints/latest").read_text() == "step_00000004\n"
 
 
@@ -101,16 +101,24 @@ def test_a_linked_empty_folder_is_filled_where_it_leads_to(moe_train: Command, r
 @pytest.mark.parametrize(
     ("words", "parts", "code"),
     [
-        (["{run}", "{run}"], ["NEW={run}: is there already", "name a folder that is not"], 2),
-        (["{run}", "{run}/inside"], ["NEW={run}/inside: lies inside of {run}"], 2),
-        (["{run}", "{run}/recipe.yaml"], ["NEW={run}/recipe.yaml: is there already"], 2),
-        (["{run}", "{run}/../new", "--step", "5"], ["--step 5: ", "it has those of steps 2, 4, 6"], 2),
+        (["{run}", "{run}"], ["NEW={run}: exists already", "name a new or an empty folder"], 2),
+        (["{run}", "{run}/inside"], ["NEW={run}/inside: must not be inside {run}"], 2),
+        (["{run}", "{run}/recipe.yaml"], ["NEW={run}/recipe.yaml: exists already"], 2),
+        (["{run}", "{run}/../new", "--step", "5"], ["--step 5: ", "choose one of steps 2, 4, 6"], 2),
         (["{run}", "{run}/../new", "--step", "x"], ["--step: x is not a whole number"], 2),
         (["{run}", "{run}/../new", "--ste", "4"], ["unrecognized arguments: --ste"], 2),
-        (["{run}", ""], ["NEW: it is empty"], 2),
+        (["{run}", ""], ["NEW: must not be empty"], 2),
         (["nothing", "{run}/../new"], ["RUN=nothing: there is no run folder"], 2),
-        (["{run}", "small.yaml/new"], ["small.yaml is a file, not a folder"], 1),
-        (["{run}", "/proc/nowhere/new"], ["cannot be written"], 1),
+        (
+            ["{run}", "small.yaml/new"],
+            ["NEW=small.yaml/new: ", "small.yaml is a file, not a folder; choose another NEW"],
+            1,
+        ),
+        (
+            ["{run}", "/proc/nowhere/new"],
+            ["NEW=/proc/nowhere/new: cannot be written", "choose another NEW"],
+            1,
+        ),
         (["{run}", "{run}/../parent/dead/new"], ["dead is a link to /nonexistent, which is not there"], 1),
     ],
 )
@@ -133,7 +141,7 @@ def test_a_run_without_a_good_checkpoint_is_not_forked(moe_train: Command, run_d
         file.write_bytes(b"")
     before = tree(run_dir.parent)
     ended = moe_train("fork", str(run_dir), str(forked(run_dir)))
-    part, code = ("holds no checkpoint to fork from", 2) if harm == "none" else ("step_00000002: is bad", 1)
+    part, code = ("has no checkpoint to fork from", 2) if harm == "none" else ("step_00000002: is invalid", 1)
     assert ended.code == code
     assert part in ended.errors.splitlines()[-1]
     assert tree(run_dir.parent) == before

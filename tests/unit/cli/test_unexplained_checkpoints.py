@@ -43,7 +43,7 @@ def test_they_are_not_started_over(
     tidy(run_dir)
     before = tree(run_dir.parent)
     moe_train(command, "small.yaml", "--run-dir", str(run_dir), *overrides).refuses(
-        "the checkpoints of steps 2, 4, 6 were written by none of its attempts",
+        "the checkpoints of steps 2, 4, 6 were not written by any of its attempts",
         "resume with --resume 6",
         "start afresh with --resume never",
         "another --run-dir",
@@ -116,7 +116,7 @@ def test_a_run_whose_checkpoints_are_gone_does_not_begin_again(
         (run_dir / "finished.json").unlink()
     before = tree(run_dir.parent)
     words = ("run", "small.yaml", "--run-dir", str(run_dir))
-    moe_train(*words, "steps=8").refuses("had saved step 6", "holds no checkpoint any more", "--resume never")
+    moe_train(*words, "steps=8").refuses("had saved step 6", "has no checkpoint any more", "--resume never")
     assert tree(run_dir.parent) == before
     assert moe_train(*words).code == (0 if is_finished else 2)
 

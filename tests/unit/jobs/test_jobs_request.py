@@ -51,7 +51,10 @@ def test_a_time_limit_is_minutes_whatever_its_unit(text: str, minutes: int) -> N
         (["--nodes", "1:2:3"], "MIN:MAX"),
         (["--time-limit", "soon"], "hours (12h)"),
         *(
-            (["--time-limit", text], "is no time: use minutes (90), hours (12h), days (2d), or Slurm's")
+            (
+                ["--time-limit", text],
+                "is not a time limit; use minutes (90), hours (12h), days (2d), or Slurm's",
+            )
             for text in (
                 "0",
                 "00:00:00",
@@ -71,7 +74,7 @@ def test_a_time_limit_is_minutes_whatever_its_unit(text: str, minutes: int) -> N
         (["--workers-per-node", "0"], "at least 1"),
         (["--cpus-per-worker", "0"], "at least 1"),
         (["--gpus-per-worker", "-1"], "at least 0"),
-        *((["--memory", text], "no amount of memory") for text in ("nan", "inf", "0", "-1", "8G")),
+        *((["--memory", text], "is not an amount of memory") for text in ("nan", "inf", "0", "-1", "8G")),
     ],
 )
 def test_an_option_that_is_no_such_value_is_refused_with_the_way_out(words: list[str], part: str) -> None:

@@ -26,10 +26,10 @@ def test_a_submission_that_nobody_takes_leaves_nothing(moe_train: Command, tmp_p
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        (["--resume", "latest"], "latest is neither auto, never, nor the number of a step"),
+        (["--resume", "latest"], "latest is neither auto, never, nor a step number"),
         (
             ["--resume", "100"],
-            "--resume 100: {run} holds no checkpoint of that step; it has those of steps 2, 4, 6",
+            "--resume 100: {run} has no checkpoint of that step; choose one of 2, 4, 6",
         ),
         (["--run-dir", ""], "argument --run-dir: it is empty"),
         (["data.corpus.path=gone"], "gone: there is no such file or folder"),
@@ -56,7 +56,7 @@ def test_a_step_that_a_run_has_not_saved_is_refused_where_there_is_no_run(
     moe_train: Command, tmp_path: Path
 ) -> None:
     ended = moe_train("submit", "small.yaml", "--run-dir", str(tmp_path / "new"), "--resume", "4")
-    ended.refuses("--resume 4: ", "holds no run; use --resume auto")
+    ended.refuses("--resume 4: ", "has no run to resume; use --resume auto")
     assert not (tmp_path / "new").exists()
 
 
