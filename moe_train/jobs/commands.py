@@ -1,4 +1,4 @@
-"""`moe-train status`, `list`, `logs` and `cancel`: what can be asked of a run, wherever it runs. Without torch."""
+"""Runs `moe-train status`, `list`, `logs` and `cancel`, which work on every cluster. Imports no torch."""
 
 import argparse
 import json
@@ -24,9 +24,9 @@ from moe_train.run_folder import RunFolder
 
 
 def status(arguments: Sequence[str]) -> int:
-    """How one run stands."""
-    parser = _parser("status", "How a run stands: its job, its training, its last failure.")
-    parser.add_argument("--json", action="store_true", help="for programs: one JSON object")
+    """Print the state of one run."""
+    parser = _parser("status", "Show the state of a run: its job, its training and its last failure.")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
     progress = read_progress(run_folder(options.run), ask_finished=True)
     if options.json:
@@ -37,34 +37,41 @@ def status(arguments: Sequence[str]) -> int:
 
 
 def list_runs(arguments: Sequence[str]) -> int:
-    """A table of all runs in a folder."""
-    parser = Parser("moe-train list", description="All runs below a folder, one a row.")
+    """Print a table of all runs below a folder."""
+    parser = Parser("moe-train list", description="List all runs below a folder, one per row.")
     parser.add_argument("folder", nargs="?", type=Path, default=Path("runs"), help="(default: runs)")
-    parser.add_argument("--json", action="store_true", help="for programs: a JSON list")
+    parser.add_argument("--json", action="store_true", help="print a JSON list")
     options = parser.parse_args(arguments)
     if link := dangling_link(options.folder):
         raise UsageError(f"{options.folder}: {link}; correct or remove the link, or name another folder")
-    if not os.path.isdir(options.folder):  # Path fails where a name is too long or a folder closed
-        raise UsageError(f"{options.folder}: there is no such folder; `moe-train run RECIPE` makes runs/NAME")
+    if not os.path.isdir(
+        options.folder
+    ):  # Path fails for a name that is too long or a folder without permission
+        raise UsageError(
+            f"{options.folder}: there is no such folder; `moe-train run RECIPE` creates runs/NAME"
+        )
     print_runs(list(_progress_below(options.folder)), options.folder, as_json=options.json)
     return DONE
 
 
 def logs(arguments: Sequence[str]) -> int:
-    """What a run's job, or one of its workers, has printed."""
-    parser = _parser("logs", "What a run's job printed, or one of its workers logged.")
-    parser.add_argument("-f", "--follow", action="store_true", help="go on until the job is over")
+    """Print the output of a run's job, or the log of one of its workers."""
+    parser = _parser("logs", "Print the output of a run's job, or the log of one of its workers.")
+    parser.add_argument("-f", "--follow", action="store_true", help="follow the output until the job ends")
     parser.add_argument(
-        "--rank", type=int, metavar="R", help="the log of this worker, in place of the job's output"
+        "--rank", type=int, metavar="R", help="print the log of this worker instead of the job's output"
     )
     parser.add_argument(
-        "--attempt", type=int, metavar="K", help="with --rank: of this attempt (default: the newest)"
+        "--attempt",
+        type=int,
+        metavar="K",
+        help="with --rank: print the log of this attempt (default: the newest)",
     )
     options = parser.parse_args(arguments)
     if options.attempt is not None and options.rank is None:
         raise UsageError(
-            f"--attempt {options.attempt}: chooses among a worker's logs, and what the job printed is one for all "
-            "attempts; name a worker too, such as --rank 0"
+            f"--attempt {options.attempt}: needs --rank, because all attempts share the job's output; add a worker, "
+            "such as --rank 0"
         )
     run_dir = run_folder(options.run)
     if options.rank is not None:
@@ -79,41 +86,43 @@ def logs(arguments: Sequence[str]) -> int:
 
 
 def cancel(arguments: Sequence[str]) -> int:
-    """End a run's job."""
-    parser = _parser("cancel", "End a run's job. It saves what it can in the time that the cluster gives.")
+    """Cancel a run's job."""
+    parser = _parser(
+        "cancel", "Cancel a run's job. It saves a checkpoint if the cluster leaves it enough time."
+    )
     options = parser.parse_args(arguments)
     run_dir = run_folder(options.run)
     job = _last_job(run_dir)
     backend = executor(job.cluster, job.options)
     before = backend.status(job.id, run_dir)
     if before.state.is_over:
-        print(f"{job} is over already: {before.state} {before.reason}".rstrip())
+        print(f"{job} has already ended: {before.state} {before.reason}".rstrip())
         return DONE
     backend.cancel(job.id, run_dir)
-    print(f"{job} was told to end; go on later with `moe-train resume {options.run}`")
+    print(f"{job} is being cancelled; resume it later with `moe-train resume {options.run}`")
     return DONE
 
 
-def print_runs(found: Sequence[Progress], folder: Path, *, as_json: bool) -> None:
-    """A table of runs, or a JSON list."""
+def print_runs(runs: Sequence[Progress], folder: Path, *, as_json: bool) -> None:
+    """Print a table of runs, or a JSON list."""
     if as_json:
-        print(json.dumps([progress.as_dict() for progress in found], indent=1))
+        print(json.dumps([progress.as_dict() for progress in runs], indent=1))
         return
     table = Table(box=None, pad_edge=False)
     for title in ("run", "state", "step", "loss", "validation", "saved", "attempts", "job", "last row"):
         right = title in ("step", "loss", "validation", "saved", "attempts")
         table.add_column(title, justify="right" if right else "left", no_wrap=title != "run")
-    for progress in found:
+    for progress in runs:
         name = progress.run_dir.relative_to(folder.absolute())
         table.add_row(str(name), progress.state, *_cells(progress))
-    # A pipe has no width of its own, and a row that is cut says nothing.
+    # A pipe has no width of its own, and a narrow default would cut off the rows.
     width = None if sys.stdout.isatty() else 200
     Console(highlight=False, width=width).print(table)
 
 
 def _progress_below(folder: Path) -> list[Progress]:
-    """How the runs stand. A scheduler that does not answer is waited for once, and said to be silent."""
-    found: list[Progress] = []
+    """Returns the state of every run. A scheduler that does not answer is asked and reported only once."""
+    runs: list[Progress] = []
     silent: list[str] = []
     for run_dir in _runs_below(folder.absolute()):
         try:
@@ -123,16 +132,16 @@ def _progress_below(folder: Path) -> list[Progress]:
         except (MoETrainError, ClusterError) as error:
             print(f"{run_dir}: {error}", file=sys.stderr)
             continue
-        found.append(progress)
+        runs.append(progress)
         if progress.is_unanswered and cluster not in silent:
             silent.append(cluster)
             print(f"{run_dir}: {progress.said}", file=sys.stderr)
-    return found
+    return runs
 
 
 def _runs_below(folder: Path) -> Iterator[Path]:
-    """Run folders, in order of their names. What lies inside of one, which may be much, is not looked at, and of links
-    only whether they lead to one."""
+    """Yield run folders in order of their names. The walk does not enter run folders, which may be large, and follows
+    links only to run folders."""
 
     def unreadable(error: OSError) -> None:
         print(RunError.unreadable(folder, error), file=sys.stderr)
@@ -148,31 +157,32 @@ def _runs_below(folder: Path) -> Iterator[Path]:
 
 
 def _is_linked_run(path: Path, folder: Path) -> bool:
-    """Whether a link leads to a run's folder outside of `folder`; one inside is listed where it is."""
+    """Whether a link leads to a run folder outside `folder`; one inside is listed at its own place."""
     if not path.is_symlink() or path.resolve().is_relative_to(folder.resolve()):
         return False
     return any((path / mark).is_file() for mark in MARKS)
 
 
 def _last_job(run_dir: Path) -> JobRecord:
-    found = records.read(run_dir)
-    if not found and (others := records.disowned(run_dir)):
+    """Returns the run's last job. Raises UsageError if it has none."""
+    jobs = records.read(run_dir)
+    if not jobs and (others := records.disowned(run_dir)):
         original = others[-1].place.path if others[-1].place else "another folder"
         raise UsageError(
             f"RUN={run_dir}: is a copy of {original}, whose jobs ({', '.join(map(str, others))}) are not its own; "
-            "name that folder to ask about them or to end them; `moe-train submit` makes a job of the copy"
+            "name that folder to query or cancel them, or start a job for the copy with `moe-train submit`"
         )
-    if not found:
+    if not jobs:
         hint = (
             "stop it where it runs (Ctrl-C)"
             if RunFolder(run_dir).is_held()
-            else "`moe-train submit` makes a job of a run"
+            else "start one with `moe-train submit`"
         )
         raise UsageError(
-            f"RUN={run_dir}: it was started with `moe-train run`, so it has no job; {hint}; its workers' logs are "
+            f"RUN={run_dir}: was started with `moe-train run`, so it has no job; {hint}; print a worker's log with "
             "`moe-train logs RUN --rank 0`"
         )
-    return found[-1]
+    return jobs[-1]
 
 
 def _rank_log(run_dir: Path, attempt: int | None, rank: int, follow: bool) -> Iterator[str]:
@@ -183,16 +193,16 @@ def _rank_log(run_dir: Path, attempt: int | None, rank: int, follow: bool) -> It
     except OSError as error:
         raise RunError.unreadable(run_dir, error) from None
     if not is_there:
-        raise UsageError(f"--rank {rank}: {path} is not there; attempts 1 to {newest} have been made")
+        raise UsageError(f"--rank {rank}: there is no {path}; the run has attempts 1 to {newest}")
     return lines_of(path, lambda: not (follow and read_progress(run_dir).may_run), SCHEDULER_S)
 
 
 def _sentences(progress: Progress) -> list[str]:
     lines = [f"{progress.run_dir.name}: {progress.state}"]
     if progress.job is not None:
-        seen = f" is {progress.status.state}" if progress.status else ": its scheduler could not be asked"
+        state = f" is {progress.status.state}" if progress.status else ": its scheduler did not answer"
         nodes = f" on {', '.join(progress.status.nodes)}" if progress.status and progress.status.nodes else ""
-        lines.append(f"  job        {progress.job}{seen}{nodes}")
+        lines.append(f"  job        {progress.job}{state}{nodes}")
     if progress.step is not None:
         loss = "" if progress.loss is None else f", loss {progress.loss:.4f}"
         validation = (
@@ -204,10 +214,10 @@ def _sentences(progress: Progress) -> list[str]:
         lines.append(
             f"  speed      {progress.tokens_per_second:,.0f} tokens/s{left}; last row {age(progress.since)}"
         )
-    saved = "nothing yet" if progress.saved_step is None else f"step {progress.saved_step:,}"
-    lines.append(f"  saved      {saved}; attempts: {progress.attempts}")
+    checkpoint = "nothing yet" if progress.saved_step is None else f"step {progress.saved_step:,}"
+    lines.append(f"  saved      {checkpoint}; attempts: {progress.attempts}")
     if progress.said:
-        lines.append("  said       " + progress.said.replace("\n", "\n             "))
+        lines.append("  message    " + progress.said.replace("\n", "\n             "))
     return [*lines, f"  folder     {progress.run_dir}"]
 
 

@@ -1,4 +1,4 @@
-"""What `submit`, `resume` and `sweep` share: options of a job, the site's defaults below, the JobSpec they make."""
+"""Builds a JobSpec for `submit`, `resume` and `sweep` from their options and the site's defaults."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Request:
-    """How a job is to run, whatever it runs."""
+    """Describes how a job runs, independent of its recipe."""
 
     cluster: str
     resources: Resources
@@ -30,28 +30,28 @@ class Request:
     directives: tuple[str, ...]
     environment: Mapping[str, str]
     setup: tuple[str, ...]
-    """These three are without what the site has, which is in `site`."""
+    """These three do not include the site's own, which are in `site`."""
     site: Site
     max_restarts: int
 
     @property
     def executor(self) -> Executor:
-        """The backend. Raises JobError for options that it cannot use."""
+        """Returns the backend. Raises JobError for options that it does not support."""
         return executor(self.cluster, self.options)
 
     def spec(
         self, recipe: Recipe, recipe_file: Path, run_dir: Path, resume: str, after: Sequence[str]
     ) -> JobSpec:
-        """The job that trains `recipe`, written out in `recipe_file`.
+        """Returns the job that trains `recipe`, which is written to `recipe_file`.
 
-        Raises RecipeError, LayoutError, DataError or UsageError for what cannot run.
+        Raises RecipeError, LayoutError, DataError or UsageError if it cannot run.
         """
         size, least = self.resources, self.resources.min_nodes
         least_workers = None if least is None else least * size.workers_per_node
         allowed_workers(recipe, size.workers, least_workers)
         require_text(recipe, self.cluster)
         if recipe.job.device == "cuda" and self.cluster != "local" and size.gpus_per_worker == 0:
-            raise UsageError("job.device=cuda: no GPU is asked for; add --gpus-per-worker 1")
+            raise UsageError("job.device=cuda: needs a GPU per worker; add --gpus-per-worker 1")
         workers = str(size.workers) if least_workers is None else f"{least_workers}:{size.workers}"
         words = ["run", str(recipe_file), "--run-dir", str(run_dir), "--resume", resume, "--workers", workers]
         return JobSpec(
@@ -68,23 +68,30 @@ class Request:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options that make a Request; what is left out is the site's, the last job's, or a default."""
-    group = parser.add_argument_group("where and with what")
+    """Add the options of a Request; those not given come from the last job, the site, or a default."""
+    group = parser.add_argument_group("cluster and resources")
     group.add_argument(
-        "--cluster", choices=sorted(EXECUTORS), help="backend (default: the site file's, or local)"
+        "--cluster", choices=sorted(EXECUTORS), help="backend (default: that of the site file, or local)"
     )
     group.add_argument(
-        "--nodes", type=_nodes, metavar="N", help="nodes; MIN:MAX: go on with fewer when some are lost"
+        "--nodes",
+        type=_nodes,
+        metavar="N",
+        help="number of nodes; MIN:MAX: continue on fewer if some are lost",
     )
     group.add_argument("--workers-per-node", type=positive, metavar="N", help="(default: 1)")
     group.add_argument("--gpus-per-worker", type=count, metavar="N", help="(default: 0)")
-    group.add_argument("--cpus-per-worker", type=positive, metavar="N", help="(default: 1; on Slurm 8 a GPU)")
-    group.add_argument("--memory", type=gibibytes, metavar="GIB", help="of a node (default: the cluster's)")
+    group.add_argument(
+        "--cpus-per-worker", type=positive, metavar="N", help="(default: 1; on Slurm 8 per GPU)"
+    )
+    group.add_argument(
+        "--memory", type=gibibytes, metavar="GIB", help="memory per node (default: the cluster's)"
+    )
     group.add_argument(
         "--time-limit",
         type=minutes,
         metavar="TIME",
-        help="90 (minutes), 12h, 2d, or as Slurm writes it, 24:00:00, 1-12:00:00 (default: the cluster's)",
+        help="90 (minutes), 12h, 2d, or in Slurm's format, 24:00:00, 1-12:00:00 (default: the cluster's)",
     )
     group.add_argument(
         "--max-restarts", type=count, metavar="N", help=f"as for run (default: {DEFAULT_RESTARTS})"
@@ -95,7 +102,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=_pair,
         default=[],
         metavar="KEY=VALUE",
-        help="of the backend, e.g. partition=gpu, address=http://head:8265; may be repeated",
+        help="option of the backend, e.g. partition=gpu, address=http://head:8265; may be repeated",
     )
     group.add_argument("--address", metavar="URL", help="short for --option address=URL")
     group.add_argument(
@@ -103,7 +110,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="TEXT",
-        help="a line for the scheduler as it is, e.g. --directive=--mail-type=END; may be repeated",
+        help="line passed to the scheduler unchanged, e.g. --directive=--mail-type=END; may be repeated",
     )
     group.add_argument(
         "--env",
@@ -111,7 +118,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=_variable,
         default=[],
         metavar="NAME=VALUE",
-        help="a variable of the job, which anyone may read that can read its script; may be repeated",
+        help="environment variable of the job, visible to anyone who can read its script; may be repeated",
     )
     group.add_argument(
         "--setup",
@@ -119,19 +126,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=_line,
         default=[],
         metavar="LINE",
-        help="a line of shell before the command, e.g. 'module load cuda'; may be repeated",
+        help="shell command to run before the job's, e.g. 'module load cuda'; may be repeated",
     )
     group.add_argument(
-        "--dry-run", action="store_true", help="print what would be submitted; write and start nothing"
+        "--dry-run", action="store_true", help="print what would be submitted; submit and write nothing"
     )
 
 
 def request(
     options: argparse.Namespace, sites: Sites, last: JobRecord | None = None, workers: int = 1
 ) -> Request:
-    """What was asked for, over what the run's last job had, over the site's defaults.
+    """Combine the options with those of the run's last job and the site's defaults, in this order of precedence.
 
-    `workers`: what a run had until now that had no job on this cluster.
+    `workers`: the run's number of workers so far, used if it has had no job on this cluster.
     """
     cluster = options.cluster or (last.cluster if last else sites.default)
     before = last if last and last.cluster == cluster else None
@@ -139,7 +146,7 @@ def request(
     least, nodes = options.nodes or (sizes.min_nodes, sizes.nodes)
     if before is None:
         sizes = replace(sizes, workers_per_node=max(1, workers // nodes))
-    asked = dict(options.option) | ({"address": options.address} if options.address else {})
+    backend_options = dict(options.option) | ({"address": options.address} if options.address else {})
     return Request(
         cluster=cluster,
         resources=Resources(
@@ -151,7 +158,7 @@ def request(
             memory_gib=_first(options.memory, sizes.memory_gib),
             time_limit_min=_first(options.time_limit, sizes.time_limit_min),
         ),
-        options={**site.options, **(before.options if before else {}), **asked},
+        options={**site.options, **(before.options if before else {}), **backend_options},
         directives=tuple(options.directive) or (before.directives if before else ()),
         environment={**(before.environment if before else {}), **dict(options.env)},
         setup=tuple(options.setup) or (before.setup if before else ()),
@@ -160,12 +167,12 @@ def request(
     )
 
 
-def _first(asked: Value | None, otherwise: Value) -> Value:
-    return otherwise if asked is None else asked
+def _first(value: Value | None, otherwise: Value) -> Value:
+    return otherwise if value is None else value
 
 
 def _nodes(text: str) -> tuple[int | None, int]:
-    """(MIN, MAX), or (None, N)."""
+    """Parse MIN:MAX into (MIN, MAX), and N into (None, N)."""
     *least, most = count_or_range(text)
     return (least[0] if least else None), most
 
@@ -180,11 +187,11 @@ def _pair(text: str) -> tuple[str, str]:
 def _variable(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals or not VARIABLE.fullmatch(name):
-        raise argparse.ArgumentTypeError(f"{text} is not NAME=VALUE, with letters, digits and _ in the name")
+        raise argparse.ArgumentTypeError(f"{text} is not NAME=VALUE with a NAME of letters, digits and _")
     return name, value
 
 
 def _line(text: str) -> str:
     if not text.strip():
-        raise argparse.ArgumentTypeError("it is empty; give a line of shell, or leave it out")
+        raise argparse.ArgumentTypeError("must not be empty; give a shell command, or omit the option")
     return text

@@ -1,4 +1,4 @@
-"""How a run stands: what its folder says of its training, and what the scheduler says of its job. Without torch."""
+"""Reads the state of a run: its training from its folder, its job from the scheduler. Imports no torch."""
 
 import time
 from dataclasses import dataclass
@@ -22,18 +22,18 @@ from moe_train.monitor.state import read_state
 from moe_train.run_folder import RECIPE_FILE
 
 MARKS = (RECIPE_FILE, records.FILE_NAME)
-"""A folder with one of these is that of a run that was started or submitted."""
+"""Files that mark the folder of a run that was started or submitted."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """A run at one moment."""
+    """Describes a run at one moment."""
 
     run_dir: Path
     state: str
     """One word: see monitor/state.py."""
     step: int | None
-    """Updates made, as far as rows tell; None before the first row."""
+    """The last step in the run's metrics; None before the first row."""
     steps: int | None
     loss: float | None
     validation_loss: float | None
@@ -42,9 +42,9 @@ class Progress:
     attempts: int
     job: JobRecord | None
     status: JobStatus | None
-    """Of the job; None without one, or where the scheduler could not be asked."""
+    """The job's status; None without a job, or if the scheduler did not answer."""
     said: str
-    """Why it failed or waits, in the words of who knows."""
+    """Why it failed or waits, as its workers or its scheduler report it."""
     since: float | None
     """When the last row was written, in seconds since 1970."""
     left_s: float | None
@@ -52,31 +52,31 @@ class Progress:
 
     @property
     def may_run(self) -> bool:
-        """Whether it is at work or will be, as far as could be found out: where nobody answered, it may."""
+        """Whether it runs or is queued, or its scheduler did not answer."""
         return self.is_unanswered or self.state in ("queued", "running")
 
     @property
     def is_unanswered(self) -> bool:
-        """Whether only its scheduler could tell, and it was not asked or did not answer."""
+        """Whether its state depends on its scheduler, which was not asked or did not answer."""
         return self.job is not None and self.status is None and self.state != "finished"
 
     def as_dict(self) -> dict[str, Any]:
-        """For programs."""
+        """Returns what `--json` prints."""
         own = {key: value for key, value in vars(self).items() if key not in ("run_dir", "job", "status")}
         job = {"cluster": self.job.cluster, "id": self.job.id} if self.job else None
-        seen = {"state": str(self.status.state), "reason": self.status.reason} if self.status else None
+        scheduler = {"state": str(self.status.state), "reason": self.status.reason} if self.status else None
         nodes = list(self.status.nodes) if self.status else []
-        return {"run_dir": str(self.run_dir), **own, "job": job, "scheduler": seen, "nodes": nodes}
+        return {"run_dir": str(self.run_dir), **own, "job": job, "scheduler": scheduler, "nodes": nodes}
 
 
 def run_folder(name: str) -> Path:
-    """The folder of a run that was started or submitted. Raises UsageError if there is none."""
+    """Returns the folder of a run that was started or submitted. Raises UsageError if there is none."""
     return find_run(name, MARKS).absolute()
 
 
 def read_progress(run_dir: Path, *, ask: bool = True, ask_finished: bool = False) -> Progress:
-    """Read a run's folder and, with `ask`, ask the scheduler of its last job; with `ask_finished` even if the run has
-    come to its end. Raises MoETrainError or ClusterError for a folder that cannot be read."""
+    """Read a run's folder and, with `ask`, ask the scheduler of its last job; with `ask_finished` even if the run is
+    finished. Raises MoETrainError or ClusterError for a folder that cannot be read."""
     try:
         return _read(run_dir, ask, ask_finished)
     except OSError as error:
@@ -105,27 +105,27 @@ def _read(run_dir: Path, ask: bool, ask_finished: bool) -> Progress:
         status=state.status,
         said=(state.cause if state.word != "queued" else "")
         or _no_room(run_dir, state.word)
-        or _found(run_dir, state.word)  # a scheduler may have words for a job that runs well, too
+        or _findings(run_dir, state.word)  # before the scheduler's message, which a healthy job may have too
         or state.said,
         since=(run_dir / METRICS_FILE).stat().st_mtime if rows else None,
         left_s=_left(recipe, last) if state.word == "running" else None,
     )
 
 
-def _found(run_dir: Path, state: str) -> str:
-    """What was found out about the workers of a run and about its nodes, while it runs."""
+def _findings(run_dir: Path, state: str) -> str:
+    """Returns what its launcher reports of the workers and nodes of a running run."""
     if state != "running":
         return ""
     findings = recorded(attempt_dir(run_dir, newest_attempt(run_dir)))
-    return "; ".join([*left_out(run_dir).sentences, *(found["text"] for found in findings)])
+    return "; ".join([*left_out(run_dir).sentences, *(finding["text"] for finding in findings)])
 
 
 def _no_room(run_dir: Path, state: str) -> str:
-    """What there is to say of a run that failed and could not write why."""
+    """Returns the message for a failed run whose disk is full, so that it could not record the reason."""
     if state != "failed" or not has_no_room(run_dir):
         return ""
     return (
-        f"the disk of {run_dir} is full; what it has saved is intact: free space, and `moe-train resume` it"
+        f"the disk of {run_dir} is full; its checkpoints are intact: free space, then `moe-train resume` it"
     )
 
 
@@ -137,7 +137,7 @@ def _left(recipe: Recipe | None, last: Row) -> float | None:
 
 
 def age(since: float) -> str:
-    """How long ago, in words."""
+    """Returns how long ago `since` was, such as "5 min ago"."""
     seconds = max(0, int(time.time() - since))
     if seconds < 120:
         return f"{seconds} s ago"

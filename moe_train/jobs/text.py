@@ -1,4 +1,4 @@
-"""Where the text of a job lies: found from whatever folder the job starts in, and missed before it is queued."""
+"""Makes the path of a job's text absolute, and reports missing text before the job is queued."""
 
 import os
 from dataclasses import replace
@@ -9,11 +9,11 @@ from moe_train.config.schema import Recipe
 from moe_train.data.corpora import there
 
 SEES_OUR_FILES = ("local", "slurm")
-"""Backends whose nodes share this machine's file systems; those of a Ray cluster may hold the text alone."""
+"""Backends whose nodes share this machine's file systems. Nodes of a Ray cluster may have text that it lacks."""
 
 
 def anchored(recipe: Recipe) -> Recipe:
-    """The recipe with the path of its text made absolute: a job may start in another folder."""
+    """Returns the recipe with an absolute path of its text: a job may start in another folder."""
     corpus = recipe.data.corpus
     if not isinstance(corpus, FilesCorpusConfig | ParallelFilesCorpusConfig) or not corpus.path:
         return recipe
@@ -22,6 +22,6 @@ def anchored(recipe: Recipe) -> Recipe:
 
 
 def require_text(recipe: Recipe, cluster: str) -> None:
-    """Raise DataError if the text that a job of this backend reads is not there; whether it is text, the job sees."""
+    """Raise DataError if the text of a job on this backend is missing; the job itself checks the content."""
     if cluster in SEES_OUR_FILES:
         there.require_text(recipe.data.corpus)

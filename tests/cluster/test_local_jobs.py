@@ -96,7 +96,7 @@ def test_representative_a_job_is_ended_saves_and_goes_on(terminal: Terminal) -> 
     found = terminal.wait("finished")
     assert (found["step"], found["attempts"]) == (steps, 2)
     wait_for(lambda: terminal.status()["scheduler"]["state"] == "done", every_s=0.3)
-    assert "is over already" in terminal("cancel", "small")
+    assert "has already ended" in terminal("cancel", "small")
 
 
 def test_a_job_that_starts_afresh_keeps_what_it_is_known_by(terminal: Terminal) -> None:
@@ -178,7 +178,7 @@ def test_one_waiting_run_of_a_sweep_is_cancelled_alone(terminal: Terminal) -> No
 def test_what_has_no_job_cannot_be_cancelled_and_the_way_out_is_told(terminal: Terminal) -> None:
     terminal("run", "small.yaml", "steps=2")
     refused = terminal("cancel", "small", code=2)
-    assert "it has no job" in refused
+    assert "so it has no job" in refused
     assert terminal.status()["state"] == "finished"
     assert "there is no run folder" in terminal("status", "gone", code=2)
 

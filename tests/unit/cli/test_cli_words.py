@@ -67,7 +67,7 @@ def test_a_sweep_says_how_several_values_are_written(
     assert main(["sweep", RECIPE, f"seed={written}"]) == UsageError.exit_code
     said = capsys.readouterr().err
     assert "must be a whole number" in said
-    assert "takes several values with commas and without brackets: seed=0,1)" in said
+    assert "write several values with commas and without brackets: seed=0,1)" in said
 
 
 def test_a_sweep_says_nothing_of_brackets_where_a_list_belongs(capsys: pytest.CaptureFixture[str]) -> None:

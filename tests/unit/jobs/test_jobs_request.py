@@ -69,7 +69,7 @@ def test_a_time_limit_is_minutes_whatever_its_unit(text: str, minutes: int) -> N
         ),
         (["--env", "GREETING"], "is not NAME=VALUE"),
         (["--env", "2=a"], "letters, digits and _"),
-        (["--setup", " "], "a line of shell"),
+        (["--setup", " "], "give a shell command"),
         (["--option", "partition"], "is not KEY=VALUE"),
         (["--workers-per-node", "0"], "at least 1"),
         (["--cpus-per-worker", "0"], "at least 1"),

@@ -54,7 +54,7 @@ def test_a_sweep_is_waited_for_though_its_scheduler_is_silent_for_a_while(
     ended = moe_train(*words, "--wait")
     assert ended.code == 1  # its runs did not finish
     assert "seed=0: Slurm refuses: Unable to contact slurm controller" in ended.errors
-    assert "waiting goes on" in ended.errors
+    assert "; still waiting" in ended.errors
     assert ended.output.count("cancelled") == 2
     assert len(called(programs, "scontrol")) >= 4
 
@@ -73,7 +73,7 @@ def test_a_workers_log_is_followed_though_the_scheduler_is_silent_for_a_while(
 def test_an_attempt_is_chosen_of_a_workers_logs_alone(moe_train: Command, tmp_path: Path) -> None:
     run_dir = give_to_slurm(tmp_path / "run")
     ended = moe_train("logs", str(run_dir), "--attempt", "1")
-    ended.refuses("--attempt 1: chooses among a worker's logs", "name a worker too, such as --rank 0")
+    ended.refuses("--attempt 1: needs --rank, because all attempts share", "add a worker, such as --rank 0")
 
 
 def test_a_list_waits_once_for_a_silent_scheduler_and_asks_nothing_of_finished_runs(

@@ -62,7 +62,7 @@ def test_a_job_that_cannot_be_written_down_is_ended_again_and_named(terminal: Pa
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1
     assert f"run_dir={run_dir}: cannot be written (File too large: {run_dir / 'jobs.jsonl'})" in said
-    assert "its job slurm:41, which would be on no record, was told to end" in said
+    assert "its job slurm:41, which could not be recorded, was cancelled" in said
     assert "Traceback" not in said
     assert called(terminal, "scancel") == ["41"]
     assert (run_dir / "jobs.jsonl").read_bytes() == before
@@ -106,7 +106,7 @@ def test_jobs_of_a_sweep_that_were_taken_before_one_was_refused_are_on_record(
 ) -> None:
     words = ("sweep", "small.yaml", "seed=0,1,2", "--cluster", "ray", "--address", full_ray)
     ended = moe_train(*words, "--dir", str(tmp_path / "sweep"))
-    ended.refuses("the head is full", "of 3 runs 1 were submitted before", code=1)
+    ended.refuses("the head is full", "1 of 3 runs were submitted; run the same command again", code=1)
     jobs = {seed: records.read(tmp_path / f"sweep/seed={seed}") for seed in range(3)}
     assert [len(found) for found in jobs.values()] == [1, 0, 0]
     recipes = sorted((tmp_path / "sweep").rglob("recipe-*.yaml"))

@@ -39,7 +39,7 @@ def test_a_submission_that_nobody_takes_leaves_nothing(moe_train: Command, tmp_p
             "gone: there is no such folder",
         ),
         (["--workers-per-node", "0"], "0 is not a whole number of at least 1"),
-        (["steps=6"], "steps=6: {run} is finished at that step; raise steps to train on"),
+        (["steps=6"], "steps=6: {run} has already finished; raise steps to train on"),
     ],
 )
 @pytest.mark.parametrize("cluster", ["local", "slurm"])

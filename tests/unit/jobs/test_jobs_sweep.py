@@ -47,7 +47,7 @@ def test_a_name_never_leaves_the_sweeps_folder() -> None:
         (["seed=0"], "no key has several values"),
         (["seed=1,1"], "two runs would share a folder"),
         (["a=/x,_x"], "two runs would share a folder"),
-        ([f"name={'a' * 200},b"], "is no name for a folder"),
+        ([f"name={'a' * 200},b"], "is not a valid folder name"),
     ],
 )
 def test_a_sweep_that_is_none_is_refused(overrides: list[str], part: str) -> None:
