@@ -104,7 +104,7 @@ BEFORE_ANYTHING_STARTS = [
         ["--max-restarts: -1 is not a whole number"],
     ),
     ("resume in words", ["small.yaml", "--resume", "x"], ["--resume: x is neither auto, never, nor"]),
-    ("empty run folder", ["small.yaml", "--run-dir", ""], ["--run-dir: it is empty", "runs/NAME"]),
+    ("empty run folder", ["small.yaml", "--run-dir", ""], ["--run-dir: must not be empty", "runs/NAME"]),
     (
         "resume of what never ran",
         ["small.yaml", "--resume", "7"],

@@ -31,7 +31,7 @@ def test_a_submission_that_nobody_takes_leaves_nothing(moe_train: Command, tmp_p
             ["--resume", "100"],
             "--resume 100: {run} has no checkpoint of that step; choose one of 2, 4, 6",
         ),
-        (["--run-dir", ""], "argument --run-dir: it is empty"),
+        (["--run-dir", ""], "argument --run-dir: must not be empty"),
         (["data.corpus.path=gone"], "gone: there is no such file or folder"),
         (["data.corpus.path=gone/*.txt"], "gone/*.txt: holds no text (0 files match"),
         (
@@ -80,7 +80,7 @@ def test_nodes_of_ray_may_have_text_that_this_machine_has_not(moe_train: Command
 
 
 @pytest.mark.parametrize(
-    ("words", "part"), [(["--dir", ""], "it is empty"), (["--at-once", "0"], "at least 1")]
+    ("words", "part"), [(["--dir", ""], "must not be empty"), (["--at-once", "0"], "at least 1")]
 )
 def test_a_sweep_that_cannot_run_is_refused(moe_train: Command, words: list[str], part: str) -> None:
     moe_train("sweep", "small.yaml", "seed=0,1", *words).refuses(part)
