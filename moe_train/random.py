@@ -6,7 +6,7 @@ B sequences.
 """
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -21,35 +21,36 @@ _LOW_32 = 0xFFFFFFFF
 
 @dataclass(frozen=True)
 class RandomStream:
-    """The draws of one training step for the sequences of one microbatch."""
+    """The draws of one training step."""
 
     seed: int
     step: int
-    sequence_ids: Int[Tensor, " B"]
     pass_index: int = 0
     """Which forward pass over the batch, for objectives that make several: each has draws of its own."""
 
-    def uniform(self, site: str, *shape: int) -> Float[Tensor, "B ..."]:
-        """Uniform numbers in [0, 1) of shape [B, *shape]; `site` names the place in the model that draws."""
-        low, high = self._keys(site)
+    def uniform(self, site: str, sequence_ids: Int[Tensor, " B"], *shape: int) -> Float[Tensor, "B ..."]:
+        """Returns uniform numbers in [0, 1) of shape [B, *shape]; `site` names the place in the model that draws."""
+        low, high = self._keys(site, sequence_ids)
         count = 1
         for size in shape:
             count *= size
         return hashed_uniform(low, high, count).view(len(low), *shape)
 
-    def uniform_of_batch(self, site: str, *shape: int) -> Float[Tensor, "..."]:
-        """Uniform numbers in [0, 1) of shape [*shape] that all sequences of the step share."""
-        return replace(self, sequence_ids=self.sequence_ids.new_zeros(1)).uniform(f"{site}.batch", *shape)[0]
+    def uniform_of_batch(self, site: str, device: torch.device, *shape: int) -> Float[Tensor, "..."]:
+        """Returns uniform numbers in [0, 1) of shape [*shape] that all sequences of the step share."""
+        one = torch.zeros(1, dtype=torch.int64, device=device)
+        return self.uniform(f"{site}.batch", one, *shape)[0]
 
-    def _keys(self, site: str) -> tuple[Int[Tensor, " B"], Int[Tensor, " B"]]:
+    def _keys(
+        self, site: str, sequence_ids: Int[Tensor, " B"]
+    ) -> tuple[Int[Tensor, " B"], Int[Tensor, " B"]]:
         """Two 32-bit keys for each sequence."""
         place = f"{site}/pass{self.pass_index}" if self.pass_index else site
         base = _digest(self.seed, self.step, place)
-        ids = self.sequence_ids
         keys = []
         for shift in (0, 32):
             word = signed((base >> shift) & _LOW_32)
-            low, high = ids.to(torch.int32), (ids >> 31).to(torch.int32)
+            low, high = sequence_ids.to(torch.int32), (sequence_ids >> 31).to(torch.int32)
             keys.append(mixed(low + word, high ^ signed(0x85EBCA6B + shift)))
         return keys[0], keys[1]
 

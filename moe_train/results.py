@@ -24,6 +24,8 @@ class Policy(NamedTuple):
     """Factor of the policy's loss in the total."""
     value_coefficient: float
     """Factor of the baseline's loss in the total."""
+    places: Int[Tensor, " T"] | None = None
+    """The batch's places that these tokens have (moe/rows.py); None: all, in order."""
 
 
 class SetLoss(NamedTuple):

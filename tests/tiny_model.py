@@ -1,5 +1,6 @@
 """Small recipes, contexts, layers and models for the tests of the core, always the same numbers."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,7 +15,8 @@ from moe_train.distribute.apply import distribute
 from moe_train.model.transformer import Model
 from moe_train.moe.layers.layer import MoELayer
 from moe_train.moe.layers.layer import moe_layer as build_layer
-from moe_train.moe.routing import RouteContext, Router, Vocabulary
+from moe_train.moe.routing import Pass, RouteContext, Router, Vocabulary
+from moe_train.moe.rows import Rows
 from moe_train.objectives.objective import Objective
 from moe_train.parallel.plan import Mesh, ParallelPlan
 from moe_train.parallel.world import World
@@ -45,7 +47,12 @@ def context(
     """A context of `sequences` sequences, numbered from `first`, of `length` tokens."""
     ids = torch.arange(first, first + sequences)
     tokens = (ids.unsqueeze(1) * 7919 + torch.arange(length) * 104729) % TOKENS
-    return RouteContext(training, 0.0, RandomStream(seed, step, ids), tokens)
+    return RouteContext(Pass(training, 0.0, RandomStream(seed, step)), Rows(ids, tokens))
+
+
+def with_padding(context: RouteContext, is_real: Tensor) -> RouteContext:
+    """The same context with padding where `is_real` is false."""
+    return replace(context, rows=replace(context.rows, is_real=is_real))
 
 
 def gate(config: RouterConfig, logits: Tensor, group: int = 1) -> Router:

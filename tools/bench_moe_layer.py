@@ -29,7 +29,8 @@ from moe_cluster.output import run_main
 from moe_train.config.kinds.router import TopKRouterConfig
 from moe_train.config.schema import MoEConfig
 from moe_train.moe.layers.layer import MoELayer
-from moe_train.moe.routing import RouteContext
+from moe_train.moe.routing import Pass, RouteContext
+from moe_train.moe.rows import Rows
 from moe_train.parallel.host_memory import keep_freed_memory
 from moe_train.random import RandomStream
 
@@ -152,12 +153,11 @@ def our_layer(case: Case) -> MoELayer:
 
 def _context(case: Case) -> RouteContext:
     sequences = case.num_tokens // SEQUENCE_LENGTH
-    return RouteContext(
-        training=True,
-        progress=0.0,
-        random=RandomStream(0, 0, torch.arange(sequences, device=case.device)),
-        token_values=torch.zeros(sequences, SEQUENCE_LENGTH, dtype=torch.long, device=case.device),
+    rows = Rows(
+        torch.arange(sequences, device=case.device),
+        torch.zeros(sequences, SEQUENCE_LENGTH, dtype=torch.long, device=case.device),
     )
+    return RouteContext(Pass(training=True, progress=0.0, random=RandomStream(0, 0)), rows)
 
 
 def ours(case: Case, layer: MoELayer, x: Tensor, grad: Tensor) -> Callable[[], None]:

@@ -29,7 +29,8 @@ from moe_train.config.registry import REGISTRY
 from moe_train.config.schema import MoEConfig, Recipe
 from moe_train.moe.experts import Experts
 from moe_train.moe.layers.layer import MoELayer, moe_layer
-from moe_train.moe.routing import RouteContext, Routing, TableRouter, Vocabulary
+from moe_train.moe.routing import Pass, RouteContext, Routing, TableRouter, Vocabulary
+from moe_train.moe.rows import Rows
 from moe_train.parallel.host_memory import keep_freed_memory
 from moe_train.random import RandomStream, generator_for
 from moe_train.results import MoEStats
@@ -137,8 +138,8 @@ class Bench:
         return layer
 
     def _context(self, training: bool) -> RouteContext:
-        stream = RandomStream(0, LATE_STEP, torch.arange(self.sequences))
-        return RouteContext(training, 1.0, stream, self.values)
+        forward_pass = Pass(training, 1.0, RandomStream(0, LATE_STEP))
+        return RouteContext(forward_pass, Rows(torch.arange(self.sequences), self.values))
 
     def _steps(self, layer: MoELayer) -> dict[str, Callable[[], object]]:
         """What is measured of a layer, by the names in MEASURES."""

@@ -44,7 +44,8 @@ from moe_train.data.batch import Batch
 from moe_train.model.init import initial_value
 from moe_train.model.transformer import Transformer
 from moe_train.moe.layers.layer import MoELayer
-from moe_train.moe.routing import RouteContext
+from moe_train.moe.routing import Pass, RouteContext
+from moe_train.moe.rows import Rows
 from moe_train.parallel.host_memory import keep_freed_memory
 from moe_train.parallel.plan import Mesh, ParallelPlan
 from moe_train.parallel.world import World
@@ -294,9 +295,9 @@ def _deepspeed_step(recipe: Recipe, world: World, *, drop_tokens: bool) -> Calla
         nonlocal done
         batch = batches[done % 4]
         optimizer.zero_grad(set_to_none=True)
-        logits, stats = forward(
-            batch.tokens, RouteContext(True, 0.0, RandomStream(0, done, batch.sequence_ids), batch.tokens)
-        )
+        forward_pass = Pass(training=True, progress=0.0, random=RandomStream(0, done))
+        context = RouteContext(forward_pass, Rows(batch.sequence_ids, batch.tokens))
+        logits, stats = forward(batch.tokens, context)
         auxiliary = sum(BALANCE_COEFFICIENT * of_layer.losses["balance"] for of_layer in stats)
         (objective(logits, batch) + auxiliary).backward()
         _clip(shared, experts, recipe.optim.clip or 1.0, world)

@@ -8,7 +8,6 @@ B sentences, K beams, S tokens so far, R tokens of the source, V vocabulary, N t
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
@@ -19,7 +18,8 @@ from moe_train.data.batch import Batch
 from moe_train.data.tokenizer import EOS_ID, PAD_ID
 from moe_train.decoding.beam_search import beam_search
 from moe_train.model.transformer import EncoderDecoder
-from moe_train.moe.routing import RouteContext
+from moe_train.moe.routing import Pass, RouteContext
+from moe_train.moe.rows import Rows
 
 EXTRA_TOKENS = 8
 """A translation has up to 3/2 of its (padded) source's tokens, and so many more."""
@@ -28,27 +28,28 @@ EXTRA_TOKENS = 8
 def generate(
     model: EncoderDecoder,
     batch: Batch,
-    context: RouteContext,
+    forward_pass: Pass,
     config: DecodingConfig,
     longest: int,
     may_stop: Callable[[bool], bool] = bool,
 ) -> Int[Tensor, "B N"]:
     """The best translation found of each source of `batch`, up to its first `<eos>`, which fills the rest.
 
-    None has more than `longest` tokens. `context` is for the batch's sequences, of validation; `may_stop` as in
+    None has more than `longest` tokens. `forward_pass` is one of validation; `may_stop` as in
     `beam_search`, for ranks whose calls of the model must meet.
     """
     assert batch.source is not None
     source, is_real, beams = batch.source, batch.source_is_real, config.beam_size
-    memory, _ = model.encode(source, replace(context, token_values=source, is_real=is_real))
+    of_source = Rows(batch.sequence_ids, source, is_real)
+    memory, _ = model.encode(source, RouteContext(forward_pass, of_source))
     memory = memory.repeat_interleave(beams, dim=0)
     is_real = None if is_real is None else is_real.repeat_interleave(beams, dim=0)
-    random = replace(context.random, sequence_ids=batch.sequence_ids.repeat_interleave(beams))
+    sequence_ids = batch.sequence_ids.repeat_interleave(beams)
 
     def step(prefixes: Int[Tensor, "B K S"]) -> Float[Tensor, "B K V"]:
         tokens = prefixes.flatten(0, 1)
-        of_prefixes = replace(context, random=random, token_values=tokens, is_real=None)
-        logits, _ = model.decode(tokens, of_prefixes, memory, is_real)
+        of_prefixes = Rows(sequence_ids, tokens)
+        logits, _ = model.decode(tokens, RouteContext(forward_pass, of_prefixes), memory, is_real)
         return torch.log_softmax(logits[:, -1].float(), dim=-1).unflatten(0, (-1, beams))
 
     return beam_search(

@@ -34,7 +34,7 @@ class Translator:
             tokens = generate(
                 model,
                 batch,
-                self.forward.context(batch, step),
+                self.forward.forward_pass(step),
                 recipe.decoding,
                 recipe.data.sequence_length,
                 self._all_agree,

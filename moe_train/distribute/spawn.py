@@ -76,4 +76,4 @@ def _draws(name: str, shard: Shard, expert: int, seed: int) -> Float[Tensor, "D 
     _, num_rows, num_columns = shard.global_shape
     first, count = expert * num_rows + shard.offsets[1], shard.data.shape[1]
     rows = torch.arange(first, first + count, device=shard.data.device)
-    return RandomStream(seed, 0, rows).uniform(f"{name}.mask", num_columns)
+    return RandomStream(seed, 0).uniform(f"{name}.mask", rows, num_columns)

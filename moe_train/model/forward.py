@@ -3,7 +3,7 @@
 Apart from the training step, because validation and translation run the model in the same way.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,7 +11,8 @@ from torch import Tensor
 from moe_train.config.schema import Recipe
 from moe_train.data.batch import Batch
 from moe_train.model.transformer import Model
-from moe_train.moe.routing import RouteContext
+from moe_train.moe.routing import Pass, RouteContext
+from moe_train.moe.rows import Rows
 from moe_train.random import RandomStream
 from moe_train.results import MoEStats
 
@@ -28,21 +29,20 @@ class Forward:
 
         `pass_index` numbers the passes of an objective that makes several: each has draws of its own.
         """
-        context = self.context(batch, step, pass_index)
+        forward_pass = self.forward_pass(step, pass_index)
+        context = RouteContext(forward_pass, Rows(batch.sequence_ids, batch.tokens, batch.is_real))
         with self.precision(batch):
             if batch.source is None:
                 return self.model(batch.tokens, context)
-            of_source = replace(context, token_values=batch.source, is_real=batch.source_is_real)
-            return self.model(batch.tokens, context, batch.source, of_source)
+            of_source = Rows(batch.sequence_ids, batch.source, batch.source_is_real)
+            return self.model(batch.tokens, context, batch.source, RouteContext(forward_pass, of_source))
 
-    def context(self, batch: Batch, step: int, pass_index: int = 0) -> RouteContext:
+    def forward_pass(self, step: int, pass_index: int = 0) -> Pass:
         """Returns what the layers know of a pass."""
-        return RouteContext(
+        return Pass(
             training=self.model.training,
             progress=step / self.recipe.steps,
-            random=RandomStream(self.recipe.seed, step, batch.sequence_ids, pass_index),
-            token_values=batch.tokens,
-            is_real=batch.is_real,
+            random=RandomStream(self.recipe.seed, step, pass_index),
         )
 
     def precision(self, batch: Batch) -> torch.autocast:

@@ -75,7 +75,7 @@ class Block(nn.Module):
         normed, stats = self.feedforward_norm(x), None
         if isinstance(self.feedforward, MoELayer):
             rows, stats = self.feedforward(normed.flatten(0, 1), context, x.flatten(0, 1))
-            stats = stats._replace(tokens=context.num_real)
+            stats = stats._replace(tokens=context.rows.num_real)
             y = rows.view_as(x)
             if self.shared_experts is not None:
                 y = y + self.shared_experts(normed)
@@ -125,9 +125,10 @@ class Stack(nn.Module):
         Padding comes after all real tokens, so causal attention never sees it.
         """
         bias = None if self.relative_bias is None else self.relative_bias(length).unsqueeze(0)
-        if self.is_causal or context.is_real is None:
+        is_real = context.rows.is_real
+        if self.is_causal or is_real is None:
             return bias
-        hiding = hide_padding(context.is_real)
+        hiding = hide_padding(is_real)
         return hiding if bias is None else bias + hiding
 
 
@@ -137,5 +138,5 @@ def dropout(
     """Inverted dropout whose mask is a function of (seed, step, site, sequence), the same on every layout."""
     if rate == 0 or not context.training:
         return x
-    keep = context.random.uniform(site, *x.shape[1:]) >= rate
+    keep = context.uniform(site, x.shape[2]).view_as(x) >= rate
     return x * keep / (1 - rate)

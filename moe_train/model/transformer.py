@@ -65,7 +65,7 @@ class EncoderDecoder(nn.Module):
     ) -> tuple[Float[Tensor, "B S V"], tuple[MoEStats, ...]]:
         """Logits of the token after each of `tokens`, given `source`; and all statistics, the encoder's first."""
         memory, of_encoder = self._encoded(source, source_context)
-        logits, of_decoder = self._decoded(tokens, context, memory, source_context.is_real)
+        logits, of_decoder = self._decoded(tokens, context, memory, source_context.rows.is_real)
         return logits, (*of_encoder, *of_decoder)
 
     def encode(

@@ -1,7 +1,8 @@
 """The capacity limit: which tokens of a routing group an expert accepts; how many, `config/capacity.py` says.
 
 A routing group is a whole number of sequences, never "the tokens of a rank": so the same tokens are dropped
-on every layout. S tokens in a group, N edges, E experts.
+on every layout. It counts places of these sequences (rows.py), whether a row has come for each or not.
+N edges, E experts.
 """
 
 import torch
@@ -9,17 +10,20 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from moe_train.moe.routing import Routing
+from moe_train.moe.rows import Rows
 
 
-def within_capacity(routing: Routing, group_tokens: int, slots: int) -> Bool[Tensor, " N"]:
-    """Which edges fit: in each group an expert takes its first `slots` edges.
+def within_capacity(
+    routing: Routing, group_tokens: int, slots: int, rows: Rows | None = None
+) -> Bool[Tensor, " N"]:
+    """Which edges fit: in each group of `group_tokens` places an expert takes its first `slots` edges.
 
     All first choices come before any second choice, and among equal choices earlier tokens come first
     (GShard, 2006.16668, alg. 1; Switch, 2101.03961, sec. 2.2). Causal with one choice; with more, a second
     choice can lose its place to the first choice of a later token. With a priority, tokens of a higher one come
     before earlier tokens (V-MoE, 2106.05974, sec. 4): not causal.
     """
-    segment = routing.token_ids // group_tokens * routing.num_experts + routing.expert_ids
+    segment = _segments(routing, group_tokens, rows)
     queue = segment * routing.num_choices + routing.choices
     if routing.priority is None:
         order = torch.argsort(queue, stable=True)
@@ -31,14 +35,17 @@ def within_capacity(routing: Routing, group_tokens: int, slots: int) -> Bool[Ten
     return position < slots
 
 
-def first_with_room(routing: Routing, group_tokens: int, slots: int) -> Bool[Tensor, " N"]:
+def first_with_room(
+    routing: Routing, group_tokens: int, slots: int, rows: Rows | None = None
+) -> Bool[Tensor, " N"]:
     """Which edge a token uses: that of its earliest choice whose expert has one of its `slots` left, if there is one.
 
     Choice by choice, and earlier tokens first: who was refused in one round asks again in the next, behind all who
     were served (mesh-tensorflow's `_ntlb_gating`: Switch's "no token left behind").
     """
-    segment = routing.token_ids // group_tokens * routing.num_experts + routing.expert_ids
-    groups = -(-routing.num_tokens // group_tokens)
+    segment = _segments(routing, group_tokens, rows)
+    num_places = routing.num_tokens if rows is None else rows.values.numel()
+    groups = -(-num_places // group_tokens)
     room = segment.new_full((groups * routing.num_experts,), slots)
     used = torch.zeros_like(segment, dtype=torch.bool)
     is_waiting = used.new_ones(routing.num_tokens)
@@ -50,6 +57,12 @@ def first_with_room(routing: Routing, group_tokens: int, slots: int) -> Bool[Ten
         is_waiting[routing.token_ids[served]] = False
         room -= torch.bincount(segment[served], minlength=len(room))
     return used
+
+
+def _segments(routing: Routing, group_tokens: int, rows: Rows | None) -> Int[Tensor, " N"]:
+    """A number for each edge that those to one expert from one routing group share; rows are full unless given."""
+    places = routing.token_ids if rows is None else rows.places_of(routing.token_ids)
+    return places // group_tokens * routing.num_experts + routing.expert_ids
 
 
 def _rank_in_run(values: Int[Tensor, " N"]) -> Int[Tensor, " N"]:

@@ -3,9 +3,9 @@
 Losses of tokens (z, entropy) are means over routing groups of equal size. A balance loss is one of sums over a set of
 tokens (`SetLoss`): a sequence, a routing group or the global batch, as `moe.router.balance_over` says, and a mean over
 sets. So the mean over microbatches and ranks is the value of the global batch on every layout; where the batch is one
-set, `whole_batch.py` makes it so. Where there is padding (`is_real` is false), a set's share or mean is that of its
-real tokens, and one without any counts as 0.
-G groups or sets, S tokens in one, E experts, K choices.
+set, `whole_batch.py` makes it so. Where there is padding (`is_real` is false), or places have no row (rows.py), a set's
+share or mean is that of its real tokens, and one without any counts as 0.
+T tokens (rows), G groups or sets, E experts, K choices.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from moe_train.moe.routing import RouteContext
+from moe_train.moe.rows import Rows
 from moe_train.results import SetLoss
 
 
@@ -33,32 +33,54 @@ def mean_or_zero(values: Float[Tensor, "G ..."]) -> Float[Tensor, ""]:
 
 @dataclass(frozen=True)
 class TokenSets:
-    """The sets of tokens in each of which a balance loss asks for even loads."""
+    """Sets of tokens: those in each of which a balance loss asks for even loads, or the routing groups."""
 
     size: int | None
-    """Tokens of a set; None: all tokens of the global batch are one, and those at hand are a part of it."""
+    """Places of a set; None: all tokens of the global batch are one, and those at hand are a part of it."""
     is_real: Bool[Tensor, " T"] | None = None
+    rows: Rows | None = None
+    """None: the rows are full."""
 
     @classmethod
-    def of(
-        cls, over: Literal["sequence", "group", "batch"], group: int, context: RouteContext
-    ) -> "TokenSets":
+    def of(cls, over: Literal["sequence", "group", "batch"], group: int, rows: Rows) -> "TokenSets":
         """What `moe.router.balance_over` names, with `group` sequences in a routing group."""
-        sizes = {"sequence": context.sequence_length, "group": group * context.sequence_length, "batch": None}
-        return cls(sizes[over], context.real_rows)
+        sizes = {"sequence": rows.length, "group": group * rows.length, "batch": None}
+        return cls(sizes[over], rows.real, None if rows.is_full else rows)
+
+    @property
+    def are_whole(self) -> bool:
+        """Every set has all its tokens: none is padding or has no row."""
+        return self.is_real is None and self.rows is None
 
     def totals(self, values: Float[Tensor, "T E"]) -> Float[Tensor, "G E"]:
         """The sum over each set's (real) tokens."""
-        return group_totals(values, self.size, self.is_real)
+        if self.is_real is not None:
+            values = values * self.is_real.unsqueeze(1)
+        if self.size is None:
+            return values.sum(0, keepdim=True)
+        by_place = values if self.rows is None else self.rows.lay_out(values).flatten(0, 1)
+        return by_place.unflatten(0, (-1, self.size)).sum(1)
+
+    def mean(self, values: Float[Tensor, " T"]) -> Float[Tensor, ""]:
+        """The mean over (real) tokens. Where some sets are not whole, it is the mean of the sets' means."""
+        if self.are_whole:
+            return values.sum() / max(len(values), 1)
+        totals = self.totals(values.unsqueeze(1))
+        return mean_or_zero(totals / self.num_tokens(len(values), values).clamp(min=1))
 
     def counts(self, expert_ids: Int[Tensor, "T K"], num_experts: int) -> Int[Tensor, "G E"]:
         """How many of each set's (real) tokens go to each expert."""
         tokens, choices = expert_ids.shape
         edges = expert_ids.reshape(-1)
-        num_sets = 1 if self.size is None else tokens // self.size
-        if self.size is not None:
+        num_sets = 1
+        if self.size is not None and self.rows is None:
+            num_sets = tokens // self.size
             sets = torch.arange(num_sets, device=edges.device).repeat_interleave(self.size * choices)
             edges = sets * num_experts + edges
+        elif self.size is not None and self.rows is not None:
+            num_sets = self.rows.values.numel() // self.size
+            places = self.rows.places_of(torch.arange(tokens, device=edges.device))
+            edges = (places // self.size).repeat_interleave(choices) * num_experts + edges
         if self.is_real is not None:
             edges = edges[self.is_real.repeat_interleave(choices)]
         return torch.bincount(edges, minlength=num_sets * num_experts).view(num_sets, num_experts)
@@ -67,6 +89,8 @@ class TokenSets:
         """How many of `tokens` tokens (real ones) each set has, in the precision of `like`."""
         if self.is_real is not None:
             return self.totals(self.is_real.unsqueeze(1).to(like.dtype))
+        if self.rows is not None:
+            return self.totals(like.new_ones(tokens, 1))
         sets, size = (1, tokens) if self.size is None else (tokens // self.size, self.size)
         return like.new_full((sets, 1), size)
 
@@ -101,40 +125,9 @@ def share_times_probability(totals: Float[Tensor, "G N"], choices: int) -> Float
     return experts * mean_or_zero((counts / (tokens * choices) * (sums / tokens)).sum(1))
 
 
-def group_means(
-    values: Float[Tensor, "T E"], group_tokens: int, is_real: Bool[Tensor, " T"] | None = None
-) -> Float[Tensor, "G E"]:
-    """The mean over each group's (real) tokens."""
-    if is_real is None:
-        return values.unflatten(0, (-1, group_tokens)).mean(1)
-    return group_totals(values, group_tokens, is_real) / is_real.view(-1, group_tokens, 1).sum(1).clamp(min=1)
-
-
-def group_totals(
-    values: Float[Tensor, "T E"], group_tokens: int | None, is_real: Bool[Tensor, " T"] | None = None
-) -> Float[Tensor, "G E"]:
-    """The sum over each group's (real) tokens; None: all are one group."""
-    if is_real is not None:
-        values = values * is_real.unsqueeze(1)
-    if group_tokens is None:
-        return values.sum(0, keepdim=True)
-    return values.unflatten(0, (-1, group_tokens)).sum(1)
-
-
-def token_mean(
-    values: Float[Tensor, " T"], group_tokens: int, is_real: Bool[Tensor, " T"] | None = None
-) -> Float[Tensor, ""]:
-    """The mean over (real) tokens. Groups matter only where there is padding: then it is the mean of their means."""
-    if is_real is None:
-        return values.sum() / max(len(values), 1)
-    return mean_or_zero(group_means(values.unsqueeze(1), group_tokens, is_real))
-
-
-def z_loss(
-    logits: Float[Tensor, "T E"], group_tokens: int = 1, is_real: Bool[Tensor, " T"] | None = None
-) -> Float[Tensor, ""]:
+def z_loss(logits: Float[Tensor, "T E"], groups: TokenSets | None = None) -> Float[Tensor, ""]:
     """mean_t (logsumexp_i z_ti)^2   # ST-MoE (2202.08906) eq. 5."""
-    return token_mean(torch.logsumexp(logits, dim=-1).square(), group_tokens, is_real)
+    return (groups or TokenSets(1)).mean(torch.logsumexp(logits, dim=-1).square())
 
 
 def entropies(log_probabilities: Float[Tensor, "T E"]) -> Float[Tensor, " T"]:

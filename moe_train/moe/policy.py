@@ -4,27 +4,30 @@ REINFORCE (Williams, 1992), as Clark et al., 2202.01169, sec. 3, have it in RL-R
 token is the log-likelihood that the model gives to the token after it, less a learned baseline. The gradient of
 log p(expert) * (loss - baseline), the difference without gradient, is on average that of the expected loss.
 The baseline is a regression on the loss by Huber's function, as in r-three/smear's `reinf_bl_routing`.
-T tokens, V vocabulary.
+T tokens, P places of the batch (T unless some have no row), V vocabulary.
 """
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from moe_train.moe.losses import mean_or_zero
-from moe_train.results import MoEStats
+from moe_train.results import MoEStats, Policy
 
 
-def token_losses(logits: Float[Tensor, "B S V"], targets: Int[Tensor, "B S"]) -> Float[Tensor, " T"]:
+def token_losses(logits: Float[Tensor, "B S V"], targets: Int[Tensor, "B S"]) -> Float[Tensor, " P"]:
     """The loss of each prediction in nats, without gradient: what a policy is to make small."""
     return F.cross_entropy(logits.detach().flatten(0, 1).float(), targets.flatten(), reduction="none")
 
 
-def rewarded(stats: MoEStats, losses: Float[Tensor, " T"]) -> MoEStats:
+def rewarded(stats: MoEStats, losses: Float[Tensor, " P"]) -> MoEStats:
     """The statistics with the losses `policy` and `value` of a layer whose experts were drawn; else as they are."""
     policy = stats.policy
     if policy is None:
         return stats
+    if policy.places is not None:
+        policy = _of_all_places(policy, policy.places, losses)
     advantage = losses - policy.baseline.detach()
     return stats._replace(
         losses={
@@ -38,4 +41,15 @@ def rewarded(stats: MoEStats, losses: Float[Tensor, " T"]) -> MoEStats:
             "value": policy.value_coefficient,
         },
         policy=None,
+    )
+
+
+def _of_all_places(policy: Policy, places: Int[Tensor, " T"], losses: Float[Tensor, " P"]) -> Policy:
+    """Returns the policy with values that make both losses 0 where the layer saw no row.
+
+    So these are means over all places, as the loss of the model is, whatever rows came along on which rank.
+    """
+    return policy._replace(
+        log_probability=torch.zeros_like(losses).index_copy(0, places, policy.log_probability),
+        baseline=losses.index_copy(0, places, policy.baseline),
     )

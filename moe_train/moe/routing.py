@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from moe_train.moe.rows import Rows
 from moe_train.random import RandomStream
 from moe_train.results import Policy, SetLoss
 
@@ -20,37 +21,39 @@ SMALLEST_SUM = 1e-9
 
 
 @dataclass(frozen=True)
-class RouteContext:
-    """All a router, or any other layer, may know besides its input."""
+class Pass:
+    """What holds for a whole forward pass, whatever rows a layer sees."""
 
     training: bool
     progress: float
     """Share of the run's steps already made, in [0, 1]."""
     random: RandomStream
-    token_values: Int[Tensor, "B S"]
-    """Vocabulary ids of the tokens, in the order of the rows a router sees; S consecutive rows are one sequence."""
-    is_real: Bool[Tensor, "B S"] | None = None
-    """False for padding, which comes after the real tokens of its sequence; None where there is none."""
 
     @property
     def step(self) -> int:
         """Updates already made."""
         return self.random.step
 
-    @property
-    def real_rows(self) -> Bool[Tensor, " T"] | None:
-        """`is_real`, a value for each row that a router sees."""
-        return None if self.is_real is None else self.is_real.flatten()
+
+@dataclass(frozen=True)
+class RouteContext:
+    """All a router, or any other layer, may know besides its input: in which pass it runs, and on which rows."""
+
+    forward_pass: Pass
+    rows: Rows
 
     @property
-    def num_real(self) -> Int[Tensor, ""] | int:
-        """Tokens without padding."""
-        return self.token_values.numel() if self.is_real is None else self.is_real.sum()
+    def training(self) -> bool:
+        """Whether to draw at all: nothing is random in validation."""
+        return self.forward_pass.training
 
-    @property
-    def sequence_length(self) -> int:
-        """Tokens in a sequence."""
-        return self.token_values.shape[1]
+    def uniform(self, site: str, *shape: int) -> Float[Tensor, "T ..."]:
+        """Returns uniform numbers in [0, 1) of shape [T, *shape]; a row has the same ones whatever rows are beside it.
+
+        So numbers are drawn for all places of a sequence, and those of absent rows are dropped.
+        """
+        ids, length = self.rows.sequence_ids, self.rows.length
+        return self.rows.take(self.forward_pass.random.uniform(site, ids, length, *shape))
 
 
 @dataclass(frozen=True)

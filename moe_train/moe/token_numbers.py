@@ -8,18 +8,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from moe_train.moe.routing import RouteContext
+from moe_train.moe.rows import Rows
 
 DIGIT_BITS = 20
 NUM_DIGITS = 4
 """Of 20 bits: more than an integer has; and 16 bytes a row, which every dispatcher can move."""
 
 
-def token_numbers(context: RouteContext) -> Int[Tensor, " T"]:
+def token_numbers(rows: Rows) -> Int[Tensor, " T"]:
     """sequence number * sequence length + position."""
-    length = context.sequence_length
-    positions = torch.arange(length, device=context.token_values.device)
-    return (context.random.sequence_ids.unsqueeze(1) * length + positions).flatten()
+    positions = torch.arange(rows.length, device=rows.values.device)
+    return rows.take(rows.sequence_ids.unsqueeze(1) * rows.length + positions)
 
 
 def packed(numbers: Int[Tensor, " T"]) -> Float[Tensor, "T 4"]:

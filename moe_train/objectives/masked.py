@@ -31,9 +31,10 @@ class MaskedObjective(LanguageObjective):
     ) -> Batch:
         """Hide tokens of every window but its last one; which, and how, is a function of (seed, sequence)."""
         config, tokens = self.config, windows[:, :-1]
-        stream, length = RandomStream(seed, 0, sequence_ids), tokens.shape[1]
+        stream, length = RandomStream(seed, 0), tokens.shape[1]
         place, fate, other = (
-            stream.uniform(f"{SITE}.{draw}", length) for draw in ("place", "fate", "replacement")
+            stream.uniform(f"{SITE}.{draw}", sequence_ids, length)
+            for draw in ("place", "fate", "replacement")
         )
         first = place.argsort(dim=1, stable=True)[:, : config.num_predicted(length)]
         chosen = torch.zeros_like(tokens, dtype=torch.bool).scatter_(1, first, True)

@@ -36,10 +36,10 @@ class SpanCorruptionObjective(LanguageObjective):
         text = windows[:, :-1]
         length = text.shape[1]
         cut, spans = self.config.num_cut(length), self.config.num_spans(length)
-        stream = RandomStream(seed, 0, sequence_ids)
+        stream = RandomStream(seed, 0)
         is_cut = span_mask(
-            parts(stream.uniform(f"{SITE}.kept", length - cut - 1), spans),
-            parts(stream.uniform(f"{SITE}.cut", cut - 1), spans),
+            parts(stream.uniform(f"{SITE}.kept", sequence_ids, length - cut - 1), spans),
+            parts(stream.uniform(f"{SITE}.cut", sequence_ids, cut - 1), spans),
         )
         targets = with_sentinels(text, ~is_cut, vocabulary)
         start = targets.new_full((len(targets), 1), PAD_ID)

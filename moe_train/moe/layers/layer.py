@@ -4,7 +4,6 @@ T tokens, D model width, E experts.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -86,7 +85,7 @@ class MoELayer(nn.Module):
         `x` is the norm of the `residual` stream.
         """
         routing: Routing = self.router(self.router_input(x, residual), context)
-        if (real := context.real_rows) is not None:
+        if (real := context.rows.real) is not None:
             routing = routing.keep(real[routing.token_ids])  # padding goes nowhere and takes no slot
         kept = self._limit(routing, context)
         asked = routing.first_choices() if routing.alternatives else routing
@@ -120,12 +119,12 @@ class MoELayer(nn.Module):
         if rate == 0 or not context.training:
             return None
         with torch.no_grad():
-            tokens = unpack(self.dispatcher.dispatch(packed(token_numbers(context)), routing).rows)
+            tokens = unpack(self.dispatcher.dispatch(packed(token_numbers(context.rows)), routing).rows)
         local = torch.arange(len(dispatched.counts), device=tokens.device)
         sizes = torch.tensor(dispatched.counts, device=tokens.device)
         experts = local.repeat_interleave(sizes) + self.first_expert
-        stream = replace(context.random, sequence_ids=tokens * routing.num_experts + experts)
-        draws = stream.uniform(self.dropout_site, self.experts.w_out.shape[1])
+        streams = tokens * routing.num_experts + experts
+        draws = context.forward_pass.random.uniform(self.dropout_site, streams, self.experts.w_out.shape[1])
         return (draws >= rate).to(dispatched.rows.dtype) / (1 - rate)
 
     def _limit(self, routing: Routing, context: RouteContext) -> Routing:
@@ -133,7 +132,7 @@ class MoELayer(nn.Module):
         factor = self.config.capacity_factor if context.training else self.config.eval_capacity_factor
         if factor is None:
             return routing.first_choices() if routing.alternatives else routing
-        group_tokens = self.config.group_sequences * context.sequence_length
+        group_tokens = self.config.group_sequences * context.rows.length
         slots = capacity(
             self.config.capacity_convention,
             factor,
@@ -143,8 +142,10 @@ class MoELayer(nn.Module):
             self.config.min_capacity,
         )
         if routing.alternatives:
-            return routing.keep(first_with_room(routing, group_tokens, slots)).as_first_choices()
-        return routing.keep(within_capacity(routing, group_tokens, slots))
+            return routing.keep(
+                first_with_room(routing, group_tokens, slots, context.rows)
+            ).as_first_choices()
+        return routing.keep(within_capacity(routing, group_tokens, slots, context.rows))
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

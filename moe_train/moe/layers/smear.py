@@ -45,15 +45,16 @@ class SmearLayer(MoELayer):
         """Each token through its segment's merged expert; `load` gives it to the expert with the largest part."""
         parts, spread = self.router(self.router_input(x, residual), context)
         merged = [weight.to(compute_dtype(x)) for weight in self._merged(parts)]
-        sequences, length = context.token_values.shape
+        sequences, length = context.rows.values.shape
         segments = self.router.num_segments(length)
         size = self.router.config.segment or length
-        rows = F.pad(x.view(sequences, length, x.shape[1]), (0, 0, 0, segments * size - length))
-        cut = rows.reshape(sequences * segments, size, x.shape[1])
-        y = _feed_forward(self.experts.activation, cut, merged).view_as(rows)[:, :length]
-        real = slice(None) if context.real_rows is None else context.real_rows
-        largest = self.router.of_tokens(parts.argmax(1), context)[real]
-        return y.reshape_as(x).to(x.dtype), MoEStats(
+        padded = F.pad(context.rows.lay_out(x), (0, 0, 0, segments * size - length))
+        cut = padded.reshape(sequences * segments, size, x.shape[1])
+        by_place = _feed_forward(self.experts.activation, cut, merged).view_as(padded)[:, :length]
+        largest = self.router.of_tokens(parts.argmax(1), context.rows)
+        if (real := context.rows.real) is not None:
+            largest = largest[real]
+        return context.rows.take(by_place).to(x.dtype), MoEStats(
             load=torch.bincount(largest, minlength=self.config.num_experts),
             dropped=largest.new_zeros(()),
             router_entropy=spread.entropy,

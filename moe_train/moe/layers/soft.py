@@ -24,7 +24,7 @@ class SoftLayer(MoELayer):
         """A mixture of all slots' results for every token; `load` counts slots, which no choice can make uneven."""
         dispatch, combine, spread = self.router(self.router_input(x, residual), context)
         dtype = compute_dtype(x)
-        rows = x.view(*context.token_values.shape, x.shape[1])
+        rows = context.rows.lay_out(x)
         slots = torch.bmm(dispatch.to(dtype).transpose(1, 2), rows.to(dtype))
         sequences, count = slots.shape[:2]
         experts = torch.arange(self.config.num_experts, device=x.device)
@@ -37,7 +37,8 @@ class SoftLayer(MoELayer):
         dispatched = self.dispatcher.dispatch(slots.flatten(0, 1), routing)
         results = self.experts(dispatched.rows, dispatched.counts, dispatched.empty_like)
         y = self.dispatcher.combine(results, dispatched).view_as(slots)
-        return torch.bmm(combine.to(dtype), y).view_as(x).to(x.dtype), MoEStats(
+        mixed = context.rows.take(torch.bmm(combine.to(dtype), y))
+        return mixed.to(x.dtype), MoEStats(
             load=torch.bincount(of_slots, minlength=self.config.num_experts),
             dropped=of_slots.new_zeros(()),
             router_entropy=spread.entropy,

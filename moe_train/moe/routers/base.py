@@ -19,7 +19,7 @@ from torch import Tensor
 
 from moe_kernels.ops.assignment import balanced_assignment
 from moe_train.config.kinds.router import BalancedRouterConfig
-from moe_train.moe.losses import watched, z_loss
+from moe_train.moe.losses import TokenSets, watched, z_loss
 from moe_train.moe.routers.edges import table_routing
 from moe_train.moe.routers.gate import GateRouter
 from moe_train.moe.routing import RouteContext, Routing
@@ -38,17 +38,16 @@ class BaseRouter(GateRouter):
         """Route every token to one expert."""
         with torch.autocast(x.device.type, enabled=False):
             scores = self.logits(x, context)
-            group_tokens, real = self.group * context.sequence_length, context.real_rows
+            rows, groups = context.rows, TokenSets.of("group", self.group, context.rows)
             if context.training:
-                groups = scores.detach().unflatten(0, (-1, group_tokens))
-                expert_ids = self.assign(
-                    groups, None if real is None else real.view(groups.shape[:2])
-                ).flatten()
+                by_group = rows.lay_out_groups(scores.detach(), self.group)
+                occupied = None if rows.occupied is None else rows.occupied.reshape(by_group.shape[:2])
+                expert_ids = rows.take(self.assign(by_group, occupied).reshape(rows.values.shape))
             else:
                 expert_ids = scores.argmax(1)
             weights = torch.sigmoid(scores.gather(1, expert_ids.unsqueeze(1)))
             z_coefficient = self.config.z_coefficient
-            losses = {"z": z_loss(watched(scores, z_coefficient), group_tokens, real)}
+            losses = {"z": z_loss(watched(scores, z_coefficient), groups)}
         return table_routing(
             expert_ids.unsqueeze(1),
             weights,

@@ -75,12 +75,14 @@ class BatchPriorityRouter(GateRouter):
         expert_ids: Int[Tensor, "T K"],
         context: RouteContext,
     ) -> dict[str, Loss]:
-        config, groups = self.config, (self.group * context.sequence_length, context.real_rows)
-        sets = TokenSets.of(config.balance_over, self.group, context)
+        config = self.config
+        sets = TokenSets.of(config.balance_over, self.group, context.rows)
         shares = torch.softmax(clean, dim=1)
         return {
             "importance": sets.loss(sets.totals(shares), cv_squared),
             "load": sets.loss(sets.totals(chances), cv_squared),
             "balance": balance_loss(watched(shares, config.balance_coefficient), expert_ids, sets),
-            "z": z_loss(watched(clean, config.z_coefficient), *groups),
+            "z": z_loss(
+                watched(clean, config.z_coefficient), TokenSets.of("group", self.group, context.rows)
+            ),
         }

@@ -83,7 +83,7 @@ class DeepSeekRouter(GateRouter):
         """Balance and z-loss; the balance of groups where there are any."""
         num_experts, num_groups = len(shares), self.config.num_groups
         plain = largest(scores, self.config.num_choices)[1]
-        sets = TokenSets.of(self.config.balance_over, self.group, context)
+        sets = TokenSets.of(self.config.balance_over, self.group, context.rows)
         balanced = {"balance": num_experts} | ({"group_balance": num_groups} if num_groups > 1 else {})
         losses: dict[str, Loss] = {
             name: balance_loss(
@@ -93,8 +93,8 @@ class DeepSeekRouter(GateRouter):
             )
             for name, number in balanced.items()
         }
-        group_tokens, real = self.group * context.sequence_length, context.real_rows
-        return losses | {"z": z_loss(watched(logits, self.coefficients["z"]), group_tokens, real)}
+        groups = TokenSets.of("group", self.group, context.rows)
+        return losses | {"z": z_loss(watched(logits, self.coefficients["z"]), groups)}
 
     def _allowed(self, biased: Float[Tensor, "E T"]) -> Float[Tensor, "E T"]:
         """The scores, -inf outside of the best groups of each token."""

@@ -43,7 +43,7 @@ class DenseToSparseRouter(GateRouter):
 
     def forward(self, x: Float[Tensor, "T D"], context: RouteContext) -> Routing:
         """Route every token to a number of experts that the logits decide, once there is a gate."""
-        gate_step = context.step - self.config.diversify_steps
+        gate_step = context.forward_pass.step - self.config.diversify_steps
         if gate_step < 0:
             return self._to_the_first(len(x))
         with torch.autocast(x.device.type, enabled=False):
@@ -55,11 +55,11 @@ class DenseToSparseRouter(GateRouter):
             weights = gates if self.config.gate == "gumbel" else probabilities
             is_sparse = not context.training or self.is_hard(gate_step)
             active = _one_hot(gates) if is_sparse else gates > self.config.threshold
-            group_tokens, real = self.group * context.sequence_length, context.real_rows
-            sets = TokenSets.of(self.config.balance_over, self.group, context)
+            groups = TokenSets.of("group", self.group, context.rows)
+            sets = TokenSets.of(self.config.balance_over, self.group, context.rows)
             losses: dict[str, Loss] = {
                 "balance": active_balance_loss(weights, active, sets),
-                "z": z_loss(logits, group_tokens, real),
+                "z": z_loss(logits, groups),
             }
         return masked_routing(
             weights,

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from moe_train.config.kinds.router import DSelectKRouterConfig
-from moe_train.moe.losses import TokenSets, active_balance_loss, token_mean, watched, z_loss
+from moe_train.moe.losses import TokenSets, active_balance_loss, watched, z_loss
 from moe_train.moe.routers.edges import Loss, masked_routing
 from moe_train.moe.routers.gate import GateRouter
 from moe_train.moe.routers.scores import SMALLEST
@@ -48,14 +48,14 @@ class DSelectKRouter(GateRouter):
             (mixture,) = self.softmaxes(outputs)
             steps = self._steps(outputs)
             weights = code_products(steps, torch.softmax(mixture, dim=1)).sum(1)
-            group_tokens, real = self.group * context.sequence_length, context.real_rows
-            sets = TokenSets.of(config.balance_over, self.group, context)
+            groups = TokenSets.of("group", self.group, context.rows)
+            sets = TokenSets.of(config.balance_over, self.group, context.rows)
             losses: dict[str, Loss] = {
-                "entropy": token_mean(digit_entropy(steps).sum((1, 2)), group_tokens, real),
+                "entropy": groups.mean(digit_entropy(steps).sum((1, 2))),
                 "balance": active_balance_loss(
                     watched(weights, config.balance_coefficient), weights > 0, sets
                 ),
-                "z": z_loss(watched(mixture, config.z_coefficient), group_tokens, real),
+                "z": z_loss(watched(mixture, config.z_coefficient), groups),
             }
         return masked_routing(
             weights,

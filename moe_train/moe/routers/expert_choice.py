@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from moe_train.config.kinds.router import ExpertChoiceRouterConfig
-from moe_train.moe.losses import z_loss
+from moe_train.moe.losses import TokenSets, z_loss
 from moe_train.moe.routers.edges import masked_routing
 from moe_train.moe.routers.gate import GateRouter
 from moe_train.moe.routing import RouteContext, Routing
@@ -32,14 +32,15 @@ class ExpertChoiceRouter(GateRouter):
         with torch.autocast(x.device.type, enabled=False):
             logits = self.logits(x, context)
             probabilities = torch.log_softmax(logits, dim=1).exp()
-            group_tokens, real = self.group * context.sequence_length, context.real_rows
-            groups = probabilities.detach().unflatten(0, (-1, group_tokens))
-            chosen = self._chosen(groups, None if real is None else real.view(groups.shape[:2]))
+            rows, groups = context.rows, TokenSets.of("group", self.group, context.rows)
+            by_group = rows.lay_out_groups(probabilities.detach(), self.group)
+            occupied = None if rows.occupied is None else rows.occupied.reshape(by_group.shape[:2])
+            chosen = self._chosen(by_group, occupied).reshape(*rows.values.shape, self.num_experts)
         return masked_routing(
             probabilities,
-            chosen.flatten(0, 1),
+            rows.take(chosen),
             spread=self.spread(logits, context),
-            losses={"z": z_loss(logits, group_tokens, real)},
+            losses={"z": z_loss(logits, groups)},
             coefficients={"z": self.config.z_coefficient},
         )
 

@@ -40,4 +40,4 @@ class GateRouter(nn.Module):
 
     def spread(self, logits: Float[Tensor, "T N"], context: RouteContext) -> Spread:
         """How undecided the router is about the (real) tokens."""
-        return spread_of(self.expert_logits(logits.detach()), context.real_rows)
+        return spread_of(self.expert_logits(logits.detach()), context.rows.real)

@@ -36,9 +36,9 @@ class GShardRouter(GateRouter):
         """Route every token to one or two experts."""
         with torch.autocast(x.device.type, enabled=False):
             logits = self.logits(x, context)
-            group_tokens, real = self.group * context.sequence_length, context.real_rows
-            sets = TokenSets.of(self.config.balance_over, self.group, context)
-            choice = softmax_choice(logits, 2, group_tokens, real)
+            groups = TokenSets.of("group", self.group, context.rows)
+            sets = TokenSets.of(self.config.balance_over, self.group, context.rows)
+            choice = softmax_choice(logits, 2, groups)
             expert_ids, weights = choice.expert_ids, choice.weights
             if context.training and self.config.second_expert == "sampling":
                 expert_ids = self._sampled(logits.detach(), expert_ids[:, :1], context)
@@ -72,7 +72,7 @@ class GShardRouter(GateRouter):
 
     def _used(self, weights: Float[Tensor, "T 2"], context: RouteContext) -> Bool[Tensor, "T 2"]:
         """All first choices, and the second ones that chance lets through."""
-        draws = context.random.uniform(f"{self.site}.second", context.sequence_length).flatten()
+        draws = context.uniform(f"{self.site}.second")
         used = torch.ones_like(weights, dtype=torch.bool)
         used[:, 1] = draws < weights[:, 1] / self.config.second_threshold
         return used

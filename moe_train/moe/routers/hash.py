@@ -58,11 +58,11 @@ class HashRouter(TableRouter, nn.Module):
     def forward(self, x: Float[Tensor, "T D"], context: RouteContext) -> Routing:
         """Look every token up; the rows themselves are not looked at."""
         assert self.table is not None, "the table is made before the first step: see distribute/apply.py"
-        expert_ids = self.table[self._places(context.token_values)].view(-1, 1)
+        expert_ids = self.table[context.rows.take(self._entries(context.rows.values))].unsqueeze(1)
         weights = torch.ones(expert_ids.shape, device=expert_ids.device)
         return table_routing(expert_ids, weights, self.num_experts)
 
-    def _places(self, values: Int[Tensor, "B S"]) -> Int[Tensor, "B S"]:
+    def _entries(self, values: Int[Tensor, "B S"]) -> Int[Tensor, "B S"]:
         if self.config.table != "bigram":
             return values
         begin = values.new_full((len(values), 1), self.vocabulary_size)

@@ -81,7 +81,7 @@ class HierarchicalTopKRouter(GateRouter):
             expert_ids = (inside.kept.gather(1, own) + own * per_group).flatten(1)
             weights = (inside.weights.gather(1, own) * groups.weights.unsqueeze(2)).flatten(1)
             gates = torch.zeros(tokens, num_experts, device=x.device).scatter(1, expert_ids, weights)
-            sets = TokenSets.of(config.balance_over, self.group, context)
+            sets = TokenSets.of(config.balance_over, self.group, context.rows)
             losses: dict[str, Loss] = {
                 "importance": sets.loss(sets.totals(gates), cv_squared),
                 "load": self._load(groups, inside, sets),
@@ -138,7 +138,8 @@ class HierarchicalTopKRouter(GateRouter):
     def _z(self, logits: Float[Tensor, "T N"], context: RouteContext) -> Float[Tensor, ""]:
         """The z-losses of all gates, summed."""
         gates = self.softmaxes(watched(logits, self.config.z_coefficient))
-        losses = [z_loss(gate, self.group * context.sequence_length, context.real_rows) for gate in gates]
+        groups = TokenSets.of("group", self.group, context.rows)
+        losses = [z_loss(gate, groups) for gate in gates]
         return torch.stack(losses).sum()
 
 

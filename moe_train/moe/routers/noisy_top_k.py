@@ -57,14 +57,14 @@ class NoisyTopKRouter(GateRouter):
                 load = chance_of_choice(clean, noisy, deviation, values, k)
             else:
                 load = torch.zeros_like(clean).scatter(1, kept, 1.0)
-            group_tokens, real = self.group * context.sequence_length, context.real_rows
-            sets = TokenSets.of(config.balance_over, self.group, context)
+            groups = TokenSets.of("group", self.group, context.rows)
+            sets = TokenSets.of(config.balance_over, self.group, context.rows)
             shares = torch.softmax(watched(clean, config.balance_coefficient), dim=1)
             losses: dict[str, Loss] = {
                 "importance": sets.loss(sets.totals(gates), cv_squared),
                 "load": sets.loss(sets.totals(load), cv_squared),
                 "balance": balance_loss(shares, kept, sets),
-                "z": z_loss(watched(clean, config.z_coefficient), group_tokens, real),
+                "z": z_loss(watched(clean, config.z_coefficient), groups),
             }
         return table_routing(
             kept,

@@ -57,7 +57,7 @@ class PrototypesRouter(GateRouter):
         context: RouteContext,
     ) -> dict[str, Loss]:
         """Sums over prototypes: with K choices the factor E of the balance loss is a prototype's E / K."""
-        group_tokens, real = self.group * context.sequence_length, context.real_rows
-        sets = TokenSets.of(self.config.balance_over, self.group, context)
-        z = [z_loss(of_one, group_tokens, real) for of_one in self.softmaxes(logits)]
+        groups = TokenSets.of("group", self.group, context.rows)
+        sets = TokenSets.of(self.config.balance_over, self.group, context.rows)
+        z = [z_loss(of_one, groups) for of_one in self.softmaxes(logits)]
         return {"balance": balance_loss(probabilities, expert_ids, sets), "z": torch.stack(z).sum()}

@@ -5,6 +5,8 @@ the draw is that of one fixed seed and step: always the same for a sequence, as 
 T tokens, D model width.
 """
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -24,7 +26,8 @@ class RandomRouter(nn.Module):
 
     def forward(self, x: Float[Tensor, "T D"], context: RouteContext) -> Routing:
         """Draw an expert for every token."""
-        stream = context.random if context.training else RandomStream(0, 0, context.random.sequence_ids)
-        draws = stream.uniform(f"{self.site}.expert", context.sequence_length).view(-1, 1)
+        if not context.training:
+            context = replace(context, forward_pass=replace(context.forward_pass, random=RandomStream(0, 0)))
+        draws = context.uniform(f"{self.site}.expert").unsqueeze(1)
         expert_ids = (draws * self.num_experts).long()
         return table_routing(expert_ids, torch.ones_like(draws), self.num_experts)

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from moe_train.config.kinds.router import ReinforceRouterConfig
-from moe_train.moe.losses import TokenSets, balance_loss, entropies, token_mean, watched, z_loss
+from moe_train.moe.losses import TokenSets, balance_loss, entropies, watched, z_loss
 from moe_train.moe.routers.edges import Loss, table_routing
 from moe_train.moe.routers.gate import GateRouter
 from moe_train.moe.routers.noise import gumbel
@@ -47,13 +47,13 @@ class ReinforceRouter(GateRouter):
             # The largest of logits and Gumbel noise is a draw from their softmax.
             noise = gumbel(self.num_experts, self.site, context) if context.training else 0.0
             expert_ids = (logits.detach() + noise).argmax(1, keepdim=True)
-            group_tokens, real = self.group * context.sequence_length, context.real_rows
-            sets = TokenSets.of(self.config.balance_over, self.group, context)
+            groups = TokenSets.of("group", self.group, context.rows)
+            sets = TokenSets.of(self.config.balance_over, self.group, context.rows)
             losses: dict[str, Loss] = {
                 "balance": balance_loss(probabilities, expert_ids, sets),
-                "z": z_loss(watched(logits, self.config.z_coefficient), group_tokens, real),
-                "entropy": token_mean(
-                    entropies(watched(log_probabilities, self.config.entropy_coefficient)), group_tokens, real
+                "z": z_loss(watched(logits, self.config.z_coefficient), groups),
+                "entropy": groups.mean(
+                    entropies(watched(log_probabilities, self.config.entropy_coefficient))
                 ),
             }
             policy = None
@@ -63,6 +63,7 @@ class ReinforceRouter(GateRouter):
                     baseline=x.detach().float() @ self.value_weight + self.value_offset,
                     coefficient=self.config.policy_coefficient,
                     value_coefficient=self.config.value_coefficient,
+                    places=context.rows.places,
                 )
         return table_routing(
             expert_ids,

@@ -15,7 +15,7 @@ from torch import Tensor
 from moe_kernels.library import MAX_CHOICES, MAX_EXPERTS
 from moe_kernels.ops.router import router_statistics
 from moe_kernels.select import choose
-from moe_train.moe.losses import z_loss
+from moe_train.moe.losses import TokenSets, z_loss
 from moe_train.moe.routing import RouteContext
 
 SMALLEST = torch.finfo(torch.float32).tiny
@@ -25,8 +25,8 @@ def jittered(x: Float[Tensor, "T D"], size: float, site: str, context: RouteCont
     """x * U(1 - size, 1 + size), elementwise, in training only   # mesh-tensorflow's `_switch_gating`."""
     if not context.training or size == 0:
         return x
-    draws = context.random.uniform(f"{site}.jitter", context.sequence_length, x.shape[1])
-    return x * draws.mul_(2 * size).add_(1 - size).view_as(x)
+    draws = context.uniform(f"{site}.jitter", x.shape[1])
+    return x * draws.mul_(2 * size).add_(1 - size)
 
 
 def partly_zeroed(
@@ -35,8 +35,8 @@ def partly_zeroed(
     """Dropout in training only: elements are 0 with probability `rate`, others divided by 1 - rate."""
     if not context.training or rate == 0:
         return x
-    draws = context.random.uniform(f"{site}.dropout", context.sequence_length, x.shape[1])
-    return x * (draws >= rate).float().div_(1 - rate).view_as(x)
+    draws = context.uniform(f"{site}.dropout", x.shape[1])
+    return x * (draws >= rate).float().div_(1 - rate)
 
 
 def gate_logits(x: Float[Tensor, "T D"], weight: Float[Tensor, "D E"]) -> Float[Tensor, "T E"]:
@@ -67,18 +67,17 @@ class Choice:
     spread: Spread
 
 
-def softmax_choice(
-    logits: Float[Tensor, "T E"], k: int, group_tokens: int = 1, is_real: Bool[Tensor, " T"] | None = None
-) -> Choice:
+def softmax_choice(logits: Float[Tensor, "T E"], k: int, groups: TokenSets | None = None) -> Choice:
     """Softmax over the experts and the k largest; ties go to the lower index.
 
     On the CPU one kernel does it, forward and backward (moe_kernels, `router`); without one, on other devices, beyond
-    the kernel's sizes and with padding `by_operations` does. Both choose by the logits, so alike.
+    the kernel's sizes and with padding or absent rows `by_operations` does. Both choose by the logits, so alike.
     """
+    groups = groups or TokenSets(1)
     tokens, experts = logits.shape
     is_small = experts <= MAX_EXPERTS and k <= MAX_CHOICES and tokens > 0
-    if logits.device.type != "cpu" or not is_small or is_real is not None or choose("cpu").library is None:
-        return by_operations(logits, k, group_tokens, is_real)
+    if logits.device.type != "cpu" or not is_small or not groups.are_whole or choose("cpu").library is None:
+        return by_operations(logits, k, groups)
     found = router_statistics(logits, k)
     probabilities = found.scores.detach()
     # The kernel chooses nothing (-1) among logits that are not numbers; the loss, not a number either, reports it.
@@ -90,17 +89,16 @@ def softmax_choice(
     return Choice(found.scores, expert_ids, found.weights, found.z / tokens, spread)
 
 
-def by_operations(
-    logits: Float[Tensor, "T E"], k: int, group_tokens: int = 1, is_real: Bool[Tensor, " T"] | None = None
-) -> Choice:
+def by_operations(logits: Float[Tensor, "T E"], k: int, groups: TokenSets | None = None) -> Choice:
     """`softmax_choice` by torch's operations, one after another."""
+    groups = groups or TokenSets(1)
     by_expert = logits.t().contiguous()
     log_probabilities = torch.log_softmax(by_expert, dim=0)
     probabilities = log_probabilities.exp()
     expert_ids = largest(by_expert.detach(), k)[1]
     weights = probabilities.t().gather(1, expert_ids)
-    z = z_loss(logits, group_tokens, is_real)
-    spread = _spread(probabilities, log_probabilities, is_real)
+    z = z_loss(logits, groups)
+    spread = _spread(probabilities, log_probabilities, groups.is_real)
     return Choice(probabilities.t(), expert_ids, weights, z, spread)
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from moe_train.config.kinds.router.mixing import SmearRouterConfig
 from moe_train.moe.routers.scores import Spread, spread_of
 from moe_train.moe.routing import RouteContext
+from moe_train.moe.rows import Rows
 
 FLOOR = 1e-10
 """Added to every part before they are rescaled, as in the code."""
@@ -52,42 +53,43 @@ class SmearRouter(nn.Module):
         """The parts of every segment."""
         with torch.autocast(x.device.type, enabled=False):
             width = x.shape[1:]
-            pooled = self._pooled(x.float(), context).flatten(0, 1)
+            pooled = self._pooled(x.float(), context.rows).flatten(0, 1)
             experts = F.layer_norm(self.weight.t(), width) * self.gain
             logits = F.layer_norm(pooled, width) @ experts.t()
-            spread = spread_of(self.of_tokens(logits, context), context.real_rows)
+            spread = spread_of(self.of_tokens(logits, context.rows), context.rows.real)
             parts = torch.softmax(logits, dim=1)
             if not context.training or self.config.drop_experts == 0:
                 return Merges(parts, spread)
-            segments = self.num_segments(context.sequence_length)
-            draws = context.random.uniform(f"{self.site}.drop_experts", segments, parts.shape[1])
+            random, ids = context.forward_pass.random, context.rows.sequence_ids
+            segments = self.num_segments(context.rows.length)
+            draws = random.uniform(f"{self.site}.drop_experts", ids, segments, parts.shape[1])
             kept = draws.view_as(parts) >= self.config.drop_experts
             parts = parts * kept + FLOOR
             return Merges(parts / parts.sum(1, keepdim=True), spread)
 
-    def of_tokens(self, values: Shaped[Tensor, "G ..."], context: RouteContext) -> Shaped[Tensor, "T ..."]:
-        """What each segment has, for each of its tokens."""
-        length = context.sequence_length
+    def of_tokens(self, values: Shaped[Tensor, "G ..."], rows: Rows) -> Shaped[Tensor, "T ..."]:
+        """What each segment has, for each of its rows."""
+        length = rows.length
         by_sequence = values.unflatten(0, (-1, self.num_segments(length)))
-        return by_sequence.repeat_interleave(self.config.segment or length, dim=1)[:, :length].flatten(0, 1)
+        return rows.take(by_sequence.repeat_interleave(self.config.segment or length, dim=1)[:, :length])
 
     def num_segments(self, length: int) -> int:
         """Segments of a sequence of `length` tokens; the last may be shorter than the others."""
         return -(-length // (self.config.segment or length))
 
-    def _pooled(self, x: Float[Tensor, "T D"], context: RouteContext) -> Float[Tensor, "B G D"]:
+    def _pooled(self, x: Float[Tensor, "T D"], rows: Rows) -> Float[Tensor, "B G D"]:
         """The mean of the real tokens that decide on each segment; 0 where there is none."""
-        rows = x.view(*context.token_values.shape, x.shape[1])
-        real = torch.ones(rows.shape[:2], device=x.device)
-        if context.is_real is not None:
-            real = context.is_real.to(rows.dtype)
-            rows = rows * real.unsqueeze(2)
-        size = self.config.segment or context.sequence_length
+        by_place = rows.lay_out(x)
+        real = torch.ones(by_place.shape[:2], device=x.device)
+        if rows.occupied is not None:
+            real = rows.occupied.to(x.dtype)
+            by_place = by_place * real.unsqueeze(2)
+        size = self.config.segment or rows.length
         if self.config.segment is not None:
             # Only the segments before the last one decide on any, and those are whole.
-            before = (self.num_segments(context.sequence_length) - 1) * size
-            rows, real = (
-                F.pad(part[:, :before], (0, 0) * (part.ndim - 2) + (size, 0)) for part in (rows, real)
+            before = (self.num_segments(rows.length) - 1) * size
+            by_place, real = (
+                F.pad(part[:, :before], (0, 0) * (part.ndim - 2) + (size, 0)) for part in (by_place, real)
             )
         shape = (-1, size)
-        return rows.unflatten(1, shape).sum(2) / real.unflatten(1, shape).sum(2).clamp(min=1).unsqueeze(2)
+        return by_place.unflatten(1, shape).sum(2) / real.unflatten(1, shape).sum(2).clamp(min=1).unsqueeze(2)

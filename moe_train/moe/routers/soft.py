@@ -23,7 +23,7 @@ EPSILON = 1e-6
 
 
 class SlotWeights(NamedTuple):
-    """Both mixtures, in fp32. A token that is padding is in no slot, and gets nothing."""
+    """Both mixtures, in fp32. A token that is padding or has no row is in no slot, and gets nothing."""
 
     dispatch: Float[Tensor, "B S N"]
     """Part of each token in a slot; sums to 1 over the real tokens of the sequence."""
@@ -49,16 +49,15 @@ class SoftRouter(nn.Module):
         """Both mixtures of every sequence."""
         with torch.autocast(x.device.type, enabled=False):
             tokens = _unit(x.float(), dim=1)
-            logits = (tokens @ (self.scale * _unit(self.weight, dim=0))).view(
-                *context.token_values.shape, self.weight.shape[1]
-            )
+            by_row = tokens @ (self.scale * _unit(self.weight, dim=0))
+            logits = context.rows.lay_out(by_row)
             combine = torch.softmax(logits, dim=2)
-            of_experts = logits.unflatten(2, (self.num_experts, -1)).logsumexp(3).flatten(0, 1)
-            spread = spread_of(of_experts, context.real_rows)
-            if context.is_real is None:
+            of_experts = by_row.unflatten(1, (self.num_experts, -1)).logsumexp(2)
+            spread = spread_of(of_experts, context.rows.real)
+            if (occupied := context.rows.occupied) is None:
                 return SlotWeights(torch.softmax(logits, dim=1), combine, spread)
-            padding = ~context.is_real.unsqueeze(2)
-            # A sequence of padding alone has no token to share out: its softmax is 0 / 0.
+            padding = ~occupied.unsqueeze(2)
+            # A sequence of padding alone, or without rows, has no token to share out: its softmax is 0 / 0.
             dispatch = torch.softmax(logits.masked_fill(padding, -torch.inf), dim=1).masked_fill(padding, 0.0)
             return SlotWeights(dispatch, combine.masked_fill(padding, 0.0), spread)
 

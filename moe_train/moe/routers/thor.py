@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from moe_train.config.kinds.router import ThorRouterConfig
 from moe_train.moe.routers.edges import table_routing
 from moe_train.moe.routing import RouteContext, Routing
+from moe_train.moe.rows import Rows
 from moe_train.random import RandomStream
 
 
@@ -29,27 +30,28 @@ class ThorRouter(nn.Module):
 
     def forward(self, x: Float[Tensor, "T D"], context: RouteContext) -> Routing:
         """Send all tokens to the expert that was drawn; in validation, follow `inference`."""
-        tokens = x.shape[0]
+        tokens, rows = x.shape[0], context.rows
         if not context.training and self.config.inference == "ensemble":
             every = torch.arange(self.num_experts, device=x.device).expand(tokens, -1)
             weights = torch.full(every.shape, 1 / self.num_experts, device=x.device)
             return table_routing(every, weights, self.num_experts)
-        expert_ids = self._of_batch(context.random) if context.training else self._chosen(context)
-        per_token = expert_ids.expand(context.token_values.shape).reshape(-1, 1)
+        random = context.forward_pass.random
+        expert_ids = self._of_batch(random, rows) if context.training else self._chosen(rows)
+        per_token = rows.take(expert_ids.expand_as(rows.values)).unsqueeze(1)
         return table_routing(per_token, torch.ones(tokens, 1, device=x.device), self.num_experts)
 
-    def _of_batch(self, stream: RandomStream) -> Int[Tensor, "B 1"]:
+    def _of_batch(self, random: RandomStream, rows: Rows) -> Int[Tensor, "B 1"]:
         """Draws one expert for all sequences of the step."""
-        draw = stream.uniform_of_batch(f"{self.site}.expert")
-        return (draw * self.num_experts).long().expand(len(stream.sequence_ids), 1)
+        draw = random.uniform_of_batch(f"{self.site}.expert", rows.values.device)
+        return (draw * self.num_experts).long().expand(len(rows.sequence_ids), 1)
 
-    def _chosen(self, context: RouteContext) -> Int[Tensor, "B _"]:
+    def _chosen(self, rows: Rows) -> Int[Tensor, "B _"]:
         """Returns each sequence's expert in validation, or each token's."""
-        numbers, inference = context.random.sequence_ids, self.config.inference
-        always = RandomStream(0, 0, numbers)
+        numbers, inference = rows.sequence_ids, self.config.inference
+        always = RandomStream(0, 0)
         if inference == "batch":
-            return self._of_batch(always)
+            return self._of_batch(always, rows)
         if inference == "fixed":
             return torch.full_like(numbers, self.config.fixed_expert).unsqueeze(1)
-        num_draws = context.sequence_length if inference == "token" else 1
-        return (always.uniform(f"{self.site}.expert", num_draws) * self.num_experts).long()
+        num_draws = rows.length if inference == "token" else 1
+        return (always.uniform(f"{self.site}.expert", numbers, num_draws) * self.num_experts).long()

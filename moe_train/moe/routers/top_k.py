@@ -47,9 +47,9 @@ class TopKRouter(GateRouter):
         """Route every token; losses `balance` and `z` are always computed, so that they can be watched."""
         with torch.autocast(x.device.type, enabled=False):
             logits = self.logits(x, context)
-            group_tokens, real = self.group * context.sequence_length, context.real_rows
-            sets = TokenSets.of(self.config.balance_over, self.group, context)
-            choice = softmax_choice(logits, self.num_choices, group_tokens, real)
+            groups = TokenSets.of("group", self.group, context.rows)
+            sets = TokenSets.of(self.config.balance_over, self.group, context.rows)
+            choice = softmax_choice(logits, self.num_choices, groups)
             expert_ids, weights = choice.expert_ids, choice.weights
             if self.samples and context.training:
                 # A draw from each token's softmax. Its probability is the weight, and carries the gradient.

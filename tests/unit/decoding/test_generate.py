@@ -1,7 +1,5 @@
 """Generation by an encoder-decoder: against writing token by token alone, and under padding, beams and batches."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from tiny_model import normal, tiny_recipe, tiny_transformer
@@ -11,7 +9,8 @@ from moe_train.data.batch import IGNORED, Batch
 from moe_train.data.tokenizer import EOS_ID, PAD_ID
 from moe_train.decoding.generate import generate
 from moe_train.decoding.translations import TranslationTest
-from moe_train.moe.routing import RouteContext
+from moe_train.moe.routing import Pass, RouteContext
+from moe_train.moe.rows import Rows
 from moe_train.parallel.world import World
 from moe_train.random import RandomStream
 
@@ -43,8 +42,7 @@ def batch_of(*sentences: int, width: int = max(LENGTHS)) -> Batch:
     return Batch(empty, empty, ids, source=source, source_is_real=torch.arange(width) < lengths.unsqueeze(1))
 
 
-def context_of(batch: Batch) -> RouteContext:
-    return RouteContext(False, 0.0, RandomStream(0, 0, batch.sequence_ids), batch.tokens)
+VALIDATION = Pass(training=False, progress=0.0, random=RandomStream(0, 0))
 
 
 @pytest.fixture(
@@ -65,16 +63,12 @@ def model(request):
 def written_alone(model, sentence: int, longest: int) -> list[int]:
     """Greedy, without padding, beams or other sentences, by the model's own forward pass."""
     batch = batch_of(sentence, width=LENGTHS[sentence])
-    context = context_of(batch)
+    source = RouteContext(VALIDATION, Rows(batch.sequence_ids, batch.source))
     tokens = [PAD_ID]
     while len(tokens) < longest and tokens[-1] != EOS_ID:
         read = torch.tensor([tokens])
-        logits, _ = model(
-            read,
-            replace(context, token_values=read),
-            batch.source,
-            replace(context, token_values=batch.source),
-        )
+        context = RouteContext(VALIDATION, Rows(batch.sequence_ids, read))
+        logits, _ = model(read, context, batch.source, source)
         tokens.append(int(logits[0, -1].argmax()))
     return tokens[1:] if tokens[-1] == EOS_ID else [*tokens[1:], EOS_ID]
 
@@ -82,7 +76,7 @@ def written_alone(model, sentence: int, longest: int) -> list[int]:
 @torch.no_grad()
 def test_greedy_translations_are_those_written_token_by_token_without_padding_or_company(model):
     batch = batch_of(0, 1, 2)
-    found = generate(model, batch, context_of(batch), DecodingConfig(beam_size=1), LONGEST)
+    found = generate(model, batch, VALIDATION, DecodingConfig(beam_size=1), LONGEST)
     assert found.shape == (3, LONGEST)
     for sentence in range(3):
         alone = written_alone(model, sentence, LONGEST)
@@ -92,10 +86,10 @@ def test_greedy_translations_are_those_written_token_by_token_without_padding_or
 @torch.no_grad()
 def test_with_beams_a_sentence_is_translated_the_same_in_every_batch(model):
     config, together = DecodingConfig(beam_size=3), batch_of(0, 1, 2)
-    found = generate(model, together, context_of(together), config, LONGEST)
+    found = generate(model, together, VALIDATION, config, LONGEST)
     for row, sentence in enumerate((0, 1, 2)):
         alone = batch_of(sentence, width=max(LENGTHS) + 4)
-        assert torch.equal(generate(model, alone, context_of(alone), config, LONGEST)[0], found[row])
+        assert torch.equal(generate(model, alone, VALIDATION, config, LONGEST)[0], found[row])
 
 
 class Reversing:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_model import context, global_batch, tiny_recipe, tiny_transformer
+from tiny_model import context, global_batch, tiny_recipe, tiny_transformer, with_padding
 
 SPANS = ("model.architecture=encoder_decoder", "objective.kind=span_corruption", "objective.sentinels=8")
 MASKED = ("model.architecture=encoder", "objective.kind=masked")
@@ -64,7 +64,7 @@ def test_padding_of_a_source_changes_nothing(positions):
     shape = batch.source.shape
     for filler in (0, 250):
         padded = batch.source.masked_fill(~is_real, filler)
-        of_source = replace(context(*shape), is_real=is_real)
+        of_source = with_padding(context(*shape), is_real)
         logits, _ = model(batch.tokens, context(*batch.tokens.shape), padded, of_source)
         torch.testing.assert_close(logits, expected)
 
@@ -73,9 +73,7 @@ def test_padding_of_a_source_changes_nothing(positions):
 def test_a_source_of_padding_alone_gives_no_nan():
     recipe = tiny_recipe(*SPANS, *DROPLESS)
     model, batch = tiny_transformer(recipe), global_batch(recipe, 0)
-    of_source = replace(
-        context(*batch.source.shape), is_real=torch.zeros_like(batch.source, dtype=torch.bool)
-    )
+    of_source = with_padding(context(*batch.source.shape), torch.zeros_like(batch.source, dtype=torch.bool))
     logits, _ = model(batch.tokens, context(*batch.tokens.shape), batch.source, of_source)
     assert logits.isfinite().all()
 

@@ -1,11 +1,10 @@
 """Transformer-XL's positions: the equation written out, XLNet's attention as an oracle, and distances alone."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
-from tiny_model import context, normal, tiny_recipe, tiny_transformer
+from tiny_model import context, normal, tiny_recipe, tiny_transformer, with_padding
 from torch import Tensor
 
 from moe_train.config.check import problems
@@ -121,7 +120,7 @@ def test_logits_stay_where_all_positions_are_shifted(positions, moves):
     expected, _ = model(tokens, context(2, 10))
     padded = torch.cat((torch.full((2, 5), 7), tokens), dim=1)
     is_real = torch.arange(15).expand(2, 15) >= 5
-    logits, _ = model(padded, replace(context(2, 15), is_real=is_real))
+    logits, _ = model(padded, with_padding(context(2, 15), is_real))
     assert torch.allclose(logits[:, 5:], expected, atol=1e-5) is not moves
 
 

@@ -79,7 +79,7 @@ def test_draws_differ_by_step_and_by_expert_and_are_the_same_wherever_the_sequen
 
 def test_numbers_of_tokens_come_through_an_exchange_of_floats():
     here = context(2, 3, first=5)
-    assert token_numbers(here).tolist() == [15, 16, 17, 18, 19, 20]
+    assert token_numbers(here.rows).tolist() == [15, 16, 17, 18, 19, 20]
     large = torch.tensor([0, 1, 2**20, 2**24 + 1, 2**53 + 12345, 2**62 + 7])
     assert packed(large).dtype == torch.float32
     assert torch.equal(unpack(packed(large)), large)

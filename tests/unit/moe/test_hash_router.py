@@ -14,7 +14,8 @@ from moe_train.config.registry import build
 from moe_train.config.schema import Recipe
 from moe_train.distribute.apply import distribute
 from moe_train.moe.routers.hash import HashRouter, balanced_table, dispersed_table
-from moe_train.moe.routing import RouteContext, Vocabulary
+from moe_train.moe.routing import Pass, RouteContext, Vocabulary
+from moe_train.moe.rows import Rows
 from moe_train.moe.token_vectors import token_vectors
 from moe_train.parallel.plan import Mesh, ParallelPlan
 from moe_train.parallel.world import World
@@ -49,7 +50,7 @@ def two_languages(size: int) -> torch.Tensor:
 
 
 def experts_of(made: HashRouter, values: torch.Tensor) -> torch.Tensor:
-    seen = RouteContext(True, 0.0, RandomStream(0, 0, torch.arange(len(values))), values)
+    seen = RouteContext(Pass(True, 0.0, RandomStream(0, 0)), Rows(torch.arange(len(values)), values))
     routing = made(torch.zeros(values.numel(), 4), seen)
     assert torch.equal(routing.weights, torch.ones(values.numel()))
     return routing.expert_ids.view_as(values)

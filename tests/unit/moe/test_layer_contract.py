@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_model import context, moe_layer, normal, tiny_recipe, vocabulary
+from tiny_model import context, moe_layer, normal, tiny_recipe, vocabulary, with_padding
 
 from moe_train.config.kinds.router import BalancedRouterConfig
 from moe_train.config.kinds.router.router import GateConfig
@@ -100,7 +100,7 @@ def test_what_a_token_gets_depends_on_later_tokens_only_where_the_configuration_
 def test_a_layer_without_tokens_gives_none_and_loses_nothing(kind, training, padded):
     here = context(0, LENGTH, training)
     if padded:
-        here = replace(here, is_real=torch.ones(0, LENGTH, dtype=torch.bool))
+        here = with_padding(here, torch.ones(0, LENGTH, dtype=torch.bool))
     y, stats = layer_of(kind)(tokens(0), here)
     assert y.shape == (0, WIDTH)
     assert int(stats.load.sum()) == 0
@@ -118,7 +118,7 @@ def test_a_router_that_learned_nothing_is_undecided_between_all_experts(kind, tr
     for weight in layer.router.parameters():
         weight.data.zero_()
     if padded:
-        here = replace(here, is_real=torch.arange(LENGTH) < torch.tensor([[LENGTH], [5], [1]]))
+        here = with_padding(here, torch.arange(LENGTH) < torch.tensor([[LENGTH], [5], [1]]))
     _, stats = layer(tokens(), here)
     num_tokens = int(here.num_real)
     learns = layer.config.router.num_parameters(WIDTH, EXPERTS) > 0
@@ -232,7 +232,7 @@ def test_as_many_choices_as_experts_are_a_dense_mixture(kind, override, experts,
 def test_padding_does_not_matter_and_gets_nothing_from_a_mixture_of_tokens(kind):
     layer, x = layer_of(kind), tokens()
     is_real = torch.arange(LENGTH).expand(SEQUENCES, -1) < torch.tensor([[LENGTH], [5], [0]])
-    here = replace(context(SEQUENCES, LENGTH), is_real=is_real)
+    here = with_padding(context(SEQUENCES, LENGTH), is_real)
     first, _ = layer(x, here)
     changed = torch.where(is_real.flatten().unsqueeze(1), x, normal(*x.shape, seed=9))
     second, _ = layer(changed, here)
@@ -277,7 +277,8 @@ def test_two_passes_of_an_update_differ_where_the_configuration_says_that_someth
     # THOR's two draws can be one expert; dense_to_sparse begins with all experts.
     for step in range(0, 600, 100):
         here = context(SEQUENCES, LENGTH, training=True, step=step)
-        second = replace(here, random=replace(here.random, pass_index=1))
+        stream = replace(here.forward_pass.random, pass_index=1)
+        second = replace(here, forward_pass=replace(here.forward_pass, random=stream))
         one, other = (layer(tokens(), each)[0] for each in (here, second))
         differ |= not torch.allclose(one, other, rtol=1e-5, atol=1e-5)
     assert layer.config.router.draws_in_training(experts) == differ

@@ -1,10 +1,8 @@
 """Padding is not routed, takes no slot and has no part in losses and statistics, whatever the router."""
 
-from dataclasses import replace
-
 import pytest
 import torch
-from tiny_model import context, moe_layer, normal, tiny_recipe, vocabulary
+from tiny_model import context, moe_layer, normal, tiny_recipe, vocabulary, with_padding
 
 from moe_train.config.check import problems
 from moe_train.config.registry import REGISTRY
@@ -27,7 +25,7 @@ def layer_of(kind: str, *overrides: str):
 
 
 def padded(training: bool):
-    return replace(context(SEQUENCES, LENGTH, training), is_real=REAL)
+    return with_padding(context(SEQUENCES, LENGTH, training), REAL)
 
 
 def limits(kind: str) -> tuple[str, ...]:
@@ -82,7 +80,7 @@ def test_without_a_limit_a_padded_sequence_is_routed_like_one_that_ends_there(ki
     y, _ = layer(x, padded(training=True))
     alone, stats = layer(x[:5], context(1, 5, training=True))
     torch.testing.assert_close(y[:5], alone)
-    one = replace(context(1, LENGTH, training=True), is_real=REAL[:1])
+    one = with_padding(context(1, LENGTH, training=True), REAL[:1])
     _, of_padded = layer(x[:LENGTH], one)
     assert torch.equal(of_padded.load, stats.load)
     torch.testing.assert_close(of_padded.router_entropy, stats.router_entropy)
@@ -96,7 +94,7 @@ def test_padding_takes_no_slot():
     layer = layer_of("switch", "moe.num_experts=1", "moe.capacity_factor=0.5", "moe.router.jitter=0")
     x = normal(LENGTH, WIDTH, seed=3)
     _, full = layer(x, context(1, LENGTH, training=True))
-    _, short = layer(x, replace(context(1, LENGTH, training=True), is_real=REAL[:1]))
+    _, short = layer(x, with_padding(context(1, LENGTH, training=True), REAL[:1]))
     assert (int(full.load), int(full.dropped)) == (8, 4)
     assert (int(short.load), int(short.dropped)) == (5, 1)
 
@@ -106,7 +104,7 @@ def test_real_tokens_alone_are_shared_out(kind, loads):
     """Of 8 places 5 are real: shares of 5/3, rounded up, and of 2 * 5/3, rounded down."""
     layer = layer_of(kind, "moe.num_experts=3", *UNLIMITED)
     x = normal(LENGTH, WIDTH, seed=3)
-    _, stats = layer(x, replace(context(1, LENGTH, training=True), is_real=REAL[:1]))
+    _, stats = layer(x, with_padding(context(1, LENGTH, training=True), REAL[:1]))
     assert sorted(stats.load.tolist(), reverse=True) == loads
 
 
@@ -114,9 +112,7 @@ def test_real_tokens_alone_are_shared_out(kind, loads):
 def test_a_sequence_of_padding_alone_is_no_trouble(kind):
     layer = layer_of(kind, *UNLIMITED)
     x = normal(2 * LENGTH, WIDTH, seed=3).requires_grad_()
-    none = replace(
-        context(2, LENGTH, training=True), is_real=torch.tensor([[True], [False]]).expand(2, LENGTH)
-    )
+    none = with_padding(context(2, LENGTH, training=True), torch.tensor([[True], [False]]).expand(2, LENGTH))
     y, stats = layer(x, none)
     (y.square().sum() + sum(stats.losses.values())).backward()
     alone, _ = layer(x[:LENGTH], context(1, LENGTH, training=True))
@@ -131,10 +127,10 @@ def test_losses_of_groups_of_padding_alone_are_zero():
     assert (
         float(balance_loss(logits.softmax(1), logits.argmax(1, keepdim=True), TokenSets(4, none)).value) == 0
     )
-    assert float(z_loss(logits, 4, none)) == 0
+    assert float(z_loss(logits, TokenSets(4, none))) == 0
     all_real = ~none
     for mine, plain in (
-        (z_loss(logits, 4, all_real), z_loss(logits)),
+        (z_loss(logits, TokenSets(4, all_real)), z_loss(logits)),
         (
             balance_loss(logits.softmax(1), logits.argmax(1, keepdim=True), TokenSets(4, all_real)).value,
             balance_loss(logits.softmax(1), logits.argmax(1, keepdim=True), TokenSets(4)).value,

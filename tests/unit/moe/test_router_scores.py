@@ -6,6 +6,7 @@ from conftest import require_tool
 from tiny_model import context, normal
 
 from moe_kernels.select import Choice
+from moe_train.moe.losses import TokenSets
 from moe_train.moe.routers import scores
 from moe_train.moe.routers.edges import table_routing
 from moe_train.moe.routers.scores import (
@@ -77,7 +78,7 @@ def test_the_kernel_and_the_operations_agree_in_everything_and_in_all_gradients(
 
 def test_without_a_compiler_or_with_padding_the_operations_take_over(monkeypatch):
     logits, padding = normal(12, 4), torch.arange(12) < 9
-    padded = softmax_choice(logits, 2, 6, padding)
+    padded = softmax_choice(logits, 2, TokenSets(6, padding))
     squares = torch.logsumexp(logits, 1).square()
     torch.testing.assert_close(padded.z, (squares[:6].mean() + squares[6:9].mean()) / 2)
     monkeypatch.setattr(scores, "choose", lambda device: Choice("reference", None, "as the test asks"))

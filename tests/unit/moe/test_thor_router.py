@@ -10,7 +10,8 @@ from tiny_model import context, moe_layer, normal, tiny_recipe, tiny_transformer
 from moe_train.config.check import problems
 from moe_train.config.kinds.router import ThorRouterConfig
 from moe_train.moe.routers.thor import ThorRouter
-from moe_train.moe.routing import RouteContext
+from moe_train.moe.routing import Pass, RouteContext
+from moe_train.moe.rows import Rows
 from moe_train.random import RandomStream
 
 EXPERTS, LENGTH, SENTENCES = 4, 5, 4050
@@ -35,13 +36,13 @@ def in_pass(number: int, step: int, sequences: int = 2, first: int = 0) -> Route
     """A context of one of the passes over a batch."""
     ids = torch.arange(first, first + sequences)
     tokens = torch.zeros(sequences, LENGTH, dtype=torch.long)
-    return RouteContext(True, 0.0, RandomStream(0, step, ids, number), tokens)
+    return RouteContext(Pass(True, 0.0, RandomStream(0, step, number)), Rows(ids, tokens))
 
 
 def drawn(number: int = 0, step: int = 0, site: str = "layers.0.router", **place) -> int:
     """The one expert that all tokens of a pass go to."""
     at = in_pass(number, step, **place)
-    routing = router(site)(torch.zeros(len(at.random.sequence_ids) * LENGTH, 3), at)
+    routing = router(site)(torch.zeros(at.rows.values.numel(), 3), at)
     (expert,) = set(routing.expert_ids.tolist())
     assert routing.weights.tolist() == [1.0] * routing.num_tokens
     return expert
@@ -80,7 +81,7 @@ def test_in_validation_the_ensemble_has_every_expert_and_fixed_has_one():
 def in_validation(way: str, at: RouteContext, site: str = "layers.0.router") -> torch.Tensor:
     """The expert of every token, a row a sequence."""
     made = router(site, inference=way)
-    return made(torch.zeros(at.token_values.numel(), 3), at).expert_ids.view(at.token_values.shape)
+    return made(torch.zeros(at.rows.values.numel(), 3), at).expert_ids.view(at.rows.values.shape)
 
 
 def test_in_validation_all_tokens_of_a_sequence_have_its_expert_and_each_expert_has_as_many_sequences():
@@ -112,7 +113,7 @@ def test_in_validation_every_layer_of_a_model_draws_independently(drawing):
             lambda _, __, routing: expert_ids.append(routing.expert_ids[::2])
         )
     with torch.no_grad():
-        model(at.token_values, at, at.token_values, at)
+        model(at.rows.values, at, at.rows.values, at)
     assert len(expert_ids) == 4
     paths = sum(of_layer * 3**layer for layer, of_layer in enumerate(expert_ids))
     counts, expected = torch.bincount(paths, minlength=3**4), SENTENCES / 3**4

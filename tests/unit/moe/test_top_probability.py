@@ -1,10 +1,8 @@
 """The largest probability of each router's distribution, summed over tokens: by hand, for every kind that has one."""
 
-from dataclasses import replace
-
 import pytest
 import torch
-from tiny_model import context, gate
+from tiny_model import context, gate, with_padding
 
 from moe_train.config.kinds import router as kinds
 from moe_train.config.registry import build
@@ -34,7 +32,7 @@ def test_the_largest_probability_of_each_router_by_hand(config):
     made = gate(config, PROBABILITIES.log())
     routing = made(torch.eye(2), context(1, 2))
     assert float(routing.top_probability) == pytest.approx(0.5 + 0.4, rel=1e-6)
-    first_alone = replace(context(1, 2), is_real=torch.tensor([[True, False]]))
+    first_alone = with_padding(context(1, 2), torch.tensor([[True, False]]))
     of_first = made(torch.eye(2), first_alone).top_probability
     assert float(of_first) == pytest.approx(
         float(made(torch.eye(2)[:1], context(1, 1)).top_probability), rel=1e-6

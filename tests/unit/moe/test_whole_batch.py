@@ -1,11 +1,9 @@
 """A balance loss of the global batch has one value and one gradient, however the batch is cut into shares."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from threaded_ranks import ThreadAxis, run_ranks
-from tiny_model import context, normal
+from tiny_model import context, normal, with_padding
 
 from moe_train.config.kinds.router.router import BalanceLossConfig
 from moe_train.config.registry import REGISTRY, build
@@ -39,7 +37,7 @@ def routed(made, first: int, sequences: int, is_padded: bool) -> Routing:
     rows = normal(SEQUENCES * LENGTH, WIDTH, seed=50)[first * LENGTH : (first + sequences) * LENGTH]
     here = context(sequences, LENGTH, training=True, first=first)
     if is_padded:
-        here = replace(here, is_real=REAL[first : first + sequences])
+        here = with_padding(here, REAL[first : first + sequences])
     return made(rows, here)
 
 
@@ -145,7 +143,7 @@ def test_switchs_loss_is_that_of_the_papers_sums_over_all_real_tokens():
     routing = routed(router("switch", "batch"), 0, SEQUENCES, is_padded=True)
     made, total, load = router("switch", "batch"), torch.zeros(EXPERTS), torch.zeros(EXPERTS)
     rows = normal(SEQUENCES * LENGTH, WIDTH, seed=50)
-    jitter = context(SEQUENCES, LENGTH, training=True).random.uniform("layers.0.router.jitter", LENGTH, WIDTH)
+    jitter = context(SEQUENCES, LENGTH, training=True).uniform("layers.0.router.jitter", WIDTH)
     rows = rows * (0.99 + 0.02 * jitter.view_as(rows))
     for row in rows[REAL.flatten()]:
         probabilities = torch.softmax(row @ made.weight.detach(), 0)

@@ -99,7 +99,7 @@ def test_validation_makes_one_pass():
     forward = made.engine.model.forward
 
     def watched(tokens, context):
-        seen.append(context.random.pass_index)
+        seen.append(context.forward_pass.random.pass_index)
         return forward(tokens, context)
 
     made.engine.model.forward = watched

@@ -110,7 +110,7 @@ def test_validation_tells_routers_how_far_the_run_is(monkeypatch):
         made.engine.model, "forward", lambda tokens, context: seen.append(context) or forward(tokens, context)
     )
     made.evaluate([global_batch(made.recipe, 0)], 6)
-    assert [(context.training, context.progress) for context in seen] == [(False, 0.75)]
+    assert [(context.training, context.forward_pass.progress) for context in seen] == [(False, 0.75)]
 
 
 def test_the_state_names_parameters_and_moments_and_shares_their_storage():

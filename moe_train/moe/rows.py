@@ -1,0 +1,85 @@
+"""Says which tokens the rows of a layer's input are, so that a layer can be given a part of them.
+
+A place is a token's in the batch: b * S + s for position s of sequence b. All that must not depend on which rows came
+along goes by places: routing groups and their capacity, the sets of balance losses, draws, and the numbers of tokens.
+A row that is absent counts as padding does: it takes no slot and has no part in losses. A group keeps its capacity,
+which counts places, so what an expert accepts of a row cannot shrink with the rows around it.
+Full rows have every place in order. Nothing is indexed then: laying them out and taking them back are views.
+B sequences, S tokens of each, T rows.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Int, Shaped
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one rank's microbatch that a layer sees."""
+
+    sequence_ids: Int[Tensor, " B"]
+    """Number of each sequence in the run's global order, which draws depend on."""
+    values: Int[Tensor, "B S"]
+    """Vocabulary ids of all tokens, also of those without a row."""
+    is_real: Bool[Tensor, "B S"] | None = None
+    """False for padding, which comes after the real tokens of its sequence; None where there is none."""
+    places: Int[Tensor, " T"] | None = None
+    """Of each row, ascending; None: the rows are full."""
+
+    @property
+    def is_full(self) -> bool:
+        """Every place has a row."""
+        return self.places is None
+
+    @property
+    def length(self) -> int:
+        """Places of a sequence."""
+        return self.values.shape[1]
+
+    @property
+    def real(self) -> Bool[Tensor, " T"] | None:
+        """False for rows that are padding; None where there is none."""
+        return None if self.is_real is None else self.take(self.is_real)
+
+    @property
+    def num_real(self) -> Int[Tensor, ""] | int:
+        """Rows without padding."""
+        if self.is_real is not None:
+            return self.take(self.is_real).sum()
+        return self.values.numel() if self.places is None else len(self.places)
+
+    @property
+    def occupied(self) -> Bool[Tensor, "B S"] | None:
+        """Where a real token has a row; None: everywhere."""
+        if self.places is None:
+            return self.is_real
+        has_row = torch.zeros_like(self.values, dtype=torch.bool)
+        has_row.view(-1)[self.places] = True
+        return has_row if self.is_real is None else has_row & self.is_real
+
+    def take(self, laid_out: Shaped[Tensor, "B S ..."]) -> Shaped[Tensor, "T ..."]:
+        """What belongs to the rows, of what every place has."""
+        flat = laid_out.flatten(0, 1)
+        return flat if self.places is None else flat[self.places]
+
+    def lay_out(self, rows: Shaped[Tensor, "T ..."]) -> Shaped[Tensor, "B S ..."]:
+        """What rows have, at their places; zeros at places without a row."""
+        shape = (*self.values.shape, *rows.shape[1:])
+        if self.places is None:
+            return rows.view(shape)
+        flat = rows.new_zeros(self.values.numel(), *rows.shape[1:])
+        return flat.index_copy(0, self.places, rows).view(shape)
+
+    def lay_out_groups(self, rows: Shaped[Tensor, "T ..."], sequences: int) -> Shaped[Tensor, "G P ..."]:
+        """The same, by groups of so many sequences."""
+        return self.lay_out(rows).flatten(0, 1).unflatten(0, (-1, sequences * self.length))
+
+    def only(self, kept: Int[Tensor, " N"]) -> "Rows":
+        """Those of the rows with these ascending indices."""
+        return replace(self, places=kept if self.places is None else self.places[kept])
+
+    def places_of(self, indices: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
+        """The places of the rows with these indices."""
+        return indices if self.places is None else self.places[indices]
