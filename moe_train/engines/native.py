@@ -49,8 +49,9 @@ class NativeEngine:
 
     def reduce(self, values: Tensor) -> tuple[float, list[float]]:
         self._hand_over_gradients()
-        owned = [shard.data.grad for shard in self.shards.values() if shard.is_owner]
-        local = squared_norm([grad for grad in owned if grad is not None])
+        grads = [shard.data.grad for shard in self.shards.values() if shard.is_owner]
+        owned = [grad for grad in grads if grad is not None]
+        local = squared_norm(owned) if owned else values.new_zeros((), dtype=torch.float64)
         squared, *sums = self.mesh.world.total(torch.cat([local.reshape(1), values.double()]))
         return squared**0.5, sums
 

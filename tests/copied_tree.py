@@ -1,0 +1,72 @@
+"""A copy of the repository that a test changes as a how-to page says, and then runs."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def code_blocks(page: str, heading: str = "") -> list[str]:
+    """The Python blocks of a page of docs/, or of the section with this heading."""
+    text = (ROOT / "docs" / page).read_text()
+    if heading:
+        level = heading.split(" ")[0]
+        text = text.split(f"\n{heading}\n")[1].split(f"\n{level} ")[0]
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+class CopiedTree:
+    """The packages and tests copied, the rest of the repository linked. `touched` are files that were there before."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.touched: set[str] = set()
+        for name in ("moe_train", "tests"):
+            shutil.copytree(ROOT / name, path / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("cluster", "kernels", "tools", "recipes", "docs"):
+            (path / name).symlink_to(ROOT / name)
+        shutil.copy(ROOT / "pyproject.toml", path)
+
+    def write(self, name: str, text: str) -> None:
+        """Write a new file."""
+        file = self.path / name
+        assert not file.exists(), f"{name} is there already"
+        file.write_text(text)
+
+    def insert(self, name: str, before: str, text: str) -> None:
+        """Put `text` in front of the only place where `before` stands."""
+        self._change(name, before, text + before)
+
+    def append(self, name: str, text: str) -> None:
+        """Put `text` at the end of a file."""
+        self.touched.add(name)
+        with (self.path / name).open("a") as file:
+            file.write(text)
+
+    def replace(self, name: str, old: str, new: str) -> None:
+        """Put `new` in the only place where `old` stands."""
+        self._change(name, old, new)
+
+    def run(
+        self, *arguments: str, timeout_s: float = 240.0, **environment: str
+    ) -> "subprocess.CompletedProcess[str]":
+        """Run `python -m ARGUMENTS` on the copy; its output is kept as text."""
+        places = os.pathsep.join(str(self.path / part) for part in (".", "cluster", "kernels"))
+        return subprocess.run(
+            [sys.executable, "-m", *arguments],
+            cwd=self.path,
+            env={**os.environ, "PYTHONPATH": places, **environment},
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+        )
+
+    def _change(self, name: str, old: str, new: str) -> None:
+        whole = (self.path / name).read_text()
+        assert whole.count(old) == 1, (name, old)
+        self.touched.add(name)
+        (self.path / name).write_text(whole.replace(old, new))

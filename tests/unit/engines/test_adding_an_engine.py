@@ -1,0 +1,48 @@
+"""docs/extending.md is followed in a copy of the tree, and the engine it adds trains as the native one does."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from copied_tree import CopiedTree, code_blocks
+from small_run import RECIPE, write_corpus
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> CopiedTree:
+    """The tree with the page's engine, and a recipe."""
+    tree = CopiedTree(tmp_path / "tree")
+    engine, dataclass, line = code_blocks("extending.md", "## An engine")
+    tree.write("moe_train/engines/replicated.py", engine)
+    tree.append("moe_train/config/kinds/engine.py", f"\n\n{dataclass}")
+    tree.insert("moe_train/config/registry.py", "    },\n}\n\n\nPLUG_INS", line)
+    write_corpus(tmp_path / "corpus")
+    tree.write("small.yaml", RECIPE.format(corpus=tmp_path / "corpus"))
+    return tree
+
+
+def numbers(run_dir: Path) -> list[dict[str, Any]]:
+    """Loss and norm of every update."""
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    measured = ("step", "loss", "grad_norm")
+    return [{name: row[name] for name in measured} for row in rows if "loss" in row]
+
+
+def test_the_engine_of_the_page_trains_to_the_same_numbers_and_resumes_the_native_ones_checkpoint(
+    tree, tmp_path
+):
+    assert tree.touched == {"moe_train/config/kinds/engine.py", "moe_train/config/registry.py"}
+
+    def train(name: str, *words: str) -> list[dict[str, Any]]:
+        command = ("moe_train.cli", "run", "small.yaml", "--run-dir", str(tmp_path / name), "--workers", "2")
+        done = tree.run(*command, "log_every=1", *words, MOE_TRAIN_CACHE=str(tmp_path / "cache"))
+        assert done.returncode == 0, done.stdout + done.stderr
+        return numbers(tmp_path / name)
+
+    native = train("native")
+    replicated = train("replicated", "engine.kind=replicated")
+    train("mixed", "steps=3")
+    mixed = train("mixed", "engine.kind=replicated")
+    for run in (replicated, mixed):
+        assert all(row == pytest.approx(other, rel=1e-5) for row, other in zip(run, native, strict=True))
