@@ -8,9 +8,13 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
 
-from jaxtyping import Float, Int
+import torch
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+
+LOAD = "load"
+"""Name of the count of each expert's assignments."""
 
 
 class Policy(NamedTuple):
@@ -51,29 +55,32 @@ class MoEStats(NamedTuple):
     whose backward pass needs the module's weights gathered.
     """
 
-    load: Int[Tensor, " E"]
-    """Assignments to each expert before the capacity limit."""
-    dropped: Int[Tensor, ""]
-    """Assignments beyond the capacity limit."""
-    router_entropy: Float[Tensor, ""]
-    """Sum over tokens of the entropy of the softmax over all experts, in nats; 0 for routers without logits."""
-    router_top_probability: Float[Tensor, ""]
-    """Sum over tokens of the largest probability of that softmax; 0 for routers without logits."""
+    counts: dict[str, Tensor]
+    """By name, what moe/figures.py says that layers count: a number, or one for each expert; without gradient."""
     losses: dict[str, Float[Tensor, ""]]
     """Auxiliary losses by name, unscaled, a mean over this rank's sets of tokens; with gradient."""
     coefficients: dict[str, float]
     """Factor of each auxiliary loss in the total."""
     policy: Policy | None = None
     """Of a router that learns by reward, until it has it."""
-    tokens: Int[Tensor, ""] | int = 0
-    """Tokens that came to the layer, padding not counted: said by the block around it."""
     batch_losses: Mapping[str, SetLoss] = MappingProxyType({})
     """Those of `losses` that are losses of the global batch, until moe/whole_batch.py has summed it up."""
 
+    @property
+    def load(self) -> Int[Tensor, " E"]:
+        """Assignments to each expert before the capacity limit."""
+        return self.counts[LOAD]
+
+
+def counts_of_layers(layers: Sequence[MoEStats], name: str) -> Shaped[Tensor, "L ..."]:
+    """Stacks a count of all layers, with zeros for the experts that a layer has fewer than another."""
+    counts = [layer.counts[name] for layer in layers]
+    return pad_sequence(counts, batch_first=True) if counts[0].ndim else torch.stack(counts)
+
 
 def padded_loads(layers: Sequence[MoEStats]) -> Int[Tensor, "L E"]:
-    """The loads of layers, with zeros after those of a layer that has fewer experts than another."""
-    return pad_sequence([layer.load for layer in layers], batch_first=True)
+    """Stacks the loads of all layers, with zeros for the experts that a layer has fewer than another."""
+    return counts_of_layers(layers, LOAD)
 
 
 @dataclass(frozen=True)

@@ -266,11 +266,10 @@ class DeepSpeedLayer(MoELayer):
     def forward(
         self, x: Tensor, context: RouteContext, residual: Tensor | None = None
     ) -> tuple[Tensor, MoEStats]:
-        """What our layer returns; what DeepSpeed does not count is 0."""
+        """What our layer returns, with the one count that DeepSpeed makes."""
         y, balance, load = self.moe(x.unsqueeze(0))
-        zero = x.new_zeros(())
         losses, coefficients = {"balance": balance}, {"balance": BALANCE_COEFFICIENT}
-        return y.squeeze(0), MoEStats(load, zero.long(), zero, zero, losses, coefficients)
+        return y.squeeze(0), MoEStats({"load": load}, losses, coefficients)
 
 
 def _deepspeed_step(recipe: Recipe, world: World, *, drop_tokens: bool) -> Callable[[], Stats]:

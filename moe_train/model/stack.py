@@ -75,7 +75,6 @@ class Block(nn.Module):
         normed, stats = self.feedforward_norm(x), None
         if isinstance(self.feedforward, MoELayer):
             rows, stats = self.feedforward(normed.flatten(0, 1), context, x.flatten(0, 1))
-            stats = stats._replace(tokens=context.rows.num_real)
             y = rows.view_as(x)
             if self.shared_experts is not None:
                 y = y + self.shared_experts(normed)

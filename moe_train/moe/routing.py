@@ -6,7 +6,7 @@ T tokens on this rank, D model width, E experts, N edges, B sequences, V vocabul
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -56,6 +56,15 @@ class RouteContext:
         return self.rows.take(self.forward_pass.random.uniform(site, ids, length, *shape))
 
 
+class Spread(NamedTuple):
+    """How undecided a router is: of the softmax over all experts, without gradient."""
+
+    entropy: Float[Tensor, ""]
+    """Sum over (real) tokens, in nats."""
+    top_probability: Float[Tensor, ""]
+    """Sum over (real) tokens of the largest probability."""
+
+
 @dataclass(frozen=True)
 class Routing:
     """Edges token -> expert. A token may have any number of edges; an expert too."""
@@ -70,10 +79,8 @@ class Routing:
     num_experts: int
     num_choices: int
     """Upper bound of `choices`."""
-    entropy: Float[Tensor, ""] | None = None
-    """Sum over tokens of the entropy of the softmax over all experts, in nats; None without logits."""
-    top_probability: Float[Tensor, ""] | None = None
-    """Sum over tokens of the largest probability of that softmax."""
+    spread: Spread | None = None
+    """None without logits."""
     losses: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
     """Auxiliary losses by name, unscaled, of the tokens at hand."""
     batch_losses: Mapping[str, SetLoss] = field(default_factory=dict)

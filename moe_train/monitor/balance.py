@@ -61,11 +61,6 @@ def dead_fraction(load: Sequence[int]) -> float:
     return len(dead_experts(load)) / len(load) if sum(load) else math.nan
 
 
-def drop_rate(load: Sequence[int], dropped: int) -> float:
-    """Share of the assignments that found no room in their expert."""
-    return dropped / sum(load) if sum(load) else math.nan
-
-
 def _entropy(load: Sequence[int]) -> float:
     """-sum f ln f in nats over the shares f = count / total; an unused expert adds nothing."""
     total = sum(load)

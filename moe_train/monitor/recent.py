@@ -8,6 +8,7 @@ L MoE layers, E experts of the layer that has most.
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Int
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from moe_train.config.schema import Recipe, experts_of_layers, stacks
 from moe_train.parallel.axis import Axis
+from moe_train.results import LOAD
 
 BUCKETS = 10
 SPAN_STEPS = 10
@@ -56,13 +58,13 @@ class RecentLoads:
         """The loads of the span, on this rank."""
         return self._parts.sum(0)
 
-    def state(self, data: Axis) -> list[list[list[int]]]:
-        """The parts over all ranks. Collective."""
-        parts: list[list[list[int]]] = data.sum(self._parts.double()).long().tolist()
-        return parts
+    def state(self, data: Axis) -> dict[str, list[list[list[int]]]]:
+        """The parts over all ranks, by name of the count. Collective."""
+        return {LOAD: data.sum(self._parts.double()).long().tolist()}
 
-    def load_state(self, state: list[list[list[int]]] | None, data: Axis) -> None:
-        """Go on with the parts of `state`, which rank 0 takes; None, from a checkpoint without any: begin afresh."""
+    def load_state(self, state: Mapping[str, list[list[list[int]]]], data: Axis) -> None:
+        """Go on with the parts of `state`, which rank 0 takes; without any that fit, begin a span."""
         self._parts.zero_()
-        if state is not None and data.is_first:
-            self._parts.copy_(torch.tensor(state, dtype=torch.int64).view(self._parts.shape))
+        saved = torch.tensor(state.get(LOAD, []), dtype=torch.int64)
+        if data.is_first and saved.numel() == self._parts.numel():
+            self._parts.copy_(saved.view(self._parts.shape))

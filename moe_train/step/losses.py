@@ -116,7 +116,6 @@ def _auxiliary(stats: MoEStats) -> Tensor | int:
 def _detached(stats: MoEStats) -> MoEStats:
     """Returns the same statistics without the graph behind the losses."""
     return stats._replace(
-        router_entropy=stats.router_entropy.detach(),
         losses={name: loss.detach() for name, loss in stats.losses.items()},
         batch_losses={
             name: part._replace(totals=part.totals.detach()) for name, part in stats.batch_losses.items()

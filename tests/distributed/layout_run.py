@@ -13,7 +13,7 @@ from moe_train.config.schema import Recipe
 from moe_train.engines.engine import Engine
 from moe_train.parallel.plan import Mesh, ParallelPlan
 from moe_train.parallel.world import World
-from moe_train.results import MoEStats, padded_loads
+from moe_train.results import MoEStats, counts_of_layers
 from moe_train.step.training_step import TrainingStep
 
 STEPS = 5
@@ -154,14 +154,9 @@ def allocated_bytes(parameter: Tensor) -> int:
     return local.untyped_storage().nbytes()
 
 
-def over_microbatches(stats: tuple[tuple[MoEStats, ...], ...], field: str) -> Tensor:
-    """The sum over microbatches of a field of the statistics, stacked over MoE layers."""
-    if field == "load":
-        return sum(padded_loads(micro) if micro else torch.zeros(0) for micro in stats)
-    return sum(
-        torch.stack([getattr(layer, field) for layer in micro]) if micro else torch.zeros(0)
-        for micro in stats
-    )
+def over_microbatches(stats: tuple[tuple[MoEStats, ...], ...], name: str) -> Tensor:
+    """The sum over microbatches of a count of the statistics, stacked over MoE layers."""
+    return sum(counts_of_layers(micro, name) if micro else torch.zeros(0) for micro in stats)
 
 
 def mean(world: World, value: Tensor) -> float:

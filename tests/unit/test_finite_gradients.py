@@ -81,13 +81,12 @@ def outputs_of(made, x: Tensor, training: bool) -> dict[str, Tensor]:
     out = made(x, context(SEQUENCES, LENGTH, training, step=3))
     if not isinstance(out, Routing):
         return {f"part {i}": part for i, part in enumerate((*out[:-1], *out.spread))}
-    nothing = torch.zeros(())
-    stats = MoEStats(nothing, nothing, nothing, nothing, dict(out.losses), dict(out.coefficients), out.policy)
-    shown = {"shown entropy": out.entropy, "shown top probability": out.top_probability}
+    stats = MoEStats({}, dict(out.losses), dict(out.coefficients), out.policy)
+    shown = {} if out.spread is None else out.spread._asdict()
     return {
         "weights": out.weights,
         **rewarded(stats, torch.linspace(0, 9, len(x))).losses,
-        **{name: value for name, value in shown.items() if value is not None},
+        **{f"shown {name}": value for name, value in shown.items()},
     }
 
 

@@ -17,6 +17,7 @@ from moe_train.config.schema import MoEConfig
 from moe_train.moe.capacity import first_with_room, within_capacity
 from moe_train.moe.dispatch.dispatcher import Dispatched, Dispatcher
 from moe_train.moe.experts import Experts, ExpertWeights
+from moe_train.moe.figures import stats_of
 from moe_train.moe.routing import RouteContext, Routing
 from moe_train.moe.token_numbers import packed, token_numbers, unpack
 from moe_train.results import MoEStats
@@ -95,17 +96,7 @@ class MoELayer(nn.Module):
         dropout = self._expert_dropout(kept, dispatched, context)
         rows = self.experts(dispatched.rows, dispatched.counts, dispatched.empty_like, dropout)
         y = self.dispatcher.combine(rows, dispatched)
-        nothing = x.new_zeros(())
-        return y.to(x.dtype), MoEStats(
-            load=torch.bincount(asked.expert_ids, minlength=routing.num_experts),
-            dropped=routing.expert_ids.new_tensor(asked.expert_ids.numel() - kept.expert_ids.numel()),
-            router_entropy=nothing if routing.entropy is None else routing.entropy,
-            router_top_probability=nothing if routing.top_probability is None else routing.top_probability,
-            losses=dict(routing.losses),
-            coefficients=dict(routing.coefficients),
-            policy=routing.policy,
-            batch_losses=dict(routing.batch_losses),
-        )
+        return y.to(x.dtype), stats_of(asked, kept, context)
 
     def _expert_dropout(
         self, routing: Routing, dispatched: Dispatched, context: RouteContext

@@ -18,8 +18,10 @@ from torch import Tensor
 from moe_kernels.all_to_all import AllToAll, all_to_all
 from moe_train.moe.activations import GATES
 from moe_train.moe.dispatch.dispatcher import Dispatcher
+from moe_train.moe.figures import stats_of
 from moe_train.moe.layers.layer import MoELayer, compute_dtype
 from moe_train.moe.merging import MergingExperts
+from moe_train.moe.routers.edges import table_routing
 from moe_train.moe.routers.smear import SmearRouter
 from moe_train.moe.routing import RouteContext
 from moe_train.results import MoEStats
@@ -54,14 +56,9 @@ class SmearLayer(MoELayer):
         largest = self.router.of_tokens(parts.argmax(1), context.rows)
         if (real := context.rows.real) is not None:
             largest = largest[real]
-        return context.rows.take(by_place).to(x.dtype), MoEStats(
-            load=torch.bincount(largest, minlength=self.config.num_experts),
-            dropped=largest.new_zeros(()),
-            router_entropy=spread.entropy,
-            router_top_probability=spread.top_probability,
-            losses={},
-            coefficients={},
-        )
+        one = torch.ones(len(largest), 1, device=x.device)
+        routing = table_routing(largest.unsqueeze(1), one, self.config.num_experts, spread=spread)
+        return context.rows.take(by_place).to(x.dtype), stats_of(routing, routing, context)
 
     def _merged(self, parts: Float[Tensor, "G E"]) -> list[Float[Tensor, "G _ _"]]:
         """The weights of each segment's expert. Collective over the group.

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from moe_train.moe.figures import stats_of
 from moe_train.moe.layers.layer import MoELayer, compute_dtype
 from moe_train.moe.routers.edges import table_routing
 from moe_train.moe.routing import RouteContext
@@ -33,16 +34,10 @@ class SoftLayer(MoELayer):
             of_slots.unsqueeze(1),
             torch.ones(len(of_slots), 1, device=x.device),
             self.config.num_experts,
+            spread=spread,
         )
         dispatched = self.dispatcher.dispatch(slots.flatten(0, 1), routing)
         results = self.experts(dispatched.rows, dispatched.counts, dispatched.empty_like)
         y = self.dispatcher.combine(results, dispatched).view_as(slots)
         mixed = context.rows.take(torch.bmm(combine.to(dtype), y))
-        return mixed.to(x.dtype), MoEStats(
-            load=torch.bincount(of_slots, minlength=self.config.num_experts),
-            dropped=of_slots.new_zeros(()),
-            router_entropy=spread.entropy,
-            router_top_probability=spread.top_probability,
-            losses={},
-            coefficients={},
-        )
+        return mixed.to(x.dtype), stats_of(routing, routing, context)

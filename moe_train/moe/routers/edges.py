@@ -7,8 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from moe_train.moe.routers.scores import Spread
-from moe_train.moe.routing import Routing
+from moe_train.moe.routing import Routing, Spread
 from moe_train.results import Policy, SetLoss
 
 Loss = Float[Tensor, ""] | SetLoss
@@ -39,8 +38,7 @@ def table_routing(
         num_experts=num_experts,
         num_choices=choices,
         priority=priority,
-        entropy=None if spread is None else spread.entropy,
-        top_probability=None if spread is None else spread.top_probability,
+        spread=spread,
         **_by_set(losses or {}),
         coefficients=coefficients or {},
         alternatives=alternatives,
@@ -76,8 +74,7 @@ def masked_routing(
         num_tokens=tokens,
         num_experts=experts,
         num_choices=num_choices or experts,
-        entropy=None if spread is None else spread.entropy,
-        top_probability=None if spread is None else spread.top_probability,
+        spread=spread,
         **_by_set(losses or {}),
         coefficients=coefficients or {},
     )

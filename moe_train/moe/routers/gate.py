@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from moe_train.config.kinds.router.router import GateConfig
-from moe_train.moe.routers.scores import Spread, gate_logits, jittered, spread_of
-from moe_train.moe.routing import RouteContext
+from moe_train.moe.routers.scores import gate_logits, jittered, spread_of
+from moe_train.moe.routing import RouteContext, Spread
 
 
 class GateRouter(nn.Module):

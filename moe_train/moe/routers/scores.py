@@ -5,7 +5,6 @@ faster along a leading dim. T tokens, D model width, E experts, K choices.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +15,7 @@ from moe_kernels.library import MAX_CHOICES, MAX_EXPERTS
 from moe_kernels.ops.router import router_statistics
 from moe_kernels.select import choose
 from moe_train.moe.losses import TokenSets, z_loss
-from moe_train.moe.routing import RouteContext
+from moe_train.moe.routing import RouteContext, Spread
 
 SMALLEST = torch.finfo(torch.float32).tiny
 
@@ -42,15 +41,6 @@ def partly_zeroed(
 def gate_logits(x: Float[Tensor, "T D"], weight: Float[Tensor, "D E"]) -> Float[Tensor, "T E"]:
     """x W in fp32; call it with autocast off."""
     return F.linear(x.float(), weight.float().t())
-
-
-class Spread(NamedTuple):
-    """How undecided a router is: of the softmax over all experts, without gradient."""
-
-    entropy: Float[Tensor, ""]
-    """Sum over (real) tokens, in nats."""
-    top_probability: Float[Tensor, ""]
-    """Sum over (real) tokens of the largest probability."""
 
 
 @dataclass(frozen=True)

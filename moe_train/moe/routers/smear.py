@@ -20,8 +20,8 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from moe_train.config.kinds.router.mixing import SmearRouterConfig
-from moe_train.moe.routers.scores import Spread, spread_of
-from moe_train.moe.routing import RouteContext
+from moe_train.moe.routers.scores import spread_of
+from moe_train.moe.routing import RouteContext, Spread
 from moe_train.moe.rows import Rows
 
 FLOOR = 1e-10

@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from moe_train.config.kinds.router.mixing import SoftRouterConfig
-from moe_train.moe.routers.scores import Spread, spread_of
-from moe_train.moe.routing import RouteContext
+from moe_train.moe.routers.scores import spread_of
+from moe_train.moe.routing import RouteContext, Spread
 
 EPSILON = 1e-6
 """Added to squared norms, as in the code."""

@@ -29,7 +29,7 @@ def test_a_decoder_sees_the_whole_source_and_no_later_token_of_its_own(positions
     recipe = tiny_recipe(*SPANS, f"model.positions={positions}", "moe.eval_capacity_factor=1.0")
     model, batch = tiny_transformer(recipe), global_batch(recipe, 0)
     before, stats = run(model, batch)
-    assert any(int(of_layer.dropped) > 0 for of_layer in stats[2:])
+    assert any(int(of_layer.counts["dropped"]) > 0 for of_layer in stats[2:])
     changed = batch.tokens.clone()
     changed[:, 2] = (changed[:, 2] + 7) % 300
     after, _ = run(model, replace(batch, tokens=changed))
@@ -120,7 +120,7 @@ def test_statistics_come_from_every_moe_layer_the_encoders_first(stacks, routed)
     assert [name.partition(".")[0] for name in names] == routed
     tokens = {"encoder": batch.source.numel(), "decoder": batch.tokens.numel()}
     assert [int(layer.load.sum()) for layer in stats] == [tokens[stack] for stack in routed]
-    assert [layer.tokens for layer in stats] == [tokens[stack] for stack in routed]
+    assert [int(layer.counts["tokens"]) for layer in stats] == [tokens[stack] for stack in routed]
 
 
 def test_every_parameter_of_both_stacks_gets_a_gradient():

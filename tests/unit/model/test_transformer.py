@@ -21,7 +21,7 @@ def test_the_future_does_not_leak_into_earlier_logits(positions, training):
     recipe = tiny_recipe(f"model.positions={positions}", "moe.eval_capacity_factor=1.0")
     model, tokens = tiny_transformer(recipe), global_batch(recipe, 0).tokens
     before, stats = model(tokens, context(*tokens.shape, training=training))
-    assert all(int(of_layer.dropped) > 0 for of_layer in stats)
+    assert all(int(of_layer.counts["dropped"]) > 0 for of_layer in stats)
     for position in (15, 8):
         changed = tokens.clone()
         changed[:, position] = (changed[:, position] + 7) % 300

@@ -144,7 +144,7 @@ def test_the_layer_drops_the_least_sure():
     recipe = tiny_recipe("moe.router.kind=batch_priority", "moe.router.k=1", "moe.capacity_factor=0.5")
     layer = moe_layer(recipe)
     y, stats = layer(normal(64, 32), context(4, 16, training=True))
-    assert int(stats.dropped) == int((y.abs().sum(1) == 0).sum()) > 0
+    assert int(stats.counts["dropped"]) == int((y.abs().sum(1) == 0).sum()) > 0
 
 
 def test_noise_has_the_deviation_of_one_over_the_number_of_experts():

@@ -45,7 +45,7 @@ def test_every_layer_gives_a_row_for_a_row_and_counts_what_its_experts_got(kind,
     assert y.isfinite().all()
     assert (stats.load.shape, stats.load.dtype) == ((EXPERTS,), torch.int64)
     assert int(stats.load.sum()) > 0
-    assert stats.dropped.shape == ()
+    assert stats.counts["dropped"].shape == ()
     assert stats.losses.keys() == stats.coefficients.keys()
 
 
@@ -123,8 +123,8 @@ def test_a_router_that_learned_nothing_is_undecided_between_all_experts(kind, tr
     num_tokens = int(here.num_real)
     learns = layer.config.router.num_parameters(WIDTH, EXPERTS) > 0
     entropy, top = (num_tokens * math.log(EXPERTS), num_tokens / EXPERTS) if learns else (0, 0)
-    assert float(stats.router_entropy) == pytest.approx(entropy, rel=1e-5)
-    assert float(stats.router_top_probability) == pytest.approx(top, rel=1e-5)
+    assert float(stats.counts["router_entropy"]) == pytest.approx(entropy, rel=1e-5)
+    assert float(stats.counts["router_top_probability"]) == pytest.approx(top, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_one_expert_is_a_plain_block_with_weight_one_or_the_sigmoid_of_its_score
         expected = torch.sigmoid(x @ layer.router.weight) * expected
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
     assert stats.load.tolist() == [len(x)]
-    assert int(stats.dropped) == 0
+    assert int(stats.counts["dropped"]) == 0
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if not CONFIGS[kind].may_split_equal_tokens])

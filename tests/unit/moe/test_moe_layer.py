@@ -38,7 +38,7 @@ def test_the_order_of_experts_does_not_matter():
     permuted, permuted_stats = layer(x, context(B, S, training=True))
     torch.testing.assert_close(permuted, y)
     assert torch.equal(permuted_stats.load, stats.load[order])
-    assert int(stats.dropped) > 0
+    assert int(stats.counts["dropped"]) > 0
 
 
 def test_a_capacity_factor_of_the_number_of_experts_drops_nothing():
@@ -47,7 +47,7 @@ def test_a_capacity_factor_of_the_number_of_experts_drops_nothing():
         layer.router.weight.zero_()  # ties: every token goes to expert 0
     _, stats = layer(x, context(B, S, training=True))
     assert stats.load.tolist() == [B * S, 0, 0, 0, 0, 0, 0, 0]
-    assert int(stats.dropped) == 0
+    assert int(stats.counts["dropped"]) == 0
 
 
 def test_dropping_a_token_changes_its_own_row_only():
@@ -55,10 +55,10 @@ def test_dropping_a_token_changes_its_own_row_only():
     limited, stats = moe_layer(tiny_recipe())(x, context(B, S, training=True))
     free, free_stats = moe_layer(tiny_recipe("moe.capacity_factor=null"))(x, context(B, S, training=True))
     refused = (limited == 0).all(1)
-    assert 0 < int(refused.sum()) == int(stats.dropped)
+    assert 0 < int(refused.sum()) == int(stats.counts["dropped"])
     torch.testing.assert_close(limited[~refused], free[~refused])
     assert not (free == 0).all(1).any()
-    assert int(free_stats.dropped) == 0
+    assert int(free_stats.counts["dropped"]) == 0
 
 
 def test_load_is_counted_before_capacity():
@@ -73,7 +73,7 @@ def test_validation_has_its_own_capacity():
     layer, x = moe_layer(tiny_recipe("moe.eval_capacity_factor=8.0", "moe.router.jitter=0")), normal(B * S, D)
     _, training = layer(x, context(B, S, training=True))
     _, validation = layer(x, context(B, S, training=False))
-    assert int(training.dropped) > 0 == int(validation.dropped)
+    assert int(training.counts["dropped"]) > 0 == int(validation.counts["dropped"])
 
 
 def test_a_token_whose_expert_says_nothing_teaches_the_router_nothing():
@@ -107,7 +107,7 @@ def test_jitter_is_drawn_anew_at_every_step_and_again_the_same():
 def test_what_happens_to_a_sequence_does_not_depend_on_the_others_in_the_batch(router):
     layer, x = moe_layer(tiny_recipe(f"moe.router.kind={router}", "moe.router.jitter=0.1")), normal(B * S, D)
     together, stats = layer(x, context(B, S, training=True))
-    assert int(stats.dropped) > 0
+    assert int(stats.counts["dropped"]) > 0
     for number in range(B):
         alone, _ = layer(x[number * S : (number + 1) * S], context(1, S, training=True, first=number))
         torch.testing.assert_close(alone, together[number * S : (number + 1) * S])
@@ -120,15 +120,15 @@ def test_a_group_of_two_sequences_shares_its_capacity():
     y, stats = layer(x, context(2, S, training=True))
     kept = [token for token in range(2 * S) if y[token].any()]
     assert kept == [0, 1, 2, 3]  # floor(1.0 * 32 / 8) slots of expert 0 for both sequences together
-    assert int(stats.dropped) == 28
+    assert int(stats.counts["dropped"]) == 28
 
 
 def test_statistics_have_the_types_and_shapes_they_promise():
     layer = moe_layer(tiny_recipe())
     _, stats = layer(normal(B * S, D), context(B, S, training=True))
     assert isinstance(stats.load, Int[Tensor, f"{E}"])
-    assert isinstance(stats.dropped, Int[Tensor, ""])
-    assert isinstance(stats.router_entropy, Float[Tensor, ""])
+    assert isinstance(stats.counts["dropped"], Int[Tensor, ""])
+    assert isinstance(stats.counts["router_entropy"], Float[Tensor, ""])
     assert all(isinstance(loss, Float[Tensor, ""]) and loss.requires_grad for loss in stats.losses.values())
     assert stats.losses.keys() == stats.coefficients.keys() == {"balance", "z"}
 
@@ -166,8 +166,8 @@ def test_with_as_many_reroutes_as_there_are_other_experts_no_token_is_left_behin
     plain, rerouted = moe_layer(tiny_recipe(*tight)), moe_layer(tiny_recipe(*tight, "moe.router.reroutes=7"))
     before, stats = plain(x, context(B, S, training=True))
     after, rerouted_stats = rerouted(x, context(B, S, training=True))
-    assert int(stats.dropped) > 0
-    assert int(rerouted_stats.dropped) == 0
+    assert int(stats.counts["dropped"]) > 0
+    assert int(rerouted_stats.counts["dropped"]) == 0
     assert (after != 0).any(1).all()
     assert torch.equal(rerouted_stats.load, stats.load)  # first choices, as they were before any limit
     torch.testing.assert_close(rerouted_stats.losses, stats.losses)
@@ -189,7 +189,7 @@ def test_reroutes_change_nothing_where_no_expert_is_full(factor, training):
     (plain, stats), (rerouted, rerouted_stats) = (layer(x, context(B, S, training)) for layer in layers)
     assert torch.equal(plain, rerouted)
     assert torch.equal(stats.load, rerouted_stats.load)
-    assert int(stats.dropped) == int(rerouted_stats.dropped) == 0
+    assert int(stats.counts["dropped"]) == int(rerouted_stats.counts["dropped"]) == 0
 
 
 @pytest.mark.parametrize(

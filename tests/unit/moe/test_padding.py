@@ -55,9 +55,11 @@ def test_what_stands_in_padding_changes_nothing(kind, training):
         torch.testing.assert_close(gradient, gradients[name])
     torch.testing.assert_close(again[real], y[real])
     assert torch.equal(others.load, stats.load)
-    assert int(others.dropped) == int(stats.dropped)
-    torch.testing.assert_close(others.router_entropy, stats.router_entropy)
-    torch.testing.assert_close(others.router_top_probability, stats.router_top_probability)
+    assert int(others.counts["dropped"]) == int(stats.counts["dropped"])
+    torch.testing.assert_close(others.counts["router_entropy"], stats.counts["router_entropy"])
+    torch.testing.assert_close(
+        others.counts["router_top_probability"], stats.counts["router_top_probability"]
+    )
     for name, loss in stats.losses.items():
         torch.testing.assert_close(others.losses[name], loss)
 
@@ -83,8 +85,10 @@ def test_without_a_limit_a_padded_sequence_is_routed_like_one_that_ends_there(ki
     one = with_padding(context(1, LENGTH, training=True), REAL[:1])
     _, of_padded = layer(x[:LENGTH], one)
     assert torch.equal(of_padded.load, stats.load)
-    torch.testing.assert_close(of_padded.router_entropy, stats.router_entropy)
-    torch.testing.assert_close(of_padded.router_top_probability, stats.router_top_probability)
+    torch.testing.assert_close(of_padded.counts["router_entropy"], stats.counts["router_entropy"])
+    torch.testing.assert_close(
+        of_padded.counts["router_top_probability"], stats.counts["router_top_probability"]
+    )
     for name, loss in stats.losses.items():
         torch.testing.assert_close(of_padded.losses[name], loss)
 
@@ -95,8 +99,8 @@ def test_padding_takes_no_slot():
     x = normal(LENGTH, WIDTH, seed=3)
     _, full = layer(x, context(1, LENGTH, training=True))
     _, short = layer(x, with_padding(context(1, LENGTH, training=True), REAL[:1]))
-    assert (int(full.load), int(full.dropped)) == (8, 4)
-    assert (int(short.load), int(short.dropped)) == (5, 1)
+    assert (int(full.load), int(full.counts["dropped"])) == (8, 4)
+    assert (int(short.load), int(short.counts["dropped"])) == (5, 1)
 
 
 @pytest.mark.parametrize(("kind", "loads"), [("base", [2, 2, 1]), ("expert_choice", [3, 3, 3])])

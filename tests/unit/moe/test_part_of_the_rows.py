@@ -51,9 +51,11 @@ def test_rows_get_what_they_get_beside_padding(kind, training):
     y, of_part = layer(x[KEPT], part_of(whole))
     torch.testing.assert_close(y, expected[KEPT])
     assert torch.equal(of_part.load, stats.load)
-    assert int(of_part.dropped) == int(stats.dropped)
-    torch.testing.assert_close(of_part.router_entropy, stats.router_entropy)
-    torch.testing.assert_close(of_part.router_top_probability, stats.router_top_probability)
+    assert int(of_part.counts["dropped"]) == int(stats.counts["dropped"])
+    torch.testing.assert_close(of_part.counts["router_entropy"], stats.counts["router_entropy"])
+    torch.testing.assert_close(
+        of_part.counts["router_top_probability"], stats.counts["router_top_probability"]
+    )
     gradients = learned(layer, x, y, of_part)
     assert gradients.keys() == of_padded.keys()
     for name, gradient in of_padded.items():
@@ -99,7 +101,7 @@ def test_rows_of_one_group_do_not_take_the_slots_of_another():
     )
     whole = context(SEQUENCES, LENGTH, training=True)
     y, stats = layer(normal(SEQUENCES * LENGTH, WIDTH, seed=3)[KEPT], part_of(whole))
-    assert (int(stats.load), int(stats.dropped)) == (15, 9)
+    assert (int(stats.load), int(stats.counts["dropped"])) == (15, 9)
     served = y.any(1).nonzero().squeeze(1)
     assert KEPT[served].tolist() == [0, 2, 16, 17, 25, 28]
 

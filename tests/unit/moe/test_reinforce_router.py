@@ -11,10 +11,7 @@ from moe_train.results import MoEStats, Policy
 
 
 def stats_of(policy: Policy | None) -> MoEStats:
-    nothing = torch.zeros(())
-    return MoEStats(
-        torch.zeros(4, dtype=torch.int64), nothing, nothing, nothing, {"z": nothing}, {"z": 0.5}, policy
-    )
+    return MoEStats({}, {"z": torch.zeros(())}, {"z": 0.5}, policy)
 
 
 def test_experts_are_drawn_from_the_softmax_in_training_and_the_likeliest_is_taken_in_validation():

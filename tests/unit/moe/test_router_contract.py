@@ -75,12 +75,11 @@ def test_weights_and_losses_are_fp32_whatever_comes_in(kind):
         assert values.dtype == torch.float32
         assert values.isfinite().all()
     assert all(loss.ndim == 0 for loss in routing.losses.values())
-    if routing.entropy is not None:
-        assert 0 <= float(routing.entropy) <= routing.num_tokens * math.log(EXPERTS) * 1.001
-    assert (routing.top_probability is None) == (routing.entropy is None)
-    if routing.top_probability is not None:
-        assert not routing.top_probability.requires_grad
-        assert 1 <= float(routing.top_probability) * EXPERTS / routing.num_tokens <= EXPERTS
+    if routing.spread is not None:
+        assert 0 <= float(routing.spread.entropy) <= routing.num_tokens * math.log(EXPERTS) * 1.001
+        assert not routing.spread.entropy.requires_grad
+        assert not routing.spread.top_probability.requires_grad
+        assert 1 <= float(routing.spread.top_probability) * EXPERTS / routing.num_tokens <= EXPERTS
 
 
 @pytest.mark.parametrize("kind", ROUTERS)
@@ -131,9 +130,11 @@ def test_the_spread_of_a_router_is_that_of_the_softmax_over_all_experts_without_
     routing, logits = made(x, here), made.expert_logits(made.logits(x, here)).double()
     distribution = torch.distributions.Categorical(logits=logits)
     assert logits.shape == (len(x), EXPERTS)
-    torch.testing.assert_close(routing.entropy.double(), distribution.entropy().sum(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        routing.spread.entropy.double(), distribution.entropy().sum(), rtol=1e-5, atol=1e-5
+    )
     top = distribution.probs.amax(1).sum()
-    torch.testing.assert_close(routing.top_probability.double(), top, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(routing.spread.top_probability.double(), top, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", WITH_LOGITS)

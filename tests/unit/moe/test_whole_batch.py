@@ -42,12 +42,8 @@ def routed(made, first: int, sequences: int, is_padded: bool) -> Routing:
 
 
 def stats_of(routing: Routing) -> MoEStats:
-    nothing = torch.zeros(())
     return MoEStats(
-        load=nothing,
-        dropped=nothing,
-        router_entropy=nothing,
-        router_top_probability=nothing,
+        counts={},
         losses=dict(routing.losses),
         coefficients=dict(routing.coefficients),
         batch_losses=dict(routing.batch_losses),

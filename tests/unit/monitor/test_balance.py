@@ -47,10 +47,6 @@ def test_a_layer_with_one_expert_is_even() -> None:
     assert balance.dead_fraction([7]) == 0.0
 
 
-def test_the_drop_rate_is_a_share_of_all_assignments() -> None:
-    assert balance.drop_rate([6, 2], 2) == 0.25
-
-
 def test_a_window_without_assignments_measured_nothing() -> None:
     for figure in (
         balance.cv,
@@ -60,5 +56,4 @@ def test_a_window_without_assignments_measured_nothing() -> None:
         balance.dead_fraction,
     ):
         assert math.isnan(figure([0, 0, 0])), figure.__name__
-    assert math.isnan(balance.drop_rate([0, 0], 0))
     assert balance.dead_experts([0, 0, 0]) == []

@@ -56,7 +56,7 @@ def train(step: int, *loads: list[int], attempt: int = 1) -> dict[str, Any]:
             "max_violation": [balance.max_violation(load) for load in loads],
             "entropy": [balance.load_entropy(load) for load in loads],
             "dead_fraction": [balance.dead_fraction(load) for load in loads],
-            "drop_rate": [balance.drop_rate(load, 0) for load in loads],
+            "drop_rate": [0.0 if sum(load) else math.nan for load in loads],
             "router_top_probability": [0.625 if sum(load) else math.nan for load in loads],
             "experts_per_token": [2.0 if sum(load) else math.nan for load in loads],
         },

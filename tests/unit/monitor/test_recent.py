@@ -79,7 +79,7 @@ def of_a_rank(world: World) -> list:
         window.add(((stats([3 * world.rank + step, 1]),),), step)
     state = window.state(ThreadAxis(world))
     window.load_state(state, ThreadAxis(world))
-    return [state["recent"][:2], window.reduce(ThreadAxis(world), {}).recent]
+    return [state["recent"]["load"][:2], window.reduce(ThreadAxis(world), {}).recent]
 
 
 def test_ranks_have_one_span_together_and_a_resume_counts_nothing_twice():

@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.distributed.device_mesh import init_device_mesh
 
-from moe_train.errors import CheckpointError
+from moe_train.callbacks.jsonl import encode_row
 from moe_train.monitor.window import LoadWindow
 from moe_train.parallel.axis import Axis
 from moe_train.results import MoEStats
@@ -24,9 +24,14 @@ def stats(
     load: list[int], dropped: int = 0, entropy: float = 0.0, tokens: int | None = None, top: float = 0.0
 ) -> MoEStats:
     """Of `tokens` tokens; None: one for each assignment."""
-    seen = sum(load) if tokens is None else tokens
-    sums = (torch.tensor(entropy), torch.tensor(top))
-    return MoEStats(torch.tensor(load), torch.tensor(dropped), *sums, {}, {}, tokens=seen)
+    values = {
+        "load": load,
+        "dropped": dropped,
+        "tokens": sum(load) if tokens is None else tokens,
+        "router_entropy": entropy,
+        "router_top_probability": top,
+    }
+    return MoEStats({name: torch.tensor(value) for name, value in values.items()}, {}, {})
 
 
 def test_microbatches_steps_and_layers_add_up() -> None:
@@ -40,9 +45,10 @@ def test_microbatches_steps_and_layers_add_up() -> None:
     )
     window.add(((stats([0, 0, 8], 4, 4.0), stats([1, 1, 6], 0, 4.0)),), step=2)
     summary = window.reduce(ALONE, {"loss": torch.tensor(2.5)})
-    assert summary.load == [[5, 3, 8], [5, 1, 10]]
-    assert summary.dropped == [5, 2]
-    assert summary.router_entropy == [0.5, 0.5]
+    row = summary.as_row()
+    assert row["load"] == [[5, 3, 8], [5, 1, 10]]
+    assert row["dropped"] == [5, 2]
+    assert row["router_entropy"] == [0.5, 0.5]
     assert summary.scalars == {"loss": 2.5}
 
 
@@ -66,16 +72,16 @@ def test_the_entropy_of_a_layer_is_a_mean_over_the_tokens_that_came_to_it() -> N
     """Those of an encoder and of its decoder are not equally many, and padding is none."""
     window = LoadWindow([2, 2], CPU)
     window.add(((stats([8, 0], 0, 4.0), stats([2, 2], 0, 4.0, tokens=2)),), step=1)
-    assert window.reduce(ALONE, {}).router_entropy == [0.5, 2.0]
+    assert window.reduce(ALONE, {}).as_row()["router_entropy"] == [0.5, 2.0]
 
 
 def test_tokens_of_two_experts_that_lose_one_of_four_have_one_and_a_half() -> None:
     """Layer 0: 4 tokens of 8 assignments, of which 2 are beyond the limit; layer 1: 2 tokens, one expert each."""
     window = LoadWindow([4, 4], CPU)
     window.add(((stats([4, 2, 1, 1], 2, tokens=4, top=3.0), stats([2, 0, 0, 0], tokens=2)),), step=1)
-    summary = window.reduce(ALONE, {})
-    assert summary.experts_per_token == [1.5, 1.0]
-    assert summary.router_top_probability == [0.75, pytest.approx(math.nan, nan_ok=True)]
+    row = window.reduce(ALONE, {}).as_row()
+    assert row["experts_per_token"] == [1.5, 1.0]
+    assert row["router_top_probability"] == [0.75, pytest.approx(math.nan, nan_ok=True)]
 
 
 def test_a_layer_with_fewer_experts_than_another_has_a_shorter_list_and_its_own_figures() -> None:
@@ -119,13 +125,13 @@ def test_counts_beyond_float32_stay_exact() -> None:
     window = LoadWindow([2], CPU)
     window.add(((stats([2**40 + 1, 2**24 + 1]),),), step=1)
     window.add(((stats([2**40 + 1, 0]),),), step=2)
-    assert window.reduce(ALONE, {}).load == [[2**41 + 2, 2**24 + 1]]
+    assert window.reduce(ALONE, {}).as_row()["load"] == [[2**41 + 2, 2**24 + 1]]
 
 
 def test_a_router_that_is_not_finite_leaves_the_counts_whole() -> None:
     window = LoadWindow([2], CPU)
     window.add(((stats([1, 3], 0, math.nan),),), step=1)
-    assert window.reduce(ALONE, {}).load == [[1, 3]]
+    assert window.reduce(ALONE, {}).as_row()["load"] == [[1, 3]]
 
 
 def test_an_open_window_goes_on_after_a_resume() -> None:
@@ -141,10 +147,80 @@ def test_an_open_window_goes_on_after_a_resume() -> None:
     assert resumed.reduce(ALONE, {}) == uninterrupted.reduce(ALONE, {})
 
 
-def test_the_window_of_another_version_is_refused_with_the_way_out() -> None:
-    state = {"counts": [[1, 2, 3, 4, 5]]}  # of two experts, one figure less than is counted
-    with pytest.raises(CheckpointError, match=r"\(1, 5\).*counts \(1, 6\).*--resume never"):
-        LoadWindow([2], CPU).load_state(state, ALONE)
+POSITIONAL = {"counts": [[3, 1, 0, 0, 1, 600, 500, 4], [1, 1, 1, 1, 0, 700, 0, 4]]}
+"""The open window of a checkpoint without names: of layers of two and of four experts, then four figures."""
+
+
+def test_a_window_without_names_goes_on_as_if_it_had_them() -> None:
+    named = {
+        "load": [[3, 1, 0, 0], [1, 1, 1, 1]],
+        "dropped": [1, 0],
+        "router_entropy": [600, 700],
+        "router_top_probability": [500, 0],
+        "tokens": [4, 4],
+    }
+    parts = [[[3, 1, 0, 0], [1, 1, 1, 1]], *[[[0] * 4] * 2] * 9]
+    old, new = LoadWindow([2, 4], CPU), LoadWindow([2, 4], CPU)
+    old.load_state({**POSITIONAL, "recent": parts}, ALONE)
+    new.load_state({"counts": named, "recent": {"load": parts}}, ALONE)
+    assert old.state(ALONE) == new.state(ALONE) == {"counts": named, "recent": {"load": parts}}
+    for window in (old, new):
+        window.add(((stats([1, 1], 1, 1.0, top=1.0), stats([0, 0, 0, 4], 0, 1.0, top=2.0)),), step=2)
+    row = old.reduce(ALONE, {}).as_row()
+    assert row == new.reduce(ALONE, {}).as_row()
+    assert row["load"] == [[4, 2], [1, 1, 1, 5]]
+    assert row["router_entropy"] == [(600 / 2**20 + 1) / 6, (700 / 2**20 + 1) / 8]
+    assert row["cv"][1] == pytest.approx(math.sqrt(3) / 2)
+
+
+def test_of_an_older_window_with_fewer_figures_the_loads_alone_are_known() -> None:
+    window = LoadWindow([2], CPU)
+    window.load_state({"counts": [[1, 2, 3, 4, 5]]}, ALONE)
+    row = window.reduce(ALONE, {}).as_row()
+    assert row["load"] == [[1, 2]]
+    assert math.isnan(row["dropped"][0])
+
+
+FIGURES_OF = {
+    "load": {"load", "drop_rate", "experts_per_token"},
+    "dropped": {"dropped", "drop_rate", "experts_per_token"},
+    "router_entropy": {"router_entropy"},
+    "router_top_probability": {"router_top_probability"},
+    "tokens": {"router_entropy", "router_top_probability", "experts_per_token"},
+}
+"""Count -> what a row shows of it."""
+
+
+@pytest.mark.parametrize(("name", "figures"), FIGURES_OF.items())
+def test_what_a_checkpoint_did_not_count_is_null_in_the_row_of_its_window_alone(name, figures, caplog):
+    step = ((stats([3, 1], 1, 2.0, top=2.0),),)
+    whole, resumed = LoadWindow([2], CPU), LoadWindow([2], CPU)
+    whole.add(step, step=1)
+    state = whole.state(ALONE)
+    del state["counts"][name]
+    resumed.load_state(state, ALONE)
+    assert f"has no count of {name}" in caplog.text
+    for window in (whole, resumed):
+        window.add(step, step=2)
+    assert name not in resumed.state(ALONE)["counts"]  # a second checkpoint of this window lacks it, too
+    expected, row = (json.loads(encode_row(each.reduce(ALONE, {}).as_row())) for each in (whole, resumed))
+    nothing = {"load": [[None, None]]}
+    assert row == {
+        key: nothing.get(key, [None]) if key in figures else value for key, value in expected.items()
+    }
+    for window in (whole, resumed):
+        window.add(step, step=3)
+    assert resumed.reduce(ALONE, {}) == whole.reduce(ALONE, {})
+
+
+def test_a_count_that_this_version_does_not_know_is_reported_and_passed_over(caplog) -> None:
+    whole, resumed = LoadWindow([2], CPU), LoadWindow([2], CPU)
+    whole.add(((stats([3, 1], 1, 2.0, top=2.0),),), step=1)
+    state = whole.state(ALONE)
+    state["counts"]["logit_norm"] = [7]
+    resumed.load_state(state, ALONE)
+    assert "counts logit_norm, which this version does not" in caplog.text
+    assert resumed.reduce(ALONE, {}) == whole.reduce(ALONE, {})
 
 
 def _rank(rank: int, store: str, state: dict[str, Any], out: str) -> None:
@@ -167,8 +243,14 @@ def test_two_ranks_agree_on_the_sum_of_what_both_saw_and_what_was_saved(tmp_path
     seen = [json.loads((tmp_path / str(rank)).read_text()) for rank in range(2)]
     assert seen[0] == seen[1]
     state, row, scalars = seen[0]
-    assert state["counts"] == [[103, 210, 6, 24 * 2**20, 12 * 2**20, 24]]
-    assert state["recent"][4:6] == [[[100, 200]], [[3, 10]]]
+    assert state["counts"] == {
+        "load": [[103, 210]],
+        "dropped": [6],
+        "tokens": [24],
+        "router_entropy": [24 * 2**20],
+        "router_top_probability": [12 * 2**20],
+    }
+    assert state["recent"]["load"][4:6] == [[[100, 200]], [[3, 10]]]
     assert row["load"] == [[103, 210]]
     assert row["dropped"] == [6]
     assert row["router_entropy"] == [1.0]
