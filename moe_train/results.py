@@ -1,6 +1,6 @@
 """What travels upward from a layer, a step and a run: plain data, defined below all who use it.
 
-L MoE layers, E experts, T tokens.
+B sequences, S tokens of each, T tokens in all, V vocabulary, L MoE layers, E experts.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -76,6 +76,15 @@ def counts_of_layers(layers: Sequence[MoEStats], name: str) -> Shaped[Tensor, "L
     """Stacks a count of all layers, with zeros for the experts that a layer has fewer than another."""
     counts = [layer.counts[name] for layer in layers]
     return pad_sequence(counts, batch_first=True) if counts[0].ndim else torch.stack(counts)
+
+
+class ModelOutput(NamedTuple):
+    """What a model returns. A tuple for the reason that `MoEStats` is one."""
+
+    logits: Float[Tensor, "B S V"]
+    """At every place."""
+    moe: tuple[MoEStats, ...]
+    """The statistics of every MoE layer, lowest first, an encoder's before those of its decoder."""
 
 
 def padded_loads(layers: Sequence[MoEStats]) -> Int[Tensor, "L E"]:

@@ -27,7 +27,7 @@ from moe_train.decoding.translator import Translator
 from moe_train.engines.engine import Engine
 from moe_train.errors import CheckpointError, DataError, UsageError
 from moe_train.model.forward import Forward
-from moe_train.model.transformer import Model
+from moe_train.model.model import Model
 from moe_train.moe.routing import Vocabulary
 from moe_train.monitor.run import find_run
 from moe_train.parallel.plan import Mesh, ParallelPlan

@@ -12,7 +12,7 @@ from moe_train.config.registry import build
 from moe_train.config.schema import Recipe, expert_width
 from moe_train.data.batch import Batch
 from moe_train.distribute.apply import distribute
-from moe_train.model.transformer import Model
+from moe_train.model.model import Model
 from moe_train.moe.layers.layer import MoELayer
 from moe_train.moe.layers.layer import moe_layer as build_layer
 from moe_train.moe.routing import Pass, RouteContext, Router, Vocabulary

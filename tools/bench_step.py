@@ -296,9 +296,10 @@ def _deepspeed_step(recipe: Recipe, world: World, *, drop_tokens: bool) -> Calla
         optimizer.zero_grad(set_to_none=True)
         forward_pass = Pass(training=True, progress=0.0, random=RandomStream(0, done))
         context = RouteContext(forward_pass, Rows(batch.sequence_ids, batch.tokens))
-        logits, stats = forward(batch.tokens, context)
+        output = forward(batch.tokens, context)
+        stats = output.moe
         auxiliary = sum(BALANCE_COEFFICIENT * of_layer.losses["balance"] for of_layer in stats)
-        (objective(logits, batch) + auxiliary).backward()
+        (objective(output.logits, batch) + auxiliary).backward()
         _clip(shared, experts, recipe.optim.clip or 1.0, world)
         optimizer.step()
         done += 1

@@ -17,7 +17,7 @@ from moe_train.config.schema import DecodingConfig
 from moe_train.data.batch import Batch
 from moe_train.data.tokenizer import EOS_ID, PAD_ID
 from moe_train.decoding.beam_search import beam_search
-from moe_train.model.transformer import EncoderDecoder
+from moe_train.model.model import Translating
 from moe_train.moe.routing import Pass, RouteContext
 from moe_train.moe.rows import Rows
 
@@ -26,7 +26,7 @@ EXTRA_TOKENS = 8
 
 
 def generate(
-    model: EncoderDecoder,
+    model: Translating,
     batch: Batch,
     forward_pass: Pass,
     config: DecodingConfig,
@@ -41,7 +41,7 @@ def generate(
     assert batch.source is not None
     source, is_real, beams = batch.source, batch.source_is_real, config.beam_size
     of_source = Rows(batch.sequence_ids, source, is_real)
-    memory, _ = model.encode(source, RouteContext(forward_pass, of_source))
+    memory = model.encode(source, RouteContext(forward_pass, of_source)).states
     memory = memory.repeat_interleave(beams, dim=0)
     is_real = None if is_real is None else is_real.repeat_interleave(beams, dim=0)
     sequence_ids = batch.sequence_ids.repeat_interleave(beams)
@@ -49,7 +49,7 @@ def generate(
     def step(prefixes: Int[Tensor, "B K S"]) -> Float[Tensor, "B K V"]:
         tokens = prefixes.flatten(0, 1)
         of_prefixes = Rows(sequence_ids, tokens)
-        logits, _ = model.decode(tokens, RouteContext(forward_pass, of_prefixes), memory, is_real)
+        logits = model.decode(tokens, RouteContext(forward_pass, of_prefixes), memory, is_real).logits
         return torch.log_softmax(logits[:, -1].float(), dim=-1).unflatten(0, (-1, beams))
 
     return beam_search(

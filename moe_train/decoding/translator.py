@@ -9,7 +9,7 @@ from torch import Tensor
 from moe_train.data.batch import Batch
 from moe_train.decoding.generate import generate
 from moe_train.model.forward import Forward
-from moe_train.model.transformer import EncoderDecoder
+from moe_train.model.model import Translating
 from moe_train.parallel.gathered import free_gathered
 from moe_train.parallel.world import World
 
@@ -28,7 +28,7 @@ class Translator:
         Collective.
         """
         model, recipe = self.forward.model, self.forward.recipe
-        assert isinstance(model, EncoderDecoder), "config.check lets only these read pairs"
+        assert isinstance(model, Translating), "config.check lets only these read pairs"
         model.eval()
         with self.forward.precision(batch):
             tokens = generate(

@@ -19,7 +19,8 @@ from moe_train.distribute.data import apply_data
 from moe_train.distribute.expert import apply_expert, moe_layers_of
 from moe_train.distribute.shards import parameter_shards
 from moe_train.model.init import initial_value
-from moe_train.model.transformer import Model, build_on_meta
+from moe_train.model.model import Model
+from moe_train.model.transformer import build_on_meta
 from moe_train.moe.experts import GradientBuffers
 from moe_train.moe.routing import TableRouter, Vocabulary
 from moe_train.parallel.plan import Mesh

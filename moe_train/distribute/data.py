@@ -5,7 +5,7 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import Shard
 
 from moe_train.distribute.expert import moe_layers_of
-from moe_train.model.transformer import EncoderDecoder, Model
+from moe_train.model.model import Model
 from moe_train.parallel.plan import Mesh
 
 
@@ -40,6 +40,5 @@ def apply_data(model: Model, mesh: Mesh, reshard_after_forward: bool) -> None:
             ignored_params=owned_elsewhere,
         )
     fully_shard(model, mesh=mesh.data.devices, reshard_after_forward=False, ignored_params=owned_elsewhere)
-    if isinstance(model, EncoderDecoder):
-        for half in ("encode", "decode"):  # called by themselves where text is generated
-            register_fsdp_forward_method(model, half)
+    for method in model.entry_points:
+        register_fsdp_forward_method(model, method)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from moe_train.config.registry import build
-from moe_train.model.transformer import Model
+from moe_train.model.model import Model
 from moe_train.moe.dispatch.dispatcher import Dispatcher
 from moe_train.moe.layers.layer import MoELayer
 from moe_train.parallel.plan import Mesh

@@ -9,7 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from moe_train.checkpoint.layout import Shard, ShardedState
-from moe_train.model.transformer import Model
+from moe_train.model.model import Model
 
 
 class Engine(Protocol):

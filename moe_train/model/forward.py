@@ -6,15 +6,13 @@ Apart from the training step, because validation and translation run the model i
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from moe_train.config.schema import Recipe
 from moe_train.data.batch import Batch
-from moe_train.model.transformer import Model
-from moe_train.moe.routing import Pass, RouteContext
-from moe_train.moe.rows import Rows
+from moe_train.model.model import Model
+from moe_train.moe.routing import Pass
 from moe_train.random import RandomStream
-from moe_train.results import MoEStats
+from moe_train.results import ModelOutput
 
 
 @dataclass(frozen=True)
@@ -24,18 +22,13 @@ class Forward:
     model: Model
     recipe: Recipe
 
-    def __call__(self, batch: Batch, step: int, pass_index: int = 0) -> tuple[Tensor, tuple[MoEStats, ...]]:
-        """Returns the logits [B, S, V] and the statistics of the MoE layers, after `step` updates.
+    def __call__(self, batch: Batch, step: int, pass_index: int = 0) -> ModelOutput:
+        """Returns the model's output for a batch after `step` updates.
 
         `pass_index` numbers the passes of an objective that makes several: each has draws of its own.
         """
-        forward_pass = self.forward_pass(step, pass_index)
-        context = RouteContext(forward_pass, Rows(batch.sequence_ids, batch.tokens, batch.is_real))
         with self.precision(batch):
-            if batch.source is None:
-                return self.model(batch.tokens, context)
-            of_source = Rows(batch.sequence_ids, batch.source, batch.source_is_real)
-            return self.model(batch.tokens, context, batch.source, RouteContext(forward_pass, of_source))
+            return self.model(*self.model.inputs(batch, self.forward_pass(step, pass_index)))
 
     def forward_pass(self, step: int, pass_index: int = 0) -> Pass:
         """Returns what the layers know of a pass."""

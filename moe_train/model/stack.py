@@ -4,6 +4,7 @@ B sequences, S tokens, R tokens of the encoder's output, D model width, L MoE la
 """
 
 from dataclasses import replace
+from typing import NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -83,6 +84,14 @@ class Block(nn.Module):
         return x + dropout(y, self.dropout, f"{self.site}.feedforward", context), stats
 
 
+class StackOutput(NamedTuple):
+    """What a stack returns."""
+
+    states: Float[Tensor, "B S D"]
+    moe: tuple[MoEStats, ...]
+    """The statistics of every MoE layer, lowest first."""
+
+
 class Stack(nn.Module):
     """Positions, blocks and the last norm; `prefix` tells the random draws of two stacks apart."""
 
@@ -105,8 +114,8 @@ class Stack(nn.Module):
         context: RouteContext,
         memory: Float[Tensor, "B R D"] | None = None,
         memory_bias: Float[Tensor, "B 1 1 R"] | None = None,
-    ) -> tuple[Float[Tensor, "B S D"], tuple[MoEStats, ...]]:
-        """The states of embedded tokens, and the statistics of every MoE layer, lowest first."""
+    ) -> StackOutput:
+        """Returns the states of embedded tokens after the last block."""
         if self.positions is not None:
             x = x + self.positions.weight[: x.shape[1]]
         x = dropout(x, self.dropout, self.site, context)
@@ -116,7 +125,7 @@ class Stack(nn.Module):
             x, of_layer = layer(x, bias, context, memory, memory_bias)
             if of_layer is not None:
                 stats.append(of_layer)
-        return self.norm(x), tuple(stats)
+        return StackOutput(self.norm(x), tuple(stats))
 
     def _bias(self, length: int, context: RouteContext) -> Float[Tensor, "B_or_1 H_or_1 S_or_1 S"] | None:
         """What is added to the scores of every layer: relative positions, and what hides padding.

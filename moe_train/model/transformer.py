@@ -3,8 +3,10 @@
 A decoder or an encoder is one stack between an embedding and an output head; an encoder-decoder is two stacks, of which
 the second reads the output of the first (Vaswani et al., 1706.03762, sec. 3). One embedding serves both, and the head
 if the recipe ties it.
-B sequences, S tokens, R tokens of the source, D model width, V vocabulary, L MoE layers.
+B sequences, S tokens, R tokens of the source, D model width, V vocabulary.
 """
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,13 +14,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from moe_train.config.schema import Recipe, stacks, vocabulary_size
+from moe_train.data.batch import Batch
 from moe_train.model.attention import hide_padding
-from moe_train.model.stack import Block, Stack
-from moe_train.moe.routing import RouteContext
-from moe_train.results import MoEStats
+from moe_train.model.model import Model
+from moe_train.model.stack import Block, Stack, StackOutput
+from moe_train.moe.routing import Pass, RouteContext
+from moe_train.moe.rows import Rows
+from moe_train.results import ModelOutput
 
 
-class Transformer(Stack):
+class Transformer(Stack, Model):
     """A decoder (causal) or an encoder: embedding, one stack, output head."""
 
     def __init__(self, recipe: Recipe):
@@ -32,16 +37,21 @@ class Transformer(Stack):
         """All blocks, lowest first."""
         return list(self.layers)  # type: ignore[arg-type]
 
-    def forward(
-        self, tokens: Int[Tensor, "B S"], context: RouteContext
-    ) -> tuple[Float[Tensor, "B S V"], tuple[MoEStats, ...]]:
-        """Logits at every position, and the statistics of every MoE layer, lowest first."""
+    def inputs(self, batch: Batch, forward_pass: Pass) -> tuple[Any, ...]:
+        """The tokens of the batch."""
+        rows = Rows(batch.sequence_ids, batch.tokens, batch.is_real)
+        return batch.tokens, RouteContext(forward_pass, rows)
+
+    def forward(self, tokens: Int[Tensor, "B S"], context: RouteContext) -> ModelOutput:
+        """Returns logits at every position."""
         x, stats = self.run(self.embedding(tokens), context)
-        return _logits(x, self.embedding, self.head), stats
+        return ModelOutput(_logits(x, self.embedding, self.head), stats)
 
 
-class EncoderDecoder(nn.Module):
+class EncoderDecoder(Model):
     """An encoder, and a causal decoder whose blocks attend to its output too."""
+
+    entry_points = ("encode", "decode")
 
     def __init__(self, recipe: Recipe):
         super().__init__()
@@ -56,22 +66,28 @@ class EncoderDecoder(nn.Module):
         """All blocks, the encoder's first."""
         return [*self.encoder.layers, *self.decoder.layers]
 
+    def inputs(self, batch: Batch, forward_pass: Pass) -> tuple[Any, ...]:
+        """What the decoder writes, and the source that it reads."""
+        assert batch.source is not None, "config.check lets only objectives with a source train these"
+        rows = Rows(batch.sequence_ids, batch.tokens, batch.is_real)
+        source = Rows(batch.sequence_ids, batch.source, batch.source_is_real)
+        context, source_context = (RouteContext(forward_pass, each) for each in (rows, source))
+        return batch.tokens, context, batch.source, source_context
+
     def forward(
         self,
         tokens: Int[Tensor, "B S"],
         context: RouteContext,
         source: Int[Tensor, "B R"],
         source_context: RouteContext,
-    ) -> tuple[Float[Tensor, "B S V"], tuple[MoEStats, ...]]:
-        """Logits of the token after each of `tokens`, given `source`; and all statistics, the encoder's first."""
-        memory, of_encoder = self._encoded(source, source_context)
-        logits, of_decoder = self._decoded(tokens, context, memory, source_context.rows.is_real)
-        return logits, (*of_encoder, *of_decoder)
+    ) -> ModelOutput:
+        """Returns logits of the token after each of `tokens`, given `source`."""
+        memory, encoder_stats = self._encoded(source, source_context)
+        output = self._decoded(tokens, context, memory, source_context.rows.is_real)
+        return output._replace(moe=(*encoder_stats, *output.moe))
 
-    def encode(
-        self, source: Int[Tensor, "B R"], context: RouteContext
-    ) -> tuple[Float[Tensor, "B R D"], tuple[MoEStats, ...]]:
-        """What the decoder reads, and the statistics of the encoder's MoE layers: for generating text."""
+    def encode(self, source: Int[Tensor, "B R"], context: RouteContext) -> StackOutput:
+        """Returns what the decoder reads: for generating text."""
         # FSDP2 hooks itself into this method and `decode`, so `forward`, which has its own hooks, calls neither.
         return self._encoded(source, context)
 
@@ -81,13 +97,11 @@ class EncoderDecoder(nn.Module):
         context: RouteContext,
         memory: Float[Tensor, "B R D"],
         is_real: Bool[Tensor, "B R"] | None,
-    ) -> tuple[Float[Tensor, "B S V"], tuple[MoEStats, ...]]:
-        """Logits of the token after each of `tokens`; `is_real` is false where `memory` is of padding."""
+    ) -> ModelOutput:
+        """Returns logits of the token after each of `tokens`; `is_real` is false where `memory` is of padding."""
         return self._decoded(tokens, context, memory, is_real)
 
-    def _encoded(
-        self, source: Int[Tensor, "B R"], context: RouteContext
-    ) -> tuple[Float[Tensor, "B R D"], tuple[MoEStats, ...]]:
+    def _encoded(self, source: Int[Tensor, "B R"], context: RouteContext) -> StackOutput:
         return self.encoder.run(self.embedding(source), context)
 
     def _decoded(
@@ -96,13 +110,10 @@ class EncoderDecoder(nn.Module):
         context: RouteContext,
         memory: Float[Tensor, "B R D"],
         is_real: Bool[Tensor, "B R"] | None,
-    ) -> tuple[Float[Tensor, "B S V"], tuple[MoEStats, ...]]:
+    ) -> ModelOutput:
         hiding = None if is_real is None else hide_padding(is_real)
         x, stats = self.decoder.run(self.embedding(tokens), context, memory, hiding)
-        return _logits(x, self.embedding, self.head), stats
-
-
-Model = Transformer | EncoderDecoder
+        return ModelOutput(_logits(x, self.embedding, self.head), stats)
 
 
 def build_on_meta(recipe: Recipe) -> Model:

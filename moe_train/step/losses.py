@@ -16,7 +16,7 @@ from moe_train.moe.policy import rewarded, token_losses
 from moe_train.moe.whole_batch import batch_sums, of_whole_batch, watched_over_batch
 from moe_train.objectives.objective import Objective, TrainingLoss
 from moe_train.parallel.axis import Axis
-from moe_train.results import MoEStats
+from moe_train.results import ModelOutput, MoEStats
 
 Backward = Callable[[Tensor, bool], None]
 """Takes a part of the rank's mean loss, and whether it is the update's last."""
@@ -68,20 +68,20 @@ class LossPasses:
         stats: list[tuple[MoEStats, ...]] = []
         for index, batch in enumerate(batches):
             passes = [
-                _rewarded(*self.forward(batch, step, number), batch) for number in range(self.num_passes)
+                _rewarded(self.forward(batch, step, number), batch) for number in range(self.num_passes)
             ]
             if len(batches) == 1 < shares:
-                sums = batch_sums(self.data, [layers for _, layers in passes], self.num_passes)
+                sums = batch_sums(self.data, [output.moe for output in passes], self.num_passes)
             if sums is not None:
                 passes = [
-                    (logits, of_whole_batch(layers, of_pass, shares))
-                    for (logits, layers), of_pass in zip(passes, sums, strict=True)
+                    output._replace(moe=of_whole_batch(output.moe, of_pass, shares))
+                    for output, of_pass in zip(passes, sums, strict=True)
                 ]
-            loss = self.objective.training_loss([logits for logits, _ in passes], batch)
-            total = loss.total + sum(_auxiliary(layer) for _, layers in passes for layer in layers)
+            loss = self.objective.training_loss([output.logits for output in passes], batch)
+            total = loss.total + sum(_auxiliary(layer) for output in passes for layer in output.moe)
             backward(total / len(batches), index == len(batches) - 1)
             losses.append(loss.detached())
-            stats.extend(tuple(_detached(layer) for layer in layers) for _, layers in passes)
+            stats.extend(tuple(_detached(layer) for layer in output.moe) for output in passes)
         if sums is None and shares > 1:
             stats = watched_over_batch(self.data, stats, self.num_passes)
         return UpdateLosses(losses, tuple(stats))
@@ -93,19 +93,17 @@ class LossPasses:
         Draws are functions of the step and the sequence, so these passes route as those with gradient do. Collective.
         """
         stats = [
-            self.forward(batch, step, number)[1] for batch in batches for number in range(self.num_passes)
+            self.forward(batch, step, number).moe for batch in batches for number in range(self.num_passes)
         ]
         return batch_sums(self.data, stats, self.num_passes)
 
 
-def _rewarded(
-    logits: Tensor, layers: tuple[MoEStats, ...], batch: Batch
-) -> tuple[Tensor, tuple[MoEStats, ...]]:
+def _rewarded(output: ModelOutput, batch: Batch) -> ModelOutput:
     """Returns a pass whose routers have their reward, where any learns by it."""
-    if all(layer.policy is None for layer in layers):
-        return logits, layers
-    losses = token_losses(logits, batch.targets)
-    return logits, tuple(rewarded(layer, losses) for layer in layers)
+    if all(layer.policy is None for layer in output.moe):
+        return output
+    losses = token_losses(output.logits, batch.targets)
+    return output._replace(moe=tuple(rewarded(layer, losses) for layer in output.moe))
 
 
 def _auxiliary(stats: MoEStats) -> Tensor | int:

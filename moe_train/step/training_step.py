@@ -89,7 +89,7 @@ class TrainingStep:
         self.engine.model.eval()
         total = torch.zeros(2, dtype=torch.float64, device=self.mesh.world.device)
         for batch in batches:
-            logits, _ = self.forward(batch, step)
+            logits = self.forward(batch, step).logits
             total += total.new_tensor([float(self.objective(logits, batch)), 1.0]) * batch.num_targets
         free_gathered(self.engine.model)
         loss, tokens = self.mesh.data.total(total)

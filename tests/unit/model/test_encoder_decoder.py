@@ -32,12 +32,12 @@ def test_a_decoder_sees_the_whole_source_and_no_later_token_of_its_own(positions
     assert any(int(of_layer.counts["dropped"]) > 0 for of_layer in stats[2:])
     changed = batch.tokens.clone()
     changed[:, 2] = (changed[:, 2] + 7) % 300
-    after, _ = run(model, replace(batch, tokens=changed))
+    after = run(model, replace(batch, tokens=changed)).logits
     torch.testing.assert_close(after[:, :2], before[:, :2])
     assert not torch.allclose(after[:, 2], before[:, 2])
     source = batch.source.clone()
     source[:, -2] = (source[:, -2] + 7) % 300
-    after, _ = run(model, batch, source)
+    after = run(model, batch, source).logits
     assert bool(((after - before).abs().amax(2) > 1e-6).all()), "every position reads the last of the source"
 
 
@@ -46,10 +46,10 @@ def test_a_decoder_sees_the_whole_source_and_no_later_token_of_its_own(positions
 def test_every_position_of_an_encoder_sees_all(positions):
     recipe = tiny_recipe(*MASKED, f"model.positions={positions}")
     model, batch = tiny_transformer(recipe), global_batch(recipe, 0)
-    before, _ = model(batch.tokens, context(*batch.tokens.shape))
+    before = model(batch.tokens, context(*batch.tokens.shape)).logits
     changed = batch.tokens.clone()
     changed[:, 15] = (changed[:, 15] + 7) % 300
-    after, _ = model(changed, context(*changed.shape))
+    after = model(changed, context(*changed.shape)).logits
     assert bool(((after - before).abs().amax(2) > 1e-6).all())
 
 
@@ -60,12 +60,12 @@ def test_padding_of_a_source_changes_nothing(positions):
     model, batch = tiny_transformer(recipe), global_batch(recipe, 0)
     short = batch.source[:, :10]
     is_real = torch.arange(batch.source.shape[1]).expand_as(batch.source) < 10
-    expected, _ = run(model, batch, short)
+    expected = run(model, batch, short).logits
     shape = batch.source.shape
     for filler in (0, 250):
         padded = batch.source.masked_fill(~is_real, filler)
         of_source = with_padding(context(*shape), is_real)
-        logits, _ = model(batch.tokens, context(*batch.tokens.shape), padded, of_source)
+        logits = model(batch.tokens, context(*batch.tokens.shape), padded, of_source).logits
         torch.testing.assert_close(logits, expected)
 
 
@@ -74,7 +74,7 @@ def test_a_source_of_padding_alone_gives_no_nan():
     recipe = tiny_recipe(*SPANS, *DROPLESS)
     model, batch = tiny_transformer(recipe), global_batch(recipe, 0)
     of_source = with_padding(context(*batch.source.shape), torch.zeros_like(batch.source, dtype=torch.bool))
-    logits, _ = model(batch.tokens, context(*batch.tokens.shape), batch.source, of_source)
+    logits = model(batch.tokens, context(*batch.tokens.shape), batch.source, of_source).logits
     assert logits.isfinite().all()
 
 
@@ -96,9 +96,9 @@ def test_encoding_and_decoding_apart_give_what_the_whole_model_gives():
 def test_both_stacks_draw_apart_and_a_sequence_is_trained_the_same_whatever_batch_it_is_in():
     recipe = tiny_recipe(*SPANS, "model.dropout=0.2")
     model, batch = tiny_transformer(recipe), global_batch(recipe, 0)
-    together, _ = run(model, batch, training=True, step=3)
+    together = run(model, batch, training=True, step=3).logits
     one = batch.sequences(5, 6)
-    alone, _ = run(model, one, training=True, step=3, first=5)
+    alone = run(model, one, training=True, step=3, first=5).logits
     torch.testing.assert_close(alone[0], together[5])
     sites = {module.site for module in model.modules() if hasattr(module, "site")}
     assert {"encoder.embedding", "decoder.embedding", "encoder.layers.0", "decoder.layers.0"} <= sites
@@ -115,7 +115,7 @@ def test_both_stacks_draw_apart_and_a_sequence_is_trained_the_same_whatever_batc
 def test_statistics_come_from_every_moe_layer_the_encoders_first(stacks, routed):
     recipe = tiny_recipe(*SPANS, f"moe.stacks={stacks}")
     model, batch = tiny_transformer(recipe), global_batch(recipe, 0)
-    _, stats = run(model, batch)
+    stats = run(model, batch).moe
     names = [name for name, _ in model.named_parameters() if name.endswith("router.weight")]
     assert [name.partition(".")[0] for name in names] == routed
     tokens = {"encoder": batch.source.numel(), "decoder": batch.tokens.numel()}

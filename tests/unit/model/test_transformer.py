@@ -10,7 +10,7 @@ POSITIONS = ["rotary", "learned", "relative", "transformer_xl"]
 
 
 def logits_of(model, tokens, **about):
-    return model(tokens, context(*tokens.shape, **about))[0]
+    return model(tokens, context(*tokens.shape, **about)).logits
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
@@ -99,7 +99,7 @@ def test_validation_passes_are_equal_bit_by_bit():
 def test_statistics_come_from_every_moe_layer_lowest_first():
     recipe = tiny_recipe("model.num_layers=4", "moe.every=2")
     model, tokens = tiny_transformer(recipe), global_batch(recipe, 0).tokens
-    _, stats = model(tokens, context(*tokens.shape))
+    stats = model(tokens, context(*tokens.shape)).moe
     assert len(stats) == 2
     assert [name for name, _ in model.named_parameters() if name.endswith("router.weight")] == [
         "layers.1.feedforward.router.weight",

@@ -99,7 +99,7 @@ def test_a_model_says_what_its_policies_drew_in_training_only():
     model, batch = tiny_transformer(recipe), global_batch(recipe, 0)
     for training in (True, False):
         here = context(*batch.tokens.shape, training)
-        _, stats = model(batch.tokens, here)
+        stats = model(batch.tokens, here).moe
         assert all((layer.policy is not None) == training for layer in stats)
     assert problems(recipe) == []
 

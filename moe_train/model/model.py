@@ -1,0 +1,50 @@
+"""What the rest of the system asks of a model, whatever its architecture: so nothing outside has to know which it is.
+
+B sequences, S tokens, R tokens of a source, D model width, V vocabulary.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from moe_train.data.batch import Batch
+from moe_train.model.stack import Block, StackOutput
+from moe_train.moe.routing import Pass, RouteContext
+from moe_train.results import ModelOutput
+
+
+class Model(nn.Module, ABC):
+    """A model of the next token, or of hidden ones. It returns a `ModelOutput`."""
+
+    entry_points: ClassVar[tuple[str, ...]] = ()
+    """Methods that are called in place of `forward`, which FSDP2 must hook itself into as well."""
+
+    @property
+    @abstractmethod
+    def blocks(self) -> list[Block]:
+        """All blocks, lowest first, an encoder's before those of its decoder."""
+
+    @abstractmethod
+    def inputs(self, batch: Batch, forward_pass: Pass) -> tuple[Any, ...]:
+        """Returns the arguments of `forward` for a batch."""
+
+
+@runtime_checkable
+class Translating(Protocol):
+    """A model that encodes a source once, and then continues prefixes given what it made of it."""
+
+    def encode(self, source: Int[Tensor, "B R"], context: RouteContext) -> StackOutput:
+        """Returns what `decode` reads of a source."""
+        ...
+
+    def decode(
+        self,
+        tokens: Int[Tensor, "B S"],
+        context: RouteContext,
+        memory: Float[Tensor, "B R D"],
+        is_real: Bool[Tensor, "B R"] | None,
+    ) -> ModelOutput:
+        """Returns logits of the token after each of `tokens`; `is_real` is false where `memory` is of padding."""
+        ...
