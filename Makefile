@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: run test check format distributed-exhaustive faults sanitizer cluster gpu long-sets clean
+.PHONY: run test check format docs distributed-exhaustive faults sanitizer cluster gpu long-sets clean
 
 run: $(VENV)/.run
 	$(BIN)/moe-train run recipes/switch/tiny.yaml
@@ -23,6 +23,10 @@ check: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# The site of docs/ with the API reference, in build/site. Dead links, missing anchors and warnings are errors.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 # The long sets, whole.
 distributed-exhaustive: $(VENV)/.test
@@ -54,6 +58,9 @@ $(VENV)/.test: $(VENV)/bin/python pyproject.toml
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@ $(VENV)/.test $(VENV)/.run
+$(VENV)/.docs: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
