@@ -26,7 +26,7 @@ from moe_train.checkpoint.checkpointer import Checkpointer, Found
 from moe_train.checkpoint.layout import ShardedState
 from moe_train.checkpoint.lineage import record_start
 from moe_train.config.check import require_sound
-from moe_train.config.kinds.router.fixed import NUM_CONTEXTS
+from moe_train.config.kinds.router.hash import NUM_CONTEXTS
 from moe_train.config.registry import build
 from moe_train.config.schema import JobConfig, Recipe, experts_of_layers, moe_layers, vocabulary_size
 from moe_train.data.batch import Batch

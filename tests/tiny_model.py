@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from moe_train.config.kinds.router import RouterConfig
+from moe_train.config.kinds.router.router import RouterConfig
 from moe_train.config.load import load_recipe
 from moe_train.config.registry import build
 from moe_train.config.schema import Recipe, expert_width

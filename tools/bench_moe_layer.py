@@ -26,7 +26,7 @@ from measurement import Row, add_output_options, interleave, median_ratio, peak_
 from torch import Tensor, nn
 
 from moe_cluster.output import run_main
-from moe_train.config.kinds.router import TopKRouterConfig
+from moe_train.config.kinds.router.top_k import TopKRouterConfig
 from moe_train.config.schema import MoEConfig
 from moe_train.moe.layers.layer import MoELayer
 from moe_train.moe.routing import Pass, RouteContext

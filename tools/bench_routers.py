@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from moe_cluster.output import run_main
 from moe_train.config.kinds.objective import ConsistencyConfig, LanguageConfig
-from moe_train.config.kinds.router import RouterConfig, SoftRouterConfig
+from moe_train.config.kinds.router.router import RouterConfig
+from moe_train.config.kinds.router.soft import SoftRouterConfig
 from moe_train.config.registry import REGISTRY
 from moe_train.config.schema import MoEConfig, Recipe
 from moe_train.moe.experts import Experts

@@ -37,7 +37,7 @@ from moe_cluster.output import run_main
 from moe_train.checkpoint.layout import Shard
 from moe_train.config.kinds.data import BPEConfig
 from moe_train.config.kinds.optim import AdamWConfig, ConstantScheduleConfig
-from moe_train.config.kinds.router import SwitchRouterConfig
+from moe_train.config.kinds.router.switch import SwitchRouterConfig
 from moe_train.config.registry import build
 from moe_train.config.schema import DataConfig, ModelConfig, MoEConfig, ParallelConfig, Recipe, dense_width
 from moe_train.data.batch import Batch

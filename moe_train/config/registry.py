@@ -11,53 +11,42 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from moe_train.config.kinds import data, dispatch, engine, objective, optim, parallel_corpus, router
+from moe_train.config.kinds import data, dispatch, engine, objective, optim, parallel_corpus
 from moe_train.config.kinds.kind import KindConfig
+from moe_train.config.kinds.router.router import RouterConfig
 from moe_train.config.plug_ins import Kind, Kinds
 from moe_train.errors import RecipeError
 
+
+def _router(name: str, code: str | None = None, layer: str | None = None) -> Kind:
+    """Returns the kind of a router by "file:Class": its options are the dataclass ClassConfig in
+    config/kinds/router/FILE.py, its code the class in moe/routers/FILE.py unless `code` names another."""
+    module, _, router = name.partition(":")
+    options = importlib.import_module(f"moe_train.config.kinds.router.{module}")
+    return Kind(getattr(options, f"{router}Config"), f"moe_train.moe.routers.{code or name}", layer)
+
+
 OWN_KINDS: Mapping[str, Mapping[str, Kind]] = {
     "moe.router": {
-        "switch": Kind(router.SwitchRouterConfig, "moe_train.moe.routers.top_k:TopKRouter"),
-        "top_k": Kind(router.TopKRouterConfig, "moe_train.moe.routers.top_k:TopKRouter"),
-        "gshard": Kind(router.GShardRouterConfig, "moe_train.moe.routers.gshard:GShardRouter"),
-        "noisy_top_k": Kind(
-            router.NoisyTopKRouterConfig, "moe_train.moe.routers.noisy_top_k:NoisyTopKRouter"
-        ),
-        "hierarchical_top_k": Kind(
-            router.HierarchicalTopKRouterConfig,
-            "moe_train.moe.routers.hierarchical_top_k:HierarchicalTopKRouter",
-        ),
-        "prototypes": Kind(
-            router.PrototypesRouterConfig, "moe_train.moe.routers.prototypes:PrototypesRouter"
-        ),
-        "deepseek": Kind(router.DeepSeekRouterConfig, "moe_train.moe.routers.deepseek:DeepSeekRouter"),
-        "hash": Kind(router.HashRouterConfig, "moe_train.moe.routers.hash:HashRouter"),
-        "random": Kind(router.RandomRouterConfig, "moe_train.moe.routers.random:RandomRouter"),
-        "thor": Kind(router.ThorRouterConfig, "moe_train.moe.routers.thor:ThorRouter"),
-        "dense_to_sparse": Kind(
-            router.DenseToSparseRouterConfig, "moe_train.moe.routers.dense_to_sparse:DenseToSparseRouter"
-        ),
-        "base": Kind(router.BalancedRouterConfig, "moe_train.moe.routers.base:BaseRouter"),
-        "sinkhorn": Kind(router.SinkhornRouterConfig, "moe_train.moe.routers.sinkhorn:SinkhornRouter"),
-        "expert_choice": Kind(
-            router.ExpertChoiceRouterConfig, "moe_train.moe.routers.expert_choice:ExpertChoiceRouter"
-        ),
-        "batch_priority": Kind(
-            router.BatchPriorityRouterConfig, "moe_train.moe.routers.batch_priority:BatchPriorityRouter"
-        ),
-        "dselect_k": Kind(router.DSelectKRouterConfig, "moe_train.moe.routers.dselect_k:DSelectKRouter"),
-        "reinforce": Kind(router.ReinforceRouterConfig, "moe_train.moe.routers.reinforce:ReinforceRouter"),
-        "soft": Kind(
-            router.SoftRouterConfig,
-            "moe_train.moe.routers.soft:SoftRouter",
-            layer="moe_train.moe.layers.soft:SoftLayer",
-        ),
-        "smear": Kind(
-            router.SmearRouterConfig,
-            "moe_train.moe.routers.smear:SmearRouter",
-            layer="moe_train.moe.layers.smear:SmearLayer",
-        ),
+        "switch": _router("switch:SwitchRouter", code="top_k:TopKRouter"),
+        "top_k": _router("top_k:TopKRouter"),
+        "gshard": _router("gshard:GShardRouter"),
+        "noisy_top_k": _router("noisy_top_k:NoisyTopKRouter"),
+        "hierarchical_top_k": _router("hierarchical_top_k:HierarchicalTopKRouter"),
+        "prototypes": _router("prototypes:PrototypesRouter"),
+        "deepseek": _router("deepseek:DeepSeekRouter"),
+        "hash": _router("hash:HashRouter"),
+        "random": _router("random:RandomRouter"),
+        "thor": _router("thor:ThorRouter"),
+        "dense_to_sparse": _router("dense_to_sparse:DenseToSparseRouter"),
+        "base": _router("base:BaseRouter"),
+        "sinkhorn": _router("sinkhorn:SinkhornRouter"),
+        "expert_choice": _router("expert_choice:ExpertChoiceRouter"),
+        "batch_priority": _router("batch_priority:BatchPriorityRouter"),
+        "dselect_k": _router("dselect_k:DSelectKRouter"),
+        "reinforce": _router("reinforce:ReinforceRouter"),
+        "soft": _router("soft:SoftRouter", layer="moe_train.moe.layers.soft:SoftLayer"),
+        "smear": _router("smear:SmearRouter", layer="moe_train.moe.layers.smear:SmearLayer"),
     },
     "moe.dispatch": {
         "auto": Kind(dispatch.AutoDispatchConfig, "moe_train.moe.dispatch.auto:choose"),
@@ -117,7 +106,7 @@ OWN_KINDS: Mapping[str, Mapping[str, Kind]] = {
 
 
 PLUG_INS: Mapping[str, tuple[str, type[KindConfig]]] = {
-    "moe.router": ("moe_train.routers", router.RouterConfig),
+    "moe.router": ("moe_train.routers", RouterConfig),
     "moe.dispatch": ("moe_train.dispatchers", dispatch.DispatchConfig),
     "objective": ("moe_train.objectives", objective.ObjectiveConfig),
     "data.corpus": ("moe_train.corpora", data.CorpusConfig),

@@ -14,7 +14,8 @@ from moe_train.config.kinds.dispatch import AutoDispatchConfig, DispatchConfig
 from moe_train.config.kinds.engine import EngineConfig, NativeEngineConfig
 from moe_train.config.kinds.objective import LanguageConfig, ObjectiveConfig
 from moe_train.config.kinds.optim import AdamWConfig, OptimConfig
-from moe_train.config.kinds.router import RouterConfig, SwitchRouterConfig
+from moe_train.config.kinds.router.router import RouterConfig
+from moe_train.config.kinds.router.switch import SwitchRouterConfig
 from moe_train.config.stability import StabilityConfig
 from moe_train.config.wandb import WandbConfig
 

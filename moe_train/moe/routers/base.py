@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from moe_kernels.ops.assignment import balanced_assignment
-from moe_train.config.kinds.router import BalancedRouterConfig
+from moe_train.config.kinds.router.base import BaseRouterConfig
 from moe_train.moe.losses import TokenSets, watched, z_loss
 from moe_train.moe.routers.edges import table_routing
 from moe_train.moe.routers.gate import GateRouter
@@ -28,7 +28,7 @@ from moe_train.moe.routing import RouteContext, Routing
 class BaseRouter(GateRouter):
     """One expert per token: assigned in training, the best in validation."""
 
-    config: BalancedRouterConfig
+    config: BaseRouterConfig
 
     init_gain: float | None = 0.1
     begins_as_identity = True

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from moe_train.config.kinds.router import BatchPriorityRouterConfig
+from moe_train.config.kinds.router.batch_priority import BatchPriorityRouterConfig
 from moe_train.moe.losses import TokenSets, balance_loss, cv_squared, watched, z_loss
 from moe_train.moe.routers.edges import Loss, table_routing
 from moe_train.moe.routers.gate import GateRouter

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from moe_train.config.kinds.router import DeepSeekRouterConfig
+from moe_train.config.kinds.router.deepseek import DeepSeekRouterConfig
 from moe_train.moe.losses import TokenSets, balance_loss, watched, z_loss
 from moe_train.moe.routers.edges import Loss, table_routing
 from moe_train.moe.routers.gate import GateRouter

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from moe_train.config.kinds.router import DenseToSparseRouterConfig
+from moe_train.config.kinds.router.dense_to_sparse import DenseToSparseRouterConfig
 from moe_train.moe.losses import TokenSets, active_balance_loss, z_loss
 from moe_train.moe.routers.edges import Loss, masked_routing, table_routing
 from moe_train.moe.routers.gate import GateRouter

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from moe_train.config.kinds.router import DSelectKRouterConfig
+from moe_train.config.kinds.router.dselect_k import DSelectKRouterConfig
 from moe_train.moe.losses import TokenSets, active_balance_loss, watched, z_loss
 from moe_train.moe.routers.edges import Loss, masked_routing
 from moe_train.moe.routers.gate import GateRouter

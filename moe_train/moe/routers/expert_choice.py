@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from moe_train.config.kinds.router import ExpertChoiceRouterConfig
+from moe_train.config.kinds.router.expert_choice import ExpertChoiceRouterConfig
 from moe_train.moe.losses import TokenSets, z_loss
 from moe_train.moe.routers.edges import masked_routing
 from moe_train.moe.routers.gate import GateRouter

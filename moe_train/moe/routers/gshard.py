@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from moe_train.config.kinds.router import GShardRouterConfig
+from moe_train.config.kinds.router.gshard import GShardRouterConfig
 from moe_train.moe.losses import TokenSets, balance_loss
 from moe_train.moe.routers.edges import Loss, table_routing
 from moe_train.moe.routers.gate import GateRouter

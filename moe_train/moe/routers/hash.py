@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from moe_train.config.kinds.router import HashRouterConfig
+from moe_train.config.kinds.router.hash import HashRouterConfig
 from moe_train.moe.k_means import k_means
 from moe_train.moe.routers.edges import table_routing
 from moe_train.moe.routing import RouteContext, Routing, TableRouter, Vocabulary

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from moe_train.config.kinds.router import HierarchicalTopKRouterConfig
+from moe_train.config.kinds.router.hierarchical_top_k import HierarchicalTopKRouterConfig
 from moe_train.moe.losses import TokenSets, balance_loss, cv_squared, watched, z_loss
 from moe_train.moe.routers.edges import Loss, table_routing
 from moe_train.moe.routers.gate import GateRouter

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from moe_train.config.kinds.router import NoisyTopKRouterConfig
+from moe_train.config.kinds.router.noisy_top_k import NoisyTopKRouterConfig
 from moe_train.moe.losses import TokenSets, balance_loss, cv_squared, watched, z_loss
 from moe_train.moe.routers.edges import Loss, table_routing
 from moe_train.moe.routers.gate import GateRouter

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from moe_train.config.kinds.router import RandomRouterConfig
+from moe_train.config.kinds.router.random import RandomRouterConfig
 from moe_train.moe.routers.edges import table_routing
 from moe_train.moe.routing import RouteContext, Routing
 from moe_train.random import RandomStream

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from moe_train.config.kinds.router import ReinforceRouterConfig
+from moe_train.config.kinds.router.reinforce import ReinforceRouterConfig
 from moe_train.moe.losses import TokenSets, balance_loss, entropies, watched, z_loss
 from moe_train.moe.routers.edges import Loss, table_routing
 from moe_train.moe.routers.gate import GateRouter

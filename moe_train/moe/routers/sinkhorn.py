@@ -12,7 +12,7 @@ G groups, S tokens of a group, E experts.
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from moe_train.config.kinds.router import SinkhornRouterConfig
+from moe_train.config.kinds.router.sinkhorn import SinkhornRouterConfig
 from moe_train.moe.assignment import sinkhorn_plan
 from moe_train.moe.routers.base import BaseRouter
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from moe_train.config.kinds.router.mixing import SmearRouterConfig
+from moe_train.config.kinds.router.smear import SmearRouterConfig
 from moe_train.moe.routers.scores import spread_of
 from moe_train.moe.routing import RouteContext, Spread
 from moe_train.moe.rows import Rows

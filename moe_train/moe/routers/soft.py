@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from moe_train.config.kinds.router.mixing import SoftRouterConfig
+from moe_train.config.kinds.router.soft import SoftRouterConfig
 from moe_train.moe.routers.scores import spread_of
 from moe_train.moe.routing import RouteContext, Spread
 

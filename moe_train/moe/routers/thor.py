@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from moe_train.config.kinds.router import ThorRouterConfig
+from moe_train.config.kinds.router.thor import ThorRouterConfig
 from moe_train.moe.routers.edges import table_routing
 from moe_train.moe.routing import RouteContext, Routing
 from moe_train.moe.rows import Rows

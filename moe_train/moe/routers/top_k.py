@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from moe_train.config.kinds.router import SwitchRouterConfig, TopKRouterConfig
+from moe_train.config.kinds.router.switch import SwitchRouterConfig
+from moe_train.config.kinds.router.top_k import TopKRouterConfig
 from moe_train.moe.losses import TokenSets, balance_loss
 from moe_train.moe.routers.edges import Loss, table_routing
 from moe_train.moe.routers.gate import GateRouter

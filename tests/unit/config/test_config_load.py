@@ -12,7 +12,7 @@ import pytest
 from moe_train.config.fields import choices, known_fields
 from moe_train.config.find import find_recipe
 from moe_train.config.kinds.optim import SGDConfig
-from moe_train.config.kinds.router import TopKRouterConfig
+from moe_train.config.kinds.router.top_k import TopKRouterConfig
 from moe_train.config.load import load_recipe, to_dict, to_yaml
 from moe_train.config.registry import REGISTRY
 from moe_train.config.schema import Recipe

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from moe_train.config.kinds.router import TopKRouterConfig
+from moe_train.config.kinds.router.top_k import TopKRouterConfig
 from moe_train.config.load import load_recipe
 from moe_train.config.notes import limits, notes
 from moe_train.config.schema import Recipe

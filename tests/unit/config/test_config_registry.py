@@ -1,24 +1,29 @@
 """The registry and the code behind it; no field that nobody reads."""
 
 import re
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from moe_train.config import schema
-from moe_train.config.kinds import data, dispatch, engine, kind, objective, optim, router
 from moe_train.config.registry import REGISTRY, implementation
 
 ROOT = Path(__file__).parents[3]
 KINDS = [(place, kind) for place, known in REGISTRY.items() for kind in known]
+MODULES = [
+    schema,
+    *(
+        import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+        for path in sorted((ROOT / "moe_train/config/kinds").rglob("*.py"))
+    ),
+]
 SECTIONS = [
     found
-    for module in (schema, kind, router, dispatch, objective, data, optim, engine)
+    for module in MODULES
     for found in vars(module).values()
-    if isinstance(found, type)
-    and hasattr(found, "__dataclass_fields__")
-    and found.__module__.startswith(module.__name__)
+    if isinstance(found, type) and is_dataclass(found) and found.__module__ == module.__name__
 ]
 
 

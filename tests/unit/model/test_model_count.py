@@ -3,7 +3,7 @@
 import pytest
 
 from moe_train.config.kinds.data import BPEConfig
-from moe_train.config.kinds.router import TopKRouterConfig
+from moe_train.config.kinds.router.top_k import TopKRouterConfig
 from moe_train.config.schema import DataConfig, ModelConfig, MoEConfig, Recipe
 from moe_train.model.count import count
 

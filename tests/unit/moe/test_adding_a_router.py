@@ -16,14 +16,8 @@ def tree(tmp_path):
     """The tree with the page's router."""
     tree = CopiedTree(tmp_path)
     dataclass, line, router = code_blocks("adding-a-router.md")
-    kinds = "moe_train/config/kinds/router"
-    tree.write(f"{kinds}/cosine.py", dataclass)
-    tree.insert(
-        f"{kinds}/__init__.py",
-        "\n__all__",
-        "from moe_train.config.kinds.router.cosine import CosineRouterConfig\n",
-    )
-    tree.insert("moe_train/config/registry.py", '"hash": Kind(', line)
+    tree.write("moe_train/config/kinds/router/cosine.py", dataclass)
+    tree.insert("moe_train/config/registry.py", '"hash": _router(', line)
     tree.write("moe_train/moe/routers/cosine.py", router)
     return tree
 

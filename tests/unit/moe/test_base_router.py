@@ -6,7 +6,8 @@ from tiny_model import context, global_batch, moe_layer, normal, tiny_recipe, ti
 
 from moe_kernels.ops.assignment import balanced_assignment
 from moe_train.config.check import problems
-from moe_train.config.kinds.router import BalancedRouterConfig, SinkhornRouterConfig
+from moe_train.config.kinds.router.base import BaseRouterConfig
+from moe_train.config.kinds.router.sinkhorn import SinkhornRouterConfig
 from moe_train.config.notes import notes
 from moe_train.config.registry import REGISTRY
 from moe_train.config.schema import Recipe
@@ -18,9 +19,7 @@ SEQUENCES, LENGTH, WIDTH, EXPERTS = 4, 32, 16, 8
 
 
 def base(group: int = 1, experts: int = EXPERTS) -> BaseRouter:
-    return filled(
-        BaseRouter(BalancedRouterConfig(), d_model=WIDTH, num_experts=experts, group=group, site="")
-    )
+    return filled(BaseRouter(BaseRouterConfig(), d_model=WIDTH, num_experts=experts, group=group, site=""))
 
 
 def sinkhorn(**options) -> SinkhornRouter:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_model import context, gate, global_batch, normal, one_worker, share_of, tiny_recipe
 
-from moe_train.config.kinds.router import DeepSeekRouterConfig
+from moe_train.config.kinds.router.deepseek import DeepSeekRouterConfig
 from moe_train.config.schema import Recipe
 from moe_train.step.training_step import TrainingStep
 

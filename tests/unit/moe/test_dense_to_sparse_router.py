@@ -8,7 +8,8 @@ from tiny_model import context, moe_layer, normal, tiny_recipe
 from torch import Tensor
 
 from moe_train.config.check import problems
-from moe_train.config.kinds.router import DenseToSparseRouterConfig, SwitchRouterConfig
+from moe_train.config.kinds.router.dense_to_sparse import DenseToSparseRouterConfig
+from moe_train.config.kinds.router.switch import SwitchRouterConfig
 from moe_train.config.notes import notes
 from moe_train.moe.layers.layer import MoELayer
 from moe_train.moe.losses import TokenSets, active_balance_loss, balance_loss

@@ -7,7 +7,7 @@ import torch
 from tiny_model import context, normal, tiny_recipe
 
 from moe_train.config.check import problems
-from moe_train.config.kinds.router import DSelectKRouterConfig
+from moe_train.config.kinds.router.dselect_k import DSelectKRouterConfig
 from moe_train.config.notes import notes
 from moe_train.moe.routers.dselect_k import DSelectKRouter, code_products, digit_entropy, smooth_step
 

@@ -7,7 +7,8 @@ import torch
 from tiny_model import context, moe_layer, normal, tiny_recipe
 
 from moe_train.config.check import problems
-from moe_train.config.kinds.router import BatchPriorityRouterConfig, ExpertChoiceRouterConfig
+from moe_train.config.kinds.router.batch_priority import BatchPriorityRouterConfig
+from moe_train.config.kinds.router.expert_choice import ExpertChoiceRouterConfig
 from moe_train.moe.capacity import within_capacity
 from moe_train.moe.routers.batch_priority import BatchPriorityRouter
 from moe_train.moe.routers.expert_choice import ExpertChoiceRouter

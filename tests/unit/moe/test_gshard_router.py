@@ -7,7 +7,7 @@ import torch
 from tiny_model import context, gate, normal
 
 from moe_train.config.capacity import capacity
-from moe_train.config.kinds.router import GShardRouterConfig
+from moe_train.config.kinds.router.gshard import GShardRouterConfig
 from moe_train.config.schema import Recipe
 from moe_train.moe.capacity import within_capacity
 

@@ -8,7 +8,7 @@ from gloo_workers import run_workers
 from tiny_model import context, normal, one_worker, tiny_recipe, vocabulary
 
 from moe_train.config.check import problems
-from moe_train.config.kinds.router import HashRouterConfig
+from moe_train.config.kinds.router.hash import HashRouterConfig
 from moe_train.config.notes import notes
 from moe_train.config.registry import build
 from moe_train.config.schema import Recipe

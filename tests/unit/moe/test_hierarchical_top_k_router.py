@@ -4,7 +4,8 @@ import pytest
 import torch
 from tiny_model import context, normal, tiny_recipe
 
-from moe_train.config.kinds.router import HierarchicalTopKRouterConfig, NoisyTopKRouterConfig
+from moe_train.config.kinds.router.hierarchical_top_k import HierarchicalTopKRouterConfig
+from moe_train.config.kinds.router.noisy_top_k import NoisyTopKRouterConfig
 from moe_train.config.registry import build
 from moe_train.moe.losses import TokenSets
 from moe_train.moe.routers.hierarchical_top_k import Gate, estimated_load

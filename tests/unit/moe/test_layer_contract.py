@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_model import context, moe_layer, normal, tiny_recipe, vocabulary, with_padding
 
-from moe_train.config.kinds.router import BalancedRouterConfig
+from moe_train.config.kinds.router.base import BaseRouterConfig
 from moe_train.config.kinds.router.router import GateConfig
 from moe_train.config.registry import REGISTRY
 from moe_train.moe.layers.layer import MoELayer
@@ -19,7 +19,7 @@ SEQUENCES, LENGTH, WIDTH, EXPERTS = 3, 8, 32, 8
 KINDS = sorted(REGISTRY["moe.router"])
 CONFIGS = {kind: REGISTRY["moe.router"][kind].config for kind in KINDS}
 GATED = [kind for kind in KINDS if issubclass(CONFIGS[kind], GateConfig)]
-ASSIGNED = [kind for kind in KINDS if issubclass(CONFIGS[kind], BalancedRouterConfig)]
+ASSIGNED = [kind for kind in KINDS if issubclass(CONFIGS[kind], BaseRouterConfig)]
 """Kinds that look at later tokens too, but in training alone."""
 
 

@@ -8,7 +8,8 @@ from tiny_model import context, gate, normal
 from torch import Tensor
 
 from moe_train.config.capacity import capacity
-from moe_train.config.kinds.router import BatchPriorityRouterConfig, TopKRouterConfig
+from moe_train.config.kinds.router.batch_priority import BatchPriorityRouterConfig
+from moe_train.config.kinds.router.top_k import TopKRouterConfig
 from moe_train.moe.assignment import sinkhorn_plan
 from moe_train.moe.capacity import within_capacity
 from moe_train.moe.losses import TokenSets, balance_loss, z_loss

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from tiny_model import context, normal, tiny_recipe, tiny_transformer
 
-from moe_train.config.kinds.router import NoisyTopKRouterConfig
+from moe_train.config.kinds.router.noisy_top_k import NoisyTopKRouterConfig
 from moe_train.config.schema import Recipe
 from moe_train.moe.losses import cv_squared
 from moe_train.moe.routers.noise import normal as standard_normal

@@ -6,7 +6,8 @@ import pytest
 import torch
 from tiny_model import context, gate, normal
 
-from moe_train.config.kinds.router import PrototypesRouterConfig, SwitchRouterConfig
+from moe_train.config.kinds.router.prototypes import PrototypesRouterConfig
+from moe_train.config.kinds.router.switch import SwitchRouterConfig
 from moe_train.config.notes import notes
 from moe_train.config.schema import Recipe
 

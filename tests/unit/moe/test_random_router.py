@@ -3,7 +3,7 @@
 import torch
 from tiny_model import context
 
-from moe_train.config.kinds.router import RandomRouterConfig
+from moe_train.config.kinds.router.random import RandomRouterConfig
 from moe_train.moe.routers.random import RandomRouter
 
 E, B, S = 5, 40, 100

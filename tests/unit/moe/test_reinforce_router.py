@@ -5,7 +5,7 @@ import torch
 from tiny_model import context, gate, global_batch, normal, tiny_recipe, tiny_transformer
 
 from moe_train.config.check import problems
-from moe_train.config.kinds.router import ReinforceRouterConfig
+from moe_train.config.kinds.router.reinforce import ReinforceRouterConfig
 from moe_train.moe.policy import rewarded, token_losses
 from moe_train.results import MoEStats, Policy
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_model import TOKENS, context, normal, vocabulary_of
 
-from moe_train.config.kinds.router import router as router_configs
+from moe_train.config.kinds.router.router import GateConfig
 from moe_train.config.registry import REGISTRY, build
 from moe_train.config.schema import Recipe
 from moe_train.moe.routing import Routing, TableRouter
@@ -23,9 +23,7 @@ SEQUENCES, LENGTH, WIDTH, EXPERTS = (
 ROUTERS = sorted(name for name, kind in REGISTRY["moe.router"].items() if kind.layer is None)
 
 
-WITH_LOGITS = [
-    name for name in ROUTERS if issubclass(REGISTRY["moe.router"][name].config, router_configs.GateConfig)
-]
+WITH_LOGITS = [name for name in ROUTERS if issubclass(REGISTRY["moe.router"][name].config, GateConfig)]
 WITH_BALANCE = ["noisy_top_k", "hierarchical_top_k", "batch_priority", "deepseek", "dselect_k"]
 """Kinds that have other losses of their own, and this one to be seen."""
 

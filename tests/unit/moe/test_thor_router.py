@@ -8,7 +8,7 @@ import torch
 from tiny_model import context, moe_layer, normal, tiny_recipe, tiny_transformer
 
 from moe_train.config.check import problems
-from moe_train.config.kinds.router import ThorRouterConfig
+from moe_train.config.kinds.router.thor import ThorRouterConfig
 from moe_train.moe.routers.thor import ThorRouter
 from moe_train.moe.routing import Pass, RouteContext
 from moe_train.moe.rows import Rows

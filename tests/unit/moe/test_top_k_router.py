@@ -6,7 +6,8 @@ import pytest
 import torch
 from tiny_model import context, normal
 
-from moe_train.config.kinds.router import SwitchRouterConfig, TopKRouterConfig
+from moe_train.config.kinds.router.switch import SwitchRouterConfig
+from moe_train.config.kinds.router.top_k import TopKRouterConfig
 from moe_train.moe.routers.top_k import TopKRouter
 from moe_train.moe.routing import Routing
 

@@ -1,4 +1,4 @@
-"""DeepSeek's gate."""
+"""Holds the options of `moe.router.kind=deepseek`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

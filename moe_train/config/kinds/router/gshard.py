@@ -1,4 +1,4 @@
-"""GShard's two experts per token."""
+"""Holds the options of `moe.router.kind=gshard`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

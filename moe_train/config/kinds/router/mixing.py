@@ -1,4 +1,4 @@
-"""Routers of layers without edges: what reaches an expert is a mixture, of tokens or of weights."""
+"""Gives the routers of layers without edges what they share: an expert there gets a mixture of tokens or of weights."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class MixingRouterConfig(RouterConfig):
-    """Base of both: every token meets all experts in some way, each sequence by itself."""
+    """Base of soft and smear: every token meets all experts in some way, each sequence by itself."""
 
     def check(self, recipe: "Recipe") -> Iterator[Problem]:
         yield from capacity_must_be_null(recipe)
@@ -31,101 +31,3 @@ class MixingRouterConfig(RouterConfig):
                 f"has no meaning with moe.router.kind={self.kind}, which looks at each sequence by itself",
                 "leave it out",
             )
-
-
-@dataclass
-class SoftRouterConfig(MixingRouterConfig):
-    """Soft MoE (2308.00951): experts get slots, each a mixture of all tokens of a sequence."""
-
-    kind: str = "soft"
-    slots_per_expert: int = (
-        1  # of a sequence; slots in all set the cost, the paper has about one for each token
-    )
-
-    @property
-    def sees_later_tokens(self) -> bool:
-        return True
-
-    def num_parameters(self, d_model: int, num_experts: int) -> int:
-        return d_model * num_experts * self.slots_per_expert + 1
-
-    def num_products(self, d_model: int, num_experts: int, length: int) -> float:
-        """Logits, slots out of tokens and tokens out of slots: each a product with all slots."""
-        return 3 * d_model * num_experts * self.slots_per_expert
-
-    def experts_per_token(self, num_experts: int, length: int) -> float:
-        return num_experts * self.slots_per_expert / length
-
-    def check(self, recipe: "Recipe") -> Iterator[Problem]:
-        yield from super().check(recipe)
-        if self.slots_per_expert < 1:
-            fair = -(-recipe.data.sequence_length // recipe.moe.num_experts)
-            yield Problem(
-                "moe.router.slots_per_expert",
-                self.slots_per_expert,
-                "must be at least 1",
-                f"use {fair} for as many slots as tokens",
-            )
-
-    def notes(self, recipe: "Recipe") -> Iterator[str]:
-        slots = recipe.moe.num_experts * self.slots_per_expert
-        yield (
-            f"moe.router.kind={self.kind}: FLOPs are those of {slots} slots a sequence, active parameters those of one "
-            "expert, though a token gets something from all of them; the logged load counts slots"
-        )
-
-
-@dataclass
-class SmearRouterConfig(MixingRouterConfig):
-    """SMEAR (2306.03745): one expert a sequence, merged from all experts' weights; by segments it is causal."""
-
-    kind: str = "smear"
-    segment: int | None = (
-        None  # tokens that share a merged expert, made from the segment before (Lory); null: all
-    )
-    drop_experts: float = 0.1  # chance of an expert to be left out of a merge, in training
-
-    @property
-    def sees_later_tokens(self) -> bool:
-        return self.segment is None
-
-    def num_parameters(self, d_model: int, num_experts: int) -> int:
-        return d_model * (num_experts + 1)
-
-    def num_products(self, d_model: int, num_experts: int, length: int) -> float:
-        return d_model * num_experts / min(self.segment or length, length)
-
-    def experts_per_token(self, num_experts: int, length: int) -> float:
-        """The merged expert, and its share of the merge, which multiplies every weight of every expert once."""
-        return 1 + num_experts / min(self.segment or length, length)
-
-    def draws_in_training(self, num_experts: int) -> bool:
-        return self.drop_experts > 0 and num_experts > 1
-
-    def check(self, recipe: "Recipe") -> Iterator[Problem]:
-        yield from super().check(recipe)
-        if self.segment is not None and self.segment < 1:
-            yield Problem(
-                "moe.router.segment",
-                self.segment,
-                "must be at least 1",
-                "use an eighth of the sequence, or null for one merge a sequence",
-            )
-        if not 0 <= self.drop_experts < 1:
-            yield Problem("moe.router.drop_experts", self.drop_experts, "must be in [0, 1)", "use 0.1, or 0")
-
-    def check_stack(self, name: str, length: int) -> Iterator[Problem]:
-        if self.segment is not None and self.segment >= length:
-            yield Problem(
-                "moe.router.segment",
-                self.segment,
-                f"must be below the {length} tokens of a sequence in the {name}, or no token there has a segment "
-                "before its own",
-                f"use an eighth of that, {max(length // 8, 1)}, or null for one merge a sequence",
-            )
-
-    def notes(self, recipe: "Recipe") -> Iterator[str]:
-        yield (
-            f"moe.router.kind={self.kind}: FLOPs are those of the merge and of one expert, active parameters those of "
-            "one expert; the logged load gives a token to the expert with the largest part in its merge"
-        )

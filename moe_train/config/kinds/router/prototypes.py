@@ -1,4 +1,4 @@
-"""M6-T's prototypes."""
+"""Holds the options of `moe.router.kind=prototypes`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

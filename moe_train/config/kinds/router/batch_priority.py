@@ -1,4 +1,4 @@
-"""V-MoE's router."""
+"""Holds the options of `moe.router.kind=batch_priority`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

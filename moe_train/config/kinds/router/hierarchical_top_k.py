@@ -1,4 +1,4 @@
-"""The sparsely-gated layer's noisy top-k."""
+"""Holds the options of `moe.router.kind=hierarchical_top_k`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,41 +12,8 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class NoisyTopKRouterConfig(BalanceLossConfig):
-    """Shazeer et al. (1701.06538): the k largest of logits with learned noise, softmax over these k."""
-
-    kind: str = "noisy_top_k"
-    k: int = 2  # experts per token; the paper's flat layers have 4
-    importance_coefficient: float = 0.1  # w_importance: of CV^2 of the experts' summed weights
-    load_coefficient: float = 0.1  # w_load: of CV^2 of the smooth estimate of the loads
-    balance_coefficient: float = 0.0  # of the balance loss
-    balance_over: BalanceOver = "batch"  # eq. 6-11: sums over "a batch of training examples"
-
-    @property
-    def num_choices(self) -> int:
-        return self.k
-
-    def num_parameters(self, d_model: int, num_experts: int) -> int:
-        return 2 * d_model * num_experts
-
-    def draws_in_training(self, num_experts: int) -> bool:
-        return num_experts > 1
-
-    def check(self, recipe: "Recipe") -> Iterator[Problem]:
-        yield from super().check(recipe)
-        if not 2 <= self.k <= recipe.moe.num_experts:
-            yield Problem(
-                "moe.router.k",
-                self.k,
-                f"must be between 2 and moe.num_experts={recipe.moe.num_experts}: the softmax over one kept logit is 1 "
-                "whatever the router learns",
-                "use 2 or 4, or moe.router.kind=switch for one expert",
-            )
-
-
-@dataclass
 class HierarchicalTopKRouterConfig(BalanceLossConfig):
-    """The same on two levels (appendix B): groups of experts first, then experts of the chosen groups."""
+    """Noisy top-k on two levels (1701.06538, appendix B): groups of experts, then experts of the chosen groups."""
 
     kind: str = "hierarchical_top_k"
     num_groups: int = 4  # sets of neighbouring experts; divides moe.num_experts

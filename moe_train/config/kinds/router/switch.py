@@ -1,10 +1,10 @@
-"""Routers that take the largest of a softmax over the experts."""
+"""Holds the options of `moe.router.kind=switch`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from moe_train.config.kinds.router.router import BalanceLossConfig, BalanceOver, k_must_fit
+from moe_train.config.kinds.router.router import BalanceLossConfig, BalanceOver
 from moe_train.config.problem import Problem
 
 if TYPE_CHECKING:
@@ -61,29 +61,3 @@ class SwitchRouterConfig(BalanceLossConfig):
                 f"moe.router.reroutes={self.reroutes}: all first choices are served before any second one, so whether "
                 "a token's next best expert has room depends on tokens after it; 0 keeps the model causal"
             )
-
-
-@dataclass
-class TopKRouterConfig(BalanceLossConfig):
-    """Softmax over all experts, the k largest chosen."""
-
-    kind: str = "top_k"
-    k: int = 2  # experts per token
-    normalize: bool = True  # the k weights of a token sum to 1
-    balance_coefficient: float = 0.01
-    balance_over: BalanceOver = "batch"  # as in switch, whose loss it is
-
-    @property
-    def num_choices(self) -> int:
-        return self.k
-
-    def check(self, recipe: "Recipe") -> Iterator[Problem]:
-        yield from k_must_fit(self.k, recipe)
-        if self.k == 1 and self.normalize:
-            yield Problem(
-                "moe.router.normalize",
-                "true",
-                "with moe.router.k=1 makes every weight 1, so the router learns nothing from the task",
-                "set moe.router.normalize=false, or use moe.router.kind=switch",
-            )
-        yield from super().check(recipe)

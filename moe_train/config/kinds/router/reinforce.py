@@ -1,54 +1,17 @@
-"""Routers that draw experts instead of scoring them."""
+"""Holds the options of `moe.router.kind=reinforce`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 from moe_train.config.kinds.router.router import (
     BalanceLossConfig,
     BalanceOver,
-    RouterConfig,
-    capacity_must_be_null,
 )
 from moe_train.config.problem import Problem
 
 if TYPE_CHECKING:
     from moe_train.config.schema import Recipe
-
-
-@dataclass
-class ThorRouterConfig(RouterConfig):
-    """THOR (2110.04260): one random expert per layer and forward pass, for the whole batch."""
-
-    depends_on_expert_number: ClassVar[bool] = True
-    may_split_equal_tokens: ClassVar[bool] = True
-
-    kind: str = "thor"
-    inference: Literal["sequence", "token", "batch", "ensemble", "fixed"] = "sequence"  # see routers/thor.py
-    fixed_expert: int = 0  # which one, for inference=fixed
-
-    def num_parameters(self, d_model: int, num_experts: int) -> int:
-        return 0
-
-    def draws_in_training(self, num_experts: int) -> bool:
-        return num_experts > 1
-
-    def check(self, recipe: "Recipe") -> Iterator[Problem]:
-        yield from capacity_must_be_null(recipe)
-        if recipe.objective.kind != "consistency":
-            yield Problem(
-                "moe.router.kind",
-                self.kind,
-                f"draws experts at random, and objective.kind={recipe.objective.kind} does not make them agree",
-                "set objective.kind=consistency",
-            )
-        if not 0 <= self.fixed_expert < recipe.moe.num_experts:
-            yield Problem(
-                "moe.router.fixed_expert",
-                self.fixed_expert,
-                f"must be an expert, from 0 to {recipe.moe.num_experts - 1}",
-                "use 0",
-            )
 
 
 @dataclass

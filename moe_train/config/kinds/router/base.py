@@ -1,0 +1,31 @@
+"""Holds the options of `moe.router.kind=base`."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from moe_train.config.kinds.router.router import GateConfig, capacity_must_be_null
+from moe_train.config.problem import Problem
+
+if TYPE_CHECKING:
+    from moe_train.config.schema import Recipe
+
+
+@dataclass
+class BaseRouterConfig(GateConfig):
+    """BASE (2103.16716): equal loads in training by a linear assignment; the best expert in validation."""
+
+    kind: str = "base"
+
+    def draws_in_training(self, num_experts: int) -> bool:
+        return self.jitter > 0
+
+    def check(self, recipe: "Recipe") -> Iterator[Problem]:
+        yield from super().check(recipe)
+        yield from capacity_must_be_null(recipe)
+
+    def notes(self, recipe: "Recipe") -> Iterator[str]:
+        yield (
+            f"moe.router.kind={self.kind}: in training an expert is assigned with regard to all tokens of the group, "
+            "later ones too; in validation it is not, so validation is causal"
+        )
