@@ -118,7 +118,7 @@ def test_only_the_machine_that_has_a_job_speaks_of_it(terminal: Terminal) -> Non
     known = file.read_text()
     file.write_text(known.replace(socket.gethostname(), "elsewhere"))
     for words in (("cancel", "small"), ("submit", "small.yaml", ENDLESS)):
-        assert "was given to elsewhere, which alone knows of it; ask there" in terminal(*words, code=1)
+        assert ": runs on elsewhere; run this command there" in terminal(*words, code=1)
     assert terminal.status()["state"] == "running"
     file.write_text(known)
 
@@ -185,7 +185,7 @@ def test_what_has_no_job_cannot_be_cancelled_and_the_way_out_is_told(terminal: T
 
 def test_what_the_local_backend_does_not_have_is_refused(terminal: Terminal) -> None:
     for words, part in (
-        (("--nodes", "2"), "--nodes 2: --cluster local has one node"),
+        (("--nodes", "2"), "--nodes 2: --cluster local has only this node"),
         (("--option", "partition=gpu"), "--option partition"),
         (("--directive=--nice",), "--directive --nice"),
         (("--after", "12"), "--after"),

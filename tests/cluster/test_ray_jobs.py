@@ -129,7 +129,7 @@ def test_a_worker_that_hangs_is_named_killed_and_the_run_goes_on(
     seen_s, recovery_s = run.recovery(attempt=1)
     assert not is_alive(pid)
     run.wait_until("finished")
-    assert f"rank 1 on {host} is silent" in str(run.outcome(1)["cause"])
+    assert f"rank 1 on {host}: no heartbeat for" in str(run.outcome(1)["cause"])
     assert run.attempts == 2
     assert run.numbers() == undisturbed.numbers()
     table.add(

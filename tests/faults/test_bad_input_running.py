@@ -135,7 +135,7 @@ def test_a_worker_that_is_killed_is_named_and_what_was_saved_is_good(folder: Pat
     heartbeat = run_dir / "attempts/1/rank-1/heartbeat.json"
     wait_for(lambda: any((run_dir / "checkpoints").glob("step_????????")) or process.poll() is not None)
     os.kill(json.loads(heartbeat.read_text())["pid"], signal.SIGKILL)
-    finish(process).refuses("rank 1 on", "it was killed by SIGKILL", "read ", code=1)
+    finish(process).refuses("rank 1 on", "it was killed by SIGKILL", "see ", code=1)
     assert finish(start(folder, [*MOE_TRAIN, "ckpt", "verify", str(run_dir)])).code == 0
 
 

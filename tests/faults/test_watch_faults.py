@@ -85,11 +85,11 @@ def test_a_worker_that_is_stuck_outside_of_a_collective_is_named_with_its_line(f
     assert process.returncode == 0, errors
     (hang,) = findings(run)
     assert [suspect["rank"] for suspect in hang["suspects"]] == [0]  # type: ignore[attr-defined]
-    assert "does not wait for others: it is at callbacks/jsonl.py:" in errors
+    assert "does not wait for others; it is at callbacks/jsonl.py:" in errors
     assert "rank 1 waits for it" in errors
     stacks = (run.run_dir / "attempts/1/rank-0/stacks.txt").read_text()
     assert "jsonl.py" in stacks
-    assert f"read {run.run_dir}/attempts/1/rank-0/stacks.txt" in errors
+    assert f"see {run.run_dir}/attempts/1/rank-0/stacks.txt" in errors
 
 
 @pytest.mark.faults

@@ -1,7 +1,7 @@
-"""Jobs in the background of this machine: what a scheduler is elsewhere, without one.
+"""Runs jobs in the background of this machine, which has no scheduler.
 
-A job's state is a file in its run's folder (jobs/ID.json) that queue.py keeps, so it is known after the terminal
-that submitted it is gone; only the machine that runs it can tell whether it still does.
+queue.py keeps a job's state in its run's folder (jobs/ID.json), so it outlives the terminal that submitted it. Only the
+machine that runs a job can check whether it is alive.
 """
 
 import json
@@ -28,7 +28,7 @@ from moe_cluster.tail import lines_of
 
 
 class LocalExecutor:
-    """This machine: see executor.py."""
+    """Implements the executor protocol for this machine: see executor.py."""
 
     def __init__(self, options: Mapping[str, str]) -> None:
         if options:
@@ -60,8 +60,8 @@ class LocalExecutor:
                 path.unlink(missing_ok=True)
                 path.with_suffix(".queue").unlink(missing_ok=True)
             raise ClusterError(
-                f"{error.filename}: cannot be used ({error.strerror}); free space or correct its permissions; nothing "
-                "was submitted"
+                f"{error.filename}: cannot be written ({error.strerror}); free space or correct its permissions; "
+                "nothing was submitted"
             ) from None
         return ids
 
@@ -78,7 +78,7 @@ class LocalExecutor:
             )
         waiting = _lives(*_queue(run_dir, job_id)) and not queue.is_cancelled(_file(run_dir, job_id))
         return JobStatus(
-            JobState.PENDING if waiting else JobState.CANCELLED, "" if waiting else "never began", node
+            JobState.PENDING if waiting else JobState.CANCELLED, "" if waiting else "never started", node
         )
 
     def logs(self, job_id: str, run_dir: Path, follow: bool) -> Iterator[str]:
@@ -96,27 +96,31 @@ class LocalExecutor:
                     pass  # it has ended meanwhile
                 except PermissionError:
                     raise ClusterError(
-                        f"local:{job_id} is another user's process {state['pid']}, which only that user can cancel"
+                        f"local:{job_id}: is process {state['pid']} of another user; only that user can cancel it"
                     ) from None
             return
         try:  # the queue may be about to begin it
             queue.cancel(_file(run_dir, job_id))
         except OSError as error:
-            raise ClusterError(f"local:{job_id} cannot be cancelled ({error})") from None
+            raise ClusterError(
+                f"local:{job_id}: cannot be cancelled ({error}); free space, then try again"
+            ) from None
 
     def _require_simple(self, job: JobSpec) -> None:
         if job.resources.nodes > 1:
             raise JobError(
-                f"--nodes {job.resources.nodes}: --cluster local has one node, this one; use --nodes 1"
+                f"--nodes {job.resources.nodes}: --cluster local has only this node; use --nodes 1"
             )
         if job.after:
-            raise JobError("--after: --cluster local has no dependencies; use --cluster slurm")
+            raise JobError("--after: --cluster local does not support dependencies; use --cluster slurm")
         if job.setup:
             raise JobError(
-                f"--setup {job.setup[0]}: --cluster local runs no lines of shell; run them before you submit"
+                f"--setup {job.setup[0]}: --cluster local does not support it; run the command before you submit"
             )
         if job.directives:
-            raise JobError(f"--directive {job.directives[0]}: --cluster local has none; leave it out")
+            raise JobError(
+                f"--directive {job.directives[0]}: --cluster local has no directives; leave it out"
+            )
 
 
 def _command(job: JobSpec) -> list[str]:
@@ -124,7 +128,7 @@ def _command(job: JobSpec) -> list[str]:
 
 
 def _prepare(job: JobSpec, job_id: str) -> None:
-    """Write the file of a job that is about to be queued."""
+    """Write the state of a job that is about to be queued."""
     jobs_dir(job)
     own = {JOB_VARIABLE: f"local:{job_id}"}
     content = {
@@ -140,7 +144,7 @@ def _file(run_dir: Path, job_id: str) -> Path:
 
 
 def _queue_of(paths: Sequence[Path], at_once: int) -> "subprocess.Popen[bytes]":
-    """The process that runs these jobs (queue.py); it outlives this one."""
+    """Start the process that runs these jobs (queue.py); it outlives this one."""
     return subprocess.Popen(
         module_command("moe_cluster.local.queue", str(at_once), *map(str, paths)),
         env=with_own_code(os.environ),
@@ -156,12 +160,14 @@ def _state(run_dir: Path, job_id: str) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text()))
     except (OSError, ValueError) as error:
-        raise ClusterError(f"local:{job_id}: {path} cannot be read ({error})") from None
+        raise ClusterError(
+            f"local:{job_id}: {path} cannot be read ({error}); restore it, or submit the run again"
+        ) from None
 
 
 def _require_here(job_id: str, state: Mapping[str, Any]) -> None:
     if state["host"] != socket.gethostname():
-        raise ClusterError(f"local:{job_id} was given to {state['host']}, which alone knows of it; ask there")
+        raise ClusterError(f"local:{job_id}: runs on {state['host']}; run this command there")
 
 
 def _queue(run_dir: Path, job_id: str) -> tuple[int, int]:
@@ -173,7 +179,7 @@ def _queue(run_dir: Path, job_id: str) -> tuple[int, int]:
 
 
 def _lives(pid: int, began: int) -> bool:
-    """Whether the very process that began so still runs: ids are given again."""
+    """Whether the process that started at `began` is alive: process ids are reused."""
     return pid > 0 and is_alive(pid) and start_time(pid) == began
 
 

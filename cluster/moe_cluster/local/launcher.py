@@ -1,4 +1,4 @@
-"""The launcher for this machine: torch elastic as a subprocess, one attempt at a time, nothing left behind."""
+"""Launches attempts on this machine, each with torch elastic as a subprocess, and leaves no process behind."""
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +20,7 @@ from moe_cluster.watch.watch import Watch
 
 
 class LocalLauncher:
-    """Workers on this host: see launcher.py."""
+    """Runs workers on this host: see launcher.py."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self.environment = environment
@@ -28,7 +28,7 @@ class LocalLauncher:
     def choose_workers(
         self, run_dir: Path, allowed: Sequence[int], stop: StopRequest, say: Callable[[str], None]
     ) -> int | None:
-        """The largest: this host has room for as many as its user wants."""
+        """Returns the largest number: this host has room for as many as its user wants."""
         return allowed[-1]
 
     def command(self, attempt: Attempt) -> str:
@@ -39,12 +39,12 @@ class LocalLauncher:
         folder = attempt_dir(attempt.run_dir, attempt.number)
         watch = Watch(attempt.run_dir, attempt.number, attempt.workers, attempt.start_s)
         log = folder / LAUNCHER_LOG
-        ended_unbegun = False  # asked to stop before a worker had begun: there was nothing to save
+        ended_unbegun = False  # stopped before a worker had begun, with nothing to save
 
         def must_end() -> bool:
             nonlocal ended_unbegun
             ended_unbegun = stop.is_requested and not has_begun(attempt)
-            return ended_unbegun or watch.tell(say)
+            return ended_unbegun or watch.check(say)
 
         exit_code = run_elastic(
             _command(attempt),
@@ -58,6 +58,6 @@ class LocalLauncher:
 
 
 def _command(attempt: Attempt) -> list[str]:
-    # What --standalone would say, by address: nothing here needs a name, not even this host's own.
+    # Like --standalone, but by address: no host name has to resolve, not even this host's own.
     meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{LOOPBACK}:0", "--local-addr", LOOPBACK]
     return elastic_command(attempt, attempt.workers, [*meeting, "--rdzv-id", "moe-train"])

@@ -2,8 +2,8 @@
 
 Started as `python -P -m moe_cluster.local.queue N FILE...`.
 
-Each FILE is the state of one job (executor.py): its command, and then who runs it and how it ended. N jobs run
-at a time. One that is cancelled gets a SIGTERM, saves and ends, or is not begun; a SIGTERM to the queue cancels all.
+Each FILE is the state of one job (executor.py): its command, its process, and how it ended. At most N jobs run
+concurrently. A cancelled job gets a SIGTERM, saves and ends, or is never started; a SIGTERM to the queue cancels all.
 """
 
 import json
@@ -24,10 +24,10 @@ POLL_S = 0.2
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run all jobs; returns 0 whatever became of them: their files say it."""
+    """Run all jobs; returns 0 however they end, which their files record."""
     at_once, waiting = int(argv[0]), [Path(word) for word in argv[1:]]
     running: dict[Path, subprocess.Popen[bytes]] = {}
-    told: set[Path] = set()
+    signalled: set[Path] = set()
     stopped = False
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -46,25 +46,25 @@ def main(argv: Sequence[str]) -> int:
             if process.poll() is not None:
                 update(path, exit_code=process.returncode)
                 del running[path]
-            elif path not in told and (stopped or is_cancelled(path)):
+            elif path not in signalled and (stopped or is_cancelled(path)):
                 process.send_signal(signal.SIGTERM)
-                told.add(path)
+                signalled.add(path)
         time.sleep(POLL_S)
     return 0
 
 
 def cancel(path: Path) -> None:
-    """Ask the queue to end the job of that file, or never to begin it. Raises OSError."""
+    """Ask the queue to stop the job of that file, or never to start it. Raises OSError."""
     _cancelled(path).touch()
 
 
 def is_cancelled(path: Path) -> bool:
-    """Whether it was asked to."""
+    """Whether `cancel` was called for that file."""
     return _cancelled(path).exists()
 
 
 def update(path: Path, **entries: object) -> None:
-    """Put entries into a job's file, whole or not at all."""
+    """Add entries to a job's file atomically."""
     content = json.loads(path.read_text(encoding="utf-8")) | entries
     replace_text(path, json.dumps(content, indent=1) + "\n")
 

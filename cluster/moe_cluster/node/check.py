@@ -1,5 +1,4 @@
-"""What becomes of problems of nodes before work begins on them; and a look at the one node of a run, the part of a
-preflight that needs no other node."""
+"""Separates problems of nodes that keep a run from starting from warnings, and checks the only node of a run."""
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -15,10 +14,10 @@ from moe_cluster.node.health_rules import Problem, problems_alone
 def check_node(
     run_dir: Path, attempt: int, workers: int, uses_gpus: bool, say: Callable[[str], None]
 ) -> None:
-    """Tell what is wrong with this node; one of its workers calls it.
+    """Report the problems of this node; one of its workers calls it.
 
-    Raises ClusterError with what keeps a run from starting here, written down first: a launcher that can choose has the
-    next attempt elsewhere.
+    Raises ClusterError for problems that keep a run from starting here, after recording them, so that a launcher can
+    choose another node for the next attempt.
     """
     fatal = fatal_among(problems_alone(health.report(run_dir, is_alone=True), workers, uses_gpus), say)
     if fatal:
@@ -26,10 +25,10 @@ def check_node(
         raise ClusterError("\n".join(map(str, fatal)))
 
 
-def fatal_among(found: Iterable[Problem], warn: Callable[[str], None]) -> list[Problem]:
-    """What keeps a run from starting; the rest is a warning."""
+def fatal_among(problems: Iterable[Problem], warn: Callable[[str], None]) -> list[Problem]:
+    """Returns the problems that keep a run from starting; warns of the others."""
     fatal = []
-    for problem in found:
+    for problem in problems:
         if problem.is_fatal:
             fatal.append(problem)
         else:
@@ -38,6 +37,6 @@ def fatal_among(found: Iterable[Problem], warn: Callable[[str], None]) -> list[P
 
 
 def write_down(attempt: Path, bad: Mapping[str, str]) -> None:
-    """Record unfit nodes for whoever chooses those of the next attempt, if the folder can be written."""
-    with suppress(OSError):  # it may be what is wrong; the error says so
+    """Record unfit nodes for the launcher of the next attempt, if the folder can be written."""
+    with suppress(OSError):  # an unwritable folder may be the problem itself, which the error names
         record(attempt, bad)

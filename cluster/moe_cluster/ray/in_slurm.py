@@ -96,7 +96,7 @@ class RayOfJob:
             return
         self._gone_since = self._gone_since or time.monotonic()
         if time.monotonic() - self._gone_since > GONE_PATIENCE_S:
-            raise ClusterError(f"a Ray of this job has ended; read {gone[0]}")
+            raise ClusterError(f"a Ray process of this job exited; see {gone[0]}")
 
     def _start(self, name: str, nodes: Sequence[str], options: Sequence[str]) -> None:
         """Start Ray on some nodes, and return once it says that it runs on all of them."""
@@ -125,8 +125,12 @@ class RayOfJob:
         deadline = time.monotonic() + START_TIMEOUT_S
         while _text(path).count(STARTED) < len(nodes) and not self.asked:
             if step.poll() is not None or time.monotonic() > deadline:
-                how = "did not start in time" if step.poll() is None else "ended at once"
-                raise ClusterError(f"Ray on {', '.join(nodes)} {how}; read {path}")
+                how = (
+                    f"did not start within {START_TIMEOUT_S:.0f} s"
+                    if step.poll() is None
+                    else "exited at start"
+                )
+                raise ClusterError(f"Ray on {', '.join(nodes)} {how}; see {path}")
             time.sleep(POLL_S)
 
     def _end(self) -> None:

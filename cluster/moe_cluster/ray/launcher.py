@@ -95,7 +95,7 @@ class RayLauncher:
                 ray.shutdown()  # ends all of this driver's actors
                 raise KeyboardInterrupt
             changes.look()
-            must_end = _has_placed(folder) and watch.tell(say)
+            must_end = _has_placed(folder) and watch.check(say)
             if not running.is_ending and (must_end or _has_lost(attempt, changes, say)):
                 running.end()
             if not reason and (reason := _reason_to_stop(stop, changes, say)):

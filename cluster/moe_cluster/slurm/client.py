@@ -1,7 +1,7 @@
-"""Slurm's own commands, each within a time limit, and its words where one of them fails.
+"""Calls Slurm's commands, each with a time limit, and quotes Slurm's message if one fails.
 
-Job state comes from the controller (`scontrol`); only of a job that it has forgotten is the accounting (`sacct`)
-asked, which many clusters do not have. What the commands print is read in their machine-readable forms only.
+Job state comes from the controller (`scontrol`). The accounting (`sacct`), which many clusters lack, is asked only for
+jobs that the controller has forgotten. Only machine-readable output is parsed.
 """
 
 import os
@@ -15,7 +15,12 @@ from moe_cluster.own_code import with_own_code
 
 TIMEOUT_S = 20.0
 UNKNOWN_JOB = "Invalid job id specified"
-# Slurm's base states and flags, without those that end a job badly: all others are failures.
+NO_CONTROLLER = re.compile(
+    r"Unable to contact slurm controller|Unable to establish (configuration source|controller)|"
+    r"Could not establish a configuration source|Socket timed out|Zero Bytes were transmitted",
+    re.IGNORECASE,
+)
+# Slurm's base states and flags; all that are missing here are failures.
 STATES: Mapping[str, JobState] = {
     "PENDING": JobState.PENDING,
     "CONFIGURING": JobState.PENDING,
@@ -40,16 +45,16 @@ FIELD = re.compile(r"(\w+)=(\S*)")
 
 
 def submit(script: str) -> str:
-    """The id of a job that Slurm has made of a script. Raises ClusterError as `call` does, and if it tells no id."""
-    said = call(
+    """Submit a script and return the job id. Raises ClusterError as `call` does, and if sbatch prints no job id."""
+    output = call(
         "sbatch", "--parsable", text=script, environment=with_own_code(_of_submission(os.environ, script))
     )
-    # A site's own sbatch may say more before. On a federation the cluster's name stands behind the id.
-    job_id = (said.splitlines() or [""])[-1].strip().partition(";")[0]
+    # A site's own sbatch may print more before the id; on a federation the cluster's name follows it.
+    job_id = (output.splitlines() or [""])[-1].strip().partition(";")[0]
     if not job_id.isdecimal():
         raise ClusterError(
-            f"sbatch ends well and tells no job's id (it says: {_words(said) or 'nothing'}); see whether squeue --me "
-            "shows a new job, and scancel it: no command of ours knows it"
+            f"sbatch succeeded but printed no job id (it printed: {_words(output) or 'nothing'}); if squeue --me shows "
+            "a new job, scancel it, because moe-train cannot manage it"
         )
     return job_id
 
@@ -61,9 +66,9 @@ def call(
     timeout_s: float = TIMEOUT_S,
     environment: Mapping[str, str] | None = None,
 ) -> str:
-    """What a Slurm command prints. Raises ClusterError with its own words if it fails or does not answer in time.
+    """Run a Slurm command and return its output. Raises ClusterError with its message if it fails or times out.
 
-    It runs in `environment`, by default this process's own less what describes the job that we may run in.
+    It runs in `environment`, by default this process's own without the variables of a job that it may run in.
     """
     try:
         done = subprocess.run(
@@ -81,37 +86,40 @@ def call(
             f"{program}: there is no such program here; go to a machine with Slurm's commands, or put them on PATH"
         ) from None
     except OSError as error:
-        raise ClusterError(f"{program}: cannot be run ({error.strerror})") from None
+        raise ClusterError(f"{program}: cannot be run ({error.strerror}); correct its permissions") from None
     except subprocess.TimeoutExpired as error:
-        said = _words(error.stderr or b"")
+        words = _words(error.stderr or b"")
         raise ClusterError(
-            f"{program}: Slurm does not answer within {timeout_s:.0f} s{said and ': '}{said}; "
-            "see whether its controller can be reached (scontrol ping)"
+            f"{program}: Slurm does not answer within {timeout_s:.0f} s{words and ': '}{words}; "
+            "check whether its controller can be reached (scontrol ping)"
         ) from None
-    if done.returncode != 0:
+    if done.returncode == 0:
+        return done.stdout
+    words = _words(done.stderr) or f"exit code {done.returncode}"
+    if NO_CONTROLLER.search(words):
         raise ClusterError(
-            f"Slurm refuses: {_words(done.stderr) or f'{program} ended with {done.returncode}'}"
+            f"{program}: Slurm's controller does not answer ({words}); check whether it can be reached (scontrol ping)"
         )
-    return done.stdout
+    raise ClusterError(f"{program}: Slurm refused ({words})")
 
 
 def job_status(job_id: str) -> JobStatus:
-    """What the controller knows of a job, or else the accounting. Raises ClusterError if the controller cannot be
-    asked."""
+    """Ask the controller, or else the accounting, for a job's status. Raises ClusterError if the controller does not
+    answer."""
     try:
         return _of_controller(call("scontrol", "show", "job", job_id))
     except ClusterError as error:
         if UNKNOWN_JOB not in str(error):
             raise
-        forgotten = str(error)
+        unknown = str(error)
     try:
         rows = call(
             "sacct", "--allocations", "--noheader", "--parsable2", "--jobs", job_id, "--format", SACCT_FIELDS
         )
     except ClusterError as error:
-        return JobStatus(JobState.UNKNOWN, f"scontrol: {forgotten}; sacct: {error}")
+        return JobStatus(JobState.UNKNOWN, f"{unknown}; {error}")
     if not rows.strip():
-        return JobStatus(JobState.UNKNOWN, f"scontrol: {forgotten}; sacct: knows no such job")
+        return JobStatus(JobState.UNKNOWN, f"{unknown}; sacct: no such job")
     return _of_accounting(rows.splitlines()[-1])
 
 
@@ -119,19 +127,18 @@ SACCT_FIELDS = "State,ExitCode,NodeList"
 
 
 def host_names(node_list: str) -> tuple[str, ...]:
-    """The nodes that Slurm writes in short, such as node[1-3], in its order."""
+    """Expand Slurm's short form of node names, such as node[1-3], in its order."""
     if not node_list or node_list in ("(null)", "None assigned"):
         return ()
     return tuple(call("scontrol", "show", "hostnames", node_list).split())
 
 
 def _of_controller(record: str) -> JobStatus:
-    """Of `scontrol show job`: a line begins with a field of Slurm's, the job's name stands at the end of the
-    first."""
+    """Parse `scontrol show job`. The first line ends with the job's name, which may look like a field."""
     _, _, facts = record.partition("\n")
     fields = dict(
         reversed(FIELD.findall(facts))
-    )  # the first of a name: a folder's name may hold the like of one
+    )  # the first of each name: a folder's name may look like a field
     nodes = re.search(r"^   NodeList=(\S*)", facts, re.MULTILINE)
     code = fields.get("ExitCode", "0:0")
     return _status(
@@ -150,15 +157,18 @@ def _of_accounting(row: str) -> JobStatus:
 
 def _status(state: str, reason: str, code: str, nodes: str, restarts: str) -> JobStatus:
     words = state.split() or [""]  # sacct says "CANCELLED by 1000"
-    known = STATES.get(words[0], JobState.FAILED)
-    told = [state] if known.is_over and known is not JobState.DONE else []
-    told += [reason] if reason not in ("", "None") else []
-    told += [f"exit code {code.replace(':0', '')}"] if known is JobState.FAILED and code != "0:0" else []
-    return JobStatus(known, ", ".join(told), host_names(nodes), int(restarts))
+    job_state = STATES.get(words[0], JobState.FAILED)
+    reasons = [state] if job_state.is_over and job_state is not JobState.DONE else []
+    reasons += [reason] if reason not in ("", "None") else []
+    reasons += (
+        [f"exit code {code.replace(':0', '')}"] if job_state is JobState.FAILED and code != "0:0" else []
+    )
+    return JobStatus(job_state, ", ".join(reasons), host_names(nodes), int(restarts))
 
 
 def _surroundings(environment: Mapping[str, str]) -> dict[str, str]:
-    """Without what the job describes from which we may be called: sbatch would take it for wishes."""
+    """Returns the environment without the variables of a job that this process may run in: sbatch reads some of
+    them."""
     return {
         name: value for name, value in environment.items() if not name.startswith("SLURM_") or name in KEPT
     }
@@ -168,10 +178,10 @@ KEPT = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")
 
 
 def _of_submission(environment: Mapping[str, str], script: str) -> dict[str, str]:
-    """Of sbatch's own variables only those that say where a job runs and who pays, where the script leaves that open:
-    they win over a script's directives, and are the job's environment too."""
-    said = set(re.findall(r"^#SBATCH --([a-z-]+)[ =]", script, re.MULTILINE))
-    wishes = {name for name, option in WISHES.items() if option not in said}
+    """Returns the environment of sbatch. Its own variables override a script's directives, so only those stay that
+    choose account or place, and only if the script does not."""
+    directives = set(re.findall(r"^#SBATCH --([a-z-]+)[ =]", script, re.MULTILINE))
+    wishes = {name for name, option in WISHES.items() if option not in directives}
     return {
         name: value
         for name, value in _surroundings(environment).items()
@@ -189,7 +199,7 @@ WISHES = {
 }
 
 
-def _words(told: str | bytes) -> str:
-    text = told.decode(errors="replace") if isinstance(told, bytes) else told
+def _words(output: str | bytes) -> str:
+    text = output.decode(errors="replace") if isinstance(output, bytes) else output
     lines = [re.sub(r"^\w+: (error|fatal): ", "", line.strip()) for line in text.splitlines() if line.strip()]
     return "; ".join(dict.fromkeys(lines))

@@ -1,7 +1,6 @@
-"""Jobs on Slurm: a script (sbatch.py) handed to sbatch, and the questions that can be asked afterwards
-(client.py).
+"""Submits jobs to Slurm as scripts (sbatch.py), and asks for their state (client.py).
 
-The job's output is RUN/jobs/ID.log, the script that was submitted RUN/jobs/ID.sh.
+The job's output is RUN/jobs/ID.log, its script RUN/jobs/ID.sh.
 """
 
 import secrets
@@ -20,7 +19,7 @@ from moe_cluster.tail import SCHEDULER_S, lines_of
 
 
 class SlurmExecutor:
-    """The Slurm that this machine's sbatch knows: see executor.py."""
+    """Implements the executor protocol for the Slurm of this machine's sbatch: see executor.py."""
 
     def __init__(self, options: Mapping[str, str]) -> None:
         require_options(options)
@@ -40,9 +39,9 @@ class SlurmExecutor:
         folders = [jobs_dir(job) for job in jobs]
         array = _submitted(text, common)
         ids = [f"{array}_{number}" for number in range(len(jobs))]
-        with _taken_back(array):
+        with _cancelling_unrecorded(array):
             for folder, job_id in zip(folders, ids, strict=True):
-                # An array's output has one folder; each run's own shows it where that of a single job would be.
+                # An array's output has one folder; each run links to it from where a single job's would be.
                 link = folder / f"{job_id}.log"
                 link.symlink_to(common / link.name)
         return ids
@@ -53,7 +52,10 @@ class SlurmExecutor:
     def logs(self, job_id: str, run_dir: Path, follow: bool) -> Iterator[str]:
         path = run_dir / JOBS_DIR / f"{_checked(job_id)}.log"
         if not path.exists() and self.status(job_id, run_dir).state is JobState.UNKNOWN:
-            raise ClusterError(f"slurm:{job_id}: has left no output in {path}, and Slurm does not know it")
+            raise ClusterError(
+                f"slurm:{job_id}: there is no output in {path}, and Slurm does not know the job; check the job id "
+                "with sacct"
+            )
         return lines_of(path, lambda: not follow or self.status(job_id, run_dir).state.is_over, SCHEDULER_S)
 
     def cancel(self, job_id: str, run_dir: Path) -> None:
@@ -61,41 +63,44 @@ class SlurmExecutor:
 
 
 def _submitted(text: str, folder: Path) -> str:
-    """The id of a script that Slurm has taken, which stays in `folder` under that id.
+    """Submit a script and return the job id; the script stays in `folder` under that id.
 
-    It is written before it is handed over: a full disk must not cost the id of a job that is queued.
+    It is written before it is submitted: a full disk must not lose the id of a queued job.
     """
     draft = folder / f"{secrets.token_hex(4)}.draft"
     try:
         draft.write_text(text)
     except OSError as error:
         draft.unlink(missing_ok=True)
-        raise ClusterError(f"{folder}: cannot be written ({error.strerror}); nothing was submitted") from None
+        raise ClusterError(
+            f"{folder}: cannot be written ({error.strerror}); nothing was submitted; free space or correct its "
+            "permissions"
+        ) from None
     try:
         job_id = client.submit(text)
     except ClusterError:
         draft.unlink()
         raise
-    with _taken_back(job_id):
+    with _cancelling_unrecorded(job_id):
         draft.rename(folder / f"{job_id}.sh")
     return job_id
 
 
 @contextmanager
-def _taken_back(job_id: str) -> Iterator[None]:
-    """Cancel a job whose files cannot be written. Raises ClusterError that says what became of it."""
+def _cancelling_unrecorded(job_id: str) -> Iterator[None]:
+    """Cancels a job whose files cannot be written. Raises ClusterError that says whether it was cancelled."""
     try:
         yield
     except OSError as error:
-        why = f"{error.filename2 or error.filename}: cannot be written ({error.strerror})"
+        reason = f"{error.filename2 or error.filename}: cannot be written ({error.strerror})"
         try:
             client.call("scancel", job_id)
-        except ClusterError as refused:
-            raise ClusterError(f"{why}; its job slurm:{job_id} may run: scancel it ({refused})") from None
-        raise ClusterError(f"{why}; its job slurm:{job_id} was cancelled") from None
+        except ClusterError as failure:
+            raise ClusterError(f"{reason}; its job slurm:{job_id} may run: scancel it ({failure})") from None
+        raise ClusterError(f"{reason}; its job slurm:{job_id} was cancelled") from None
 
 
 def _checked(job_id: str) -> str:
     if not sbatch.JOB_ID.fullmatch(job_id):
-        raise JobError(f"slurm:{job_id}: is no id of a Slurm job")
+        raise JobError(f"slurm:{job_id}: is not a valid Slurm job id; use a number such as 123 or 123_4")
     return job_id

@@ -144,7 +144,7 @@ class SlurmLauncher:
             unbegun = Unbegun(attempt)
             try:
                 newer = attempt_dir(attempt.run_dir, attempt.number + 1)
-                exit_code = _wait(srun, stop, lambda: unbegun.is_vain_after(stop) or watch.tell(say), newer)
+                exit_code = _wait(srun, stop, lambda: unbegun.is_vain_after(stop) or watch.check(say), newer)
             finally:
                 _end(srun)
         if stop.is_requested and exit_code != DONE and (unbegun.is_vain or not has_begun(attempt)):

@@ -169,8 +169,8 @@ def _lead_s(job: JobSpec) -> int:
     lead_s, limit_min = int(job.options.get(LEAD, DEFAULT_LEAD_S)), job.resources.time_limit_min
     if limit_min is not None and lead_s >= 60 * limit_min:
         raise JobError(
-            f"--time-limit {limit_min}: the run would be told to save {lead_s} s before the end, that is at once; "
-            f"give it more minutes, or --option {LEAD}=SECONDS"
+            f"--time-limit {limit_min}: must be more than the {lead_s} s before the end at which the run saves; give "
+            f"it more minutes, or set --option {LEAD}=SECONDS"
         )
     return lead_s
 
@@ -180,13 +180,13 @@ def _passed_directive(line: str, own: Mapping[str, str]) -> str:
     require_text("--directive", line)
     match = DIRECTIVE.fullmatch(line)
     if match is None:
-        raise JobError(f"--directive {line}: is no option of sbatch; write it as --name=value")
+        raise JobError(f"--directive {line}: is not an option of sbatch; write it as --name=value")
     # sbatch takes the beginning of an option's name for it.
     undone = next((name for name in (*own, *OURS) if name.startswith(match[1])), None)
     if undone:
         raise JobError(
-            f"--directive {line}: moe-train sets --{undone} itself, or relies on its absence; leave the line out, or "
-            "use moe-train's own option for it"
+            f"--directive {line}: conflicts with --{undone}, which moe-train sets or must not have; leave the line "
+            "out, or use moe-train's own option for it"
         )
     return line
 
@@ -244,14 +244,14 @@ def _require_alike(jobs: Sequence[JobSpec]) -> None:
     for job in jobs:
         if replace(job, name=first.name, run_dir=first.run_dir, command=first.command) != first:
             raise JobError(
-                f"{job.name}: asks for other resources or options than {first.name}, and the jobs of an array share "
-                "theirs; submit it by itself"
+                f"{job.name}: must have the same resources and options as {first.name}, because the jobs of an array "
+                "share them; submit it separately"
             )
 
 
 def _job_id(text: str) -> str:
     if not JOB_ID.fullmatch(text):
-        raise JobError(f"--after {text}: is no id of a Slurm job; use a number such as 123 or 123_4")
+        raise JobError(f"--after {text}: is not a valid Slurm job id; use a number such as 123 or 123_4")
     return text
 
 
@@ -260,7 +260,7 @@ def _pattern(folder: Path) -> str:
     require_text("run_dir", str(folder))
     if "\\" in str(folder):
         raise JobError(
-            f"run_dir={folder}: Slurm takes a backslash for a sign of its own; use another --run-dir"
+            f"run_dir={folder}: must not contain a backslash, which Slurm interprets; use another --run-dir"
         )
     return str(folder).replace("%", "%%")
 

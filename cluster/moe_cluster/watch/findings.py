@@ -1,7 +1,7 @@
-"""What a launcher finds out about the workers of an attempt while they run: a hang, a straggler; in sentences and kept.
+"""Describes hangs, stragglers and failed starts of an attempt in sentences, and records them.
 
-Findings stand in attempts/K/findings.jsonl, one a line, where the first cause of a failure and `moe-train status` find
-them. `watch.py` is who finds them.
+Findings are lines of attempts/K/findings.jsonl, which the first cause of a failure and `moe-train status` read.
+`watch.py` detects them.
 """
 
 import json
@@ -17,30 +17,30 @@ FINDINGS_FILE = "findings.jsonl"
 
 @dataclass(frozen=True)
 class Suspect:
-    """A rank that others wait for, or that does nothing."""
+    """Describes a rank that others wait for, or that has no heartbeat."""
 
     rank: int
     host: str
-    """Empty if it never told of itself."""
+    """Empty without a heartbeat."""
     what: str
-    """What is known of it, as the end of a sentence that begins with its name."""
+    """Its state, as the end of a sentence."""
 
     def __str__(self) -> str:
-        return f"rank {self.rank}{f' on {self.host}' if self.host else ''} {self.what}"
+        return f"rank {self.rank}{f' on {self.host}' if self.host else ''}: {self.what}"
 
 
 @dataclass(frozen=True)
 class Hang:
-    """No rank makes a step any more. The attempt has to end."""
+    """Reports that no rank makes steps any more. The attempt has to end."""
 
     suspects: tuple[Suspect, ...]
     """Ascending by rank; all ranks, if each waits for another one."""
     waiting: tuple[int, ...]
     """Ranks that wait for them."""
     step: int | None
-    """The last step that was made; None before the first."""
+    """The last step; None before the first."""
     seconds: float
-    """Without a step."""
+    """Time without a step."""
 
     def __str__(self) -> str:
         when = "before the first step" if self.step is None else f"after step {self.step}"
@@ -48,15 +48,15 @@ class Hang:
 
     @property
     def what(self) -> str:
-        """Who does what, as the end of a sentence."""
+        """Returns the state of the suspects, as the end of a sentence."""
         shown = "; ".join(map(str, self.suspects[:SHOWN])) + _more(len(self.suspects))
-        who = f"; {named(self.waiting)} for it" if self.waiting else ""
-        return f"no step for {self.seconds:.0f} s: {shown}{who}"
+        victims = f"; {named(self.waiting)} for it" if self.waiting else ""
+        return f"no step for {self.seconds:.0f} s: {shown}{victims}"
 
 
 @dataclass(frozen=True)
 class Straggler:
-    """A rank that all others wait for in every step. The run goes on, at its speed."""
+    """Reports a rank that all others wait for in every step. The run continues at its speed."""
 
     rank: int
     host: str
@@ -64,24 +64,24 @@ class Straggler:
     waiting: float
     """The least share of their time that the others spend waiting."""
     seconds: float
-    """For so long."""
+    """How long it has been so."""
 
     def __str__(self) -> str:
         return (
-            f"rank {self.rank} on {self.host} is slow: for {self.seconds:.0f} s all other ranks have spent "
-            f"{self.waiting:.0%} of their time or more waiting, and it hardly any (it is at {self.where}); look at "
-            "what else its host does"
+            f"rank {self.rank} on {self.host} is slow: for {self.seconds:.0f} s all other ranks have spent at least "
+            f"{self.waiting:.0%} of their time waiting, and it hardly any (it is at {self.where}); check what else "
+            "runs on its host"
         )
 
 
 @dataclass(frozen=True)
 class NoStart:
-    """No worker has come so far as to read its recipe. The attempt has to end."""
+    """Reports that no worker has read its recipe. The attempt has to end."""
 
     seconds: float
-    """Since the attempt began."""
+    """Time since the attempt began."""
     why: str
-    """Names the cause and ends the sentence; it is empty if nothing is known."""
+    """The cause, as the end of a sentence; empty if it is unknown."""
 
     def __str__(self) -> str:
         return (
@@ -92,11 +92,11 @@ class NoStart:
 
 Finding = Hang | Straggler | NoStart
 SHOWN = 8
-"""Ranks that a sentence names one by one."""
+"""The number of ranks that a sentence names."""
 
 
 def named(ranks: Sequence[int]) -> str:
-    """Ranks that wait, as the beginning of a sentence: "ranks 0, 2, 3 wait"."""
+    """Returns the beginning of a sentence about waiting ranks: "ranks 0, 2, 3 wait"."""
     listed = ", ".join(map(str, ranks[:SHOWN])) + _more(len(ranks))
     return f"rank {listed} waits" if len(ranks) == 1 else f"ranks {listed} wait"
 
@@ -117,11 +117,11 @@ def record(attempt: Path, finding: Finding) -> None:
 
 
 def recorded(attempt: Path) -> list[dict[str, Any]]:
-    """What was found in an attempt, as `record` wrote it, the first one first: the fields of a finding, `kind`, `time`
-    (seconds since 1970) and `text`. A line that a full disk or a kill has torn tells nothing, and is left out."""
+    """Returns the findings of an attempt in the order in which `record` wrote them: the fields of each, `kind`, `time`
+    (seconds since 1970) and `text`. A line cut short by a full disk or a kill is skipped."""
     path = attempt / FINDINGS_FILE
     lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-    return [found for line in lines if (found := _parsed(line))]
+    return [finding for line in lines if (finding := _parsed(line))]
 
 
 def _parsed(line: str) -> dict[str, Any]:
@@ -132,18 +132,18 @@ def _parsed(line: str) -> dict[str, Any]:
 
 
 def recorded_hang(attempt: Path) -> tuple[Hang, float] | None:
-    """The hang that ended an attempt, and when it was found, in seconds since 1970; None if it did not end so."""
-    for found in recorded(attempt):
-        if found["kind"] == "hang":
-            suspects = tuple(Suspect(**suspect) for suspect in found["suspects"])
-            hang = Hang(suspects, tuple(found["waiting"]), found["step"], found["seconds"])
-            return hang, found["time"]
+    """Returns the hang that ended an attempt and its time in seconds since 1970; None if there was none."""
+    for finding in recorded(attempt):
+        if finding["kind"] == "hang":
+            suspects = tuple(Suspect(**suspect) for suspect in finding["suspects"])
+            hang = Hang(suspects, tuple(finding["waiting"]), finding["step"], finding["seconds"])
+            return hang, finding["time"]
     return None
 
 
 def recorded_no_start(attempt: Path) -> str:
-    """Returns why an attempt was ended before any worker had started, as it was said; empty if it was not."""
-    return next((found["text"] for found in recorded(attempt) if found["kind"] == "nostart"), "")
+    """Returns the recorded reason why no worker of an attempt started; empty if there is none."""
+    return next((finding["text"] for finding in recorded(attempt) if finding["kind"] == "nostart"), "")
 
 
 def _more(number: int) -> str:

@@ -1,8 +1,7 @@
-"""Which rank broke first, and why: found among the traces that all ranks of a dead attempt left behind.
+"""Finds which rank of a failed attempt failed first, and why, from the files that all its ranks left behind.
 
-One rank's death makes the others fail on closed connections within milliseconds, so the first error written
-is often a consequence. A rank that was killed leaves no error at all; torch elastic, which was its parent,
-knows its exit code and prints it.
+One rank's death makes the others fail on closed connections within milliseconds, so the first error written is often
+a consequence. A rank that was killed leaves no error; torch elastic, its parent, prints its exit code.
 """
 
 import json
@@ -29,7 +28,7 @@ from moe_cluster.contract import (
 from moe_cluster.watch.findings import Hang, recorded_hang, recorded_no_start
 from moe_cluster.watch.launcher_logs import last_words
 
-# What gloo, NCCL, torch's store and moe_kernels say when the process at the other end is gone or does not answer.
+# Messages of gloo, NCCL, torch's store and moe_kernels when the process at the other end is gone or does not answer.
 CONSEQUENCE = re.compile(
     r"connection (closed|reset|refused)|broken pipe|socket closed|socketPollConnect|remote process exited"
     r"|ncclRemoteError|failed to recv|recvBytes|sendBytes|timed out|DistNetworkError|DistStoreError|PeerTimeoutError",
@@ -45,33 +44,33 @@ ROOT_HEADING = "Root Cause (first observed failure)"
 
 @dataclass(frozen=True)
 class Ending:
-    """How whoever started a worker saw it end: an exit code, or the negative number of a signal."""
+    """Records how a worker ended, as its parent saw it: an exit code, or the negative number of a signal."""
 
     rank: int
     exit_code: int
     host: str = field(default="", compare=False)
     log: Path | None = field(default=None, compare=False)
-    """Of the launcher that saw it."""
+    """The log of the launcher that saw it."""
     words: str | None = None
-    """What is known of an end that an exit code does not tell, such as the loss of a node."""
+    """The reason where no exit code is known, such as the loss of a node."""
 
 
 @dataclass(frozen=True)
 class FirstCause:
-    """The rank that broke first, what it said, and where to read more."""
+    """Names the rank that failed first, its error, and its log."""
 
     rank: int | None
     """None if no rank can be named."""
     host: str
     step: int | None
-    """The last step that it told of; None before the first."""
+    """Its last step; None before the first."""
     error: str
-    """One line, or all that an explained error says."""
+    """One line, or the whole message of an explained error."""
     log: Path
     exit_code: int
     traceback: str = ""
     is_explained: bool = False
-    """The error is a sentence for the user, who need not know where it was raised."""
+    """The error is a message for the user, who need not know where it was raised."""
 
     @property
     def sentence(self) -> str:
@@ -79,23 +78,25 @@ class FirstCause:
         who = "the workers' launcher" if self.rank is None else f"rank {self.rank}"
         when = "before the first step" if self.step is None else f"after step {self.step}"
         if self.is_explained:
-            return f"{self.error}\n  said by {who} on {self.host} {when}"
+            return f"{self.error}\n  reported by {who} on {self.host} {when}"
         return f"{who} on {self.host} failed {when}: {self.error}"
 
     def __str__(self) -> str:
-        return f"{self.sentence}{'; ' if self.is_explained else chr(10) + '  '}read {self.log}"
+        return f"{self.sentence}{'; ' if self.is_explained else chr(10) + '  '}see {self.log}"
 
 
 def find_first_cause(attempt: Path, endings: Sequence[Ending]) -> FirstCause:
-    """The first cause of a failed attempt, from its folder and its workers' endings, the first one first."""
+    """Returns the first cause of a failed attempt, from its folder and its workers' endings in their order."""
     errors = sorted(_errors(attempt), key=lambda error: error["time"])
     originals = [error for error in errors if not CONSEQUENCE.search(f"{error['type']}: {error['message']}")]
     hang = recorded_hang(attempt)
     if hang is not None and not any(error["time"] < hang[1] for error in originals):
         return _of_hang(attempt, hang[0])
-    spoke = {error["rank"] for error in errors}
+    with_error = {error["rank"] for error in errors}
     silent = [
-        ending for ending in endings if ending.rank not in spoke and ending.exit_code not in (DONE, PREEMPTED)
+        ending
+        for ending in endings
+        if ending.rank not in with_error and ending.exit_code not in (DONE, PREEMPTED)
     ]
     if silent and silent[0] == endings[0]:
         return _of_ending(attempt, silent[0])
@@ -103,9 +104,9 @@ def find_first_cause(attempt: Path, endings: Sequence[Ending]) -> FirstCause:
         return _of_error(attempt, originals[0])
     for ending in silent:
         if ending.exit_code != -signal.SIGTERM:  # torch elastic sends SIGTERM to all the others
-            return _of_ending(attempt, ending, _gave_up(errors))
-    told = {*spoke, *(ending.rank for ending in endings)}
-    if errors and (lost := [beat for beat in _heartbeats(attempt) if beat["rank"] not in told]):
+            return _of_ending(attempt, ending, _timed_out_rank(errors))
+    explained = {*with_error, *(ending.rank for ending in endings)}
+    if errors and (lost := [beat for beat in _heartbeats(attempt) if beat["rank"] not in explained]):
         return _of_lost(attempt, lost[0])
     if errors:
         return _of_error(attempt, errors[0])
@@ -113,7 +114,7 @@ def find_first_cause(attempt: Path, endings: Sequence[Ending]) -> FirstCause:
 
 
 def cause_without_worker(attempt: Path, words: str = "it ended without naming a worker") -> FirstCause:
-    """Returns the cause of an attempt no worker of which tells anything: what its launcher saw, or logged last, or
+    """Returns the cause of an attempt whose workers left nothing: its launcher's finding or last log line, or
     `words`."""
     log = attempt / LAUNCHER_LOG
     error = recorded_no_start(attempt) or "; ".join([words, *filter(None, [last_words(log)])])
@@ -121,9 +122,9 @@ def cause_without_worker(attempt: Path, words: str = "it ended without naming a 
 
 
 def read_endings(place: Path) -> list[Ending]:
-    """How the workers ended, the one that was seen first at the front; empty without a report of torch elastic.
+    """Read how the workers ended, the earliest first; empty without a report of torch elastic.
 
-    `place` is one launcher's log, or the folder of an attempt with those of all its nodes.
+    `place` is one launcher's log, or the folder of an attempt with the logs of all its nodes.
     """
     logs = sorted(place.glob("launcher*.log")) if place.is_dir() else [place]
     roots, others = [], []
@@ -138,10 +139,10 @@ def read_endings(place: Path) -> list[Ending]:
 
 
 def was_preempted(attempt: Path, endings: Sequence[Ending]) -> bool:
-    """Whether the attempt ended because it was asked to: saved and resumable."""
+    """Whether the attempt ended because of a stop request, and can be resumed."""
     codes = {ending.exit_code for ending in endings}
-    asked = PREEMPTED in codes and codes <= {DONE, PREEMPTED, -signal.SIGTERM}
-    return asked and not _errors(attempt)
+    was_stopped = PREEMPTED in codes and codes <= {DONE, PREEMPTED, -signal.SIGTERM}
+    return was_stopped and not _errors(attempt)
 
 
 def _errors(attempt: Path) -> list[dict[str, Any]]:
@@ -157,8 +158,8 @@ def _heartbeats(attempt: Path) -> list[dict[str, Any]]:
 
 
 def _of_lost(attempt: Path, last: dict[str, Any]) -> FirstCause:
-    """Of a worker that the others have lost, and of whose end nobody tells: its last heartbeat is all there is."""
-    error = "it is gone, and nobody there tells how it ended: its node, or the launcher on it, has died or is cut off"
+    """Returns the cause for a worker that left nothing but its last heartbeat."""
+    error = "it is gone without an exit code: its node, or the launcher on it, has died or is cut off"
     return FirstCause(last["rank"], last["host"], last["step"], error, attempt / LAUNCHER_LOG, FAILED)
 
 
@@ -173,8 +174,8 @@ def _of_error(attempt: Path, error: dict[str, Any]) -> FirstCause:
     )
 
 
-def _gave_up(errors: Sequence[dict[str, Any]]) -> int | None:
-    """The rank that waited in vain for one that is alive but silent, and that torch elastic killed in the end."""
+def _timed_out_rank(errors: Sequence[dict[str, Any]]) -> int | None:
+    """Returns the rank that timed out waiting for another; None if there is none."""
     return next((error["rank"] for error in errors if TIMED_OUT.search(error["message"])), None)
 
 
@@ -184,20 +185,21 @@ def _of_ending(attempt: Path, ending: Ending, waited: int | None = None) -> Firs
     last: dict[str, Any] = {"host": ending.host or socket.gethostname(), "step": None}
     if heartbeat.exists():
         last = json.loads(heartbeat.read_text())
-    # A worker that never got as far as its own log wrote to what it inherited, the launcher's.
+    # Before a worker opens its own log, it writes to the launcher's.
     log = folder / LOG_FILE if (folder / LOG_FILE).exists() else ending.log or attempt / LAUNCHER_LOG
     error = ending.words or _death(ending.exit_code)
     if ending.words is None and ending.exit_code > 0 and has_no_room(attempt):
-        error += ", and its error.json cannot be written: the disk of the run's folder is full; free space, and resume"
+        error += ", and the disk of the run's folder is too full for its error.json; free space, then resume"
     if waited is not None and ending.exit_code == -signal.SIGKILL and ending.words is None:
-        where = f", last seen at {last['where']}" if "where" in last else ""
-        vain = f"rank {waited} waited for job.timeout_s in vain"
-        error = f"it did not answer{where}: {vain}, and it was killed in the end"
+        where = f" (last seen at {last['where']})" if "where" in last else ""
+        error = (
+            f"it did not answer{where} until rank {waited} timed out after job.timeout_s, and was then killed"
+        )
     return FirstCause(ending.rank, last["host"], last["step"], error, log, FAILED)
 
 
 def _of_hang(attempt: Path, hang: Hang) -> FirstCause:
-    """The launcher ended the attempt because nothing went on; the first suspect stands for all."""
+    """Returns the cause for an attempt that the launcher ended because it hung; the first suspect stands for all."""
     first = hang.suspects[0]
     folder = attempt / f"rank-{first.rank}"
     stacks = folder / STACKS_FILE
@@ -207,7 +209,7 @@ def _of_hang(attempt: Path, hang: Hang) -> FirstCause:
 
 def _death(exit_code: int) -> str:
     if exit_code >= 0:
-        return f"it ended with exit code {exit_code} without saying why"
+        return f"it exited with code {exit_code} without an error message"
     try:
         name = signal.Signals(-exit_code).name
     except ValueError:

@@ -1,4 +1,4 @@
-"""Reads what launchers logged, for the cause of an attempt whose workers never came to tell one."""
+"""Reads launchers' logs, for the cause of an attempt whose workers left none."""
 
 import re
 import socket
@@ -6,23 +6,23 @@ from pathlib import Path
 
 from moe_cluster.contract import LAUNCHER_LOG
 
-# The last line of a traceback, or what a shell or a program says of itself.
+# The last line of a traceback, or an error message of a shell or a program.
 ERROR = re.compile(
     r"(\w+\.)*\w*(Error|Exception|Interrupt)\b.*|\S+: .*(error|fatal|not found|denied)", re.IGNORECASE
 )
 LONGEST = 300
-"""Characters of a line that are quoted."""
+"""The number of characters of a line that are quoted."""
 
 
 def why_none_started(attempt: Path) -> str:
-    """Returns what this host knows of why no worker has started, as the end of a sentence; empty if nothing."""
+    """Returns the likely reason why no worker has started, as the end of a sentence; empty if unknown."""
     logs = [attempt / LAUNCHER_LOG, *sorted(attempt.glob("launcher-*.log"))]
-    logged = next((words for log in logs if (words := last_words(log))), "")
-    return "; ".join(filter(None, [_unknown_host(), logged]))
+    last_line = next((words for log in logs if (words := last_words(log))), "")
+    return "; ".join(filter(None, [_unknown_host(), last_line]))
 
 
 def last_words(log: Path) -> str:
-    """Returns the last line of a log that speaks of an error, or else its last line; empty without a log."""
+    """Returns the last line of a log with an error, or else its last line; empty without a log."""
     try:
         lines = [
             line.strip()

@@ -1,8 +1,8 @@
-"""Watches the workers of one attempt by their heartbeats: who hangs, and who holds the others up.
+"""Watches the workers of one attempt by their heartbeats, and reports hangs and stragglers.
 
-A launcher of any kind asks every now and then (`tell`) and ends the attempt when told to. Ages are taken by the
-launcher's own clock, from when it saw something change, so clocks of different hosts are never compared. How patient
-to be the workers say themselves: they know what they do (`contract.py`, `patience_s`).
+Every launcher calls `check` in its loop and ends the attempt if that returns True. Ages are measured by the launcher's
+own clock, from when it saw something change, so clocks of different hosts are never compared. The workers report how
+long they may take (`contract.py`, `patience_s`), because they know what they do.
 """
 
 import json
@@ -22,20 +22,20 @@ from moe_cluster.watch.launcher_logs import why_none_started
 
 LOOKS_A_PATIENCE = 20
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 5.0
-"""Between two looks at the files, of which there is one for each rank."""
+"""Seconds between two reads of the heartbeats, one file for each rank."""
 WAITS = 0.5
-"""A rank that spends more of its time waiting for others is held up."""
+"""A rank is held up if it spends more than this share of its time waiting for others."""
 HOLDS_UP = 0.5
-"""A rank that waits less than this part of what any other does, while all others are held up, holds them up. Not none
-at all: a process that is stopped again and again is found where it stood, which may be in a wait."""
+"""A straggler waits less than this part of what any other rank does, while all others are held up. It may wait at all:
+a process that is stopped again and again is sampled where it stopped, which may be in a wait."""
 MOSTLY = 0.8
-"""Of the looks in which a straggler must be the same rank."""
+"""Share of the reads in which a straggler must be the same rank."""
 TRAINING = "training"
 
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """heartbeat.json of one rank."""
+    """Holds the heartbeat.json of one rank."""
 
     pid: int
     host: str
@@ -51,29 +51,28 @@ class Heartbeat:
 
 
 class Watch:
-    """Of an attempt of so many workers."""
+    """Watches one attempt."""
 
     def __init__(self, run_dir: Path, number: int, workers: int, start_s: float = math.inf) -> None:
-        """`number`: of the attempt. `start_s`: how long it may take until the first worker has read its recipe, from
-        the first look on."""
+        """`number`: of the attempt. `start_s`: how long the first worker may take to read its recipe, counted from the
+        first check."""
         self.run_dir, self.number, self.workers = run_dir, number, workers
         self.folder = attempt_dir(run_dir, number)
         self._start_s = start_s
         self._began: float | None = None
         self._next_look = 0.0
-        self._heard: dict[
-            int, tuple[float, float]
-        ] = {}  # rank: the time in its heartbeat, and when we saw it
+        # Rank -> the time in its heartbeat, and when we first saw that.
+        self._last_beats: dict[int, tuple[float, float]] = {}
         self._state: object = None
-        self._since = 0.0  # when we saw the state change last
+        self._since = 0.0  # when we last saw the state change
         self._slowest: deque[tuple[float, int | None]] = deque()
-        self._told: set[int] = set()
+        self._reported: set[int] = set()
 
-    def tell(self, say: Callable[[str], None]) -> bool:
-        """Look if it is time to, and record what is found; returns whether the attempt was told to end.
+    def check(self, say: Callable[[str], None]) -> bool:
+        """Read the heartbeats if it is time to, and record findings; returns whether the attempt has to end.
 
-        The workers that still can then end by themselves, on whatever host; who cannot is left to the launcher. `say`
-        is given what does not end the attempt; the rest is told as the first cause of its end, like any failure.
+        Workers that can then end by themselves, on any host; the launcher kills the others. `say` gets the findings
+        that do not end the attempt; one that does is reported as the first cause of its end.
         """
         now = time.monotonic()
         if now < self._next_look:
@@ -89,7 +88,7 @@ class Watch:
                 record(self.folder, finding)
                 if is_hang:
                     request_end(self.run_dir, self.number, str(finding))
-            except OSError as error:  # the disk may be full: workers that cannot be asked are killed
+            except OSError as error:  # the disk may be full: the launcher kills workers that cannot be asked
                 say(f"{finding} (this could not be written to {self.folder}: {error.strerror})")
             else:
                 if not is_hang:
@@ -99,12 +98,12 @@ class Watch:
         return self._next_look == math.inf
 
     def look(self, beats: Mapping[int, Heartbeat], now: float) -> list[Finding]:
-        """What these heartbeats, seen at `now` (seconds of any clock that only goes forward), add to what is known."""
+        """Returns the findings in these heartbeats, read at `now` (seconds of any monotonic clock)."""
         self._began = now if self._began is None else self._began
         patiences = [beat.patience_s for beat in beats.values() if beat.patience_s is not None]
         has_ended = any(beat.phase == ENDED for beat in beats.values())
         if has_ended or any(self.folder.glob(f"rank-*/{ERROR_FILE}")):
-            return []  # a rank is leaving or has failed, and how that ends is not for us to say
+            return []  # a rank is leaving or has failed, which its launcher handles
         if not patiences:
             is_late = now - self._began >= self._start_s
             return [NoStart(now - self._began, why_none_started(self.folder))] if is_late else []
@@ -126,25 +125,22 @@ class Watch:
         return self._straggler(beats, now, patience_s) if is_stepping else []
 
     def _read(self) -> dict[int, Heartbeat]:
-        found = {}
+        beats = {}
         for rank in range(self.workers):
             try:
                 content = json.loads((self.folder / f"rank-{rank}" / HEARTBEAT_FILE).read_text())
-            except (
-                OSError,
-                ValueError,
-            ):  # not there yet; or the file system does not answer: that is silence
+            except (OSError, ValueError):  # not there yet, or the file system does not answer
                 continue
-            found[rank] = _heartbeat(content)
-        return found
+            beats[rank] = _heartbeat(content)
+        return beats
 
     def _silent(self, beats: Mapping[int, Heartbeat], now: float, after_s: float) -> dict[int, float]:
-        """Ranks whose heartbeat has stopped for longer than `after_s`, or never came, and for how long."""
+        """Returns the ranks without a new heartbeat for more than `after_s`, and for how long."""
         for rank in range(self.workers):
-            told = beats[rank].time if rank in beats else 0.0
-            if self._heard.get(rank, (None, 0.0))[0] != told:
-                self._heard[rank] = (told, now)
-        ages = {rank: now - seen for rank, (_, seen) in self._heard.items()}
+            beat_time = beats[rank].time if rank in beats else 0.0
+            if self._last_beats.get(rank, (None, 0.0))[0] != beat_time:
+                self._last_beats[rank] = (beat_time, now)
+        ages = {rank: now - first_seen for rank, (_, first_seen) in self._last_beats.items()}
         return {rank: age for rank, age in ages.items() if age > after_s}
 
     def _hang(
@@ -160,27 +156,32 @@ class Watch:
         )
 
     def _straggler(self, beats: Mapping[int, Heartbeat], now: float, for_s: float) -> list[Finding]:
-        """A rank that was the slowest in most of the looks of the last `for_s` seconds; told once."""
+        """Finds a rank that was the slowest in most reads of the last `for_s` seconds; reports it once."""
         self._slowest.append((now, _slowest(beats)))
         while len(self._slowest) > 1 and self._slowest[1][0] <= now - for_s:
-            self._slowest.popleft()  # but for the one look before those seconds: looks may be far between
+            self._slowest.popleft()  # keeps one read from before those seconds: reads may be far apart
         (rank, times), *_ = Counter(rank for _, rank in self._slowest).most_common()
         is_long_enough = now - self._slowest[0][0] > MOSTLY * for_s
-        if rank is None or rank in self._told or not is_long_enough or times < MOSTLY * len(self._slowest):
+        if (
+            rank is None
+            or rank in self._reported
+            or not is_long_enough
+            or times < MOSTLY * len(self._slowest)
+        ):
             return []
-        self._told.add(rank)
+        self._reported.add(rank)
         least = min(beat.waiting for other, beat in beats.items() if other != rank)
         return [Straggler(rank, beats[rank].host, beats[rank].where, least, for_s)]
 
 
 def _patience(beats: Mapping[int, Heartbeat], silent: Mapping[int, float]) -> float:
-    """That of the most patient rank which still tells of itself: what a silent one did last it may have ended since."""
+    """Returns the longest patience of the ranks with a heartbeat; a silent one may have left its last phase since."""
     speaking = [beat for rank, beat in beats.items() if rank not in silent] or list(beats.values())
     return max(beat.patience_s or 0.0 for beat in speaking)
 
 
 def _slowest(beats: Mapping[int, Heartbeat]) -> int | None:
-    """The one rank that does not wait while all others do."""
+    """Returns the one rank that does not wait while all others do; None if there is no such rank."""
     busy = [rank for rank, beat in beats.items() if beat.waiting <= WAITS]
     if len(beats) < 2 or len(busy) != 1:
         return None
@@ -191,15 +192,15 @@ def _slowest(beats: Mapping[int, Heartbeat]) -> int | None:
 
 def _suspect(rank: int, beat: Heartbeat | None, silent_s: float | None) -> Suspect:
     if beat is None:
-        return Suspect(rank, "", "has never told of itself; its host or its start failed")
+        return Suspect(rank, "", "no heartbeat yet; its host or its start failed")
     if silent_s is None:
-        verb = "waits, as all others do," if beat.waiting > WAITS else "does not wait for others:"
-        return Suspect(rank, beat.host, f"{verb} it is at {beat.where}")
+        action = "waits, as all others do" if beat.waiting > WAITS else "does not wait for others"
+        return Suspect(rank, beat.host, f"{action}; it is at {beat.where}")
     # Both are the host's own name: Slurm may have several nodes on one host, and a process id is the host's.
-    state = state_of(beat.pid) if beat.host == socket.gethostname() else "its host may be gone or cut off"
-    return Suspect(rank, beat.host, f"is silent for {silent_s:.0f} s, it was last at {beat.where}; {state}")
+    state = state_of(beat.pid) if beat.host == socket.gethostname() else "its host may be down or cut off"
+    return Suspect(rank, beat.host, f"no heartbeat for {silent_s:.0f} s; last seen at {beat.where}; {state}")
 
 
 def _heartbeat(content: Mapping[str, Any]) -> Heartbeat:
-    known = {name: content[name] for name in Heartbeat.__dataclass_fields__ if name in content}
-    return Heartbeat(**known)
+    fields = {name: content[name] for name in Heartbeat.__dataclass_fields__ if name in content}
+    return Heartbeat(**fields)

@@ -186,7 +186,7 @@ def test_what_is_found_when_the_data_is_read_is_said_by_its_rank(
     moe_train: Command, tmp_path: Path, what: str, overrides: list[str], parts: list[str]
 ) -> None:
     ended = moe_train("run", "small.yaml", "--run-dir", str(tmp_path / "run"), *overrides)
-    ended.refuses(*parts, "said by rank 0 on", "before the first step")
+    ended.refuses(*parts, "reported by rank 0 on", "before the first step")
     assert tree(tmp_path) == {}
 
 

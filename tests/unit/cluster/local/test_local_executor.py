@@ -30,7 +30,7 @@ def test_another_users_job_cannot_be_cancelled_and_that_is_said(open_folder: Pat
     if is_root:
         os.setresuid(65534, 65534, 0)
     try:
-        with pytest.raises(ClusterError, match="local:a is another user's process 1"):
+        with pytest.raises(ClusterError, match="local:a: is process 1 of another user"):
             LocalExecutor({}).cancel("a", open_folder)
     finally:
         if is_root:

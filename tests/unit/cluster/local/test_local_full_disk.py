@@ -36,7 +36,7 @@ def test_a_job_whose_file_does_not_fit_is_one_sentence_and_nothing_is_left(tmp_p
         timeout=60,
     )
     assert f"{tmp_path}/jobs/" in done.stdout, done.stderr
-    assert ".json: cannot be used (File too large)" in done.stdout
+    assert ".json: cannot be written (File too large)" in done.stdout
     assert "nothing was submitted" in done.stdout
     assert list((tmp_path / "jobs").iterdir()) == []
 

@@ -158,7 +158,7 @@ def test_a_ray_that_does_not_start_is_one_message_with_its_log(job: Job, tmp_pat
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     log = tmp_path / "7-ray-head.log"
-    assert errors == f"moe-train: error: Ray on node1 ended at once; read {log}\n"
+    assert errors == f"moe-train: error: Ray on node1 exited at start; see {log}\n"
     assert "no such luck" in log.read_text()
     assert time.monotonic() - began < 30
 
@@ -168,7 +168,9 @@ def test_a_ray_that_is_gone_for_good_ends_the_job_with_its_log(job: Job, tmp_pat
     process = job.start("import time; time.sleep(60)")
     _, errors = process.communicate(timeout=50)
     assert process.returncode == 1
-    assert errors == f"moe-train: error: a Ray of this job has ended; read {tmp_path / '7-ray-head.log'}\n"
+    assert (
+        errors == f"moe-train: error: a Ray process of this job exited; see {tmp_path / '7-ray-head.log'}\n"
+    )
     assert job.processes.living() == []
 
 

@@ -81,7 +81,7 @@ def test_a_job_that_the_controller_forgot_is_asked_of_the_accounting(programs) -
     ("sacct", "told"),
     [
         ("echo 'Slurm accounting storage is disabled' >&2; exit 1", "Slurm accounting storage is disabled"),
-        ("true", "knows no such job"),
+        ("true", "sacct: no such job"),
     ],
 )
 def test_a_job_that_nobody_knows_is_unknown_and_says_who_was_asked(programs, sacct: str, told: str) -> None:
@@ -93,9 +93,20 @@ def test_a_job_that_nobody_knows_is_unknown_and_says_who_was_asked(programs, sac
     assert told in status.reason
 
 
+def test_a_controller_that_does_not_answer_is_named_with_the_way_out(programs) -> None:
+    programs(
+        "scontrol",
+        "echo 'slurm_load_jobs error: Unable to contact slurm controller (connect failure)' >&2; exit 1",
+    )
+    with pytest.raises(
+        ClusterError, match=r"^scontrol: Slurm's controller does not answer \(.*\); check whether"
+    ):
+        client.job_status("7")
+
+
 def test_a_refusal_is_told_in_slurms_words_once(programs) -> None:
     programs("sbatch", "for k in 1 2; do echo 'sbatch: error: Invalid account' >&2; done; exit 1")
-    with pytest.raises(ClusterError, match=r"^Slurm refuses: Invalid account$"):
+    with pytest.raises(ClusterError, match=r"^sbatch: Slurm refused \(Invalid account\)$"):
         client.call("sbatch")
 
 
@@ -103,7 +114,7 @@ def test_a_controller_that_does_not_answer_costs_a_limited_time(programs) -> Non
     programs("squeue", "echo 'squeue: error: connecting to controller' >&2; exec sleep 60")
     began = time.monotonic()
     with pytest.raises(
-        ClusterError, match=r"does not answer within 1 s: connecting to controller; see whether"
+        ClusterError, match=r"does not answer within 1 s: connecting to controller; check whether"
     ):
         client.call("squeue", timeout_s=1)
     assert time.monotonic() - began < 30
@@ -136,7 +147,7 @@ def test_the_id_of_a_new_job_is_the_last_that_sbatch_says(programs, before: str,
 )
 def test_an_sbatch_that_tells_no_id_is_an_error(programs, shell: str, says: str) -> None:
     programs("sbatch", shell)
-    with pytest.raises(ClusterError, match=f"tells no job's id \\(it says: {says}\\); see whether squeue"):
+    with pytest.raises(ClusterError, match=f"printed no job id \\(it printed: {says}\\); if squeue"):
         client.submit("#!/bin/bash\n")
 
 

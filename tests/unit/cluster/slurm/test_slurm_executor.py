@@ -57,7 +57,7 @@ def test_a_sweep_of_one_is_no_array(tmp_path: Path, sbatch: Callable[[str], Path
 def test_what_slurm_refuses_leaves_nothing(tmp_path: Path, sbatch: Callable[[str], Path]) -> None:
     sbatch("echo 'sbatch: error: Invalid account' >&2; exit 1")
     (job,) = jobs(tmp_path, "small")
-    with pytest.raises(ClusterError, match="Slurm refuses: Invalid account"):
+    with pytest.raises(ClusterError, match="Slurm refused \\(Invalid account\\)"):
         SlurmExecutor({}).submit(job)
     assert list((job.run_dir / "jobs").iterdir()) == []
 
@@ -90,5 +90,5 @@ def test_a_folder_that_cannot_be_made_is_one_sentence_and_asks_slurm_nothing(
 
 
 def test_an_id_that_is_none_asks_slurm_nothing(tmp_path: Path) -> None:
-    with pytest.raises(JobError, match="is no id of a Slurm job"):
+    with pytest.raises(JobError, match="is not a valid Slurm job id"):
         SlurmExecutor({}).cancel("--user=root", tmp_path)

@@ -152,17 +152,17 @@ def test_no_value_can_begin_a_line_of_its_own(place: str, end: str) -> None:
         ({"options": {"lead_s": "5m"}}, ("lead_s=5m", "whole number of seconds")),
         ({"options": {"launcher": "mpi"}}, ("launcher=mpi", "slurm or ray")),
         ({"directives": ("END",)}, ("--directive END", "--name=value")),
-        ({"directives": ("--output=/etc/passwd",)}, ("moe-train sets --output itself",)),
-        ({"directives": ("--array=0-9",)}, ("moe-train sets --array itself",)),
+        ({"directives": ("--output=/etc/passwd",)}, ("conflicts with --output, which moe-train sets",)),
+        ({"directives": ("--array=0-9",)}, ("conflicts with --array, which moe-train sets",)),
         (
             {"directives": ("--no-requeue",)},
-            ("moe-train sets --no-requeue itself, or relies on its absence",),
+            ("conflicts with --no-requeue, which moe-train sets or must not have",),
         ),
-        ({"directives": ("--err=/tmp/x",)}, ("moe-train sets --error itself",)),
-        ({"directives": ("--clusters=b",)}, ("moe-train sets --clusters itself",)),
-        ({"directives": ("--test-only",)}, ("moe-train sets --test-only itself",)),
+        ({"directives": ("--err=/tmp/x",)}, ("conflicts with --error, which moe-train sets",)),
+        ({"directives": ("--clusters=b",)}, ("conflicts with --clusters, which moe-train sets",)),
+        ({"directives": ("--test-only",)}, ("conflicts with --test-only, which moe-train sets",)),
         ({"directives": ("-o /etc/passwd",)}, ("-o /etc/passwd", "--name=value")),
-        ({"after": ("1; true",)}, ("--after 1; true", "no id")),
+        ({"after": ("1; true",)}, ("--after 1; true", "is not a valid Slurm job id")),
         ({"run_dir": Path("/shared/a\\b")}, ("backslash",)),
         ({"resources": Resources(time_limit_min=5)}, ("--time-limit 5", "lead_s")),
         ({"options": {"exclusive": "true"}}, ("--option exclusive=true: must be yes, no, user or mcs",)),
@@ -203,7 +203,7 @@ def test_a_variable_that_only_sounds_like_a_secret_is_set() -> None:
 
 def test_jobs_of_an_array_share_all_but_name_folder_and_command() -> None:
     other = replace(SWEEP[1], resources=Resources(nodes=2))
-    with pytest.raises(JobError, match=r"small-2e-3: asks for other resources or options than small-1e-3"):
+    with pytest.raises(JobError, match=r"small-2e-3: must have the same resources and options as small-1e-3"):
         array_script([SWEEP[0], other], None, PYTHON)
 
 
