@@ -9,7 +9,8 @@ from moe_cluster.contract import DONE, USAGE
 from moe_train.config.check import problems
 from moe_train.config.load import load_recipe, to_dict, to_yaml
 from moe_train.config.notes import limits, notes
-from moe_train.config.schema import Recipe, experts_of_layers, moe_layers
+from moe_train.config.resolve import spec_of
+from moe_train.config.schema import Recipe
 from moe_train.data.corpora.there import require_text
 from moe_train.errors import DataError
 from moe_train.model.count import ModelCount, count
@@ -21,14 +22,15 @@ SHOWN_WORKERS = 16
 def show(recipe_name: str, overrides: list[str], workers: int | None, as_json: bool) -> int:
     """Print the recipe; returns USAGE if it has problems. Raises RecipeError if it cannot be read at all."""
     recipe = load_recipe(recipe_name, overrides)
-    counted = count(recipe)
+    counted = count(spec_of(recipe))
+    flops = counted.flops_per_token(recipe.data.sequence_length, recipe.objective.num_passes)
     errors = [str(problem) for problem in problems(recipe, workers)]
     if as_json:
         content = {
             "recipe": to_dict(recipe),
             "total_parameters": counted.total_parameters,
             "active_parameters": counted.active_parameters,
-            "flops_per_token": counted.flops_per_token,
+            "flops_per_token": flops,
             "problems": errors,
             "notes": [] if errors else _all_notes(recipe),
         }
@@ -36,7 +38,7 @@ def show(recipe_name: str, overrides: list[str], workers: int | None, as_json: b
     else:
         print(to_yaml(recipe))
         lines = [
-            *_model(counted),
+            *_model(counted, flops),
             "",
             *_layout(recipe, workers),
             "",
@@ -46,20 +48,20 @@ def show(recipe_name: str, overrides: list[str], workers: int | None, as_json: b
     return USAGE if errors else DONE
 
 
-def _model(counted: ModelCount) -> list[str]:
+def _model(counted: ModelCount, flops_per_token: int) -> list[str]:
     parts = [f"  {name:<20}{number:>20,}" for name, number in counted.parts.items() if number]
     return [
         f"{'total parameters':<22}{counted.total_parameters:>20,}",
         *parts,
         f"{'active parameters':<22}{counted.active_parameters:>20,}",
-        f"{'FLOPs per token':<22}{counted.flops_per_token:>20,}  (forward and backward)",
+        f"{'FLOPs per token':<22}{flops_per_token:>20,}  (forward and backward)",
     ]
 
 
 def _layout(recipe: Recipe, workers: int | None) -> list[str]:
-    expert, numbers = recipe.parallel.expert, experts_of_layers(recipe)
+    expert, spec = recipe.parallel.expert, spec_of(recipe)
+    layers, numbers = spec.moe_layers, spec.num_experts
     data = workers or recipe.parallel.data or max(expert, 1)
-    layers = moe_layers(recipe)
     if not layers:
         return [f"layout: {data} worker(s), no MoE layer"]
     sizes = f" of {', '.join(map(str, numbers))} experts" if len(set(numbers)) > 1 else ""

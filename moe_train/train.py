@@ -28,7 +28,8 @@ from moe_train.checkpoint.lineage import record_start
 from moe_train.config.check import require_sound
 from moe_train.config.kinds.router.hash import NUM_CONTEXTS
 from moe_train.config.registry import build
-from moe_train.config.schema import JobConfig, Recipe, experts_of_layers, moe_layers, vocabulary_size
+from moe_train.config.resolve import spec_of
+from moe_train.config.schema import JobConfig, Recipe
 from moe_train.data.batch import Batch
 from moe_train.data.cache import cache_dir
 from moe_train.data.loader import Loader, MakeBatch, validation_batches
@@ -107,7 +108,8 @@ def _started(recipe: Recipe, run_dir: Path, resume: str, process: Process) -> tu
         is_other_run = world.is_main and not is_same_run(run_dir, found.origin)
         trainer.restore({**meta, "callbacks": {}} if is_other_run else meta)
 
-    size = count(recipe)
+    spec = spec_of(recipe)
+    size = count(spec)
     trainer.callbacks.on_start(
         RunInfo(
             recipe=recipe,
@@ -117,7 +119,7 @@ def _started(recipe: Recipe, run_dir: Path, resume: str, process: Process) -> tu
             workers=world.size,
             total_parameters=size.total_parameters,
             active_parameters=size.active_parameters,
-            moe_layers=tuple(moe_layers(recipe)),
+            moe_layers=tuple(spec.moe_layers),
         )
     )
     trainer.callbacks.on_row(
@@ -176,7 +178,7 @@ def _trainer(
         validation=_validation(recipe, data, mesh, recipe.data.validation_sequences),
         checkpointer=checkpointer,
         callbacks=CallbackGroup(callbacks),
-        window=LoadWindow(experts_of_layers(recipe), world.device, bucket_steps(recipe)),
+        window=LoadWindow(spec_of(recipe).num_experts, world.device, bucket_steps(recipe)),
         watch=process,
         fingerprint=data.fingerprint,
         translation=_translation(recipe, data, mesh),
@@ -236,7 +238,7 @@ def _batches(recipe: Recipe, seed: int) -> MakeBatch:
 
 
 def _vocabulary(recipe: Recipe, data: PreparedData) -> Vocabulary:
-    size = vocabulary_size(recipe)
+    size = spec_of(recipe).vocabulary_size
 
     def vectors() -> Tensor:
         return token_vectors(torch.from_numpy(data.count_neighbours(size, NUM_CONTEXTS)))

@@ -14,7 +14,8 @@ from moe_train.checkpoint.lineage import newest_attempt
 from moe_train.config.check import require_sound
 from moe_train.config.load import load_recipe
 from moe_train.config.registry import build
-from moe_train.config.schema import Recipe, vocabulary_size
+from moe_train.config.resolve import spec_of
+from moe_train.config.schema import Recipe
 from moe_train.data.batch import IGNORED, Batch
 from moe_train.data.cache import cache_dir
 from moe_train.data.corpora.lines import lines_of
@@ -81,7 +82,7 @@ def _trained(recipe: Recipe, run_dir: Path, step: int | None, world: World) -> t
         recipe.engine,
         recipe=recipe,
         mesh=Mesh.build(ParallelPlan.of(1, None, 1), world),
-        vocabulary=Vocabulary.without_text(vocabulary_size(recipe)),  # tables are loaded
+        vocabulary=Vocabulary.without_text(spec_of(recipe).vocabulary_size),  # tables are loaded
     )
     checkpoints = Checkpointer(run_dir, recipe.checkpoint, world)
     found = checkpoints.choose("latest" if step is None else step)

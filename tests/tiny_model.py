@@ -9,9 +9,11 @@ from torch import Tensor
 from moe_train.config.kinds.router.router import RouterConfig
 from moe_train.config.load import load_recipe
 from moe_train.config.registry import build
-from moe_train.config.schema import Recipe, expert_width
+from moe_train.config.resolve import moe_spec, spec_of
+from moe_train.config.schema import Recipe
 from moe_train.data.batch import Batch
 from moe_train.distribute.apply import distribute
+from moe_train.model.count import count
 from moe_train.model.model import Model
 from moe_train.moe.layers.layer import MoELayer
 from moe_train.moe.layers.layer import moe_layer as build_layer
@@ -83,13 +85,8 @@ def vocabulary_of(size: int) -> Vocabulary:
 
 def moe_layer(recipe: Recipe) -> MoELayer:
     """An MoE layer of the recipe's shape with standard normal weights, scaled by 1 / sqrt(fan in)."""
-    layer = build_layer(
-        recipe.moe,
-        d_model=recipe.model.d_model,
-        d_ff=expert_width(recipe),
-        activation=recipe.model.activation,
-        site="layers.0",
-    )
+    assert isinstance(recipe.moe.num_experts, int)
+    layer = build_layer(moe_spec(recipe, recipe.moe.num_experts), "layers.0")
     with torch.no_grad():
         for index, parameter in enumerate(layer.parameters()):
             fan_in = parameter.shape[-2] if parameter.ndim > 1 else 1
@@ -99,7 +96,13 @@ def moe_layer(recipe: Recipe) -> MoELayer:
 
 def tiny_transformer(recipe: Recipe) -> Model:
     """The recipe's model on one worker, with its initial values, and gradients as autograd makes them."""
-    return distribute(recipe, one_worker(), reshard_after_forward=False, vocabulary=vocabulary(recipe)).model
+    spec, words = spec_of(recipe), vocabulary(recipe)
+    return distribute(spec, one_worker(), seed=recipe.seed, vocabulary=words).model
+
+
+def flops_per_token(recipe: Recipe) -> int:
+    """What a token of text costs in training."""
+    return count(spec_of(recipe)).flops_per_token(recipe.data.sequence_length, recipe.objective.num_passes)
 
 
 def global_batch(recipe: Recipe, step: int) -> Batch:

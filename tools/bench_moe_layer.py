@@ -27,7 +27,8 @@ from torch import Tensor, nn
 
 from moe_cluster.output import run_main
 from moe_train.config.kinds.router.top_k import TopKRouterConfig
-from moe_train.config.schema import MoEConfig
+from moe_train.config.resolve import moe_spec
+from moe_train.config.schema import ModelConfig, MoEConfig, Recipe
 from moe_train.moe.layers.layer import MoELayer
 from moe_train.moe.routing import Pass, RouteContext
 from moe_train.moe.rows import Rows
@@ -142,8 +143,10 @@ def _cpu_seconds(step: Callable[[], None]) -> float:
 def our_layer(case: Case) -> MoELayer:
     """Our layer, dropless, with a router in fp32."""
     router = TopKRouterConfig(k=case.top_k, normalize=case.top_k > 1)
-    config = MoEConfig(num_experts=case.num_experts, capacity_factor=None, router=router)
-    layer = MoELayer(config, d_model=case.d_model, d_ff=4 * case.d_model, activation="relu", site="bench")
+    recipe = Recipe(
+        model=ModelConfig(d_model=case.d_model), moe=MoEConfig(capacity_factor=None, router=router)
+    )
+    layer = MoELayer(moe_spec(recipe, case.num_experts), "bench")
     layer.to(case.device, case.dtype)
     layer.router.float()
     for parameter in layer.parameters():

@@ -24,7 +24,8 @@ from moe_cluster.output import run_main
 from moe_train.callbacks.jsonl import encode_row
 from moe_train.config.kinds.data import BPEConfig
 from moe_train.config.load import load_recipe
-from moe_train.config.schema import DataConfig, ModelConfig, MoEConfig, Recipe, experts_of_layers, moe_layers
+from moe_train.config.resolve import spec_of
+from moe_train.config.schema import DataConfig, ModelConfig, MoEConfig, Recipe
 from moe_train.data.batch import Batch
 from moe_train.monitor.recent import bucket_steps
 from moe_train.monitor.window import LoadWindow
@@ -79,7 +80,7 @@ def measure(name: str, recipe: Recipe, rounds: int) -> list[Row]:
     world = World(rank=0, size=1, local_rank=0, attempt=1, device=torch.device("cpu"))
     mesh = Mesh.build(ParallelPlan.of(1, None, 1), world)
     training_step = TrainingStep.build(recipe, mesh)
-    window = LoadWindow(experts_of_layers(recipe), world.device, bucket_steps(recipe))
+    window = LoadWindow(spec_of(recipe).num_experts, world.device, bucket_steps(recipe))
     probabilities = torch.rand(
         recipe.data.global_batch * recipe.data.sequence_length, recipe.moe.num_experts
     ).flatten()
@@ -91,7 +92,7 @@ def measure(name: str, recipe: Recipe, rounds: int) -> list[Row]:
                 lambda step=step: training_step.update([random_batch(recipe, step)], step, False),
             )
             for part, work in {
-                "entropy": lambda: [-torch.dot(probabilities, probabilities) for _ in moe_layers(recipe)],
+                "entropy": lambda: [-torch.dot(probabilities, probabilities) for _ in spec_of(recipe).moe],
                 "count": lambda result=result: window.add(result.stats, result.step),
                 "row": lambda result=result: file.write(encode_row(_row(window, mesh.data, result))),
             }.items():

@@ -27,7 +27,8 @@ from moe_train.config.kinds.objective import ConsistencyConfig, LanguageConfig
 from moe_train.config.kinds.router.router import RouterConfig
 from moe_train.config.kinds.router.soft import SoftRouterConfig
 from moe_train.config.registry import REGISTRY
-from moe_train.config.schema import MoEConfig, Recipe
+from moe_train.config.resolve import moe_spec
+from moe_train.config.schema import ModelConfig, MoEConfig, Recipe
 from moe_train.moe.experts import Experts
 from moe_train.moe.layers.layer import MoELayer, moe_layer
 from moe_train.moe.routing import Pass, RouteContext, Routing, TableRouter, Vocabulary
@@ -128,7 +129,8 @@ class Bench:
 
     def _layer(self, moe: MoEConfig) -> MoELayer:
         """A layer with a router of its own and the experts of all."""
-        layer = moe_layer(moe, d_model=self.d_model, d_ff=1, activation="relu", site="bench")
+        spec = moe_spec(Recipe(model=ModelConfig(d_model=self.d_model, d_ff=1), moe=moe), self.num_experts)
+        layer = moe_layer(spec, "bench")
         layer.experts.w_in, layer.experts.w_out = self.experts.w_in, self.experts.w_out
         layer.experts.buffers_for_gradients = self.buffers
         for parameter in layer.router.parameters():

@@ -39,7 +39,9 @@ from moe_train.config.kinds.data import BPEConfig
 from moe_train.config.kinds.optim import AdamWConfig, ConstantScheduleConfig
 from moe_train.config.kinds.router.switch import SwitchRouterConfig
 from moe_train.config.registry import build
-from moe_train.config.schema import DataConfig, ModelConfig, MoEConfig, ParallelConfig, Recipe, dense_width
+from moe_train.config.resolve import spec_of
+from moe_train.config.schema import DataConfig, ModelConfig, MoEConfig, ParallelConfig, Recipe
+from moe_train.config.spec import MoESpec
 from moe_train.data.batch import Batch
 from moe_train.model.init import initial_value
 from moe_train.model.transformer import Transformer
@@ -243,18 +245,18 @@ def _start_deepspeed() -> None:
 class DeepSpeedLayer(MoELayer):
     """DeepSpeed's MoE layer in the place of ours."""
 
-    def __init__(self, recipe: Recipe, ep_size: int, drop_tokens: bool):
+    def __init__(self, spec: MoESpec, ep_size: int, drop_tokens: bool):
         nn.Module.__init__(self)
         from deepspeed.moe.layer import MoE
 
-        width, hidden = recipe.model.d_model, dense_width(recipe)
+        width, hidden = spec.d_model, spec.d_ff
         expert = nn.Sequential(
             nn.Linear(width, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, width, bias=False)
         )
         self.moe = MoE(
             width,
             expert,
-            num_experts=recipe.moe.num_experts,
+            num_experts=spec.num_experts,
             ep_size=ep_size,
             k=1,
             capacity_factor=CAPACITY_FACTOR,
@@ -310,16 +312,17 @@ def _deepspeed_step(recipe: Recipe, world: World, *, drop_tokens: bool) -> Calla
 
 def _deepspeed_model(recipe: Recipe, world: World, drop_tokens: bool) -> Transformer:
     """Our transformer, its MoE layers replaced, with our initial values but for DeepSpeed's gate and experts."""
-    model = Transformer(recipe)
+    spec = spec_of(recipe)
+    model = Transformer(spec)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             shape = tuple(parameter.shape)
             is_expert = ".experts." in name
             zeros = (0,) * len(shape)
-            parameter.copy_(initial_value(name, shape, zeros, shape, is_expert, 0, recipe.model.init_scale))
+            parameter.copy_(initial_value(name, shape, zeros, shape, is_expert, 0, spec.init_scale))
     for block in model.layers:
         if isinstance(block.feedforward, MoELayer):
-            block.feedforward = DeepSpeedLayer(recipe, world.size, drop_tokens)
+            block.feedforward = DeepSpeedLayer(block.feedforward.spec, world.size, drop_tokens)
     return model
 
 

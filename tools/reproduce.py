@@ -25,6 +25,7 @@ from reproduction.result import load
 from reproduction.runs import ROOT, Runner
 
 from moe_cluster.output import OutputError, finish_output, protect_output
+from moe_train.config.resolve import spec_of
 from moe_train.errors import MoETrainError
 from moe_train.model.count import count
 
@@ -110,7 +111,7 @@ def _show_plan(plan: Plan, claims: tuple[Claim, ...], results: Path) -> None:
         recipe, seconds = arm.recipe(0), _seconds(arm, results)
         total += seconds * len(missing)
         seeds = " ".join(map(str, missing)) or "none"
-        flops, parameters = account(recipe).per_token / 1e6, count(recipe).total_parameters
+        flops, parameters = account(recipe).per_token / 1e6, count(spec_of(recipe)).total_parameters
         print(f"{arm.name:<30} {seeds:<14} {flops:>12.3f} {parameters:>11,} {seconds / 60:>12.1f}")
     print(f"to run: {total / 60:.0f} minutes of CPU, {total / 120:.0f} minutes on two cores\n")
     for claim in claims:

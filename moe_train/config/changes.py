@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from moe_train.config.load import to_dict
-from moe_train.config.schema import Recipe, moe_layers
+from moe_train.config.resolve import spec_of
+from moe_train.config.schema import Recipe
 from moe_train.errors import UsageError
 
 # A resume that changed one of these would go on with another model, on other data, or in another random
@@ -42,7 +43,8 @@ PATHS = ("data.corpus.path",)
 def comparable(recipe: Recipe) -> dict[str, Any]:
     """The recipe as plain data, where two ways to place the same MoE layers are equal."""
     data = to_dict(recipe)
-    data["moe"] |= dict.fromkeys(("every", "first", "dense_first", "stacks")) | {"layers": moe_layers(recipe)}
+    layers = spec_of(recipe).moe_layers
+    data["moe"] |= dict.fromkeys(("every", "first", "dense_first", "stacks")) | {"layers": layers}
     return data
 
 

@@ -14,16 +14,8 @@ from moe_train.config.plug_ins import callback_problem
 from moe_train.config.problem import Problem
 from moe_train.config.ranges import empty_text, not_finite, out_of_range
 from moe_train.config.registry import REGISTRY
-from moe_train.config.schema import (
-    Recipe,
-    expert_width,
-    experts_of_layers,
-    has_causal_moe,
-    head_width,
-    moe_layers,
-    stacks,
-    with_equal_layers,
-)
+from moe_train.config.resolve import spec_of, with_equal_layers
+from moe_train.config.schema import Recipe
 from moe_train.errors import LayoutError, RecipeError
 
 SHOWN_DIVISORS = 12
@@ -53,7 +45,7 @@ def require_sound(recipe: Recipe, workers: int | None = None) -> None:
 
 
 def _model(recipe: Recipe) -> Iterator[Problem]:
-    model = recipe.model
+    model, head_width = recipe.model, spec_of(recipe).head_width
     if model.num_heads >= 1 and model.head_width is None and model.d_model % model.num_heads:
         yield Problem(
             "model.num_heads",
@@ -61,11 +53,11 @@ def _model(recipe: Recipe) -> Iterator[Problem]:
             f"must divide model.d_model={model.d_model}",
             f"choose one of {_divisors(model.d_model)}, or say model.head_width",
         )
-    elif model.num_heads >= 1 and model.positions == "rotary" and head_width(model) % 2:
+    elif model.num_heads >= 1 and model.positions == "rotary" and head_width % 2:
         yield Problem(
             "model.num_heads" if model.head_width is None else "model.head_width",
             model.num_heads if model.head_width is None else model.head_width,
-            f"leaves an odd head width {head_width(model)}, which rotary positions cannot halve",
+            f"leaves an odd head width {head_width}, which rotary positions cannot halve",
             "choose a head count or model.head_width that gives an even width, or model.positions=learned",
         )
     if model.positions == "transformer_xl" and model.d_model % 2:
@@ -138,11 +130,11 @@ def _kinds(recipe: Recipe) -> Iterator[Problem]:
         assert isinstance(config, KindConfig)
         of_layers = equal if place.startswith("moe.") else [recipe]
         yield from {str(problem): problem for each in of_layers for problem in config.check(each)}.values()
-    router = recipe.moe.router
-    for stack in stacks(recipe):
-        if stack.moe_layers:
+    router, spec = recipe.moe.router, spec_of(recipe)
+    for stack in spec.stacks:
+        if stack.moe:
             yield from router.check_stack(stack.name, stack.length)
-    if router.sees_later_tokens and has_causal_moe(recipe):
+    if router.sees_later_tokens and spec.has_causal_moe:
         yield Problem(
             "moe.router.kind",
             router.kind,
@@ -174,7 +166,8 @@ def _layout(recipe: Recipe, workers: int | None) -> Iterator[Problem]:
             "--workers-per-node)",
         )
         return
-    shared = math.gcd(*experts_of_layers(recipe))
+    spec = spec_of(recipe)
+    shared = math.gcd(*spec.num_experts)
     if shared % parallel.expert:
         each = "each of " if isinstance(recipe.moe.num_experts, list) else ""
         yield Problem(
@@ -184,8 +177,9 @@ def _layout(recipe: Recipe, workers: int | None) -> Iterator[Problem]:
             f"choose one of {_divisors(shared)}",
         )
     replicas = (data or 1) // parallel.expert
-    for key, width in (("model.d_model", recipe.model.d_model), ("moe.d_ff", expert_width(recipe))):
-        if moe_layers(recipe) and replicas > 1 and width % replicas:
+    widths = {"model.d_model": spec.moe[0].d_model, "moe.d_ff": spec.moe[0].d_ff} if spec.moe else {}
+    for key, width in widths.items():
+        if width % replicas:
             yield Problem(
                 "parallel.expert",
                 parallel.expert,
@@ -211,7 +205,7 @@ def _batch(recipe: Recipe, workers: int | None) -> Iterator[Problem]:
             f"must divide a worker's share of the batch, {batch} / {data} = {batch // data}",
             f"choose one of {_divisors(batch // data)}",
         )
-    elif moe_layers(recipe) and (micro or batch // data) % recipe.moe.group_sequences:
+    elif spec_of(recipe).moe and (micro or batch // data) % recipe.moe.group_sequences:
         yield Problem(
             "moe.group_sequences",
             recipe.moe.group_sequences,
@@ -222,7 +216,7 @@ def _batch(recipe: Recipe, workers: int | None) -> Iterator[Problem]:
 
 
 def _validation(recipe: Recipe, data: int) -> Iterator[Problem]:
-    group = recipe.moe.group_sequences if moe_layers(recipe) else 1
+    group = recipe.moe.group_sequences if spec_of(recipe).moe else 1
     if recipe.data.validation_sequences // group < data:
         yield Problem(
             "data.validation_sequences",

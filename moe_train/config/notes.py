@@ -5,15 +5,9 @@ from operator import attrgetter
 
 from moe_train.config.capacity import capacity, chance_cv, dropped_share, effective_factor
 from moe_train.config.registry import REGISTRY
-from moe_train.config.schema import (
-    Recipe,
-    StackPlan,
-    experts_of_layers,
-    has_causal_moe,
-    moe_layers,
-    stacks,
-    with_equal_layers,
-)
+from moe_train.config.resolve import spec_of, with_equal_layers
+from moe_train.config.schema import Recipe
+from moe_train.config.spec import StackSpec
 from moe_train.config.timing import timing_notes
 
 FAR_FROM_ITS_FACTOR = 1.25
@@ -32,7 +26,7 @@ def limits(recipe: Recipe) -> list[str]:
     moe, choices = recipe.moe, recipe.moe.router.num_choices
     verb = "sends on" if getattr(moe.router, "reroutes", 0) else "drops"
     found = []
-    for stack in (stack for stack in stacks(recipe) if stack.moe_layers):
+    for stack in (stack for stack in spec_of(recipe).stacks if stack.moe):
         tokens = moe.group_sequences * stack.length
         for experts, layers in _sizes(stack):
             sizes = tokens, experts, choices
@@ -48,9 +42,9 @@ def limits(recipe: Recipe) -> list[str]:
     return found
 
 
-def _sizes(stack: StackPlan) -> Iterator[tuple[int, str]]:
+def _sizes(stack: StackSpec) -> Iterator[tuple[int, str]]:
     """Yields each number of experts that layers of a stack have, and the words for these layers if there are others."""
-    numbers = sorted(set(stack.num_experts))
+    numbers = sorted({moe.num_experts for moe in stack.moe})
     for number in numbers:
         yield number, f" in layers of {number} experts" if len(numbers) > 1 else ""
 
@@ -68,7 +62,7 @@ def notes(recipe: Recipe) -> list[str]:
                 note for each in with_equal_layers(recipe) for note in recipe.moe.router.notes(each)
             ),
         ]
-        if moe_layers(recipe)
+        if spec_of(recipe).moe
         else []
     )
     return [*timing_notes(recipe), *of_experts, *_of_packages(recipe)]
@@ -94,8 +88,9 @@ def _factors(recipe: Recipe) -> dict[str, float]:
 def _dropped_at_balance(recipe: Recipe) -> Iterator[str]:
     """mesh-tensorflow's capacity does not count choices: see `moe/capacity.py`."""
     moe, choices = recipe.moe, recipe.moe.router.num_choices
-    longest = max(stack.length for stack in stacks(recipe) if stack.moe_layers)
-    per_expert = choices * moe.group_sequences * longest / min(experts_of_layers(recipe))
+    spec = spec_of(recipe)
+    longest = max(stack.length for stack in spec.stacks if stack.moe)
+    per_expert = choices * moe.group_sequences * longest / min(spec.num_experts)
     if moe.capacity_convention != "mesh" or per_expert <= moe.min_capacity:
         return
     for key, factor in _factors(recipe).items():
@@ -109,7 +104,7 @@ def _dropped_at_balance(recipe: Recipe) -> Iterator[str]:
 
 def _far_from_its_factor(recipe: Recipe) -> Iterator[str]:
     """In a small group with many experts the least number of slots, or rounding, makes another factor of it."""
-    for stack in (stack for stack in stacks(recipe) if stack.moe_layers):
+    for stack in (stack for stack in spec_of(recipe).stacks if stack.moe):
         tokens = recipe.moe.group_sequences * stack.length
         for number, layers in _sizes(stack):
             if not (surprises := list(_other_factors(recipe, tokens, number))):
@@ -146,7 +141,7 @@ def _dropped_in_validation_only(recipe: Recipe) -> Iterator[str]:
 def _not_causal(recipe: Recipe) -> Iterator[str]:
     """Whoever comes first gets the slot, and all first choices come before any second one."""
     choices, factors = recipe.moe.router.num_choices, _factors(recipe)
-    if choices > 1 and factors and recipe.moe.router.choices_compete and has_causal_moe(recipe):
+    if choices > 1 and factors and recipe.moe.router.choices_compete and spec_of(recipe).has_causal_moe:
         limits = " and ".join(f"{key}={factor:g}" for key, factor in factors.items())
         yield (
             f"{limits}: with {choices} choices a token's second choice can lose its slot to the first choice of a "

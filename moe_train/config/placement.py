@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from moe_train.config.problem import Problem
-from moe_train.config.schema import MoEConfig, Recipe, moe_layers, stacks
+from moe_train.config.resolve import spec_of
+from moe_train.config.schema import MoEConfig, Recipe
 
 
 def placement_problems(recipe: Recipe) -> Iterator[Problem]:
@@ -28,7 +29,7 @@ def _experts(recipe: Recipe) -> Iterator[Problem]:
     lowest = min(number, default=1) if isinstance(number, list) else number
     if lowest < 1:
         yield Problem("moe.num_experts", number, "must be at least 1", "set moe.num_experts=1 or more")
-    layers = moe_layers(recipe)
+    layers = spec_of(recipe).moe_layers
     if isinstance(number, list) and layers and len(number) != len(layers):
         yield Problem(
             "moe.num_experts",
@@ -66,7 +67,7 @@ def _listed(recipe: Recipe, layers: list[int]) -> Iterator[Problem]:
             "must name each layer once, in ascending order",
             f"write moe.layers={sorted(set(layers))}",
         )
-    num_layers = sum(stack.num_layers for stack in stacks(recipe))
+    num_layers = sum(stack.num_layers for stack in spec_of(recipe).stacks)
     for layer in layers:
         if not 0 <= layer < num_layers:
             yield Problem(
@@ -80,7 +81,7 @@ def _listed(recipe: Recipe, layers: list[int]) -> Iterator[Problem]:
 def _numbered(recipe: Recipe) -> str:
     """The layers of the model: "0 to 11", or those of each stack."""
     ranges, below = [], 0
-    for stack in stacks(recipe):
+    for stack in spec_of(recipe).stacks:
         ranges.append((f"{below} to {below + stack.num_layers - 1}", stack.name))
         below += stack.num_layers
     if len(ranges) == 1:
@@ -95,8 +96,9 @@ def _every_nth(recipe: Recipe, every: int) -> Iterator[Problem]:
         yield Problem(f"moe.{key}", getattr(moe, key), "must be at least 0", f"set moe.{key}=0 or more")
     if negative or every == 0:
         return
+    spec = spec_of(recipe)
     deepest = max(
-        stack.num_layers for stack in stacks(recipe) if not joined or moe.stacks in ("both", stack.name)
+        stack.num_layers for stack in spec.stacks if not joined or moe.stacks in ("both", stack.name)
     )
     if moe.first is not None and moe.dense_first:
         yield Problem(
@@ -119,7 +121,7 @@ def _every_nth(recipe: Recipe, every: int) -> Iterator[Problem]:
             f"is above model.num_layers={deepest}, so no layer would be an MoE layer",
             "lower it, say where the first one is with moe.first, or set moe.every=0 to say that the model is dense",
         )
-    elif not moe_layers(recipe):
+    elif not spec.moe:
         yield Problem(
             "moe.dense_first",
             moe.dense_first,

@@ -4,8 +4,7 @@ Dataclasses are the truth and YAML only overrides them. A node with a `kind` is 
 `registry.py` lists for that kind; the kinds themselves stand in `kinds/`. Nothing here imports torch.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 from moe_train.config.fields import NumberOrNumbers
@@ -18,9 +17,6 @@ from moe_train.config.kinds.router.router import RouterConfig
 from moe_train.config.kinds.router.switch import SwitchRouterConfig
 from moe_train.config.stability import StabilityConfig
 from moe_train.config.wandb import WandbConfig
-
-GATED = ("swiglu", "geglu")
-"""Activations of two products, so of feed-forward blocks with a third matrix."""
 
 
 @dataclass
@@ -162,119 +158,3 @@ class Recipe:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     job: JobConfig = field(default_factory=JobConfig)
-
-
-def dense_width(recipe: Recipe) -> int:
-    """Hidden width of a dense feed-forward block."""
-    return recipe.model.d_ff or 4 * recipe.model.d_model
-
-
-def expert_width(recipe: Recipe) -> int:
-    """Hidden width of one expert."""
-    return recipe.moe.d_ff or dense_width(recipe)
-
-
-def shared_width(recipe: Recipe) -> int:
-    """Hidden width of all shared experts of a layer together; 0 without any."""
-    return recipe.moe.shared_experts * expert_width(recipe)
-
-
-def head_width(model: ModelConfig) -> int:
-    """Width of one attention head's queries, keys and values."""
-    return model.head_width or model.d_model // model.num_heads
-
-
-def expert_activation(recipe: Recipe) -> str:
-    """Activation of routed and shared experts."""
-    return recipe.moe.activation or recipe.model.activation
-
-
-@dataclass(frozen=True)
-class StackPlan:
-    """What one of a model's stacks of layers is made of."""
-
-    name: Literal["encoder", "decoder"]
-    num_layers: int
-    moe_layers: tuple[int, ...]
-    """Which of them, counted from 0 in the stack, are Mixture-of-Experts layers."""
-    num_experts: tuple[int, ...]
-    """Of each of these layers."""
-    length: int
-    """Tokens of a sequence."""
-    is_causal: bool
-    """A position sees none after it."""
-    reads_encoder: bool
-    """Every layer attends to the output of an encoder too."""
-
-    def experts_of(self, layer: int) -> int:
-        """Experts of a layer, counted from 0 in the stack; a dense one has none."""
-        return dict(zip(self.moe_layers, self.num_experts, strict=True)).get(layer, 0)
-
-
-def stacks(recipe: Recipe) -> tuple[StackPlan, ...]:
-    """The stacks of the model, the encoder first."""
-    model, joined = recipe.model, recipe.model.architecture == "encoder_decoder"
-    source_length, length = recipe.objective.lengths(recipe.data.sequence_length)
-    in_encoder: tuple[int, ...] = ()
-    found, below = [], 0
-    if model.architecture != "decoder":
-        below = (model.num_encoder_layers if joined else None) or model.num_layers
-        in_encoder = _placed(recipe, "encoder", 0, below)
-        experts = _numbers(recipe, len(in_encoder))
-        found.append(StackPlan("encoder", below, in_encoder, experts, source_length, False, False))
-    if model.architecture != "encoder":
-        layers = _placed(recipe, "decoder", below, model.num_layers)
-        experts = _numbers(recipe, len(layers), len(in_encoder))
-        found.append(StackPlan("decoder", model.num_layers, layers, experts, length, True, joined))
-    return tuple(found)
-
-
-def _numbers(recipe: Recipe, num_layers: int, below: int = 0) -> tuple[int, ...]:
-    """Experts of each of `num_layers` MoE layers, on `below` others."""
-    number = recipe.moe.num_experts
-    return tuple(number[below : below + num_layers]) if isinstance(number, list) else (number,) * num_layers
-
-
-def _placed(recipe: Recipe, stack: str, below: int, num_layers: int) -> tuple[int, ...]:
-    """The MoE layers of a stack that stands on `below` layers of another: those listed, or every n-th."""
-    moe = recipe.moe
-    if moe.layers is not None:
-        return tuple(layer for layer in range(num_layers) if below + layer in moe.layers)
-    joined = recipe.model.architecture == "encoder_decoder"
-    if not moe.every or moe.every < 0 or (joined and moe.stacks not in ("both", stack)):
-        return ()
-    first = moe.every - 1 if moe.first is None else moe.first
-    return tuple(layer for layer in range(first, num_layers, moe.every) if layer >= moe.dense_first)
-
-
-def moe_layers(recipe: Recipe) -> list[int]:
-    """Indices of the layers that are Mixture-of-Experts layers, from 0; a decoder's go on after its encoder's."""
-    found, below = [], 0
-    for stack in stacks(recipe):
-        found += [below + layer for layer in stack.moe_layers]
-        below += stack.num_layers
-    return found
-
-
-def experts_of_layers(recipe: Recipe) -> list[int]:
-    """Experts of every MoE layer, in the order of `moe_layers`."""
-    return [number for stack in stacks(recipe) for number in stack.num_experts]
-
-
-def with_equal_layers(recipe: Recipe) -> Iterator[Recipe]:
-    """The recipe once for each number of experts that a layer has, as if all MoE layers had that many.
-
-    For rules of the kinds: they read one number, and must hold for each layer.
-    """
-    for number in sorted({number for number in experts_of_layers(recipe) if number > 0}):
-        yield replace(recipe, moe=replace(recipe.moe, num_experts=number))
-
-
-def has_causal_moe(recipe: Recipe) -> bool:
-    """Some MoE layer stands in a stack whose positions must not see later ones."""
-    return any(stack.is_causal and stack.moe_layers for stack in stacks(recipe))
-
-
-def vocabulary_size(recipe: Recipe) -> int:
-    """Entries of the embedding: the tokenizer's, then those that the objective adds."""
-    return recipe.data.tokenizer.size + recipe.objective.num_extra_tokens

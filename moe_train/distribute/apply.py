@@ -1,4 +1,4 @@
-"""From a recipe to this rank's part of a model: the one place where the order of parallelism is written.
+"""From a spec to this rank's part of a model: the one place where the order of parallelism is written.
 
 1. The whole model on the meta device: shapes, no storage.
 2. Expert parallelism, because it decides which experts exist here at all; what follows sees only those.
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from moe_train.checkpoint.layout import Shard
-from moe_train.config.schema import Recipe
+from moe_train.config.spec import ModelSpec
 from moe_train.distribute.data import apply_data
 from moe_train.distribute.expert import apply_expert, moe_layers_of
 from moe_train.distribute.shards import parameter_shards
@@ -39,10 +39,15 @@ class DistributedModel:
 
 
 def distribute(
-    recipe: Recipe, mesh: Mesh, reshard_after_forward: bool, vocabulary: Vocabulary | None = None
+    spec: ModelSpec,
+    mesh: Mesh,
+    *,
+    seed: int,
+    reshard_after_forward: bool = False,
+    vocabulary: Vocabulary | None = None,
 ) -> DistributedModel:
-    """Build, shard and initialise the model of `recipe`; only tables of routers need the vocabulary. Collective."""
-    model = build_on_meta(recipe)
+    """Build, shard and initialise a model; only tables of routers need the vocabulary. Collective."""
+    model = build_on_meta(spec)
     apply_expert(model, mesh)
     apply_data(model, mesh, reshard_after_forward)
     model.to_empty(device=mesh.world.device)
@@ -50,14 +55,14 @@ def distribute(
     with torch.no_grad():
         for name, shard in shards.items():
             owner, own_name = _owner(model, name)
-            scale = getattr(owner, "init_scale", recipe.model.init_scale)
+            scale = getattr(owner, "init_scale", spec.init_scale)
             value = initial_value(
                 name,
                 shard.global_shape,
                 shard.offsets,
                 tuple(shard.data.shape),
                 shard.is_expert,
-                recipe.seed,
+                seed,
                 0.0 if own_name in getattr(owner, "init_zeros", ()) else scale,
                 getattr(owner, "init_vector", 1.0),
                 getattr(owner, "init_gain", None),
@@ -65,7 +70,7 @@ def distribute(
             shard.data.copy_(value)
         for buffer in model.buffers():
             buffer.zero_()
-    _make_tables(model, recipe, mesh, vocabulary)
+    _make_tables(model, seed, mesh, vocabulary)
     kept = (
         [layer.experts.keep_gradients() for _, layer in moe_layers_of(model)]
         if mesh.replica.size == 1
@@ -81,10 +86,10 @@ def _owner(model: Model, name: str) -> tuple[nn.Module, str]:
     return model.get_submodule(module), own_name
 
 
-def _make_tables(model: Model, recipe: Recipe, mesh: Mesh, vocabulary: Vocabulary | None) -> None:
+def _make_tables(model: Model, seed: int, mesh: Mesh, vocabulary: Vocabulary | None) -> None:
     for name, layer in moe_layers_of(model):
         if isinstance(layer.router, TableRouter):
-            assert vocabulary is not None, f"moe.router.kind={recipe.moe.router.kind} needs the vocabulary"
-            table = layer.router.make_table(vocabulary, generator_for(recipe.seed, f"{name}.router.table"))
+            assert vocabulary is not None, f"moe.router.kind={layer.spec.router.kind} needs the vocabulary"
+            table = layer.router.make_table(vocabulary, generator_for(seed, f"{name}.router.table"))
             # One rank's, for sums of fractions can differ in their last bits from machine to machine.
             layer.router.table = mesh.world.from_main(table).to(mesh.world.device)

@@ -30,13 +30,11 @@ def apply_expert(model: Model, mesh: Mesh) -> None:
     layers = [layer for _, layer in moe_layers_of(model)]
     if group is None or not layers:
         return
-    config, timeout_s = layers[0].config, mesh.world.timeout_s
+    dispatch, timeout_s = layers[0].spec.dispatch, mesh.world.timeout_s
 
     @cache
     def dispatcher(num_experts: int) -> Dispatcher:
-        return build(
-            "moe.dispatch", config.dispatch, num_experts=num_experts, group=group, timeout_s=timeout_s
-        )
+        return build("moe.dispatch", dispatch, num_experts=num_experts, group=group, timeout_s=timeout_s)
 
     for layer in layers:
         for name, parameter in list(layer.experts.named_parameters()):
@@ -44,4 +42,4 @@ def apply_expert(model: Model, mesh: Mesh) -> None:
             with torch.device("meta"):
                 setattr(layer.experts, name, nn.Parameter(torch.empty(local, *parameter.shape[1:])))
         layer.experts.gradient_scale /= mesh.expert.size
-        layer.connect(group, partial(dispatcher, layer.config.num_experts))
+        layer.connect(group, partial(dispatcher, layer.spec.num_experts))

@@ -13,6 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 from moe_train.checkpoint.layout import Shard, ShardedState
 from moe_train.config.kinds.engine import NativeEngineConfig
 from moe_train.config.registry import build
+from moe_train.config.resolve import spec_of
 from moe_train.config.schema import Recipe
 from moe_train.distribute.apply import distribute
 from moe_train.moe.routing import Vocabulary
@@ -28,7 +29,13 @@ class NativeEngine:
         self, config: NativeEngineConfig, *, recipe: Recipe, mesh: Mesh, vocabulary: Vocabulary | None = None
     ):
         self.mesh, self.clip = mesh, recipe.optim.clip or math.inf
-        built = distribute(recipe, mesh, config.reshard_after_forward, vocabulary)
+        built = distribute(
+            spec_of(recipe),
+            mesh,
+            seed=recipe.seed,
+            reshard_after_forward=config.reshard_after_forward,
+            vocabulary=vocabulary,
+        )
         self.model, self.shards, self.expert_gradients = built.model, built.shards, built.expert_gradients
         self.parameters = dict(self.model.named_parameters())
         self.locals = {name: shard.data for name, shard in self.shards.items()}

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from moe_train.config.schema import ModelConfig, head_width
+from moe_train.config.spec import ModelSpec
 from moe_train.model.transformer_xl import DistanceScores
 
 NUM_BUCKETS = 32
@@ -25,15 +25,15 @@ HIDDEN = -1e9
 class Attention(nn.Module):
     """softmax(q k^T / sqrt(W) + bias) v, then a projection; no biases in the matrices."""
 
-    def __init__(self, config: ModelConfig, *, is_causal: bool = True, reads_memory: bool = False):
+    def __init__(self, spec: ModelSpec, *, is_causal: bool = True, reads_memory: bool = False):
         """`reads_memory`: it attends to an encoder's output, which has no positions."""
         super().__init__()
-        self.head_width, self.is_causal = head_width(config), is_causal
-        width, of_heads = config.d_model, config.num_heads * self.head_width
-        self.rotary = config.positions == "rotary" and not reads_memory
+        width, of_heads = spec.d_model, spec.attention_width
+        self.head_width, self.is_causal = spec.head_width, is_causal
+        self.rotary = spec.positions == "rotary" and not reads_memory
         self.distances = (
-            DistanceScores(width, config.num_heads, self.head_width, is_causal=is_causal)
-            if config.positions == "transformer_xl" and not reads_memory
+            DistanceScores(width, spec.num_heads, spec.head_width, is_causal=is_causal)
+            if spec.positions == "transformer_xl" and not reads_memory
             else None
         )
         self.query = nn.Linear(width, of_heads, bias=False)

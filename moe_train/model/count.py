@@ -1,27 +1,15 @@
-"""Parameters and FLOPs of a recipe's model: the one formula, used by every comparison. Never imports torch.
+"""Parameters and FLOPs of a model: the one formula, used by every comparison. Never imports torch.
 
 A product with a weight matrix costs 2 FLOPs per weight and token; attention's two products with the sequence
 cost 4 * S * (heads * head width) per token and layer. Looking an embedding up is free, the output head is not,
 norms are not counted, nor is the product of Transformer-XL's distances with their matrix, which is made once for all
-sequences of a pass. The backward pass costs twice the forward pass. A token is one of the text's: what an objective
-makes an encoder and a decoder read of it is counted whole. V vocabulary, S sequence length, E experts.
+sequences of a pass. The backward pass costs twice the forward pass. V vocabulary, S sequence length, E experts.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from moe_train.config.schema import (
-    GATED,
-    Recipe,
-    StackPlan,
-    dense_width,
-    expert_activation,
-    expert_width,
-    head_width,
-    shared_width,
-    stacks,
-    vocabulary_size,
-)
+from moe_train.config.spec import GATED, ModelSpec, MoESpec, StackSpec
 
 RELATIVE_BUCKETS = 32
 """Entries of a stack's table of T5's relative position biases, for each head; its layers share the table."""
@@ -35,109 +23,98 @@ class ModelCount:
     """Parameters of each part of the model; tied embeddings are counted once, as `embedding`."""
     active_parameters: int
     """Parameters that one token meets: all, but of each MoE layer's experts only those it is sent to."""
-    flops_per_token: int
-    """FLOPs of one token in training, forward and backward in all passes of the objective, no token dropped,
-    recomputation not counted."""
+    forward_flops: int
+    """FLOPs of the forward pass of one sequence, or of a pair of source and target, no token dropped."""
 
     @property
     def total_parameters(self) -> int:
         """Parameters of the whole model, over all workers."""
         return sum(self.parts.values())
 
+    def flops_per_token(self, window: int, num_passes: int = 1) -> int:
+        """FLOPs of one token of text in training, forward and backward in all passes of the objective.
 
-def count(recipe: Recipe) -> ModelCount:
-    """Count the model that `recipe` describes."""
-    plans, width = stacks(recipe), recipe.model.d_model
-    of_stacks = [_stack_parts(recipe, plan) for plan in plans]
-    vocabulary = vocabulary_size(recipe)
+        A sequence, or a pair, is made of `window` tokens of text. Recomputation is not counted.
+        """
+        return 3 * self.forward_flops * num_passes // window
+
+
+def count(spec: ModelSpec) -> ModelCount:
+    """Count the parameters and FLOPs of a model."""
+    of_stacks = [_stack_parts(spec, stack) for stack in spec.stacks]
+    embedding = spec.vocabulary_size * spec.d_model
     parts = {
-        "embedding": vocabulary * width,
-        "head": 0 if recipe.model.tied_embeddings else vocabulary * width,
+        "embedding": embedding,
+        "head": 0 if spec.tied_embeddings else embedding,
         **{name: sum(of_stack[name] for of_stack in of_stacks) for name in of_stacks[0]},
     }
-    forward = plans[-1].length * 2 * vocabulary * width
-    for plan, of_stack in zip(plans, of_stacks, strict=True):
-        forward += _stack_flops(recipe, plan, of_stack)
+    forward = spec.stacks[-1].length * 2 * embedding
+    for stack, of_stack in zip(spec.stacks, of_stacks, strict=True):
+        forward += _stack_flops(spec, stack, of_stack)
+    active = sum(min(moe.router.num_choices, moe.num_experts) * _expert_weights(moe) for moe in spec.moe)
     return ModelCount(
         parts=parts,
-        active_parameters=sum(parts.values())
-        - parts["experts"]
-        + sum(_active(recipe, plan) for plan in plans),
-        flops_per_token=3 * forward * recipe.objective.num_passes // recipe.data.sequence_length,
+        active_parameters=sum(parts.values()) - parts["experts"] + active,
+        forward_flops=forward,
     )
 
 
-def _stack_parts(recipe: Recipe, plan: StackPlan) -> dict[str, int]:
+def _stack_parts(spec: ModelSpec, stack: StackSpec) -> dict[str, int]:
     """Parameters of each part of one stack."""
-    model, d = recipe.model, recipe.model.d_model
-    num_moe, num_attentions = len(plan.moe_layers), 2 if plan.reads_encoder else 1
-    matrices, expert_matrices = _matrices(model.activation), _matrices(expert_activation(recipe))
+    d, num_attentions = spec.d_model, 2 if stack.reads_encoder else 1
+    num_dense = stack.num_layers - len(stack.moe)
     positions = {
         "rotary": 0,
-        "learned": plan.length * d,
-        "relative": RELATIVE_BUCKETS * model.num_heads,
-        "transformer_xl": plan.num_layers * (d + 2) * _attention_width(recipe),
+        "learned": stack.length * d,
+        "relative": RELATIVE_BUCKETS * spec.num_heads,
+        "transformer_xl": stack.num_layers * (d + 2) * spec.attention_width,
     }
     return {
-        "positions": positions[model.positions],
-        "attention": num_attentions * plan.num_layers * 4 * d * _attention_width(recipe),
-        "norms": ((num_attentions + 1) * plan.num_layers + 1) * d,
-        "feed_forward": (plan.num_layers - num_moe) * matrices * d * dense_width(recipe),
-        "router": sum(recipe.moe.router.num_parameters(d, number) for number in plan.num_experts),
-        "shared_experts": num_moe * expert_matrices * d * shared_width(recipe),
-        "experts": sum(plan.num_experts) * _expert_weights(recipe),
+        "positions": positions[spec.positions],
+        "attention": num_attentions * stack.num_layers * 4 * d * spec.attention_width,
+        "norms": ((num_attentions + 1) * stack.num_layers + 1) * d,
+        "feed_forward": num_dense * _matrices(spec.activation) * d * spec.d_ff,
+        "router": sum(moe.router.num_parameters(d, moe.num_experts) for moe in stack.moe),
+        "shared_experts": sum(moe.shared_experts * _expert_weights(moe) for moe in stack.moe),
+        "experts": sum(moe.num_experts * _expert_weights(moe) for moe in stack.moe),
     }
 
 
-def _stack_flops(recipe: Recipe, plan: StackPlan, parts: Mapping[str, int]) -> int:
+def _stack_flops(spec: ModelSpec, stack: StackSpec, parts: Mapping[str, int]) -> int:
     """FLOPs of one sequence's forward pass through a stack.
 
     Cross-attention makes its keys and values from the source, and scores each token against all of it.
     """
-    source, _ = recipe.objective.lengths(recipe.data.sequence_length)
-    matrix = plan.num_layers * recipe.model.d_model * _attention_width(recipe)
-    blocks = parts["feed_forward"] + parts["shared_experts"] + _routed(recipe, plan)
-    multiplied = plan.length * (4 * matrix + blocks)
-    attended = plan.length
-    if plan.reads_encoder:
-        multiplied += plan.length * 2 * matrix + source * 2 * matrix
+    matrix = stack.num_layers * spec.d_model * spec.attention_width
+    routed = sum(_routed(moe, stack.length) for moe in stack.moe)
+    blocks = parts["feed_forward"] + parts["shared_experts"] + routed
+    multiplied = stack.length * (4 * matrix + blocks)
+    attended = stack.length
+    if stack.reads_encoder:
+        source = spec.stacks[0].length
+        multiplied += stack.length * 2 * matrix + source * 2 * matrix
         attended += source
-    scored = plan.length * (4 * attended + 2 * _distances(recipe, plan))
-    return round(2 * multiplied + scored * plan.num_layers * _attention_width(recipe))
+    scored = stack.length * (4 * attended + 2 * _distances(spec, stack))
+    return round(2 * multiplied + scored * stack.num_layers * spec.attention_width)
 
 
-def _distances(recipe: Recipe, plan: StackPlan) -> int:
+def _distances(spec: ModelSpec, stack: StackSpec) -> int:
     """Distances with which Transformer-XL's positions score a token."""
-    if recipe.model.positions != "transformer_xl":
+    if spec.positions != "transformer_xl":
         return 0
-    return plan.length if plan.is_causal else 2 * plan.length - 1
+    return stack.length if stack.is_causal else 2 * stack.length - 1
 
 
-def _routed(recipe: Recipe, plan: StackPlan) -> float:
-    """Multiplications of one token in the routers and the routed experts of a stack: as the kind of router says."""
-    router, d = recipe.moe.router, recipe.model.d_model
-    of_layers = (
-        router.num_products(d, number, plan.length)
-        + router.experts_per_token(number, plan.length) * _expert_weights(recipe)
-        for number in plan.num_experts
-    )
-    return sum(of_layers, 0.0)
+def _routed(moe: MoESpec, length: int) -> float:
+    """Multiplications of one token in a layer's router and routed experts: as the kind of router says."""
+    router, number = moe.router, moe.num_experts
+    in_router = router.num_products(moe.d_model, number, length)
+    return float(in_router + router.experts_per_token(number, length) * _expert_weights(moe))
 
 
-def _active(recipe: Recipe, plan: StackPlan) -> int:
-    """Of the parameters of a stack's experts, those that one token meets."""
-    chosen = sum(min(recipe.moe.router.num_choices, number) for number in plan.num_experts)
-    return chosen * _expert_weights(recipe)
-
-
-def _expert_weights(recipe: Recipe) -> int:
+def _expert_weights(moe: MoESpec) -> int:
     """Parameters of one expert."""
-    return _matrices(expert_activation(recipe)) * recipe.model.d_model * expert_width(recipe)
-
-
-def _attention_width(recipe: Recipe) -> int:
-    """Width of all heads together."""
-    return recipe.model.num_heads * head_width(recipe.model)
+    return _matrices(moe.activation) * moe.d_model * moe.d_ff
 
 
 def _matrices(activation: str) -> int:

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from moe_train.config.schema import GATED
+from moe_train.config.spec import GATED
 
 
 class FeedForward(nn.Module):

@@ -3,20 +3,12 @@
 B sequences, S tokens, R tokens of the encoder's output, D model width, L MoE layers.
 """
 
-from dataclasses import replace
 from typing import NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from moe_train.config.schema import (
-    Recipe,
-    StackPlan,
-    dense_width,
-    expert_activation,
-    expert_width,
-    shared_width,
-)
+from moe_train.config.spec import ModelSpec, StackSpec
 from moe_train.model.attention import Attention, RelativeBias, hide_padding
 from moe_train.model.feedforward import FeedForward
 from moe_train.moe.layers.layer import MoELayer, moe_layer
@@ -30,34 +22,25 @@ class Block(nn.Module):
     Each stands behind a norm and beside a residual.
     """
 
-    def __init__(self, recipe: Recipe, plan: StackPlan, layer: int, site: str):
+    def __init__(self, spec: ModelSpec, stack: StackSpec, layer: int, site: str):
         super().__init__()
-        model = recipe.model
-        self.site, self.dropout = site, model.dropout
-        self.attention_norm = nn.RMSNorm(model.d_model)
-        self.attention = Attention(model, is_causal=plan.is_causal)
-        self.cross_attention_norm = nn.RMSNorm(model.d_model) if plan.reads_encoder else None
+        self.site, self.dropout = site, spec.dropout
+        self.attention_norm = nn.RMSNorm(spec.d_model)
+        self.attention = Attention(spec, is_causal=stack.is_causal)
+        self.cross_attention_norm = nn.RMSNorm(spec.d_model) if stack.reads_encoder else None
         self.cross_attention = (
-            Attention(model, is_causal=False, reads_memory=True) if plan.reads_encoder else None
+            Attention(spec, is_causal=False, reads_memory=True) if stack.reads_encoder else None
         )
-        self.feedforward_norm = nn.RMSNorm(model.d_model)
+        self.feedforward_norm = nn.RMSNorm(spec.d_model)
         self.feedforward: FeedForward | MoELayer
         self.shared_experts: FeedForward | None = None
-        if num_experts := plan.experts_of(layer):
-            self.feedforward = moe_layer(
-                replace(recipe.moe, num_experts=num_experts),
-                d_model=model.d_model,
-                d_ff=expert_width(recipe),
-                activation=expert_activation(recipe),
-                site=self.site,
-            )
-            if recipe.moe.shared_experts:
+        if moe := stack.layers[layer]:
+            self.feedforward = moe_layer(moe, site=self.site)
+            if moe.shared_experts:
                 # A sum of experts that all tokens meet is one wider expert.
-                self.shared_experts = FeedForward(
-                    model.d_model, shared_width(recipe), expert_activation(recipe)
-                )
+                self.shared_experts = FeedForward(spec.d_model, moe.shared_width, moe.activation)
         else:
-            self.feedforward = FeedForward(model.d_model, dense_width(recipe), model.activation)
+            self.feedforward = FeedForward(spec.d_model, spec.d_ff, spec.activation)
 
     def forward(
         self,
@@ -95,18 +78,17 @@ class StackOutput(NamedTuple):
 class Stack(nn.Module):
     """Positions, blocks and the last norm; `prefix` tells the random draws of two stacks apart."""
 
-    def __init__(self, recipe: Recipe, plan: StackPlan, prefix: str = ""):
+    def __init__(self, spec: ModelSpec, stack: StackSpec, prefix: str = ""):
         super().__init__()
-        model = recipe.model
-        self.site, self.dropout, self.is_causal = f"{prefix}embedding", model.dropout, plan.is_causal
-        self.positions = nn.Embedding(plan.length, model.d_model) if model.positions == "learned" else None
+        self.site, self.dropout, self.is_causal = f"{prefix}embedding", spec.dropout, stack.is_causal
+        self.positions = nn.Embedding(stack.length, spec.d_model) if spec.positions == "learned" else None
         self.relative_bias = (
-            RelativeBias(model.num_heads, is_causal=plan.is_causal) if model.positions == "relative" else None
+            RelativeBias(spec.num_heads, is_causal=stack.is_causal) if spec.positions == "relative" else None
         )
         self.layers = nn.ModuleList(
-            Block(recipe, plan, layer, f"{prefix}layers.{layer}") for layer in range(plan.num_layers)
+            Block(spec, stack, layer, f"{prefix}layers.{layer}") for layer in range(stack.num_layers)
         )
-        self.norm = nn.RMSNorm(model.d_model)
+        self.norm = nn.RMSNorm(spec.d_model)
 
     def run(
         self,

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from moe_train.config.schema import Recipe, stacks, vocabulary_size
+from moe_train.config.spec import ModelSpec
 from moe_train.data.batch import Batch
 from moe_train.model.attention import hide_padding
 from moe_train.model.model import Model
@@ -26,11 +26,11 @@ from moe_train.results import ModelOutput
 class Transformer(Stack, Model):
     """A decoder (causal) or an encoder: embedding, one stack, output head."""
 
-    def __init__(self, recipe: Recipe):
-        (plan,) = stacks(recipe)
-        super().__init__(recipe, plan)
-        self.embedding = _embedding(recipe)
-        self.head = _head(recipe)
+    def __init__(self, spec: ModelSpec):
+        (stack,) = spec.stacks
+        super().__init__(spec, stack)
+        self.embedding = _embedding(spec)
+        self.head = _head(spec)
 
     @property
     def blocks(self) -> list[Block]:
@@ -53,13 +53,13 @@ class EncoderDecoder(Model):
 
     entry_points = ("encode", "decode")
 
-    def __init__(self, recipe: Recipe):
+    def __init__(self, spec: ModelSpec):
         super().__init__()
-        encoder, decoder = stacks(recipe)
-        self.embedding = _embedding(recipe)
-        self.encoder = Stack(recipe, encoder, "encoder.")
-        self.decoder = Stack(recipe, decoder, "decoder.")
-        self.head = _head(recipe)
+        encoder, decoder = spec.stacks
+        self.embedding = _embedding(spec)
+        self.encoder = Stack(spec, encoder, "encoder.")
+        self.decoder = Stack(spec, decoder, "decoder.")
+        self.head = _head(spec)
 
     @property
     def blocks(self) -> list[Block]:
@@ -116,20 +116,18 @@ class EncoderDecoder(Model):
         return ModelOutput(_logits(x, self.embedding, self.head), stats)
 
 
-def build_on_meta(recipe: Recipe) -> Model:
+def build_on_meta(spec: ModelSpec) -> Model:
     """The model without storage: what gets sharded before any rank holds a weight."""
     with torch.device("meta"):
-        kind = EncoderDecoder if recipe.model.architecture == "encoder_decoder" else Transformer
-        return kind(recipe)
+        return Transformer(spec) if len(spec.stacks) == 1 else EncoderDecoder(spec)
 
 
-def _embedding(recipe: Recipe) -> nn.Embedding:
-    return nn.Embedding(vocabulary_size(recipe), recipe.model.d_model)
+def _embedding(spec: ModelSpec) -> nn.Embedding:
+    return nn.Embedding(spec.vocabulary_size, spec.d_model)
 
 
-def _head(recipe: Recipe) -> nn.Linear | None:
-    model = recipe.model
-    return None if model.tied_embeddings else nn.Linear(model.d_model, vocabulary_size(recipe), bias=False)
+def _head(spec: ModelSpec) -> nn.Linear | None:
+    return None if spec.tied_embeddings else nn.Linear(spec.d_model, spec.vocabulary_size, bias=False)
 
 
 def _logits(

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from moe_train.config.schema import GATED
+from moe_train.config.spec import GATED
 from moe_train.moe.activations import activate_, activated, activation_gradient
 from moe_train.moe.grouped import FeedForwardAtOnce, has_grouped_products
 

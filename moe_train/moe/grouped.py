@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import grouped_mm
 
-from moe_train.config.schema import GATED
+from moe_train.config.spec import GATED
 from moe_train.moe.activations import activate_, activated, activation_gradient
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from moe_train.config.schema import Recipe, experts_of_layers, stacks
+from moe_train.config.resolve import spec_of
+from moe_train.config.schema import Recipe
 from moe_train.parallel.axis import Axis
 from moe_train.results import LOAD
 
@@ -27,9 +28,10 @@ FAIR_SHARE = 100
 
 def bucket_steps(recipe: Recipe) -> int:
     """Steps of one part of the span."""
-    lengths = [stack.length for stack in stacks(recipe) if stack.moe_layers]
+    spec = spec_of(recipe)
+    lengths = [stack.length for stack in spec.stacks if stack.moe]
     tokens = recipe.data.global_batch * min(lengths, default=1)
-    needed = math.ceil(FAIR_SHARE * max(experts_of_layers(recipe), default=1) / tokens)
+    needed = math.ceil(FAIR_SHARE * max(spec.num_experts, default=1) / tokens)
     return math.ceil(max(needed, SPAN_STEPS) / BUCKETS)
 
 

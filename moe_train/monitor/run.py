@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moe_train.config.load import load_recipe
-from moe_train.config.schema import Recipe, moe_layers
+from moe_train.config.resolve import spec_of
+from moe_train.config.schema import Recipe
 from moe_train.errors import RunError, UsageError, dangling_link
 from moe_train.monitor.rows import METRICS_FILE, Row, current_rows, read_rows
 from moe_train.monitor.state import read_state
@@ -32,7 +33,7 @@ class RunRecord:
     @property
     def layers(self) -> list[str]:
         """Names of the MoE layers, in the order of the rows' lists."""
-        return [f"layer {layer}" for layer in moe_layers(self.recipe)]
+        return [f"layer {layer}" for layer in spec_of(self.recipe).moe_layers]
 
     @property
     def resumes(self) -> int:

@@ -8,6 +8,7 @@ import pytest
 
 from moe_train.config.check import problems
 from moe_train.config.load import load_recipe
+from moe_train.config.resolve import spec_of
 from moe_train.model.count import count
 from moe_train.model.transformer import build_on_meta
 from moe_train.show import show
@@ -65,8 +66,8 @@ def test_the_table_has_every_full_size_recipe_and_no_other():
 def test_a_full_size_model_has_the_papers_parameters(name):
     recipe, row = load_recipe(RECIPES / f"{name}.yaml"), table()[name]
     assert problems(recipe, int(row.workers.replace(",", ""))) == []
-    counted = count(recipe)
-    held = dict(build_on_meta(recipe).named_parameters())
+    counted = count(spec_of(recipe))
+    held = dict(build_on_meta(spec_of(recipe)).named_parameters())
     assert counted.total_parameters == sum(parameter.numel() for parameter in held.values())
     assert counted.parts["experts"] == sum(p.numel() for key, p in held.items() if ".experts." in key)
     assert (row.total, row.active) == (printed(counted.total_parameters), printed(counted.active_parameters))

@@ -8,7 +8,7 @@ import pytest
 from moe_train.config.check import problems
 from moe_train.config.load import load_recipe
 from moe_train.config.notes import notes
-from moe_train.config.schema import experts_of_layers, moe_layers
+from moe_train.config.resolve import spec_of
 from moe_train.model.count import count
 from moe_train.show import show
 
@@ -46,14 +46,16 @@ def test_a_tiny_recipe_runs_on_any_small_number_of_workers(path, workers):
     recipe = load_recipe(path)
     assert problems(recipe, workers) == []
     assert recipe.data.global_batch % 8 == 0
-    if moe_layers(recipe):
-        degree = math.gcd(workers, *experts_of_layers(recipe))
+    if numbers := spec_of(recipe).num_experts:
+        degree = math.gcd(workers, *numbers)
         assert problems(load_recipe(path, [f"parallel.expert={degree}"]), workers) == []
 
 
 def test_the_dense_recipe_has_the_active_flops_of_the_switch_recipe_but_for_its_router():
-    switch, dense = (count(load_recipe(RECIPES / kind / "tiny.yaml")) for kind in ("switch", "dense"))
-    assert switch.flops_per_token - dense.flops_per_token == 3 * 2 * switch.parts["router"]
+    recipes = [load_recipe(RECIPES / kind / "tiny.yaml") for kind in ("switch", "dense")]
+    length = recipes[0].data.sequence_length
+    switch, dense = (count(spec_of(recipe)) for recipe in recipes)
+    assert switch.flops_per_token(length) - dense.flops_per_token(length) == 3 * 2 * switch.parts["router"]
 
 
 def test_there_is_a_readme_beside_every_recipe():

@@ -6,7 +6,8 @@ that number varies over the run (Dense-to-Sparse) or tokens are dropped, the exp
 
 from dataclasses import dataclass
 
-from moe_train.config.schema import Recipe, experts_of_layers
+from moe_train.config.resolve import spec_of
+from moe_train.config.schema import Recipe
 from moe_train.model.count import count
 
 TRAINING_PASSES = 3
@@ -31,14 +32,16 @@ class FlopAccount:
 
 def account(recipe: Recipe) -> FlopAccount:
     """The FLOPs of `recipe`."""
-    size, num_experts = count(recipe), experts_of_layers(recipe)
+    spec, passes = spec_of(recipe), recipe.objective.num_passes
+    size, num_experts = count(spec), spec.num_experts
+    per_token = size.flops_per_token(recipe.data.sequence_length, passes)
     if not num_experts:
-        return FlopAccount(size.flops_per_token, size.flops_per_token, 0)
+        return FlopAccount(per_token, per_token, 0)
     of_expert = size.parts["experts"] // sum(num_experts)
     per_assignment = TRAINING_PASSES * 2 * of_expert
     chosen = sum(min(recipe.moe.router.num_choices, number) for number in num_experts)
-    promised = chosen * recipe.objective.num_passes
-    return FlopAccount(size.flops_per_token, size.flops_per_token - promised * per_assignment, per_assignment)
+    promised = chosen * passes
+    return FlopAccount(per_token, per_token - promised * per_assignment, per_assignment)
 
 
 def planned(recipe: Recipe) -> int:

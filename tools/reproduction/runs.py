@@ -206,12 +206,12 @@ def _text_hash(run_dir: Path) -> str:
 def _sizes(recipe: Recipe) -> dict[str, Any]:
     """What a result says of its model, without a run."""
     from moe_train.config.capacity import capacity
-    from moe_train.config.schema import experts_of_layers
+    from moe_train.config.resolve import spec_of
     from moe_train.model.count import count
 
-    size, moe = count(recipe), recipe.moe
+    spec, moe = spec_of(recipe), recipe.moe
+    size, num_experts = count(spec), spec.num_experts
     slots = None
-    num_experts = experts_of_layers(recipe)
     if moe.capacity_factor is not None and num_experts:
         group = moe.group_sequences * recipe.data.sequence_length
         groups = recipe.data.global_batch // moe.group_sequences

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from moe_train.config.capacity import capacity
 from moe_train.config.registry import build, layer_class
-from moe_train.config.schema import MoEConfig
+from moe_train.config.spec import MoESpec
 from moe_train.moe.capacity import first_with_room, within_capacity
 from moe_train.moe.dispatch.dispatcher import Dispatched, Dispatcher
 from moe_train.moe.experts import Experts, ExpertWeights
@@ -23,10 +23,10 @@ from moe_train.moe.token_numbers import packed, token_numbers, unpack
 from moe_train.results import MoEStats
 
 
-def moe_layer(config: MoEConfig, *, d_model: int, d_ff: int, activation: str, site: str) -> "MoELayer":
+def moe_layer(spec: MoESpec, site: str) -> "MoELayer":
     """The layer that the kind of router asks for: `MoELayer`, or one without edges."""
-    kind: type[MoELayer] = layer_class(config.router.kind) or MoELayer
-    return kind(config, d_model=d_model, d_ff=d_ff, activation=activation, site=site)
+    kind: type[MoELayer] = layer_class(spec.router.kind) or MoELayer
+    return kind(spec, site)
 
 
 class MoELayer(nn.Module):
@@ -35,41 +35,40 @@ class MoELayer(nn.Module):
     Layers without edges (soft.py, smear.py) are subclasses: the rest of the system finds a router and experts in them.
     """
 
-    def __init__(self, config: MoEConfig, *, d_model: int, d_ff: int, activation: str, site: str):
+    def __init__(self, spec: MoESpec, site: str):
         super().__init__()
-        self.config = config
+        self.spec = spec
         self.router = build(
             "moe.router",
-            config.router,
-            d_model=d_model,
-            num_experts=config.num_experts,
-            group=config.group_sequences,
+            spec.router,
+            d_model=spec.d_model,
+            num_experts=spec.num_experts,
+            group=spec.group_sequences,
             site=f"{site}.router",
         )
-        self.experts = self.make_experts(d_model, d_ff, activation)
+        self.experts = self.make_experts()
         if getattr(self.router, "begins_as_identity", False):
             self.experts.init_zeros = ("w_out",)
-        if config.scale_expert_gradients:
-            self.experts.gradient_scale = config.num_experts**-0.5
+        if spec.scale_expert_gradients:
+            self.experts.gradient_scale = spec.num_experts**-0.5
         self.first_expert = 0
         self.dropout_site = f"{site}.expert_dropout"
 
-    def make_experts(self, d_model: int, d_ff: int, activation: str) -> ExpertWeights:
+    def make_experts(self) -> ExpertWeights:
         """All experts of the layer; distribute/expert.py leaves a worker its share."""
-        return Experts(self.config.num_experts, d_model, d_ff, activation)
+        spec = self.spec
+        return Experts(spec.num_experts, spec.d_model, spec.d_ff, spec.activation)
 
     def connect(self, group: dist.ProcessGroup, dispatcher: Callable[[], Dispatcher]) -> None:
         """Shard the experts over `group`; `dispatcher` returns the one that all layers of this size share."""
         self.dispatcher = dispatcher()
-        self.first_expert = dist.get_rank(group) * (self.config.num_experts // dist.get_world_size(group))
+        self.first_expert = dist.get_rank(group) * (self.spec.num_experts // dist.get_world_size(group))
 
     @cached_property
     def dispatcher(self) -> Dispatcher:
         """Of a layer that holds all its experts; `connect` puts another in place before one is made."""
-        config = self.config
-        return build(
-            "moe.dispatch", config.dispatch, num_experts=config.num_experts, group=None, timeout_s=0.0
-        )
+        spec = self.spec
+        return build("moe.dispatch", spec.dispatch, num_experts=spec.num_experts, group=None, timeout_s=0.0)
 
     def router_input(
         self, x: Float[Tensor, "T D"], residual: Float[Tensor, "T D"] | None
@@ -106,7 +105,7 @@ class MoELayer(nn.Module):
         A factor is a function of (seed, step, token, expert, unit), wherever the token comes from, so each row's token
         is told by a second exchange, of a few numbers for each row. Collective as that is.
         """
-        rate = self.config.expert_dropout
+        rate = self.spec.expert_dropout
         if rate == 0 or not context.training:
             return None
         with torch.no_grad():
@@ -120,17 +119,17 @@ class MoELayer(nn.Module):
 
     def _limit(self, routing: Routing, context: RouteContext) -> Routing:
         """Drop the edges beyond the capacity of their expert in their group, and alternatives that are not needed."""
-        factor = self.config.capacity_factor if context.training else self.config.eval_capacity_factor
+        factor = self.spec.capacity_factor if context.training else self.spec.eval_capacity_factor
         if factor is None:
             return routing.first_choices() if routing.alternatives else routing
-        group_tokens = self.config.group_sequences * context.rows.length
+        group_tokens = self.spec.group_sequences * context.rows.length
         slots = capacity(
-            self.config.capacity_convention,
+            self.spec.capacity_convention,
             factor,
             group_tokens,
             routing.num_experts,
             1 if routing.alternatives else routing.num_choices,
-            self.config.min_capacity,
+            self.spec.min_capacity,
         )
         if routing.alternatives:
             return routing.keep(

@@ -33,9 +33,10 @@ class SmearLayer(MoELayer):
     router: SmearRouter
     group: dist.ProcessGroup | None = None
 
-    def make_experts(self, d_model: int, d_ff: int, activation: str) -> MergingExperts:
+    def make_experts(self) -> MergingExperts:
         """Experts that are merged, not fed."""
-        return MergingExperts(self.config.num_experts, d_model, d_ff, activation)
+        spec = self.spec
+        return MergingExperts(spec.num_experts, spec.d_model, spec.d_ff, spec.activation)
 
     def connect(self, group: dist.ProcessGroup, dispatcher: Callable[[], Dispatcher]) -> None:
         """Share the experts out over `group`; no rows are dispatched."""
@@ -57,7 +58,7 @@ class SmearLayer(MoELayer):
         if (real := context.rows.real) is not None:
             largest = largest[real]
         one = torch.ones(len(largest), 1, device=x.device)
-        routing = table_routing(largest.unsqueeze(1), one, self.config.num_experts, spread=spread)
+        routing = table_routing(largest.unsqueeze(1), one, self.spec.num_experts, spread=spread)
         return context.rows.take(by_place).to(x.dtype), stats_of(routing, routing, context)
 
     def _merged(self, parts: Float[Tensor, "G E"]) -> list[Float[Tensor, "G _ _"]]:

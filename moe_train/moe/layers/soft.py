@@ -28,12 +28,12 @@ class SoftLayer(MoELayer):
         rows = context.rows.lay_out(x)
         slots = torch.bmm(dispatch.to(dtype).transpose(1, 2), rows.to(dtype))
         sequences, count = slots.shape[:2]
-        experts = torch.arange(self.config.num_experts, device=x.device)
+        experts = torch.arange(self.spec.num_experts, device=x.device)
         of_slots = experts.repeat_interleave(count // len(experts)).repeat(sequences)
         routing = table_routing(
             of_slots.unsqueeze(1),
             torch.ones(len(of_slots), 1, device=x.device),
-            self.config.num_experts,
+            self.spec.num_experts,
             spread=spread,
         )
         dispatched = self.dispatcher.dispatch(slots.flatten(0, 1), routing)

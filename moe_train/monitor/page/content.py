@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from moe_train.config.check import problems
-from moe_train.config.schema import experts_of_layers
+from moe_train.config.resolve import spec_of
 from moe_train.model.count import count
 from moe_train.monitor import balance
 from moe_train.monitor.rows import Row
@@ -53,7 +53,7 @@ CURVES = (
 def page_content(run: RunRecord) -> dict[str, Any]:
     """All that the page's script draws."""
     points = grouped(run.training, MAX_POINTS)
-    windows = grouped(run.training, max(1, MAX_CELLS // max(1, sum(experts_of_layers(run.recipe)))))
+    windows = grouped(run.training, max(1, MAX_CELLS // max(1, sum(spec_of(run.recipe).num_experts))))
     has_experts = bool(run.layers)
     return {
         "paper": run.recipe.paper,
@@ -167,7 +167,7 @@ def _tiles(run: RunRecord) -> list[dict[str, str]]:
         where = f"at step {validated['step']:,}"
         tiles.insert(2, ("Validation loss", _decimal(validated["validation_loss"]), where))
     if not problems(run.recipe):
-        size = count(run.recipe)
+        size = count(spec_of(run.recipe))
         note = f"{_large(size.active_parameters)} active per token"
         tiles.insert(-1, ("Parameters", _large(size.total_parameters), note))
     return [{"label": label, "value": value, "note": note} for label, value, note in tiles]

@@ -6,7 +6,7 @@ from tiny_model import tiny_recipe
 from moe_train.config.check import problems
 from moe_train.config.notes import notes
 from moe_train.config.registry import REGISTRY
-from moe_train.config.schema import moe_layers, stacks, vocabulary_size
+from moe_train.config.resolve import spec_of
 
 SPANS = ("model.architecture=encoder_decoder", "objective.kind=span_corruption", "objective.sentinels=4")
 MASKED = ("model.architecture=encoder", "objective.kind=masked")
@@ -82,12 +82,12 @@ def test_a_router_that_sees_later_tokens_serves_encoders_alone(kind):
 
 def test_the_stacks_of_a_model_and_their_moe_layers_counted_on():
     recipe = tiny_recipe(*SPANS, "model.num_layers=4", "model.num_encoder_layers=3", "moe.every=2")
-    encoder, decoder = stacks(recipe)
+    encoder, decoder = spec_of(recipe).stacks
     assert (encoder.moe_layers, decoder.moe_layers) == ((1,), (1, 3))
     assert (encoder.is_causal, decoder.is_causal) == (False, True)
     assert (encoder.length, decoder.length) == (16, 4)  # 2 of 16 tokens cut out, in one span
-    assert moe_layers(recipe) == [1, 4, 6]
-    assert vocabulary_size(recipe) == 304
+    assert spec_of(recipe).moe_layers == [1, 4, 6]
+    assert spec_of(recipe).vocabulary_size == 304
 
 
 def test_second_choices_matter_to_causal_stacks_alone():

@@ -8,7 +8,7 @@ from tiny_model import tiny_recipe
 from moe_train.config.check import problems
 from moe_train.config.load import load_recipe, to_yaml
 from moe_train.config.notes import notes
-from moe_train.config.schema import experts_of_layers, moe_layers, stacks
+from moe_train.config.resolve import spec_of
 from moe_train.errors import RecipeError
 from moe_train.show import show
 
@@ -42,7 +42,7 @@ SPANS = (
 def test_every_form_places_the_layers(overrides, layers):
     recipe = tiny_recipe(*overrides)
     assert problems(recipe) == []
-    assert moe_layers(recipe) == layers
+    assert spec_of(recipe).moe_layers == layers
 
 
 @pytest.mark.parametrize(
@@ -98,10 +98,10 @@ def test_a_list_replaces_what_the_layers_below_it_say_and_the_other_way_round(tm
     listed.write_text("_base: base.yaml\nmoe: {layers: [1, 2]}")
     again.write_text("_base: listed.yaml\nmoe: {every: 3}")
     assert problems(load_recipe(listed)) == problems(load_recipe(again)) == []
-    assert moe_layers(load_recipe(listed)) == [1, 2]
-    assert moe_layers(load_recipe(again)) == [2, 5]
-    assert moe_layers(load_recipe(listed, ["moe.every=0"])) == []
-    assert moe_layers(load_recipe(base, ["moe.layers=[5]"])) == [5]
+    assert spec_of(load_recipe(listed)).moe_layers == [1, 2]
+    assert spec_of(load_recipe(again)).moe_layers == [2, 5]
+    assert spec_of(load_recipe(listed, ["moe.every=0"])).moe_layers == []
+    assert spec_of(load_recipe(base, ["moe.layers=[5]"])).moe_layers == [5]
 
 
 @pytest.mark.parametrize("override", ["moe.layers=[0]", "moe.every=0", "moe.first=0"])
@@ -133,7 +133,7 @@ def test_a_resolved_recipe_reads_back_the_same(override, tmp_path):
     ],
 )
 def test_a_recipe_places_its_layers_as_its_paper_does(name, layers):
-    assert moe_layers(load_recipe(RECIPES / f"{name}.yaml")) == layers
+    assert spec_of(load_recipe(RECIPES / f"{name}.yaml")).moe_layers == layers
 
 
 @pytest.mark.parametrize(
@@ -178,10 +178,10 @@ def test_a_number_of_experts_may_be_another_keys():
 
 def test_the_numbers_of_experts_go_to_the_layers_of_both_stacks_in_order():
     recipe = tiny_recipe(*SPANS, "moe.layers=[2,3,6]", "moe.num_experts=[2,4,8]")
-    encoder, decoder = stacks(recipe)
-    assert [encoder.experts_of(layer) for layer in range(3)] == [0, 0, 2]
-    assert [decoder.experts_of(layer) for layer in range(4)] == [4, 0, 0, 8]
-    assert experts_of_layers(recipe) == [2, 4, 8]
+    encoder, decoder = spec_of(recipe).stacks
+    assert [layer and layer.num_experts for layer in encoder.layers] == [None, None, 2]
+    assert [layer and layer.num_experts for layer in decoder.layers] == [4, None, None, 8]
+    assert spec_of(recipe).num_experts == [2, 4, 8]
 
 
 def test_a_note_says_which_layers_it_is_about():

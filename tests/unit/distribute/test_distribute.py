@@ -3,12 +3,13 @@
 import torch
 from tiny_model import one_worker, tiny_recipe
 
+from moe_train.config.resolve import spec_of
 from moe_train.distribute.apply import distribute
 from moe_train.model.init import initial_value
 
 
 def test_one_worker_holds_every_tensor_whole():
-    built = distribute(tiny_recipe(), one_worker(), reshard_after_forward=False)
+    built = distribute(spec_of(tiny_recipe()), one_worker(), seed=0)
     parameters = dict(built.model.named_parameters())
     assert built.shards.keys() == parameters.keys()
     for name, shard in built.shards.items():
@@ -19,17 +20,15 @@ def test_one_worker_holds_every_tensor_whole():
 
 
 def test_every_parameter_has_its_initial_value():
-    recipe = tiny_recipe("seed=5")
-    for name, shard in distribute(recipe, one_worker(), reshard_after_forward=False).shards.items():
+    spec = spec_of(tiny_recipe())
+    for name, shard in distribute(spec, one_worker(), seed=5).shards.items():
         shape = shard.global_shape
-        expected = initial_value(
-            name, shape, (0,) * len(shape), shape, shard.is_expert, 5, recipe.model.init_scale
-        )
+        expected = initial_value(name, shape, (0,) * len(shape), shape, shard.is_expert, 5, spec.init_scale)
         assert torch.equal(shard.data, expected), name
 
 
 def test_experts_without_replicas_keep_their_gradients_in_place():
-    built = distribute(tiny_recipe(), one_worker(), reshard_after_forward=False)
+    built = distribute(spec_of(tiny_recipe()), one_worker(), seed=0)
     assert len(built.expert_gradients) == 2
     for layer, buffers in zip(built.model.layers, built.expert_gradients, strict=True):
         gradients = [parameter.grad for parameter in layer.feedforward.experts.parameters()]

@@ -8,11 +8,12 @@ import torch
 from tiny_model import normal, tiny_recipe
 from torch import nn
 
+from moe_train.config.resolve import spec_of
 from moe_train.model.attention import Attention, RelativeBias, bucket, rotate
 
 
 def test_attention_equals_the_formula_written_out():
-    attention = Attention(tiny_recipe("model.positions=learned").model)
+    attention = Attention(spec_of(tiny_recipe("model.positions=learned")))
     x = normal(2, 5, 32)
     parts = (attention.query(x), attention.key(x), attention.value(x))
     query, key, value = (part.view(2, 5, 2, 16).permute(0, 2, 1, 3) for part in parts)
@@ -33,7 +34,7 @@ def half_of(attention: Attention, half: int) -> Attention:
 
 @pytest.mark.parametrize("positions", ["rotary", "learned"])
 def test_parts_of_the_heads_sum_to_all_of_them(positions):
-    attention, x = Attention(tiny_recipe(f"model.positions={positions}").model), normal(2, 5, 32)
+    attention, x = Attention(spec_of(tiny_recipe(f"model.positions={positions}"))), normal(2, 5, 32)
     parts = [half_of(attention, half)(x, None) for half in (0, 1)]
     torch.testing.assert_close(parts[0] + parts[1], attention(x, None))
 
@@ -41,7 +42,7 @@ def test_parts_of_the_heads_sum_to_all_of_them(positions):
 @pytest.mark.parametrize("positions", ["rotary", "learned", "transformer_xl"])
 def test_projections_that_are_no_whole_heads_fail(positions):
     """Each of two heads is 16 wide; 24 of 32 columns are not two narrower heads."""
-    attention = Attention(tiny_recipe(f"model.positions={positions}").model)
+    attention = Attention(spec_of(tiny_recipe(f"model.positions={positions}")))
     for projection in (attention.query, attention.key, attention.value):
         projection.weight = nn.Parameter(projection.weight[:24])
     with pytest.raises(RuntimeError, match="don't multiply up"):
@@ -49,7 +50,7 @@ def test_projections_that_are_no_whole_heads_fail(positions):
 
 
 def test_a_part_of_the_heads_with_the_bias_or_the_output_of_all_fails():
-    attention, x = Attention(tiny_recipe("model.positions=relative").model), normal(2, 5, 32)
+    attention, x = Attention(spec_of(tiny_recipe("model.positions=relative"))), normal(2, 5, 32)
     part = half_of(attention, 0)
     part.output = attention.output
     with pytest.raises(RuntimeError, match="cannot be multiplied"):

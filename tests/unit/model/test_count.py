@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from tiny_model import context, global_batch, tiny_recipe, tiny_transformer
+from tiny_model import context, flops_per_token, global_batch, tiny_recipe, tiny_transformer
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from moe_train.config.resolve import spec_of
 from moe_train.model.count import RELATIVE_BUCKETS, count
 from moe_train.model.transformer import build_on_meta
 from moe_train.model.transformer_xl import DistanceScores
@@ -54,7 +55,8 @@ SHAPES = [
 @pytest.mark.parametrize("overrides", SHAPES, ids=" ".join)
 def test_the_formula_counts_the_parameters_of_the_model(overrides):
     recipe = tiny_recipe(*overrides)
-    counted, held = count(recipe), dict(build_on_meta(recipe).named_parameters())
+    spec = spec_of(recipe)
+    counted, held = count(spec), dict(build_on_meta(spec).named_parameters())
     assert counted.total_parameters == sum(parameter.numel() for parameter in held.values())
     assert counted.parts["experts"] == sum(p.numel() for name, p in held.items() if ".experts." in name)
     assert counted.parts["router"] == sum(p.numel() for name, p in held.items() if ".router." in name)
@@ -81,7 +83,7 @@ def test_the_formula_counts_the_flops_of_a_training_step(overrides):
         for module in stack.modules()
         if isinstance(module, DistanceScores)
     )
-    assert (counter.get_total_flops() - of_distances) // tokens == count(recipe).flops_per_token
+    assert (counter.get_total_flops() - of_distances) // tokens == flops_per_token(recipe)
 
 
 def stacks_of(model, batch):
@@ -97,8 +99,7 @@ def product_flops(_, left, right, out_shape, **__):
 
 
 def test_counts_by_hand():
-    recipe = tiny_recipe()
-    counted = count(recipe)
+    counted = count(spec_of(tiny_recipe()))
     # 2 layers of width 32; 8 experts of 2 * 32 * 40 each; vocabulary 300, tied.
     assert dict(counted.parts) == {
         "embedding": 9600,
@@ -114,7 +115,7 @@ def test_counts_by_hand():
     assert counted.total_parameters == 59424
     assert counted.active_parameters == 59424 - 40960 * 7 // 8
     # attention 8192, router 512, an expert of 2560 a layer, head 9600; scores 4 * 16 * 32 * 2
-    assert counted.flops_per_token == 3 * (2 * (8192 + 512 + 5120 + 9600) + 4096)
+    assert counted.flops_per_token(window=16) == 3 * (2 * (8192 + 512 + 5120 + 9600) + 4096)
 
 
 def test_the_formula_and_the_model_have_the_same_number_of_relative_buckets():
@@ -124,12 +125,11 @@ def test_the_formula_and_the_model_have_the_same_number_of_relative_buckets():
 
 
 def test_more_experts_cost_parameters_but_no_flops_beyond_the_router():
-    few, many = count(tiny_recipe("moe.num_experts=8")), count(tiny_recipe("moe.num_experts=16"))
+    few, many = (count(spec_of(tiny_recipe(f"moe.num_experts={number}"))) for number in (8, 16))
     assert many.total_parameters - few.total_parameters == 40960 + 512
-    assert many.flops_per_token - few.flops_per_token == 3 * 2 * 512
+    assert many.flops_per_token(16) - few.flops_per_token(16) == 3 * 2 * 512
 
 
 def test_a_model_on_the_meta_device_holds_no_bytes():
-    assert all(
-        parameter.device == torch.device("meta") for parameter in build_on_meta(tiny_recipe()).parameters()
-    )
+    model = build_on_meta(spec_of(tiny_recipe()))
+    assert all(parameter.device == torch.device("meta") for parameter in model.parameters())

@@ -1,8 +1,9 @@
 """Counts of routers whose layers have no edges, or more weights than logits, by hand and against real modules."""
 
 import pytest
-from tiny_model import tiny_recipe
+from tiny_model import flops_per_token, tiny_recipe
 
+from moe_train.config.resolve import spec_of
 from moe_train.model.count import count
 from moe_train.model.transformer import build_on_meta
 
@@ -13,8 +14,8 @@ EXPERT = 2 * 32 * 40
 
 def flops_beside(kind: str, *overrides: str) -> float:
     """Multiplications per token and layer of routing and experts: FLOPs less those of a model with one expert each."""
-    random = count(tiny_recipe("moe.router.kind=random", *DROPLESS)).flops_per_token
-    other = count(tiny_recipe(f"moe.router.kind={kind}", *DROPLESS, *overrides)).flops_per_token
+    random = flops_per_token(tiny_recipe("moe.router.kind=random", *DROPLESS))
+    other = flops_per_token(tiny_recipe(f"moe.router.kind={kind}", *DROPLESS, *overrides))
     return (other - random) / (3 * 2 * 2) + EXPERT
 
 
@@ -28,9 +29,9 @@ def flops_beside(kind: str, *overrides: str) -> float:
     ],
 )
 def test_all_parameters_are_counted(overrides):
-    recipe = tiny_recipe(*overrides, *DROPLESS)
-    held = sum(parameter.numel() for parameter in build_on_meta(recipe).parameters())
-    assert count(recipe).total_parameters == held
+    spec = spec_of(tiny_recipe(*overrides, *DROPLESS))
+    held = sum(parameter.numel() for parameter in build_on_meta(spec).parameters())
+    assert count(spec).total_parameters == held
 
 
 def test_soft_costs_its_slots_and_three_products_with_them():

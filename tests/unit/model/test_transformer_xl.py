@@ -8,6 +8,7 @@ from tiny_model import context, normal, tiny_recipe, tiny_transformer, with_padd
 from torch import Tensor
 
 from moe_train.config.check import problems
+from moe_train.config.resolve import spec_of
 from moe_train.model.attention import HIDDEN, Attention
 from moe_train.model.transformer_xl import shift, sinusoids
 
@@ -16,8 +17,8 @@ XL = "model.positions=transformer_xl"
 
 def attention_of(is_causal: bool, seed: int = 0) -> Attention:
     """Width 10, 3 heads of 4, every parameter drawn, u and v too."""
-    model = tiny_recipe(XL, "model.d_model=10", "model.num_heads=3", "model.head_width=4").model
-    attention = Attention(model, is_causal=is_causal)
+    spec = spec_of(tiny_recipe(XL, "model.d_model=10", "model.num_heads=3", "model.head_width=4"))
+    attention = Attention(spec, is_causal=is_causal)
     for number, parameter in enumerate(attention.parameters()):
         parameter.data.copy_(normal(*parameter.shape, seed=seed + number) / 2)
     return attention

@@ -11,6 +11,7 @@ from moe_train.config.check import problems
 from moe_train.config.kinds.router.hash import HashRouterConfig
 from moe_train.config.notes import notes
 from moe_train.config.registry import build
+from moe_train.config.resolve import spec_of
 from moe_train.config.schema import Recipe
 from moe_train.distribute.apply import distribute
 from moe_train.moe.routers.hash import HashRouter, balanced_table, dispersed_table
@@ -178,7 +179,9 @@ def table_from_own_vectors(world: World) -> tuple[torch.Tensor, torch.Tensor]:
     known = vocabulary(recipe)
     own = replace(known, vectors=lambda: normal(known.size, 8, seed=world.rank).double())
     mesh = Mesh.build(ParallelPlan(world.size, 1), world)
-    router = distribute(recipe, mesh, False, own).model.layers[0].feedforward.router
+    router = (
+        distribute(spec_of(recipe), mesh, seed=recipe.seed, vocabulary=own).model.layers[0].feedforward.router
+    )
     return router.make_table(own, generator_for(0, "table")), router.table
 
 

@@ -4,10 +4,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tiny_model import global_batch, one_worker, share_of, tiny_recipe
+from tiny_model import flops_per_token, global_batch, one_worker, share_of, tiny_recipe
 
 from moe_train.data.batch import Batch
-from moe_train.model.count import count
 from moe_train.step.training_step import TrainingStep
 
 PLAIN = (
@@ -59,7 +58,7 @@ def test_every_pass_is_counted():
     recipe = tiny_recipe(*PLAIN)
     assert (result.passes, result.tokens, len(result.stats)) == (2, 8 * 16, 2)
     assert sum(int(of_pass[0].load.sum()) for of_pass in result.stats) == 2 * result.tokens
-    assert count(tiny_recipe(*PLAIN, *TWICE)).flops_per_token == 2 * count(recipe).flops_per_token
+    assert flops_per_token(tiny_recipe(*PLAIN, *TWICE)) == 2 * flops_per_token(recipe)
 
 
 def test_passes_differ_in_their_dropout_masks():
