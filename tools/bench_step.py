@@ -43,7 +43,7 @@ from moe_train.config.resolve import spec_of
 from moe_train.config.schema import DataConfig, ModelConfig, MoEConfig, ParallelConfig, Recipe
 from moe_train.config.spec import MoESpec
 from moe_train.data.batch import Batch
-from moe_train.model.init import initial_value
+from moe_train.model.build import build as build_model
 from moe_train.model.transformer import Transformer
 from moe_train.moe.layers.layer import MoELayer
 from moe_train.moe.routing import Pass, RouteContext
@@ -312,14 +312,8 @@ def _deepspeed_step(recipe: Recipe, world: World, *, drop_tokens: bool) -> Calla
 
 def _deepspeed_model(recipe: Recipe, world: World, drop_tokens: bool) -> Transformer:
     """Our transformer, its MoE layers replaced, with our initial values but for DeepSpeed's gate and experts."""
-    spec = spec_of(recipe)
-    model = Transformer(spec)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            shape = tuple(parameter.shape)
-            is_expert = ".experts." in name
-            zeros = (0,) * len(shape)
-            parameter.copy_(initial_value(name, shape, zeros, shape, is_expert, 0, spec.init_scale))
+    model = build_model(spec_of(recipe))
+    assert isinstance(model, Transformer)
     for block in model.layers:
         if isinstance(block.feedforward, MoELayer):
             block.feedforward = DeepSpeedLayer(block.feedforward.spec, world.size, drop_tokens)

@@ -11,20 +11,20 @@
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from moe_train.checkpoint.layout import Shard
 from moe_train.config.spec import ModelSpec
 from moe_train.distribute.data import apply_data
-from moe_train.distribute.expert import apply_expert, moe_layers_of
+from moe_train.distribute.expert import apply_expert
 from moe_train.distribute.shards import parameter_shards
-from moe_train.model.init import initial_value
+from moe_train.model.build import tables
+from moe_train.model.init import initial_value, initials
 from moe_train.model.model import Model
 from moe_train.model.transformer import build_on_meta
 from moe_train.moe.experts import GradientBuffers
-from moe_train.moe.routing import TableRouter, Vocabulary
+from moe_train.moe.layers.layer import moe_layers_of
+from moe_train.moe.routing import Vocabulary
 from moe_train.parallel.plan import Mesh
-from moe_train.random import generator_for
 
 
 @dataclass(frozen=True)
@@ -48,48 +48,24 @@ def distribute(
 ) -> DistributedModel:
     """Build, shard and initialise a model; only tables of routers need the vocabulary. Collective."""
     model = build_on_meta(spec)
+    begins = initials(model, spec.init_scale)
     apply_expert(model, mesh)
     apply_data(model, mesh, reshard_after_forward)
     model.to_empty(device=mesh.world.device)
     shards = parameter_shards(model, mesh)
     with torch.no_grad():
         for name, shard in shards.items():
-            owner, own_name = _owner(model, name)
-            scale = getattr(owner, "init_scale", spec.init_scale)
-            value = initial_value(
-                name,
-                shard.global_shape,
-                shard.offsets,
-                tuple(shard.data.shape),
-                shard.is_expert,
-                seed,
-                0.0 if own_name in getattr(owner, "init_zeros", ()) else scale,
-                getattr(owner, "init_vector", 1.0),
-                getattr(owner, "init_gain", None),
-            )
+            shape = tuple(shard.data.shape)
+            value = initial_value(seed, name, begins[name], shard.global_shape, shard.offsets, shape)
             shard.data.copy_(value)
         for buffer in model.buffers():
             buffer.zero_()
-    _make_tables(model, seed, mesh, vocabulary)
+    for router, table in tables(model, vocabulary, seed):
+        # One rank's, for sums of fractions can differ in their last bits from machine to machine.
+        router.table = mesh.world.from_main(table).to(mesh.world.device)
     kept = (
         [layer.experts.keep_gradients() for _, layer in moe_layers_of(model)]
         if mesh.replica.size == 1
         else []
     )
     return DistributedModel(model, shards, tuple(kept))
-
-
-def _owner(model: Model, name: str) -> tuple[nn.Module, str]:
-    """The module that a parameter belongs to, and its name there. The module may say how its parameters begin:
-    `init_scale`, `init_vector`, `init_gain`, and `init_zeros`, the names of those that begin at 0."""
-    module, _, own_name = name.rpartition(".")
-    return model.get_submodule(module), own_name
-
-
-def _make_tables(model: Model, seed: int, mesh: Mesh, vocabulary: Vocabulary | None) -> None:
-    for name, layer in moe_layers_of(model):
-        if isinstance(layer.router, TableRouter):
-            assert vocabulary is not None, f"moe.router.kind={layer.spec.router.kind} needs the vocabulary"
-            table = layer.router.make_table(vocabulary, generator_for(seed, f"{name}.router.table"))
-            # One rank's, for sums of fractions can differ in their last bits from machine to machine.
-            layer.router.table = mesh.world.from_main(table).to(mesh.world.device)

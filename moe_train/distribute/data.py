@@ -4,8 +4,8 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import Shard
 
-from moe_train.distribute.expert import moe_layers_of
 from moe_train.model.model import Model
+from moe_train.moe.layers.layer import moe_layers_of
 from moe_train.parallel.plan import Mesh
 
 

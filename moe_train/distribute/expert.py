@@ -8,13 +8,8 @@ from torch import nn
 from moe_train.config.registry import build
 from moe_train.model.model import Model
 from moe_train.moe.dispatch.dispatcher import Dispatcher
-from moe_train.moe.layers.layer import MoELayer
+from moe_train.moe.layers.layer import moe_layers_of
 from moe_train.parallel.plan import Mesh
-
-
-def moe_layers_of(model: Model) -> list[tuple[str, MoELayer]]:
-    """Name and module of every MoE layer, lowest first, an encoder's before those of its decoder."""
-    return [(name, module) for name, module in model.named_modules() if isinstance(module, MoELayer)]
 
 
 def apply_expert(model: Model, mesh: Mesh) -> None:

@@ -9,8 +9,8 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from moe_train.checkpoint.layout import Shard
-from moe_train.distribute.expert import moe_layers_of
 from moe_train.model.model import Model
+from moe_train.moe.layers.layer import moe_layers_of
 from moe_train.parallel.plan import Mesh
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from moe_train.config.spec import ModelSpec
+from moe_train.initial import Initial, Normal
 from moe_train.model.transformer_xl import DistanceScores
 
 NUM_BUCKETS = 32
@@ -90,6 +91,10 @@ class RelativeBias(nn.Module):
         super().__init__()
         self.is_causal = is_causal
         self.weight = nn.Parameter(torch.empty(NUM_BUCKETS, num_heads))
+
+    def initial(self, name: str) -> Initial:
+        """How the table begins: as an embedding whose width is the number of heads."""
+        return Normal(fan_in=self.weight.shape[1])
 
     def forward(self, length: int) -> Float[Tensor, "H S S"]:
         """Bias of query position i on key position j; if it is causal, -inf where j is in the future."""

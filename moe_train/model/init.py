@@ -1,69 +1,86 @@
-"""Initial values, as a function of (seed, parameter, expert): the same on every layout.
+"""Draws initial values, as a function of (seed, parameter, expert): the same on every layout.
 
 A rank draws only what it keeps of an expert tensor, expert by expert; a shared weight is drawn whole, one at a
 time, and cut. So no rank ever holds all experts.
 """
 
 import math
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
+from moe_train.initial import Constant, Initial, Normal, Orthogonal, OwnsWeights
 from moe_train.random import generator_for
 
 
+def initials(model: nn.Module, scale: float) -> dict[str, Initial]:
+    """How each parameter of a whole model begins, by name; `scale` is model.init_scale."""
+    return {name: _initial(model, name, scale) for name, _ in model.named_parameters()}
+
+
+def _initial(model: nn.Module, name: str, scale: float) -> Initial:
+    owner, _, own_name = name.rpartition(".")
+    initial = initial_of(model.get_submodule(owner), own_name)
+    if isinstance(initial, Normal) and initial.scale is None:
+        return replace(initial, scale=scale)
+    return initial
+
+
+def initial_of(module: nn.Module, name: str) -> Initial:
+    """How a parameter begins: as its module says, or as the models' embeddings, projections and norms do."""
+    if isinstance(module, OwnsWeights):
+        return module.initial(name)
+    if isinstance(module, nn.RMSNorm | nn.LayerNorm) and name == "weight":
+        return Constant(1.0)
+    if isinstance(module, nn.Linear) and name == "weight":
+        return Normal(fan_in=module.in_features)
+    if isinstance(module, nn.Embedding):
+        return Normal(fan_in=module.embedding_dim)  # a tied embedding counts as the output head
+    raise TypeError(
+        f"{type(module).__name__}.{name}: has no initial value; give the module a method initial(name) that returns a "
+        "Normal, an Orthogonal or a Constant of moe_train/initial.py"
+    )
+
+
 def initial_value(
-    name: str,
-    global_shape: tuple[int, ...],
-    offsets: tuple[int, ...],
-    shape: tuple[int, ...],
-    is_expert: bool,
     seed: int,
-    scale: float,
-    vector: float = 1.0,
-    gain: float | None = None,
+    name: str,
+    initial: Initial,
+    global_shape: tuple[int, ...],
+    offsets: tuple[int, ...] | None = None,
+    shape: tuple[int, ...] | None = None,
 ) -> Float[Tensor, "..."]:
-    """The box of parameter `name` that starts at `offsets` and has `shape`, in fp32 on the CPU.
-
-    Vectors, such as norm weights, are `vector`. Matrices are drawn from a normal truncated at 2 standard deviations,
-    with std = sqrt(scale / fan_in)   # Switch (2101.03961) sec. 2.4; the tied embedding counts as the output head.
-    With a scale of 0 they are 0. With a `gain` a shared matrix is orthogonal instead, times that.
-    """
-    if is_expert:
-        first, count = offsets[0], shape[0]
-        experts = [
-            _drawn(f"{name}.{expert}", global_shape[1:], fan_in=global_shape[1], seed=seed, scale=scale)
-            for expert in range(first, first + count)
-        ]
-        boxes = [_cut(expert, offsets[1:], shape[1:]) for expert in experts]
-        return torch.stack(boxes) if boxes else torch.empty(shape)
-    if len(global_shape) == 1:
-        return torch.full(shape, vector)
-    if gain is not None:
-        return _cut(_orthogonal(name, global_shape, seed, gain), offsets, shape)
-    return _cut(_drawn(name, global_shape, _fan_in(name, global_shape), seed, scale), offsets, shape)
+    """The box of parameter `name` that starts at `offsets` and has `shape`, in fp32 on the CPU; or all of it."""
+    offsets, shape = offsets or (0,) * len(global_shape), global_shape if shape is None else shape
+    if isinstance(initial, Constant):
+        return torch.full(shape, initial.value)
+    if isinstance(initial, Orthogonal):
+        return _cut(_orthogonal(seed, name, initial, global_shape), offsets, shape)
+    if not initial.is_stacked:
+        return _cut(_normal(seed, name, initial, global_shape), offsets, shape)
+    experts = range(offsets[0], offsets[0] + shape[0])
+    boxes = (
+        _cut(_normal(seed, f"{name}.{expert}", initial, global_shape[1:]), offsets[1:], shape[1:])
+        for expert in experts
+    )
+    return torch.stack(list(boxes)) if experts else torch.empty(shape)
 
 
-def _fan_in(name: str, shape: tuple[int, ...]) -> int:
-    """Inputs of one output: nn.Linear stores [out, in], embeddings [entries, width], routers [width, experts]."""
-    return shape[0] if name.endswith("router.weight") else shape[1]
-
-
-def _drawn(name: str, shape: tuple[int, ...], fan_in: int, seed: int, scale: float) -> Tensor:
-    if scale == 0:
-        return torch.zeros(shape)
-    std = math.sqrt(scale / fan_in)
+def _normal(seed: int, name: str, initial: Normal, shape: tuple[int, ...]) -> Tensor:
+    assert initial.scale is not None, name
+    std = math.sqrt(initial.scale / initial.fan_in)
     value = torch.empty(shape)
     return torch.nn.init.trunc_normal_(
         value, std=std, a=-2 * std, b=2 * std, generator=generator_for(seed, name)
     )
 
 
-def _orthogonal(name: str, shape: tuple[int, ...], seed: int, gain: float) -> Tensor:
-    """Orthonormal rows or columns, whichever are fewer, times `gain`; made in fp64, so that ranks agree in fp32."""
+def _orthogonal(seed: int, name: str, initial: Orthogonal, shape: tuple[int, ...]) -> Tensor:
+    """Made in fp64, so that ranks agree in fp32."""
     value = torch.empty(shape, dtype=torch.float64)
-    return torch.nn.init.orthogonal_(value, gain, generator=generator_for(seed, name)).float()
+    return torch.nn.init.orthogonal_(value, initial.gain, generator=generator_for(seed, name)).float()
 
 
 def _cut(value: Tensor, offsets: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from moe_train.initial import Constant, Initial
+
 
 class DistanceScores(nn.Module):
-    """W_R, u and v of one layer. u and v begin at 0: the authors' code draws them with a deviation of 0.02."""
-
-    init_vector = 0.0
+    """W_R, u and v of one layer."""
 
     def __init__(self, d_model: int, num_heads: int, head_width: int, *, is_causal: bool):
         super().__init__()
@@ -24,6 +24,10 @@ class DistanceScores(nn.Module):
         self.project = nn.Linear(d_model, num_heads * head_width, bias=False)  # W_R
         self.content_bias = nn.Parameter(torch.empty(num_heads * head_width))  # u
         self.distance_bias = nn.Parameter(torch.empty(num_heads * head_width))  # v
+
+    def initial(self, name: str) -> Initial:
+        """u and v begin at 0; the authors' code draws them with a deviation of 0.02."""
+        return Constant(0.0)
 
     def forward(
         self, query: Float[Tensor, "B H S W"]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from moe_train.config.spec import GATED
+from moe_train.initial import Constant, Initial, Normal
 from moe_train.moe.activations import activate_, activated, activation_gradient
 from moe_train.moe.grouped import FeedForwardAtOnce, has_grouped_products
 
@@ -45,9 +46,6 @@ class ExpertWeights(nn.Module):
     What is done with them is the business of subclasses, and so are their gradients.
     """
 
-    init_zeros: tuple[str, ...] = ()
-    """Names of the weights that begin at 0."""
-
     def __init__(self, num_experts: int, d_model: int, d_ff: int, activation: str):
         super().__init__()
         self.activation = activation
@@ -57,6 +55,14 @@ class ExpertWeights(nn.Module):
         self.buffers_for_gradients: GradientBuffers | None = None
         self.gradient_scale = 1.0
         """Factor of the weights' gradients; distribute/expert.py sets it to 1 / expert degree."""
+        self.begins_at_zero = False
+        """`w_out` begins at 0, so that the experts add nothing at first."""
+
+    def initial(self, name: str) -> Initial:
+        """How each expert's matrix begins: by itself, whichever rank holds it."""
+        if name == "w_out" and self.begins_at_zero:
+            return Constant(0.0)
+        return Normal(fan_in=getattr(self, name).shape[1], is_stacked=True)
 
     def keep_gradients(self) -> GradientBuffers:
         """From now on write weight gradients into persistent buffers, and return them."""

@@ -13,11 +13,11 @@ from torch import Tensor
 from moe_train.config.registry import build
 from moe_train.config.schema import Recipe
 from moe_train.data.batch import Batch
-from moe_train.distribute.expert import moe_layers_of
 from moe_train.distribute.spawn import spawn_experts
 from moe_train.engines.engine import Engine
 from moe_train.errors import TrainingError
 from moe_train.model.forward import Forward
+from moe_train.moe.layers.layer import moe_layers_of
 from moe_train.moe.routing import LoadRouter, Vocabulary
 from moe_train.parallel.gathered import free_gathered
 from moe_train.parallel.plan import Mesh

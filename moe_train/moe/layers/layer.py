@@ -29,6 +29,11 @@ def moe_layer(spec: MoESpec, site: str) -> "MoELayer":
     return kind(spec, site)
 
 
+def moe_layers_of(model: nn.Module) -> list[tuple[str, "MoELayer"]]:
+    """Name and module of every MoE layer, lowest first, an encoder's before those of its decoder."""
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, MoELayer)]
+
+
 class MoELayer(nn.Module):
     """Router, dispatcher and experts. Statistics are returned, never stored: recomputation cannot count twice.
 
@@ -47,8 +52,7 @@ class MoELayer(nn.Module):
             site=f"{site}.router",
         )
         self.experts = self.make_experts()
-        if getattr(self.router, "begins_as_identity", False):
-            self.experts.init_zeros = ("w_out",)
+        self.experts.begins_at_zero = spec.router.begins_as_identity
         if spec.scale_expert_gradients:
             self.experts.gradient_scale = spec.num_experts**-0.5
         self.first_expert = 0

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from moe_kernels.ops.assignment import balanced_assignment
 from moe_train.config.kinds.router.base import BaseRouterConfig
+from moe_train.initial import Initial, Orthogonal
 from moe_train.moe.losses import TokenSets, watched, z_loss
 from moe_train.moe.routers.edges import table_routing
 from moe_train.moe.routers.gate import GateRouter
@@ -30,9 +31,11 @@ class BaseRouter(GateRouter):
 
     config: BaseRouterConfig
 
-    init_gain: float | None = 0.1
-    begins_as_identity = True
     scores_residual = True
+
+    def initial(self, name: str) -> Initial:
+        """The experts' vectors begin orthogonal."""
+        return Orthogonal(gain=0.1)
 
     def forward(self, x: Float[Tensor, "T D"], context: RouteContext) -> Routing:
         """Route every token to one expert."""

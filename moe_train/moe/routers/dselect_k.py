@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from moe_train.config.kinds.router.dselect_k import DSelectKRouterConfig
+from moe_train.initial import Initial, Normal
 from moe_train.moe.losses import TokenSets, active_balance_loss, watched, z_loss
 from moe_train.moe.routers.edges import Loss, masked_routing
 from moe_train.moe.routers.gate import GateRouter
@@ -31,14 +32,15 @@ class DSelectKRouter(GateRouter):
 
     config: DSelectKRouterConfig
 
-    init_scale = 1e-4
-    """Outputs begin at about +-0.01, in the middle of the smooth step (the code: within gamma / 100)."""
-
     def __init__(
         self, config: DSelectKRouterConfig, *, d_model: int, num_experts: int, group: int, site: str
     ):
         super().__init__(config, d_model=d_model, num_experts=num_experts, group=group, site=site)
         self.weight = nn.Parameter(torch.empty(d_model, config.num_outputs(num_experts)))
+
+    def initial(self, name: str) -> Initial:
+        """Outputs begin at about +-0.01, in the middle of the smooth step (the code: within gamma / 100)."""
+        return Normal(fan_in=self.weight.shape[0], scale=1e-4)
 
     def forward(self, x: Float[Tensor, "T D"], context: RouteContext) -> Routing:
         """Route every token to the experts that its selectors' codes leave."""

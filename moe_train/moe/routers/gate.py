@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from moe_train.config.kinds.router.router import GateConfig
+from moe_train.initial import Initial, Normal
 from moe_train.moe.routers.scores import gate_logits, jittered, spread_of
 from moe_train.moe.routing import RouteContext, Spread
 
@@ -25,6 +26,10 @@ class GateRouter(nn.Module):
         super().__init__()
         self.config, self.num_experts, self.group, self.site = config, num_experts, group, site
         self.weight = nn.Parameter(torch.empty(d_model, num_experts))
+
+    def initial(self, name: str) -> Initial:
+        """How the matrix begins. A logit has as many inputs as the model is wide."""
+        return Normal(fan_in=self.weight.shape[0])
 
     def logits(self, x: Float[Tensor, "T D"], context: RouteContext) -> Float[Tensor, "T N"]:
         """The gate's outputs in fp32 before any noise, from which `forward` goes on; call it with autocast off."""

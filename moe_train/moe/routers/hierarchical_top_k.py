@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from moe_train.config.kinds.router.hierarchical_top_k import HierarchicalTopKRouterConfig
+from moe_train.initial import Constant, Initial
 from moe_train.moe.losses import TokenSets, balance_loss, cv_squared, watched, z_loss
 from moe_train.moe.routers.edges import Loss, table_routing
 from moe_train.moe.routers.gate import GateRouter
@@ -46,8 +47,6 @@ class HierarchicalTopKRouter(GateRouter):
 
     config: HierarchicalTopKRouterConfig
 
-    init_scale = 0.0
-
     def __init__(
         self, config: HierarchicalTopKRouterConfig, *, d_model: int, num_experts: int, group: int, site: str
     ):
@@ -55,6 +54,10 @@ class HierarchicalTopKRouter(GateRouter):
         self.noise_weight = nn.Parameter(torch.empty(d_model, num_experts))
         self.group_weight = nn.Parameter(torch.empty(d_model, config.num_groups))
         self.group_noise_weight = nn.Parameter(torch.empty(d_model, config.num_groups))
+
+    def initial(self, name: str) -> Initial:
+        """All matrices begin at 0, as in noisy_top_k.py."""
+        return Constant(0.0)
 
     def forward(self, x: Float[Tensor, "T D"], context: RouteContext) -> Routing:
         """Route every token to K * M experts."""

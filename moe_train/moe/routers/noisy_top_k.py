@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from moe_train.config.kinds.router.noisy_top_k import NoisyTopKRouterConfig
+from moe_train.initial import Constant, Initial
 from moe_train.moe.losses import TokenSets, balance_loss, cv_squared, watched, z_loss
 from moe_train.moe.routers.edges import Loss, table_routing
 from moe_train.moe.routers.gate import GateRouter
@@ -32,13 +33,15 @@ class NoisyTopKRouter(GateRouter):
 
     config: NoisyTopKRouterConfig
 
-    init_scale = 0.0
-
     def __init__(
         self, config: NoisyTopKRouterConfig, *, d_model: int, num_experts: int, group: int, site: str
     ):
         super().__init__(config, d_model=d_model, num_experts=num_experts, group=group, site=site)
         self.noise_weight = nn.Parameter(torch.empty(d_model, num_experts))
+
+    def initial(self, name: str) -> Initial:
+        """Both matrices begin at 0, as in the paper's appendix A: all experts are equally likely at first."""
+        return Constant(0.0)
 
     def forward(self, x: Float[Tensor, "T D"], context: RouteContext) -> Routing:
         """Route every token to k experts."""

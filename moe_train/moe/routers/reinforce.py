@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from moe_train.config.kinds.router.reinforce import ReinforceRouterConfig
+from moe_train.initial import Constant, Initial
 from moe_train.moe.losses import TokenSets, balance_loss, entropies, watched, z_loss
 from moe_train.moe.routers.edges import Loss, table_routing
 from moe_train.moe.routers.gate import GateRouter
@@ -29,14 +30,16 @@ class ReinforceRouter(GateRouter):
 
     config: ReinforceRouterConfig
 
-    init_vector = 0.0
-
     def __init__(
         self, config: ReinforceRouterConfig, *, d_model: int, num_experts: int, group: int, site: str
     ):
         super().__init__(config, d_model=d_model, num_experts=num_experts, group=group, site=site)
         self.value_weight = nn.Parameter(torch.empty(d_model))
         self.value_offset = nn.Parameter(torch.empty(1))
+
+    def initial(self, name: str) -> Initial:
+        """The baseline begins at 0, and the policy as any gate does."""
+        return super().initial(name) if name == "weight" else Constant(0.0)
 
     def forward(self, x: Float[Tensor, "T D"], context: RouteContext) -> Routing:
         """Route every token to one expert, with weight 1."""

@@ -13,17 +13,21 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from moe_train.config.kinds.router.sinkhorn import SinkhornRouterConfig
+from moe_train.initial import Initial
 from moe_train.moe.assignment import sinkhorn_plan
 from moe_train.moe.routers.base import BaseRouter
+from moe_train.moe.routers.gate import GateRouter
 
 
 class SinkhornRouter(BaseRouter):
     """BaseRouter with another assignment."""
 
     config: SinkhornRouterConfig
-    init_gain = None
-    begins_as_identity = False
     scores_residual = False
+
+    def initial(self, name: str) -> Initial:
+        """The matrix begins as that of any gate."""
+        return GateRouter.initial(self, name)
 
     def assign(
         self, scores: Float[Tensor, "G S E"], is_real: Bool[Tensor, "G S"] | None

@@ -20,6 +20,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from moe_train.config.kinds.router.smear import SmearRouterConfig
+from moe_train.initial import Constant, Initial, Normal
 from moe_train.moe.routers.scores import spread_of
 from moe_train.moe.routing import RouteContext, Spread
 from moe_train.moe.rows import Rows
@@ -40,14 +41,16 @@ class Merges(NamedTuple):
 class SmearRouter(nn.Module):
     """From tokens to the parts of the experts in each segment's own."""
 
-    init_vector = 0.01
-
     def __init__(self, config: SmearRouterConfig, *, d_model: int, num_experts: int, group: int, site: str):
         super().__init__()
         del group  # each sequence by itself
         self.config, self.site = config, site
         self.weight = nn.Parameter(torch.empty(d_model, num_experts))
         self.gain = nn.Parameter(torch.empty(d_model))
+
+    def initial(self, name: str) -> Initial:
+        """How the experts' vectors and their gain begin."""
+        return Normal(fan_in=self.weight.shape[0]) if name == "weight" else Constant(0.01)
 
     def forward(self, x: Float[Tensor, "T D"], context: RouteContext) -> Merges:
         """The parts of every segment."""

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from moe_train.config.kinds.router.soft import SoftRouterConfig
+from moe_train.initial import Constant, Initial, Normal
 from moe_train.moe.routers.scores import spread_of
 from moe_train.moe.routing import RouteContext, Spread
 
@@ -36,14 +37,16 @@ class SlotWeights(NamedTuple):
 class SoftRouter(nn.Module):
     """From tokens to both mixtures."""
 
-    init_scale = 1.0
-
     def __init__(self, config: SoftRouterConfig, *, d_model: int, num_experts: int, group: int, site: str):
         super().__init__()
         del group, site  # each sequence by itself, and nothing is random
         self.num_experts = num_experts
         self.weight = nn.Parameter(torch.empty(d_model, num_experts * config.slots_per_expert))
         self.scale = nn.Parameter(torch.empty(1))
+
+    def initial(self, name: str) -> Initial:
+        """How the slots' vectors, of which only the directions count, and their scale begin."""
+        return Normal(fan_in=self.weight.shape[0], scale=1.0) if name == "weight" else Constant(1.0)
 
     def forward(self, x: Float[Tensor, "T D"], context: RouteContext) -> SlotWeights:
         """Both mixtures of every sequence."""

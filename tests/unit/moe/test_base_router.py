@@ -11,7 +11,7 @@ from moe_train.config.kinds.router.sinkhorn import SinkhornRouterConfig
 from moe_train.config.notes import notes
 from moe_train.config.registry import REGISTRY
 from moe_train.config.schema import Recipe
-from moe_train.distribute.expert import moe_layers_of
+from moe_train.moe.layers.layer import moe_layers_of
 from moe_train.moe.routers.base import BaseRouter
 from moe_train.moe.routers.sinkhorn import SinkhornRouter
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from moe_train.config.kinds.router.router import GateConfig, capacity_must_be_null
 from moe_train.config.problem import Problem
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 @dataclass
 class BaseRouterConfig(GateConfig):
     """BASE (2103.16716): equal loads in training by a linear assignment; the best expert in validation."""
+
+    begins_as_identity: ClassVar[bool] = True
 
     kind: str = "base"
 

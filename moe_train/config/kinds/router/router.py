@@ -29,6 +29,8 @@ class RouterConfig(KindConfig):
     """Routing goes by an expert's number, a code or the outcome of a draw, not by what was learned for it."""
     may_split_equal_tokens: ClassVar[bool] = False
     """Equal tokens can get different experts: by their ids, by chance, or by the order in which they come."""
+    begins_as_identity: ClassVar[bool] = False
+    """The experts' last matrix begins at 0, so that an MoE layer is its residual at first."""
     validation_follows_step: ClassVar[bool] = False
     """What validation gives depends on the updates made, by a schedule of the recipe, and not on the weights alone."""
 

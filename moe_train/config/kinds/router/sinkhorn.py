@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from moe_train.config.kinds.router.base import BaseRouterConfig
 from moe_train.config.problem import Problem
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 @dataclass
 class SinkhornRouterConfig(BaseRouterConfig):
     """S-BASE (2202.01169): nearly equal loads in training, by Sinkhorn's scaling."""
+
+    begins_as_identity: ClassVar[bool] = False
 
     kind: str = "sinkhorn"
     tolerance: float = 1e-4  # mean change of the columns' factors at which the scaling ends
