@@ -179,7 +179,7 @@ def _layout(recipe: Recipe, workers: int | None) -> Iterator[Problem]:
     replicas = (data or 1) // parallel.expert
     widths = {"model.d_model": spec.moe[0].d_model, "moe.d_ff": spec.moe[0].d_ff} if spec.moe else {}
     for key, width in widths.items():
-        if width % replicas:
+        if replicas > 1 and width % replicas:
             yield Problem(
                 "parallel.expert",
                 parallel.expert,

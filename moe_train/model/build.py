@@ -10,7 +10,8 @@ from torch import Tensor
 
 from moe_train.config.spec import ModelSpec
 from moe_train.model.init import initial_value, initials
-from moe_train.model.transformer import Model, build_on_meta
+from moe_train.model.model import Model
+from moe_train.model.transformer import build_on_meta
 from moe_train.moe.layers.layer import moe_layers_of
 from moe_train.moe.routing import TableRouter, Vocabulary
 from moe_train.random import generator_for

@@ -42,8 +42,9 @@ class Transformer(Stack, Model):
         rows = Rows(batch.sequence_ids, batch.tokens, batch.is_real)
         return batch.tokens, RouteContext(forward_pass, rows)
 
-    def forward(self, tokens: Int[Tensor, "B S"], context: RouteContext) -> ModelOutput:
+    def forward(self, tokens: Int[Tensor, "B S"], context: RouteContext | None = None) -> ModelOutput:
         """Returns logits at every position."""
+        context = context or RouteContext.outside_of_a_run(tokens, self.training)
         x, stats = self.run(self.embedding(tokens), context)
         return ModelOutput(_logits(x, self.embedding, self.head), stats)
 

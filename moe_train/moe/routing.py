@@ -42,6 +42,12 @@ class RouteContext:
     forward_pass: Pass
     rows: Rows
 
+    @classmethod
+    def outside_of_a_run(cls, tokens: Int[Tensor, "B S"], training: bool) -> "RouteContext":
+        """Returns that of a pass over whole sequences at step 0, with the draws of seed 0."""
+        sequence_ids = torch.arange(len(tokens), device=tokens.device)
+        return cls(Pass(training, 0.0, RandomStream(0, 0)), Rows(sequence_ids, tokens))
+
     @property
     def training(self) -> bool:
         """Whether to draw at all: nothing is random in validation."""

@@ -48,7 +48,9 @@ def test_no_link_of_a_document_is_broken(document: Path) -> None:
 
 def test_a_broken_link_and_a_missing_anchor_are_noticed(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text("# A page\n[a](page.md#a-page) [b](gone.md) [c](#gone) `[d](gone.md)` [e](https://example.org)\n")
+    page.write_text(
+        "# A page\n[a](page.md#a-page) [b](gone.md) [c](#gone) `[d](gone.md)` [e](https://example.org)\n"
+    )
     assert list(broken_links(page)) == ["gone.md: no such file", "#gone: no such heading"]
 
 

@@ -85,7 +85,7 @@ def test_a_sequence_gets_the_same_wherever_it_is(kind, training):
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_a_token_gets_depends_on_later_tokens_only_where_the_configuration_says_so(kind):
     layer = layer_of(kind)
-    leaks = layer.config.router.sees_later_tokens
+    leaks = layer.spec.router.sees_later_tokens
     x, other = tokens(1), tokens(1)
     other[LENGTH // 2 :] = normal(LENGTH - LENGTH // 2, WIDTH, seed=51)
     here = context(1, LENGTH, training=kind not in ASSIGNED)
@@ -121,7 +121,7 @@ def test_a_router_that_learned_nothing_is_undecided_between_all_experts(kind, tr
         here = with_padding(here, torch.arange(LENGTH) < torch.tensor([[LENGTH], [5], [1]]))
     _, stats = layer(tokens(), here)
     num_tokens = int(here.num_real)
-    learns = layer.config.router.num_parameters(WIDTH, EXPERTS) > 0
+    learns = layer.spec.router.num_parameters(WIDTH, EXPERTS) > 0
     entropy, top = (num_tokens * math.log(EXPERTS), num_tokens / EXPERTS) if learns else (0, 0)
     assert float(stats.counts["router_entropy"]) == pytest.approx(entropy, rel=1e-5)
     assert float(stats.counts["router_top_probability"]) == pytest.approx(top, rel=1e-5)
@@ -188,7 +188,7 @@ def test_tokens_that_are_all_alike_get_the_same_and_crowd_at_the_same_experts(ki
     y, stats = layer(x, context(SEQUENCES, LENGTH))
     torch.testing.assert_close(y, y[:1].expand_as(y))
     if kind not in ("soft", "dselect_k"):  # every slot is filled; every code has some weight at first
-        assert int((stats.load > 0).sum()) == layer.config.router.num_choices
+        assert int((stats.load > 0).sum()) == layer.spec.router.num_choices
         assert int(stats.load.max()) == len(x)
 
 
@@ -281,4 +281,4 @@ def test_two_passes_of_an_update_differ_where_the_configuration_says_that_someth
         second = replace(here, forward_pass=replace(here.forward_pass, random=stream))
         one, other = (layer(tokens(), each)[0] for each in (here, second))
         differ |= not torch.allclose(one, other, rtol=1e-5, atol=1e-5)
-    assert layer.config.router.draws_in_training(experts) == differ
+    assert layer.spec.router.draws_in_training(experts) == differ
