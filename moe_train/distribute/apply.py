@@ -21,7 +21,7 @@ from moe_train.model.build import tables
 from moe_train.model.init import initial_value, initials
 from moe_train.model.model import Model
 from moe_train.model.transformer import build_on_meta
-from moe_train.moe.experts import GradientBuffers
+from moe_train.moe.gradient_buffers import GradientBuffers
 from moe_train.moe.layers.layer import moe_layers_of
 from moe_train.moe.routing import Vocabulary
 from moe_train.parallel.plan import Mesh

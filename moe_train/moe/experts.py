@@ -20,24 +20,8 @@ from torch.autograd.function import once_differentiable
 from moe_train.config.spec import GATED
 from moe_train.initial import Constant, Initial, Normal
 from moe_train.moe.activations import activate_, activated, activation_gradient
+from moe_train.moe.gradient_buffers import GradientBuffers
 from moe_train.moe.grouped import FeedForwardAtOnce, has_grouped_products
-
-
-class GradientBuffers:
-    """Persistent `.grad` tensors of stacked weights, written by the matrix products of the backward pass.
-
-    The first backward pass after `reset` overwrites, later ones add: nothing is ever filled with zeros first.
-    """
-
-    def __init__(self, parameters: list[nn.Parameter]):
-        self.tensors = [torch.empty_like(parameter) for parameter in parameters]
-        self.is_fresh = True
-        for parameter, tensor in zip(parameters, self.tensors, strict=True):
-            parameter.grad = tensor
-
-    def reset(self) -> None:
-        """What `zero_grad` is for other parameters."""
-        self.is_fresh = True
 
 
 class ExpertWeights(nn.Module):

@@ -6,7 +6,7 @@ R rows received, E experts held here, D model width, F hidden width.
 """
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -16,9 +16,7 @@ from torch.nn.functional import grouped_mm
 
 from moe_train.config.spec import GATED
 from moe_train.moe.activations import activate_, activated, activation_gradient
-
-if TYPE_CHECKING:
-    from moe_train.moe.experts import GradientBuffers
+from moe_train.moe.gradient_buffers import GradientBuffers
 
 LEAST_CAPABILITY = (9, 0)
 """Of a GPU with a kernel for it; elsewhere torch calls one product an expert, too."""
@@ -46,7 +44,7 @@ class FeedForwardAtOnce(torch.autograd.Function):
         rows: Float[Tensor, "R D"],
         counts: list[int],
         activation: str,
-        buffers: "GradientBuffers | None",
+        buffers: GradientBuffers | None,
         scale: float,
         empty_like: Callable[[Tensor], Tensor],
         dropout: Float[Tensor, "R F"] | None,

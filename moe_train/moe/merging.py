@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from moe_train.moe.experts import ExpertWeights, GradientBuffers, weight_gradient
+from moe_train.moe.experts import ExpertWeights, weight_gradient
+from moe_train.moe.gradient_buffers import GradientBuffers
 
 
 class MergingExperts(ExpertWeights):
