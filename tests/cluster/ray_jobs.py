@@ -71,4 +71,4 @@ class RayRun(Run):
             {step: value for (step, key), value in run.numbers().items() if key == "loss" and step % 2 == 0}
             for run in (self, alone)
         )
-        assert losses == pytest.approx(others, rel=1e-4)
+        assert losses == pytest.approx(others, rel=1e-5)

@@ -35,15 +35,15 @@ from moe_cluster.linux import is_alive
 
 pytestmark = pytest.mark.cluster
 
-ROUNDED = ("steps=100000", "optim.lr=1e-4")
-"""As long as a scenario takes on any machine, at a rate at which rounding stays rounding."""
+ROUNDED = ("steps=100000", "optim.lr=1e-5")
+"""As long as a scenario takes on any machine, at a rate at which rounding stays rounding for thousands of steps."""
 INTRODUCTION = """\
 `make cluster` writes this section (tests/cluster/test_ray_jobs.py): a real Ray 2.60 of a head and two workers on
 one machine of two busy cores, a run of two workers on two nodes, faults inflicted on real processes. "Back at work"
 is the time from the fault to the first step after it, most of which is the start of Ray Train, Python and torch.
 Runs that always had two workers ended with bitwise the numbers of an undisturbed run; those that shrank and grew,
 the one that waited and the one that lost its head had the losses of a run with one worker at every step, within
-1e-4.
+1e-5.
 """
 WAITING = "waiting for room: 2 workers are needed, and there is room for 1"
 
@@ -398,7 +398,7 @@ def test_a_job_cancelled_while_its_workers_start_ends_without_a_failure(
     run.wait_until("stopped")
     assert run.attempts == 1
     assert (run.outcome(1)["exit_code"], run.outcome(1)["cause"]) == (75, None)
-    assert f"stopped and saved; resume with: moe-train resume {run.folder}" in run.output
+    assert f"stopped before anything was saved; resume with: moe-train resume {run.folder}" in run.output
     assert run.step < STEPS
     table.add(
         "`moe-train cancel` while workers start", "stopped, which does not count as a failure", "as promised"

@@ -50,7 +50,8 @@ def _run(name: str, ray: Sequence[str]) -> int:
     )  # for this user alone, under a name that nobody had
     inner = os.path.join(folder, "r")  # Ray opens its folder to everyone
     try:
-        return _wait(subprocess.Popen([*ray, f"--temp-dir={inner}"], stdin=subprocess.DEVNULL))
+        # Ray starts some of its processes with `python -m`, which would import a queue.py of the user's directory.
+        return _wait(subprocess.Popen([*ray, f"--temp-dir={inner}"], stdin=subprocess.DEVNULL, cwd=folder))
     finally:
         end_children(set(), 0.0)
         shutil.rmtree(folder, ignore_errors=True)

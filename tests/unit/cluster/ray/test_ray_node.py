@@ -22,6 +22,7 @@ signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
 (folder / "session").mkdir(parents=True)
 folder.chmod(0o777)
 subprocess.Popen(["sleep", "60"], start_new_session=True)
+(folder / "started_in").symlink_to(pathlib.Path.cwd())
 pathlib.Path(sys.argv[1]).write_text(str(folder))
 sys.exit(int(sys.stdin.read() or 3)) if "ends" in sys.argv else signal.pause()
 """
@@ -62,6 +63,11 @@ def test_ray_has_a_short_folder_of_this_user_alone(node: Node) -> None:
     assert node.folder.parent.stat().st_mode & 0o777 == 0o700
     sockets = "session_2026-11-25_22-51-10_980105_4194304/sockets/plasma_store.1"
     assert len(str(node.folder).replace("-test-", "-67043328-")) + 1 + len(sockets) <= 107
+    node.process.communicate(timeout=30)
+
+
+def test_ray_starts_in_its_own_folder_and_not_among_the_users_modules(node: Node) -> None:
+    assert (node.folder / "started_in").resolve() == node.folder.parent
     node.process.communicate(timeout=30)
 
 
