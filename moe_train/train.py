@@ -22,7 +22,7 @@ from moe_train.callbacks.console import Console
 from moe_train.callbacks.group import CallbackGroup, offered_callback
 from moe_train.callbacks.jsonl import JsonlSink
 from moe_train.callbacks.wandb import WandbSink
-from moe_train.checkpoint.checkpointer import Checkpointer, Found
+from moe_train.checkpoint.checkpointer import Checkpoint, Checkpointer
 from moe_train.checkpoint.layout import ShardedState
 from moe_train.checkpoint.lineage import record_start
 from moe_train.config.check import require_sound
@@ -247,7 +247,7 @@ def _vocabulary(recipe: Recipe, data: PreparedData) -> Vocabulary:
     return Vocabulary(size, cache(lambda: torch.from_numpy(data.count_tokens(size))), cache(vectors))
 
 
-def _require_goes_on(found: Found, recipe: Recipe, data: PreparedData) -> None:
+def _require_goes_on(found: Checkpoint, recipe: Recipe, data: PreparedData) -> None:
     """Refuse a checkpoint with which this recipe would not go on: of another model or seed, of other text, too late."""
     require_same_recipe(found.manifest.meta, recipe, str(found.path))
     before = found.manifest.meta["data_fingerprint"]

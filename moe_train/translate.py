@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from moe_train.arguments import Parser, add_overrides, parse_with_overrides
-from moe_train.checkpoint.checkpointer import Checkpointer, Found
+from moe_train.checkpoint.checkpointer import Checkpoint, Checkpointer
 from moe_train.checkpoint.lineage import newest_attempt
 from moe_train.config.check import require_sound
 from moe_train.config.load import load_recipe
@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _trained(recipe: Recipe, run_dir: Path, step: int | None, world: World) -> tuple[Model, Found]:
+def _trained(recipe: Recipe, run_dir: Path, step: int | None, world: World) -> tuple[Model, Checkpoint]:
     """Returns a model with the weights of the checkpoint of `step`, or of the newest."""
     engine: Engine = build(
         "engine",
@@ -93,7 +93,7 @@ def _trained(recipe: Recipe, run_dir: Path, step: int | None, world: World) -> t
 
 
 def _translate_validation(
-    recipe: Recipe, translator: Translator, found: Found, tokenizer: Tokenizer, world: World
+    recipe: Recipe, translator: Translator, found: Checkpoint, tokenizer: Tokenizer, world: World
 ) -> None:
     """Print source, translation and reference of the validation pairs, then both scores."""
     data = prepare(recipe.data, cache_dir(world.cache), lambda sentence: print(sentence, file=sys.stderr))

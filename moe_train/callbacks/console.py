@@ -1,4 +1,4 @@
-"""What a person at the terminal sees of a run: a live view where there is a terminal, plain lines elsewhere.
+"""Shows a run to the person watching it: a live view in a terminal, plain lines elsewhere.
 
 The rows are those of metrics.jsonl; a value that is missing or was not finite is shown as `-`.
 """
@@ -27,26 +27,26 @@ class Console(Callback):
     """Shows training rows in place and prints validation and event rows as lines."""
 
     def __init__(self, stream: IO[str] | None = None) -> None:
-        """`stream`: where to write; by default what sys.stdout is now."""
+        """Writes to `stream`, by default the current sys.stdout."""
         stream = stream or sys.stdout
-        self._stream, self._has_told_loss = stream, False
+        self._stream, self._has_reported_loss = stream, False
         self._rich = RichConsole(file=stream, highlight=False)
         self._is_live = stream.isatty()
         self._live: Live | None = None
         self._info: RunInfo
 
     def on_start(self, info: RunInfo) -> None:
-        """Say what is about to run, and open the live view."""
+        """Prints a line about the run and opens the live view."""
         self._info = info
         self._print(_headline(info))
         if self._is_live:
             self._live = Live(console=self._rich, refresh_per_second=4)
             self._live.start()
-            # After an error on_stop is not called, and an open view would leave the cursor hidden.
+            # After an error on_stop is not called, and a view left open would keep the cursor hidden.
             atexit.register(self._live.stop)
 
     def on_row(self, row: Row) -> None:
-        """Show one row."""
+        """Shows one row."""
         steps = self._info.recipe.steps
         if "loss" not in row:
             self._print(event_line(row))
@@ -56,7 +56,7 @@ class Console(Callback):
             self._live.update(_view(row, steps, self._info.moe_layers))
 
     def on_stop(self, exit_code: int) -> None:
-        """Close the live view and say where to look next."""
+        """Closes the live view and prints where to look next."""
         if self._live is not None:
             self._live.stop()
             atexit.unregister(self._live.stop)
@@ -65,17 +65,17 @@ class Console(Callback):
             self._print(line)
 
     def _print(self, line: str) -> None:
-        """Print `line` as it is: above the live view, neither wrapped nor read as markup."""
+        """Prints `line` above the live view without wrapping or markup."""
         self._rich.print(line, markup=False, soft_wrap=True)
         failure = lost_output(self._stream)
-        if failure is not None and not self._has_told_loss:
-            self._has_told_loss = True
-            why = "nobody reads it any more" if isinstance(failure, BrokenPipeError) else failure.strerror
-            log.warning("the output is lost (%s); training goes on, and metrics.jsonl has every row", why)
+        if failure is not None and not self._has_reported_loss:
+            self._has_reported_loss = True
+            reason = "its reader has gone" if isinstance(failure, BrokenPipeError) else failure.strerror
+            log.warning("output is lost (%s); training continues, and metrics.jsonl has every row", reason)
 
 
 def training_line(row: Row, steps: int) -> str:
-    """A training row as one line of plain text."""
+    """Formats a training row as one line of plain text."""
     fields = [
         f"step {row['step']}/{steps}",
         f"loss {_number(row['loss'])}",
@@ -90,13 +90,13 @@ def training_line(row: Row, steps: int) -> str:
 
 
 def _by_chance(moe: Mapping[str, Any]) -> str:
-    """What the CV of the layers would be by chance alone, at most."""
+    """Returns the largest CV that chance alone would give a layer, in words."""
     values = [value for value in moe.get("chance_cv", []) if value is not None and value == value]
     return f" (chance {max(values):.2f})" if values else ""
 
 
 def event_line(row: Row) -> str:
-    """A validation row or an event row as one line of plain text."""
+    """Formats a validation row or an event row as one line of plain text."""
     if "validation_loss" in row:
         return f"step {row['step']}  validation loss {_number(row['validation_loss'], '.4f')}"
     details = [f"{key}={value}" for key, value in row.items() if key not in ("event", "step", "attempt")]
@@ -105,7 +105,7 @@ def event_line(row: Row) -> str:
 
 
 def duration(seconds: float) -> str:
-    """45s, 1m20s, 2h05m, 3d04h: the two largest units."""
+    """Formats a duration in its two largest units: 45s, 1m20s, 2h05m, 3d04h."""
     whole = round(seconds)
     for size, smaller, names in ((86400, 3600, "dh"), (3600, 60, "hm"), (60, 1, "ms")):
         if whole >= size:
@@ -114,7 +114,7 @@ def duration(seconds: float) -> str:
 
 
 def _update_and_speed(row: Row, steps: int) -> list[str]:
-    """The learning rate, the gradient norm, the speed, the memory, and the time left."""
+    """Formats the learning rate, the gradient norm, the speed, the memory and the time left."""
     return [
         f"lr {_number(row.get('lr'), '.3g')}",
         f"gradient norm {_number(row.get('grad_norm'), '.3g')}",
@@ -177,10 +177,10 @@ def _closing_lines(info: RunInfo, exit_code: int) -> list[str]:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+    numbers = [value for value in values if value is not None]
+    return sum(numbers) / len(numbers) if numbers else None
 
 
 def _number(value: float | None, form: str = ".3f") -> str:
-    """`value` in `form`; `-` for what is missing or not a number (which alone differs from itself)."""
+    """Formats `value` by `form`; `-` if it is missing or NaN (the only value that differs from itself)."""
     return "-" if value is None or value != value else format(value, form)

@@ -1,8 +1,8 @@
-"""All callbacks of a run as one: rank 0 has them, other ranks have none.
+"""Groups all callbacks of a run into one: rank 0 has them, other ranks have none.
 
-A callback that fails is dropped with a message and training continues; only what moe-train itself raises on purpose,
-such as a metrics.jsonl that cannot be written, ends the run. The last state of one that was dropped stays in the
-checkpoints, so that a resume gives it back.
+A callback that fails is dropped with a message and training continues; only an error that moe-train raises on purpose,
+such as a metrics.jsonl that cannot be written, ends the run. The last state of a dropped callback stays in the
+checkpoints, so that a resume restores it.
 """
 
 import logging
@@ -24,28 +24,28 @@ class CallbackGroup:
         self._states: dict[str, Any] = {}
 
     def on_start(self, info: RunInfo) -> None:
-        """See Callback."""
+        """Passes the call on; see Callback."""
         self._each(lambda callback: callback.on_start(info))
 
     def on_step(self, step: int) -> None:
-        """See Callback."""
+        """Passes the call on; see Callback."""
         self._each(lambda callback: callback.on_step(step))
 
     def on_row(self, row: Row) -> None:
-        """See Callback."""
+        """Passes the call on; see Callback."""
         self._each(lambda callback: callback.on_row(row))
 
     def on_stop(self, exit_code: int) -> None:
-        """See Callback."""
+        """Passes the call on; see Callback."""
         self._each(lambda callback: callback.on_stop(exit_code))
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of each callback by name."""
+        """Returns each callback's state by name."""
         self._each_by_name(lambda name, callback: self._states.update({name: callback.state_dict()}))
         return dict(self._states)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Give each callback its own state back; one that is new to the run starts without."""
+        """Restores each callback's state; one that is new to the run starts without."""
         self._states = dict(state)
         self._each_by_name(
             lambda name, callback: callback.load_state_dict(state[name]) if name in state else None
@@ -70,11 +70,11 @@ class CallbackGroup:
 
 
 def offered_callback(name: str) -> Callback:
-    """The callback that an installed package offers by this name."""
-    made = make_callback(name)
-    if not isinstance(made, Callback):
+    """Returns the callback that an installed package offers under this name."""
+    callback = make_callback(name)
+    if not isinstance(callback, Callback):
         raise RecipeError(
-            f"monitor.callbacks={name}: its package makes a {type(made).__name__}, not a Callback; derive its class "
-            "from moe_train.callbacks.callback.Callback, or leave it out"
+            f"monitor.callbacks={name}: must be a Callback, but its package makes a {type(callback).__name__}; derive "
+            "its class from moe_train.callbacks.callback.Callback, or leave it out"
         )
-    return made
+    return callback

@@ -1,7 +1,7 @@
-"""Writes metrics.jsonl, the run's own record: every row, one line each, whatever else is on or fails.
+"""Writes metrics.jsonl, the run's own record: one line per row, whatever other sinks are on or fail.
 
-A row is one write to a file opened for appending: once `on_row` returns, the row survives the death of the
-process. monitor/rows.py reads the file back.
+A row is one write to a file opened for appending: once `on_row` returns, the row survives a crash of the process.
+monitor/rows.py reads the file back.
 """
 
 import json
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 class JsonlSink(Callback):
     """Appends every row to RUN/metrics.jsonl.
 
-    Every method raises RunError when the file cannot be written: a run must not go on without its record.
+    Every method raises RunError if the file cannot be written: a run must not continue without its record.
     """
 
     def __init__(self) -> None:
@@ -31,30 +31,30 @@ class JsonlSink(Callback):
         self._fd = -1
 
     def on_start(self, info: RunInfo) -> None:
-        """Open the file, and cut what a killed attempt left half-written at its end."""
+        """Opens the file, and removes an incomplete last line that a killed attempt left."""
         self._path = info.run_dir / METRICS_FILE
         try:
             self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
             size = os.fstat(self._fd).st_size
-            sound = _sound_size(self._fd, size)
-            if sound < size:
-                os.ftruncate(self._fd, sound)
-                log.warning("%s: cut %d bytes of a half-written last line.", self._path, size - sound)
+            valid_size = _valid_size(self._fd, size)
+            if valid_size < size:
+                os.ftruncate(self._fd, valid_size)
+                log.warning("%s: removed %d bytes of an incomplete last line.", self._path, size - valid_size)
         except OSError as error:
             raise self._failure(error) from None
 
     def on_row(self, row: Row) -> None:
-        """Append one line."""
+        """Appends one line."""
         line = encode_row(row)
         try:
-            # A full disk may take a part of the line; writing the rest then says why.
+            # A full disk may take part of the line; writing the rest then raises the reason.
             while line:
                 line = line[os.write(self._fd, line) :]
         except OSError as error:
             raise self._failure(error) from None
 
     def on_stop(self, exit_code: int) -> None:
-        """Push the rows to the disk and close the file."""
+        """Syncs the rows to disk and closes the file."""
         try:
             os.fsync(self._fd)
             os.close(self._fd)
@@ -63,13 +63,13 @@ class JsonlSink(Callback):
 
     def _failure(self, error: OSError) -> RunError:
         return RunError(
-            f"{self._path}: cannot be written ({error.strerror}), and a run must not go on unrecorded; "
-            "free space or make the run folder writable, then start the same command again to resume."
+            f"{self._path}: cannot be written ({error.strerror}), and a run must not continue without its record; "
+            "free space or make the run folder writable, then repeat the command to resume."
         )
 
 
 def encode_row(row: Row) -> bytes:
-    """The row as one line. Floats read back exactly; NaN and infinities, which JSON lacks, become null."""
+    """Encodes the row as one line. Floats read back exactly; NaN and infinities, which JSON lacks, become null."""
     try:
         text = json.dumps(row, allow_nan=False, separators=(",", ":"))
     except ValueError:
@@ -87,8 +87,8 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _sound_size(fd: int, size: int) -> int:
-    """Bytes up to the end of the last line that is complete and a row."""
+def _valid_size(fd: int, size: int) -> int:
+    """Returns the number of bytes up to the end of the last complete line that is a row."""
     if not size:
         return 0
     with mmap.mmap(fd, size, access=mmap.ACCESS_READ) as data:

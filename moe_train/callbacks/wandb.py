@@ -1,7 +1,7 @@
-"""Sends the rows to Weights & Biases: online, offline, or not at all. The only file that imports wandb.
+"""Sends the rows to Weights & Biases: online, offline, or not at all. No other file imports wandb.
 
-The run must not depend on it: without a key or a network the rows go to W&B's offline folder, and a W&B call
-that fails ends the sending; either is said once, and training goes on. metrics.jsonl stays the truth.
+The run must not depend on it: without a key or a network the rows go to W&B's offline folder, and after a failed W&B
+call nothing more is sent; either is logged once, and training continues. metrics.jsonl is the authoritative record.
 """
 
 import logging
@@ -20,19 +20,19 @@ from moe_train.errors import in_one_line
 log = logging.getLogger(__name__)
 
 INIT_TIMEOUT_S = 5.0
-"""Without a network, the start of training waits this long."""
+"""Without a network, training waits this long before it starts."""
 FINISH_TIMEOUT_S = 30.0
-"""At the end, rows not yet sent are waited for this long; what is left can be sent with `wandb sync`."""
+"""At the end, the run waits this long for unsent rows; `wandb sync` can send the rest."""
 TRANSMIT_INTERVAL_S = 2.0
-"""Rows appear on the server this often; W&B's own default is 15 s, which a killed run loses."""
+"""How often rows are sent to the server; W&B's default is 15 s, and a killed run loses that much."""
 MAX_LAYERS = 32
-"""MoE layers with keys of their own; of a deeper model, this many, evenly spaced, and the worst of all."""
+"""Maximum number of MoE layers with their own keys; of a deeper model, this many evenly spaced ones are sent."""
 WORST = {"cv": max, "max_violation": max, "entropy": min, "dead_fraction": max, "drop_rate": max}
-"""Figures sent for every layer, and which value is the worst of them."""
+"""Figures sent for every layer, with the function that picks the worst value."""
 OTHERS = ("router_entropy", "router_top_probability", "experts_per_token")
-"""Figures sent for every layer that are not better or worse."""
+"""Figures sent for every layer that have no worst value."""
 AXIS = "train/step"
-"""W&B's own `_step` neither survives an offline resume nor goes back; this one is the step of the row."""
+"""The row's step, logged as its own key, since W&B's `_step` neither survives an offline resume nor goes back."""
 
 
 class WandbSink(Callback):
@@ -45,7 +45,7 @@ class WandbSink(Callback):
         self._layers: dict[int, str] = {}
 
     def on_start(self, info: RunInfo) -> None:
-        """Begin the W&B run, or go on with it; wait INIT_TIMEOUT_S or so, and raise no error of W&B's."""
+        """Starts or resumes the W&B run, waiting about INIT_TIMEOUT_S; raises no error from W&B."""
         if self._config.mode == "disabled":
             return
         import wandb
@@ -62,29 +62,29 @@ class WandbSink(Callback):
             self._run.define_metric("*", step_metric=AXIS)
 
     def on_row(self, row: Row) -> None:
-        """Queue the row's figures; W&B sends them from a process of its own."""
+        """Queues the row's figures; W&B sends them from a separate process."""
         if self._run is None or "event" in row:
             return
         with self._contained():
             self._run.log(flatten(row, self._layers))
 
     def on_stop(self, exit_code: int) -> None:
-        """End the W&B run, waiting at most FINISH_TIMEOUT_S for rows not yet sent."""
+        """Ends the W&B run, waiting at most FINISH_TIMEOUT_S for unsent rows."""
         if self._run is None:
             return
         with self._contained():
             self._run.finish(exit_code)
 
     def state_dict(self) -> dict[str, Any]:
-        """The id that makes a resume go on with the same W&B run."""
+        """Returns the id with which a resume continues the same W&B run."""
         return {"run_id": self._run_id}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with the run of `state`."""
+        """Continues the W&B run of `state`."""
         self._run_id = state["run_id"]
 
     def _open_online(self, wandb: Any, info: RunInfo) -> Literal["online", "offline"]:
-        """Open the run on the server; "offline" if that cannot be done, which is then said."""
+        """Opens the run on the server; logs the reason and returns "offline" if that is not possible."""
         try:
             if wandb.login(prompt=False, verify=False):
                 self._run = self._init(wandb, info, "online")
@@ -112,7 +112,7 @@ class WandbSink(Callback):
             tags=self._config.tags,
             name=info.recipe.name,
             id=self._run_id,
-            # Offline there is no past to ask the server for.
+            # Offline there is no server to look up the run's past on.
             resume="allow" if mode == "online" else None,
             dir=str(info.run_dir),
             mode=mode,
@@ -138,7 +138,7 @@ class WandbSink(Callback):
 
     @contextmanager
     def _contained(self) -> Iterator[None]:
-        """A failure of W&B ends the sending, not the training."""
+        """Turns a failure of W&B into the end of sending instead of the end of training."""
         try:
             yield
         except Exception as error:
@@ -152,10 +152,10 @@ class WandbSink(Callback):
 
 
 def flatten(row: Row, layers: Mapping[int, str]) -> dict[str, float]:
-    """A training or validation row as W&B's flat keys.
+    """Flattens a training or validation row into W&B's keys.
 
-    `layers` says which of the row's layers to show, by position, and their names. No key per
-    expert: 40 layers of 256 experts would be 10,240 of them.
+    `layers` maps the positions of the layers to send to their names. There is no key per expert: 40 layers of 256
+    experts would make 10,240 keys.
     """
     values: dict[str, float] = {AXIS: row["step"]}
     for key, value in row.items():
@@ -178,7 +178,7 @@ def _experts(moe: Mapping[str, Any], layers: Mapping[int, str]) -> dict[str, flo
         if moe[figure]:
             values[f"moe/worst/{figure}"] = worst(moe[figure])
     for figure in (*WORST, *OTHERS):
-        # A router without a distribution has no point, rather than a chart of NaN.
+        # A router without a distribution gets no chart instead of a chart of NaN.
         values |= {
             f"moe/{name}/{figure}": moe[figure][position]
             for position, name in layers.items()
@@ -188,18 +188,20 @@ def _experts(moe: Mapping[str, Any], layers: Mapping[int, str]) -> dict[str, flo
 
 
 def _shown_layers(moe_layers: tuple[int, ...]) -> dict[int, str]:
-    """Position in the rows' lists -> name; of more than MAX_LAYERS, evenly spaced ones from first to last."""
+    """Maps positions in the rows' lists to names; of more than MAX_LAYERS, evenly spaced ones from first to last."""
     positions = range(len(moe_layers))
     if len(moe_layers) > MAX_LAYERS:
         last = len(moe_layers) - 1
-        chosen = sorted({round(number * last / (MAX_LAYERS - 1)) for number in range(MAX_LAYERS)})
-        log.info("W&B shows %d of %d MoE layers, and the worst of all.", len(chosen), len(moe_layers))
+        shown_positions = sorted({round(number * last / (MAX_LAYERS - 1)) for number in range(MAX_LAYERS)})
+        log.info(
+            "W&B shows %d of %d MoE layers, and the worst of all.", len(shown_positions), len(moe_layers)
+        )
     else:
-        chosen = list(positions)
-    return {position: f"layer_{moe_layers[position]:02d}" for position in chosen}
+        shown_positions = list(positions)
+    return {position: f"layer_{moe_layers[position]:02d}" for position in shown_positions}
 
 
 def _is_from_wandb(error: Exception) -> bool:
-    """Whether an error was raised inside a call of W&B, which also lets errors of other packages through."""
+    """Returns whether an error was raised inside a call of W&B, which also raises other packages' errors."""
     modules = (frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__))
     return isinstance(error, OSError) or any(name.partition(".")[0] == "wandb" for name in modules)

@@ -1,8 +1,8 @@
-"""A checksum per expert, by its global id, that does not depend on how the expert is cut into boxes.
+"""Computes a checksum per expert, by its global id, that does not depend on how the expert is cut into boxes.
 
-It is a sum over elements, so boxes add up on any layout; each element's bits are weighted by its position, so
-that experts, rows or columns that changed places do not add up to the same. It guards against experts that
-are loaded under a wrong id; that files are unharmed is the business of their sha256.
+It is a sum over elements, so boxes add up on any layout; each element's bits are weighted by its position, so that
+exchanged experts, rows or columns change the sum. It guards against experts that are loaded under a wrong id; the
+sha256 of the files guards against damage.
 """
 
 # e experts of a box, n_k extent of its dimension k
@@ -21,11 +21,11 @@ _INTEGERS = {
     4: (torch.int32, np.uint32),
     8: (torch.int64, np.uint64),
 }
-_SPREAD = 0x9E3779B1  # an odd constant without pattern: dimensions must not be exchangeable
+_SPREAD = 0x9E3779B1  # an odd constant without a pattern, so that dimensions are not exchangeable
 
 
 def expert_checksums(data: Tensor, offsets: Sequence[int]) -> list[int]:
-    """Checksum of the part of each expert that the box `data` [e, ...] at `offsets` holds."""
+    """Returns the checksum of each expert's part in the box `data` [e, ...] at `offsets`."""
     kind, unsigned = _INTEGERS[data.element_size()]
     bits = data.detach().cpu().contiguous().view(kind).numpy().view(unsigned)
     if bits.ndim == 1:
@@ -39,7 +39,7 @@ def expert_checksums(data: Tensor, offsets: Sequence[int]) -> list[int]:
 
 
 def _weights(dim: int, offset: int, extent: int) -> np.ndarray:
-    """Weight of each position along `dim`: odd along the first, even along others: odd for every element."""
+    """Weighs each position along `dim`: odd along the first, even along others, so every element's weight is odd."""
     positions = np.arange(offset, offset + extent, dtype=np.uint64)
     if dim == 1:
         return positions * np.uint64(2) + np.uint64(1)

@@ -1,6 +1,6 @@
-"""Which checkpoint to resume from: the newest on the lineage that verifies, or the one that was asked for.
+"""Chooses the checkpoint to resume from: the newest on the lineage that verifies, or the requested one.
 
-Rank 0 looks, all ranks share the hashing, and all come to the same answer or the same error.
+Rank 0 lists the candidates, all ranks share the hashing, and all get the same answer or the same error.
 """
 
 import logging
@@ -19,13 +19,13 @@ from moe_train.identity import Origin
 from moe_train.parallel.world import World
 
 logger = logging.getLogger(__name__)
-Wanted = Literal["latest"] | int
+Request = Literal["latest"] | int
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Found:
-    """A committed checkpoint that has been verified."""
+class Checkpoint:
+    """Identifies a committed checkpoint that has been verified."""
 
     step: int
     path: Path
@@ -33,75 +33,78 @@ class Found:
 
     @property
     def origin(self) -> Origin:
-        """What an attempt that resumes from it records."""
+        """What an attempt that resumes from this checkpoint records."""
         return Origin(self.manifest.attempt, self.step, self.manifest.run)
 
 
-def choose(folder: CheckpointFolder, wanted: Wanted, world: World, newest: float = math.inf) -> Found | None:
-    """The checkpoint to resume from, none newer than step `newest`; None if there is none. Collective.
+def choose(
+    folder: CheckpointFolder, request: Request, world: World, newest: float = math.inf
+) -> Checkpoint | None:
+    """Returns the checkpoint to resume from, none newer than step `newest`; None if there is none. Collective.
 
-    A bad one is warned of and the next older one taken. Raises CheckpointError, on all ranks, if there are
-    checkpoints and none is good, or if the step asked for is missing, off the lineage or bad.
+    Logs a bad one and takes the next older one. Raises CheckpointError, on all ranks, if there are checkpoints but none
+    is good, or if the requested step is missing, off the lineage or bad.
     """
-    candidates = _on_main(world, lambda: _candidates(folder, wanted, world.attempt))
+    candidates = _on_main(world, lambda: _candidates(folder, request, world.attempt))
     steps = [step for step in candidates if step <= newest]
     last = ""
     for step in steps:
         path = folder.committed(step)
         manifest, findings = _check(path, world)
         if manifest is not None and not findings:
-            return Found(step, path, manifest)
+            return Checkpoint(step, path, manifest)
         last = "; ".join(findings)
-        if world.is_main and wanted == "latest":
-            logger.warning("Checkpoint %s is bad and is passed over: %s.", path, last)
+        if world.is_main and request == "latest":
+            logger.warning("Checkpoint %s is bad, so it is skipped: %s.", path, last)
     if not steps:
         return None
-    if wanted != "latest":
+    if request != "latest":
         raise CheckpointError(
-            f"{folder.committed(wanted)}: is bad ({last}); choose another step with --resume"
+            f"{folder.committed(request)}: is bad ({last}); choose another step with --resume"
         )
     raise CheckpointError(
-        f"{folder.root}: holds {len(steps)} checkpoints and none is good (last tried: {last}); restore one "
-        "from a copy, or start anew in another folder or with --resume never"
+        f"{folder.root}: none of {len(steps)} checkpoints is good (last tried: {last}); restore one from a copy, "
+        "or start anew in another folder or with --resume never"
     )
 
 
-def _candidates(folder: CheckpointFolder, wanted: Wanted, attempt: int) -> list[int]:
-    """Steps to try, in this order."""
+def _candidates(folder: CheckpointFolder, request: Request, attempt: int) -> list[int]:
+    """Returns the steps to try, in this order."""
     present, eligible = folder.steps(), eligible_steps(folder, attempt)
-    if wanted == "latest":
+    if request == "latest":
         fenced = sorted(set(present) - set(eligible))
         if fenced and not eligible:
             logger.warning(
-                "%s: steps %s do not lead to this attempt and are passed over.", folder.root, fenced
+                "%s: steps %s do not lead to this attempt, so they are skipped.", folder.root, fenced
             )
         return eligible[::-1]
-    if wanted in eligible:
-        return [wanted]
-    if wanted in present and not limits(folder.run_dir, attempt):
-        return [wanted]  # no attempt is on record, and the user has named the checkpoint to go on from
-    if wanted not in present:
-        why = "is not there"
-    elif wanted in unexplained_steps(folder):
-        why = "was written by no attempt of this run"
+    if request in eligible:
+        return [request]
+    if request in present and not limits(folder.run_dir, attempt):
+        return [request]  # no attempt is on record, and the user has named the checkpoint to resume from
+    if request not in present:
+        reason = "does not exist"
+    elif request in unexplained_steps(folder):
+        reason = "was written by no attempt of this run"
     else:
-        why = "was written by an attempt that a newer one had superseded"
-    raise CheckpointError(f"{folder.committed(wanted)}: {why}; choose one of {eligible}, or --resume auto")
+        reason = "was written by an attempt that a newer one had superseded"
+    raise CheckpointError(
+        f"{folder.committed(request)}: {reason}; choose one of {eligible}, or --resume auto"
+    )
 
 
 def _check(path: Path, world: World) -> tuple[Manifest | None, list[str]]:
-    """Verify one checkpoint, each rank hashing its share of the files. Collective."""
+    """Verifies one checkpoint, each rank hashing its share of the files. Collective."""
     manifest, findings = world.from_main(check_manifest(path) if world.is_main else None)
     if manifest is None or findings:
         return manifest, findings
     share = sorted(manifest.files)[world.rank :: world.size]
-    return manifest, [
-        finding for found in world.gather(check_files(path, manifest, share)) for finding in found
-    ]
+    gathered = world.gather(check_files(path, manifest, share))
+    return manifest, [finding for rank_findings in gathered for finding in rank_findings]
 
 
 def _on_main(world: World, function: Callable[[], T]) -> T:
-    """Call `function` on rank 0; its result, or the CheckpointError it raises, on all ranks. Collective."""
+    """Calls `function` on rank 0 and returns its result, or raises its CheckpointError, on all ranks. Collective."""
     result: tuple[T | None, str] = (None, "")
     if world.is_main:
         try:

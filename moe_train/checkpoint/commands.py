@@ -1,4 +1,4 @@
-"""`moe-train ckpt ls|verify|rm|gc`: list checkpoints, check every byte of them, remove them (`removal.py`)."""
+"""Implements `moe-train ckpt ls|verify|rm|gc`: lists, verifies and removes checkpoints (`removal.py`)."""
 
 import argparse
 import os
@@ -24,7 +24,7 @@ examples:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one of the commands; the exit code. Raises UsageError and CheckpointError."""
+    """Runs one of the commands and returns its exit code. Raises UsageError and CheckpointError."""
     arguments = _parser().parse_args(argv)
     folder, step = _locate(arguments.run, getattr(arguments, "step", None))
     if arguments.command == "ls":
@@ -33,7 +33,9 @@ def main(argv: Sequence[str]) -> int:
         return _verify(folder, step)
     if arguments.command == "rm":
         if step is None:
-            raise UsageError("ckpt rm: which checkpoint? Name it with --step, or as RUN/checkpoints/step_...")
+            raise UsageError(
+                "ckpt rm: needs one checkpoint; name it with --step, or as RUN/checkpoints/step_..."
+            )
         return remove_step(folder, step, is_sure=arguments.yes)
     return collect(folder, arguments.keep_last, dry_run=arguments.dry_run, is_sure=arguments.yes)
 
@@ -42,16 +44,22 @@ def _parser() -> argparse.ArgumentParser:
     plain = argparse.RawDescriptionHelpFormatter
     parser = Parser(
         prog="moe-train ckpt",
-        description="Look after a run's checkpoints.",
+        description="List, verify and remove a run's checkpoints.",
         epilog=EPILOG,
         formatter_class=plain,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in (
         ("ls", "list them: step, attempt, size, workers, age, and whether a resume may use them"),
-        ("verify", "check all of them, or one step: digest, sizes, hashes, coverage; exit 1 if one is bad"),
+        (
+            "verify",
+            "check all of them, or one step (digest, sizes, hashes, coverage); exits with 1 if one is bad",
+        ),
         ("rm", "remove the checkpoint of one step"),
-        ("gc", "remove what is unfinished, fenced or beyond checkpoint.keep_last and keep_every"),
+        (
+            "gc",
+            "remove checkpoints that are unfinished, fenced or beyond checkpoint.keep_last and keep_every",
+        ),
     ):
         command = commands.add_parser(name, help=text, description=f"{name}: {text}.")
         command.add_argument(
@@ -60,30 +68,32 @@ def _parser() -> argparse.ArgumentParser:
         if name != "gc":
             command.add_argument("--step", type=count, metavar="STEP", help="only this step")
         else:
-            command.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+            command.add_argument("--dry-run", action="store_true", help="only print what would be removed")
             command.add_argument(
                 "--keep-last",
                 type=positive,
                 metavar="N",
-                help="keep the newest N that a resume may use (default: the recipe's checkpoint.keep_last)",
+                help="number of newest checkpoints to keep of those a resume may use (default: checkpoint.keep_last)",
             )
         if name in ("rm", "gc"):
             command.add_argument(
-                "--yes", action="store_true", help="do not ask before newer work than what is in use is lost"
+                "--yes",
+                action="store_true",
+                help="do not ask before removing work newer than the checkpoint in use",
             )
     return parser
 
 
 def _locate(name: str, step: int | None) -> tuple[CheckpointFolder, int | None]:
-    """The folder of the run, and the step if one is meant."""
+    """Returns the run's folder, and the step if one is named."""
     for path in (Path(name), Path("runs", name)):
         run, named_step = _run_and_step(path.resolve(), step)
         folder = CheckpointFolder(run)
         if os.path.isdir(folder.root):
             break
     else:
-        known = sorted(path.parent.name for path in Path("runs").glob("*/checkpoints"))
-        hint = f"known runs: {', '.join(known)}" if known else "`moe-train run RECIPE` makes one"
+        names = sorted(path.parent.name for path in Path("runs").glob("*/checkpoints"))
+        hint = f"known runs: {', '.join(names)}" if names else "`moe-train run RECIPE` makes one"
         raise UsageError(
             f"RUN={name}: has no folder checkpoints; name a run folder, a run below runs/, or "
             f"RUN/checkpoints/step_...; {hint}"
@@ -94,30 +104,30 @@ def _locate(name: str, step: int | None) -> tuple[CheckpointFolder, int | None]:
 
 
 def _run_and_step(path: Path, step: int | None) -> tuple[Path, int | None]:
-    """The run's folder of RUN, RUN/checkpoints or RUN/checkpoints/step_..., and the step if one is named."""
+    """Returns the run's folder of RUN, RUN/checkpoints or RUN/checkpoints/step_..., and the step if one is named."""
     if (match := COMMITTED.fullmatch(path.name)) and path.parent.name == "checkpoints":
         return path.parents[1], int(match[1])
     return (path.parent if path.name == "checkpoints" else path), step
 
 
-def _list(folder: CheckpointFolder, wanted: int | None) -> int:
-    known = lineage.limits(folder.run_dir, lineage.newest_attempt(folder.run_dir))
+def _list(folder: CheckpointFolder, only_step: int | None) -> int:
+    limits = lineage.limits(folder.run_dir, lineage.newest_attempt(folder.run_dir))
     unexplained = lineage.unexplained_steps(folder)
     print(f"{'step':>10} {'attempt':>7} {'size':>10} {'workers':>7} {'age':>8}  state")
     for step in folder.steps():
-        if wanted not in (None, step):
+        if only_step not in (None, step):
             continue
         try:
             manifest = read_manifest(folder.committed(step))
         except CheckpointError as error:
             print(f"{step:>10} {'?':>7} {'?':>10} {'?':>7} {'?':>8}  bad: {error}")
             continue
-        state = "eligible" if lineage.is_eligible(known, step, manifest.writer) else "fenced"
+        state = "eligible" if lineage.is_eligible(limits, step, manifest.writer) else "fenced"
         state = "unexplained" if step in unexplained else state
         age = _age((datetime.now(UTC) - datetime.fromisoformat(manifest.time)).total_seconds())
         size = f"{manifest.size / 2**20:.1f} MiB"
         print(f"{step:>10} {manifest.attempt:>7} {size:>10} {manifest.workers:>7} {age:>8}  {state}")
-    for leftover in folder.leftovers() if wanted is None else ():
+    for leftover in folder.leftovers() if only_step is None else ():
         print(f"{leftover.path.name}: {leftover.kind}; `moe-train ckpt gc` removes it")
     return 0
 
@@ -129,8 +139,8 @@ def _age(seconds: float) -> str:
     return f"{max(seconds, 0):.0f} s"
 
 
-def _verify(folder: CheckpointFolder, wanted: int | None) -> int:
-    steps = folder.steps() if wanted is None else [wanted]
+def _verify(folder: CheckpointFolder, only_step: int | None) -> int:
+    steps = folder.steps() if only_step is None else [only_step]
     num_bad = 0
     for step in steps:
         findings = verify(folder.committed(step))
@@ -141,7 +151,7 @@ def _verify(folder: CheckpointFolder, wanted: int | None) -> int:
         print(f"{folder.committed(step).name}: {'BAD' if findings else 'good'}")
         for finding in findings:
             print(f"  {finding}")
-    latest_finding = _latest_finding(folder) if wanted is None else None
+    latest_finding = _latest_finding(folder) if only_step is None else None
     if latest_finding:
         num_bad += 1
         print(latest_finding)
@@ -150,7 +160,7 @@ def _verify(folder: CheckpointFolder, wanted: int | None) -> int:
 
 
 def _latest_finding(folder: CheckpointFolder) -> str | None:
-    """What is wrong with `latest`. A resume does not read it, but people and scripts do.
+    """Returns the problem with `latest`, if any. A resume does not read it, but people and scripts do.
 
     A kill between a commit and the writing of `latest` leaves it one behind, or missing after the first commit.
     """

@@ -1,4 +1,4 @@
-"""The folder of a run's checkpoints: names, listing, and writing that survives a crash.
+"""Names, lists and durably writes what is in the folder of a run's checkpoints.
 
     checkpoints/step_00000100/                 committed: complete, hashed, never changed again
     checkpoints/step_00000100.tmp-2/           being written by attempt 2
@@ -28,19 +28,19 @@ REMOVAL_TRIES = 20
 
 @dataclass(frozen=True)
 class Leftover:
-    """What lies beside the committed checkpoints."""
+    """Describes an entry beside the committed checkpoints."""
 
     path: Path
     step: int
     kind: str
     """tmp, fenced, abandoned, deleted or failed."""
     attempt: int | None
-    """None if it is not known who wrote it."""
+    """None if its writer is unknown."""
 
 
 @dataclass(frozen=True)
 class CheckpointFolder:
-    """Paths below `run_dir`."""
+    """Gives the paths of checkpoints below `run_dir`."""
 
     run_dir: Path
 
@@ -55,29 +55,29 @@ class CheckpointFolder:
         return self.root / "latest"
 
     def committed(self, step: int) -> Path:
-        """Where the checkpoint of `step` is, once it is committed."""
+        """Returns the path of the checkpoint of `step` once it is committed."""
         return self.root / f"step_{step:08d}"
 
     def temporary(self, step: int, attempt: int) -> Path:
-        """Where `attempt` writes `step` until it is committed."""
+        """Returns the path where `attempt` writes `step` until it is committed."""
         return self.root / f"step_{step:08d}.tmp-{attempt}"
 
     def failure_note(self, step: int, attempt: int) -> Path:
-        """Where rank 0 says that the save of `step` failed."""
+        """Returns the path where rank 0 reports that the save of `step` failed."""
         return self.root / f"step_{step:08d}.failed-{attempt}"
 
     def steps(self) -> list[int]:
-        """Steps of all committed checkpoints, ascending, whoever wrote them. Raises CheckpointError."""
+        """Returns the steps of all committed checkpoints, ascending, by any attempt. Raises CheckpointError."""
         return sorted(int(match[1]) for path in self._entries() if (match := COMMITTED.fullmatch(path.name)))
 
     def leftovers(self) -> list[Leftover]:
-        """Everything unfinished, fenced or half removed, by name."""
-        found = []
+        """Returns everything unfinished, fenced or partly removed, by name."""
+        entries = []
         for path in sorted(self._entries()):
             if match := LEFTOVER.fullmatch(path.name):
                 attempt = int(match[3]) if match[3].isdigit() else None
-                found.append(Leftover(path, int(match[1]), match[2], attempt))
-        return found
+                entries.append(Leftover(path, int(match[1]), match[2], attempt))
+        return entries
 
     def _entries(self) -> list[Path]:
         try:
@@ -91,13 +91,13 @@ class CheckpointFolder:
 
 
 def write_durably(path: Path, content: bytes) -> None:
-    """Replace `path` by `content`; content and name are on the disk on return."""
+    """Replaces the content of `path`; content and name are on the disk on return."""
     replace_content(path, content, durable=True)
     make_durable(path.parent)
 
 
 def set_aside(path: Path, suffix: str) -> Path:
-    """Rename a checkpoint to `NAME.suffix` (taken: `NAME.suffix-2`, ...) and return the new path."""
+    """Renames a checkpoint to `NAME.suffix` (if that exists: `NAME.suffix-2`, ...) and returns the new path."""
     target, copies = path.with_name(f"{path.name}.{suffix}"), 1
     while target.exists():
         copies += 1
@@ -107,20 +107,20 @@ def set_aside(path: Path, suffix: str) -> Path:
 
 
 def remove(path: Path) -> None:
-    """Remove a checkpoint or a leftover; a kill meanwhile leaves nothing half under a committed name."""
+    """Removes a checkpoint or a leftover; a kill meanwhile leaves nothing partial under a committed name."""
     try:
         if COMMITTED.fullmatch(path.name):
             path = set_aside(path, "deleted-0")
         if path.is_dir() and not path.is_symlink():
             _remove_tree(path)
         else:
-            path.unlink()  # of a link, itself: what it leads to was put there by somebody else
+            path.unlink()  # removes a link, not its target, which is not ours
     except FileNotFoundError:
-        return  # somebody else removed it
+        return  # another process removed it
 
 
 def _remove_tree(path: Path) -> None:
-    """Remove a folder in which others may still create and remove files."""
+    """Removes a folder in which other processes may still create and remove files."""
     for _ in range(REMOVAL_TRIES):
         try:
             return shutil.rmtree(path)
@@ -131,7 +131,7 @@ def _remove_tree(path: Path) -> None:
 
 
 def explain(error: OSError, doing: str, path: Path) -> CheckpointError:
-    """What an OSError at `path` means to a user, and the way out."""
+    """Returns the error for an OSError at `path`, with its cause and the way out."""
     place = error.filename or path
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return CheckpointError(

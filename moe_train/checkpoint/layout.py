@@ -1,7 +1,7 @@
-"""Which part of a global tensor a rank holds: what a checkpoint writes, and what it fills when it is loaded.
+"""Describes which part of a global tensor a rank holds, which a checkpoint writes and fills again on loading.
 
-A checkpoint knows nothing of data or expert parallelism. An engine describes each of its local tensors by the
-global tensor it is a box of, and any layout can then read what any other wrote.
+A checkpoint does not depend on data or expert parallelism. An engine describes each of its local tensors as a box of a
+global tensor, so any layout can read what any other wrote.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Shard:
-    """A local tensor, and the box of the global tensor it is."""
+    """Describes a local tensor as a box of a global tensor."""
 
     data: Tensor
     """Local values; loading writes into them in place."""
@@ -30,15 +30,15 @@ ShardedState = Mapping[str, Shard]
 
 
 def is_held(shard: Shard) -> bool:
-    """Whether the box has any element; a rank may hold nothing of a tensor."""
+    """Returns whether the box has any element; a rank may hold nothing of a tensor."""
     return shard.data.numel() > 0
 
 
 def is_written(shard: Shard) -> bool:
-    """Whether this rank writes its box: if it owns the box, and it has any element."""
+    """Returns whether this rank writes its box: if it owns the box, and it has any element."""
     return shard.is_owner and is_held(shard)
 
 
 def dtype_name(data: Tensor) -> str:
-    """The type of its elements as a manifest says it: float32, bfloat16, ..."""
+    """Returns the type of its elements as a manifest says it: float32, bfloat16, ..."""
     return str(data.dtype).removeprefix("torch.")

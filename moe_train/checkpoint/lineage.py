@@ -1,10 +1,10 @@
-"""Which checkpoints an attempt may resume from: those of its own ancestors, and of them only what led to it.
+"""Decides which checkpoints an attempt may resume from: those of its ancestors, up to the step that led to it.
 
-Each attempt records at its start what it resumed from. A checkpoint is eligible if the newest earlier attempt
-wrote it, or an ancestor of that one at a step not beyond the one its successor resumed from. So whatever an
-older attempt commits after a newer one began - a worker cut off from the network, say - is never selected. No
-clock is involved. Attempts and checkpoints also carry the id of their run (`identity.py`), so what another run wrote
-under the same number is not selected either.
+Each attempt records at its start what it resumed from. A checkpoint is eligible if the newest earlier attempt wrote it,
+or if an ancestor of that attempt wrote it at a step not beyond the one its successor resumed from. So anything an older
+attempt commits after a newer one began, for example on a node cut off from the network, is never selected. No clock is
+involved. Attempts and checkpoints also carry the id of their run (`identity.py`), so checkpoints that another run wrote
+under the same number are not selected either.
 """
 
 import json
@@ -29,14 +29,14 @@ Writers = Mapping[int, Writer | None]
 
 
 class Start(NamedTuple):
-    """What an attempt recorded at its start."""
+    """Holds what an attempt recorded at its start."""
 
     writer: Writer
     resumed_from: Origin | None
 
 
 def record_start(run_dir: Path, attempt: int, resumed_from: Origin | None) -> None:
-    """Write `attempts/K/start.json` and the run's identity; one rank does it, between choosing and the first save.
+    """Writes `attempts/K/start.json` and the run's identity, on one rank, after `choose` and before the first save.
 
     `resumed_from` is None for an attempt that starts anew. Raises CheckpointError if the folder cannot be
     written.
@@ -55,94 +55,96 @@ def record_start(run_dir: Path, attempt: int, resumed_from: Origin | None) -> No
 
 
 def has_started(run_dir: Path, attempt: int) -> bool:
-    """Whether `attempt` has recorded its start."""
+    """Returns whether `attempt` has recorded its start."""
     return (attempt_dir(run_dir, attempt) / FILE_NAME).exists()
 
 
 def newest_attempt(run_dir: Path) -> int:
-    """The highest number of any attempt that has a folder; 0 if there is none."""
+    """Returns the highest number of any attempt that has a folder; 0 if there is none."""
     return max(_attempts(run_dir), default=0)
 
 
 def count_attempts(run_dir: Path) -> int:
-    """How many attempts have a folder."""
+    """Counts the attempts that have a folder."""
     return len(_attempts(run_dir))
 
 
 def started_attempts(run_dir: Path) -> list[int]:
-    """The numbers of the attempts that have recorded their start, ascending."""
+    """Returns the numbers of the attempts that have recorded their start, ascending."""
     return sorted(number for number in _attempts(run_dir) if has_started(run_dir, number))
 
 
 def last_number(run_dir: Path) -> int:
-    """The highest number that an attempt is known to have had, its folder still there or not; 0 if there is none.
+    """Returns the highest number that any attempt had, even if its folder is gone; 0 if there was none.
 
     Raises CheckpointError or RunError for files that cannot be read.
     """
-    known = read_identity(run_dir)
-    recorded = known.last_attempt if known else _last_in_rows(run_dir)
-    return max(recorded, newest_attempt(run_dir), newest_writer(CheckpointFolder(run_dir)))
+    identity = read_identity(run_dir)
+    last = identity.last_attempt if identity else _last_in_rows(run_dir)
+    return max(last, newest_attempt(run_dir), newest_writer(CheckpointFolder(run_dir)))
 
 
 def _last_in_rows(run_dir: Path) -> int:
-    """The highest number in the rows of a run without an identity; 0 if there is none, or folders tell it."""
+    """Returns the highest number in the rows of a run without an identity; 0 if there is none, or if folders exist."""
     if newest_attempt(run_dir):
         return 0
     return max((row.get("attempt", 1) for row in read_rows(run_dir / METRICS_FILE)), default=0)
 
 
 def limits(run_dir: Path, attempt: int) -> Limits:
-    """The lineage seen from `attempt`: its own, if it has started, or that of the newest attempt before it, or that of
-    the checkpoint which the run was forked from.
+    """Returns the lineage of `attempt`, or of its predecessor if it has not started.
 
-    Attempts that never started are passed over. Raises CheckpointError for a start.json that cannot be read.
+    The predecessor is the newest earlier attempt that started or, without one, the checkpoint from which the run was
+    forked. Raises CheckpointError for a start.json that cannot be read.
     """
     started = [number for number in started_attempts(run_dir) if number <= attempt]
-    found: dict[Writer, float] = {}
+    last_steps: dict[Writer, float] = {}
     start = _start(run_dir, started[-1]) if started else None
     fork = _fork(run_dir)
     writer, last = (start.writer, math.inf) if start else (fork.writer, fork.step) if fork else (None, 0)
-    while writer is not None and writer not in found:
-        found[writer] = last
+    while writer is not None and writer not in last_steps:
+        last_steps[writer] = last
         start = _start(run_dir, writer.attempt)
         origin = start.resumed_from if start and start.writer == writer else None
         writer, last = (origin.writer, origin.step) if origin else (None, 0)
-    return found
+    return last_steps
 
 
 def eligible_steps(folder: CheckpointFolder, attempt: int, written_by: Writers | None = None) -> list[int]:
-    """Steps of committed checkpoints that `attempt` may resume from, ascending. `written_by`: if it is known already.
+    """Returns the steps of committed checkpoints that `attempt` may resume from, ascending.
 
-    One whose manifest cannot be read is among them: nobody knows that it is fenced, and it must not be
-    overlooked.
+    They include those whose manifest cannot be read: these may not be fenced and must not be overlooked. Pass
+    `written_by` if it has been read already.
     """
-    known = limits(folder.run_dir, attempt)
+    last_steps = limits(folder.run_dir, attempt)
     written_by = writers(folder) if written_by is None else written_by
-    return [step for step, wrote in written_by.items() if is_eligible(known, step, wrote)]
+    return [step for step, wrote in written_by.items() if is_eligible(last_steps, step, wrote)]
 
 
 def unexplained_steps(folder: CheckpointFolder, written_by: Writers | None = None) -> list[int]:
-    """Steps of committed checkpoints that no recorded attempt wrote or resumed from, ascending: of another run, or of
-    attempts whose records are gone. `written_by`: if it is known already."""
+    """Returns the steps of committed checkpoints that no recorded attempt wrote or resumed from, ascending.
+
+    Another run wrote them, or attempts whose records are gone. Pass `written_by` if it has been read already.
+    """
     starts = [_start(folder.run_dir, number) for number in started_attempts(folder.run_dir)]
     origins = [_fork(folder.run_dir), *(start.resumed_from for start in starts if start)]
-    known = {start.writer for start in starts if start} | {origin.writer for origin in origins if origin}
+    recorded = {start.writer for start in starts if start} | {origin.writer for origin in origins if origin}
     written_by = writers(folder) if written_by is None else written_by
-    return [step for step, wrote in written_by.items() if wrote is not None and wrote not in known]
+    return [step for step, wrote in written_by.items() if wrote is not None and wrote not in recorded]
 
 
-def is_eligible(known: Limits, step: int, written_by: Writer | None) -> bool:
-    """Whether a checkpoint of `step` by `written_by` (None: unknown) is on a lineage."""
-    return written_by is None or step <= known.get(written_by, -1)
+def is_eligible(limits: Limits, step: int, written_by: Writer | None) -> bool:
+    """Returns whether a checkpoint of `step` by `written_by` (None: unknown) is on a lineage."""
+    return written_by is None or step <= limits.get(written_by, -1)
 
 
 def writers(folder: CheckpointFolder) -> Writers:
-    """Who wrote each committed checkpoint, in the order of their steps."""
+    """Returns the writer of each committed checkpoint, in the order of their steps."""
     return {step: writer(folder.committed(step)) for step in folder.steps()}
 
 
 def writer(checkpoint: Path) -> Writer | None:
-    """Who wrote a committed checkpoint, None if its manifest cannot be read."""
+    """Returns the writer of a committed checkpoint, None if its manifest cannot be read."""
     try:
         return read_manifest(checkpoint).writer
     except CheckpointError:
@@ -150,22 +152,22 @@ def writer(checkpoint: Path) -> Writer | None:
 
 
 def writer_of(run_dir: Path, attempt: int) -> Writer:
-    """As whom `attempt`, which has started, writes checkpoints."""
+    """Returns the writer that `attempt`, which has started, enters in its checkpoints."""
     start = _start(run_dir, attempt)
     return start.writer if start else Writer("", attempt)
 
 
 def newest_writer(folder: CheckpointFolder) -> int:
-    """The newest attempt that a committed checkpoint is of; 0 if there is none of which it is known."""
+    """Returns the newest attempt that wrote a committed checkpoint; 0 if no writer is known."""
     return max((wrote.attempt for wrote in writers(folder).values() if wrote), default=0)
 
 
 def refuse_if_superseded(run_dir: Path, attempt: int) -> None:
-    """Raise CheckpointError if a newer attempt exists: what this one would commit must not appear."""
+    """Raises CheckpointError if a newer attempt exists: this one must not commit anything more."""
     newest = newest_attempt(run_dir)
     if newest > attempt:
         raise CheckpointError(
-            f"{run_dir}: attempt {attempt} is superseded by attempt {newest} and commits nothing more; end it"
+            f"{run_dir}: attempt {attempt} is superseded by attempt {newest} and must not commit any more; stop it"
         )
 
 
@@ -180,12 +182,12 @@ def _attempts(run_dir: Path) -> list[int]:
 
 
 def _fork(run_dir: Path) -> Origin | None:
-    known = read_identity(run_dir)
-    return known.forked_from if known else None
+    identity = read_identity(run_dir)
+    return identity.forked_from if identity else None
 
 
 def _start(run_dir: Path, attempt: int) -> Start | None:
-    """What `attempt` recorded; None if it has no record. Raises CheckpointError for one that cannot be read."""
+    """Returns the record of `attempt`; None if it has none. Raises CheckpointError if it cannot be read."""
     path = attempt_dir(run_dir, attempt) / FILE_NAME
     try:
         data = json.loads(path.read_bytes())
@@ -195,6 +197,6 @@ def _start(run_dir: Path, attempt: int) -> Start | None:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise CheckpointError(
-            f"{path}: cannot be read, so what led to attempt {attempt} is not known; restore it "
-            f'or write {{"attempt": {attempt}, "resumed_from": null}} into it to forget what came before'
+            f"{path}: cannot be read, so what attempt {attempt} resumed from is unknown; restore it, "
+            f'or write {{"attempt": {attempt}, "resumed_from": null}} into it to discard what came before'
         ) from None

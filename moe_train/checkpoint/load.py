@@ -1,7 +1,7 @@
-"""Filling the tensors of one layout from the boxes of another.
+"""Fills the tensors of one layout from the boxes of another.
 
-A rank reads only the slices that overlap what it holds. After loading, the checksum of every expert, summed
-over ranks by global id, must be the one in the manifest: a renumbered or half-loaded expert does not pass.
+A rank reads only the slices that overlap its own. After loading, the checksum of every expert, summed over ranks by
+global id, must equal the one in the manifest, which detects a renumbered or partly loaded expert.
 """
 
 from collections import defaultdict
@@ -18,13 +18,13 @@ from moe_train.checkpoint.manifest import CHECKSUM_MASK, Box, Manifest, TensorEn
 from moe_train.errors import CheckpointError
 from moe_train.parallel.world import World
 
-SHOWN = 3  # keys of a mismatch that a message names
+SHOWN = 3  # number of mismatches that a message names
 
 Slices = tuple[slice, ...]
 
 
 def refuse_other_model(manifest: Manifest, target: ShardedState, world: World) -> None:
-    """Raise CheckpointError, on all ranks, unless names, shapes and types agree both ways. Collective."""
+    """Raises CheckpointError, on all ranks, unless names, shapes and types agree both ways. Collective."""
     wrong = [_mismatch(name, shard, manifest.tensors.get(name)) for name, shard in target.items()]
     missing = [name for name in manifest.tensors if name not in target]
     gathered = world.gather(([text for text in wrong if text], missing))
@@ -36,10 +36,10 @@ def refuse_other_model(manifest: Manifest, target: ShardedState, world: World) -
         )
     if problems:
         more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        shown = "; ".join(problems[:SHOWN]) + more
+        details = "; ".join(problems[:SHOWN]) + more
         raise CheckpointError(
-            f"step {manifest.step}: this is a checkpoint of another model ({shown}); use "
-            "the recipe it was saved with, or another run folder"
+            f"step {manifest.step}: the checkpoint is of another model ({details}); use the recipe it was saved with, "
+            "or another run folder"
         )
 
 
@@ -56,20 +56,20 @@ def _mismatch(name: str, shard: Shard, entry: TensorEntry | None) -> str | None:
 
 
 def fill(checkpoint: Path, manifest: Manifest, target: ShardedState) -> str | None:
-    """Read what this rank holds, in place; returns what went wrong, since other ranks must hear of it too."""
-    wanted: dict[str, list[tuple[str, Slices, Tensor]]] = defaultdict(list)
+    """Reads this rank's tensors in place; returns an error message, since the other ranks need it too."""
+    pieces_by_file: dict[str, list[tuple[str, Slices, Tensor]]] = defaultdict(list)
     for name, shard in target.items():
         if not is_held(shard):
             continue
         for box in manifest.tensors[name].boxes:
             if (overlap := _overlap(box, shard)) is not None:
                 source, destination = overlap
-                wanted[box.file].append((name, source, shard.data.detach()[destination]))
+                pieces_by_file[box.file].append((name, source, shard.data.detach()[destination]))
     try:
-        for file, pieces in wanted.items():
+        for file, pieces in pieces_by_file.items():
             _read(checkpoint / file, pieces)
     except (OSError, SafetensorError) as error:
-        return f"{checkpoint}: cannot be read though it was verified ({error}); look at the disk, then resume"
+        return f"{checkpoint}: cannot be read although it was verified ({error}); check the disk, then resume"
     return None
 
 
@@ -81,7 +81,7 @@ def _read(path: Path, pieces: list[tuple[str, Slices, Tensor]]) -> None:
 
 
 def _overlap(box: Box, shard: Shard) -> tuple[Slices, Slices] | None:
-    """The part that `box` and `shard` share, as slices of each; None if they are disjoint."""
+    """Returns the part that `box` and `shard` share, as slices of each; None if they are disjoint."""
     source, destination = [], []
     for at, size, offset, extent in zip(box.offsets, box.shape, shard.offsets, shard.data.shape, strict=True):
         low, high = max(at, offset), min(at + size, offset + extent)
@@ -93,7 +93,7 @@ def _overlap(box: Box, shard: Shard) -> tuple[Slices, Slices] | None:
 
 
 def check_experts(manifest: Manifest, target: ShardedState, world: World) -> None:
-    """Raise CheckpointError, on all ranks, if an expert is not that saved under its global id. Collective."""
+    """Raises CheckpointError, on all ranks, if an expert is not the one saved under its global id. Collective."""
     saved = {
         name: entry.expert_checksums for name, entry in manifest.tensors.items() if entry.expert_checksums
     }
@@ -114,7 +114,7 @@ def check_experts(manifest: Manifest, target: ShardedState, world: World) -> Non
     if wrong:
         raise CheckpointError(
             f"step {manifest.step}: {len(wrong)} experts differ from those saved under their ids, first "
-            f"{', '.join(wrong[:SHOWN])}; the engine describes its experts wrongly"
+            f"{', '.join(wrong[:SHOWN])}; correct the engine's description of its experts"
         )
 
 

@@ -1,8 +1,8 @@
-"""What a checkpoint says of itself: files with sizes and hashes, tensors and the boxes they are cut into.
+"""Reads and writes a checkpoint's manifest: files with sizes and hashes, tensors and the boxes they are cut into.
 
-`manifest.json` carries the sha256 of its own content, and must be byte for byte what `to_bytes` writes, so
-that not even a changed blank passes. While a save is under way, each rank's part is a `RankReport`. No torch
-here: listing and verifying must answer fast.
+`manifest.json` carries the sha256 of its own content and must be byte for byte what `to_bytes` writes, so that even a
+changed blank is detected. During a save, each rank's part is a `RankReport`. This file does not import torch, since
+listing and verifying must be fast.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ CHECKSUM_MASK = (1 << 48) - 1
 
 @dataclass(frozen=True)
 class FileEntry:
-    """A file of the checkpoint."""
+    """Describes a file of the checkpoint."""
 
     size: int
     sha256: str
@@ -32,7 +32,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Box:
-    """A part of a global tensor; in its file it stands under the tensor's name."""
+    """Describes a part of a global tensor; its file stores it under the tensor's name."""
 
     file: str
     offsets: tuple[int, ...]
@@ -41,7 +41,7 @@ class Box:
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """A global tensor, or what one rank holds of it."""
+    """Describes a global tensor, or one rank's part of it."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -52,28 +52,28 @@ class TensorEntry:
 
 @dataclass(frozen=True)
 class RankReport:
-    """What one rank wrote."""
+    """Reports what one rank wrote."""
 
     rank: int
     save: int
-    """Number of the save within its attempt: what an earlier, failed save left is not taken for this one."""
+    """Number of the save within its attempt, so that reports of an earlier, failed save are not mistaken for it."""
     files: Mapping[str, FileEntry]
     tensors: Mapping[str, TensorEntry]
 
     def to_bytes(self) -> bytes:
-        """As JSON."""
+        """Encodes the report as JSON."""
         return json.dumps(dataclasses.asdict(self)).encode()
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "RankReport":
-        """The inverse of `to_bytes`."""
+        """Returns the inverse of `to_bytes`."""
         data = json.loads(content)
         return cls(data["rank"], data["save"], _files(data["files"]), _tensors(data["tensors"]))
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A committed checkpoint."""
+    """Describes a committed checkpoint."""
 
     step: int
     attempt: int
@@ -84,7 +84,7 @@ class Manifest:
     files: Mapping[str, FileEntry]
     tensors: Mapping[str, TensorEntry]
     meta: Mapping[str, Any]
-    """What the trainer wants back: JSON-ready data."""
+    """The trainer's own JSON-ready data."""
     run: str = ""
     """Id of the run; empty in checkpoints of older versions."""
 
@@ -99,13 +99,13 @@ class Manifest:
         return sum(entry.size for entry in self.files.values())
 
     def to_bytes(self) -> bytes:
-        """The content of manifest.json, with its digest."""
+        """Returns the content of manifest.json, with its digest."""
         data = {"format": FORMAT, **dataclasses.asdict(self)}
         return _canonical({**data, "digest": hashlib.sha256(_canonical(data)).hexdigest()})
 
 
 def read_manifest(checkpoint: Path) -> Manifest:
-    """The manifest of a checkpoint folder. Raises CheckpointError if it is missing or harmed."""
+    """Returns the manifest of a checkpoint folder. Raises CheckpointError if it is missing or damaged."""
     path = checkpoint / FILE_NAME
     try:
         content = path.read_bytes()
@@ -117,10 +117,12 @@ def read_manifest(checkpoint: Path) -> Manifest:
         if hashlib.sha256(_canonical(data)).hexdigest() != digest:
             raise CheckpointError(f"{path}: its content does not match its own digest")
         if _canonical({**data, "digest": digest}) != content:
-            raise CheckpointError(f"{path}: is not what moe-train wrote, though it reads the same")
+            raise CheckpointError(
+                f"{path}: its bytes differ from what moe-train wrote, though its content is the same"
+            )
         if data.pop("format") != FORMAT:
             raise CheckpointError(
-                f"{path}: is of another format than {FORMAT}; load it with the version that wrote it"
+                f"{path}: its format must be {FORMAT}; load it with the version that wrote it"
             )
         return Manifest(**{**data, "files": _files(data["files"]), "tensors": _tensors(data["tensors"])})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -128,7 +130,7 @@ def read_manifest(checkpoint: Path) -> Manifest:
 
 
 def merge_reports(reports: Iterable[RankReport]) -> tuple[dict[str, FileEntry], dict[str, TensorEntry]]:
-    """The files and the global tensors that the reports of all ranks make up.
+    """Merges the reports of all ranks into the checkpoint's files and global tensors.
 
     Raises CheckpointError if ranks disagree on a tensor's type or shape.
     """

@@ -1,6 +1,6 @@
-"""Removes checkpoints by hand: one step, or all that is left over. What a run removes itself is in `retention.py`.
+"""Removes checkpoints on command: one step, or all leftovers. `retention.py` has what a run removes by itself.
 
-Committed work that is newer than the checkpoint in use, the newest that a resume may use, is not removed without a yes.
+Committed work newer than the checkpoint in use (the newest that a resume may use) is removed only after confirmation.
 """
 
 import sys
@@ -29,26 +29,26 @@ DONE, REFUSED = 0, 1
 
 @dataclass(frozen=True)
 class Removal:
-    """Something to remove, and why."""
+    """Names something to remove, and the reason."""
 
     path: Path
-    why: str
+    reason: str
 
 
 def remove_step(folder: CheckpointFolder, step: int, *, is_sure: bool) -> int:
-    """Remove the checkpoint of `step`; asks if it is the one in use or newer. Returns an exit code."""
+    """Removes the checkpoint of `step`; asks if it is the one in use or newer. Returns an exit code."""
     in_use = max(_eligible(folder, lineage.writers(folder)), default=None)
     if in_use is None or step >= in_use:
-        what = "which a resume would use" if step == in_use else _than_in_use(in_use)
-        if not _is_confirmed(f"{folder.committed(step).name} of {folder.run_dir}, {what}", "rm", is_sure):
+        relation = "which a resume would use" if step == in_use else _than_in_use(in_use)
+        if not _is_confirmed(f"{folder.committed(step).name} of {folder.run_dir}, {relation}", "rm", is_sure):
             return REFUSED
-    return _remove([Removal(folder.committed(step), "as told")], folder)
+    return _remove([Removal(folder.committed(step), "as requested")], folder)
 
 
 def collect(folder: CheckpointFolder, keep_last: int | None, *, dry_run: bool, is_sure: bool) -> int:
-    """Remove what is left over and what is beyond retention; asks before it removes newer work than is in use.
+    """Removes leftovers and what is beyond retention; asks before it removes work newer than the one in use.
 
-    `keep_last` takes the place of the recipe's. Returns an exit code.
+    `keep_last` overrides the recipe's. Returns an exit code.
     """
     written_by = lineage.writers(folder)
     eligible = _eligible(folder, written_by)
@@ -62,7 +62,7 @@ def collect(folder: CheckpointFolder, keep_last: int | None, *, dry_run: bool, i
     newer = [folder.committed(step).name for step in superseded if in_use is None or step > in_use]
     if dry_run:
         for removal in removals:
-            print(f"would remove {removal.path.name}: {removal.why}")
+            print(f"would remove {removal.path.name}: {removal.reason}")
         print(f"{len(removals)} to remove.", file=sys.stderr)
         return DONE
     if newer and not _is_confirmed(
@@ -79,18 +79,18 @@ def _eligible(folder: CheckpointFolder, written_by: lineage.Writers) -> list[int
 
 def _than_in_use(in_use: int | None) -> str:
     if in_use is None:
-        return "and there is none that a resume may use"
+        return "and a resume may use none"
     return f"newer than step {in_use}, which a resume would use"
 
 
 def _is_confirmed(what: str, command: str, is_sure: bool) -> bool:
-    """Whether somebody said yes. Raises UsageError where nobody can be asked."""
+    """Returns whether the user confirmed. Raises UsageError if there is no terminal to ask on."""
     if is_sure:
         return True
     if not (sys.stdin and sys.stdin.isatty()):
         raise UsageError(
-            f"ckpt {command}: would remove {what}, and there is no terminal to ask on; nothing is removed; add --yes "
-            f"to remove it, or look with `moe-train ckpt {'gc --dry-run' if command == 'gc' else 'ls'}`"
+            f"ckpt {command}: would remove {what}, and there is no terminal to ask on; nothing was removed; add --yes "
+            f"to remove it, or check with `moe-train ckpt {'gc --dry-run' if command == 'gc' else 'ls'}`"
         )
     try:
         answer = input(f"Remove {what}? [y/N] ")
@@ -98,27 +98,27 @@ def _is_confirmed(what: str, command: str, is_sure: bool) -> bool:
         answer = ""
     if answer.strip().lower() in ("y", "yes"):
         return True
-    print("nothing is removed", file=sys.stderr)
+    print("nothing was removed", file=sys.stderr)
     return False
 
 
 def _remove(removals: Sequence[Removal], folder: CheckpointFolder) -> int:
     for removal in removals:
-        print(f"removing {removal.path.name}: {removal.why}")
+        print(f"removing {removal.path.name}: {removal.reason}")
         try:
             remove(removal.path)
         except OSError as error:
             raise explain(error, "removing it", removal.path) from None
-    _mend_latest(folder)
+    _repair_latest(folder)
     print(f"{len(removals)} removed.", file=sys.stderr)
     return DONE
 
 
-def _mend_latest(folder: CheckpointFolder) -> None:
-    """Have `latest` name a checkpoint that is there, if the one that it named was removed."""
+def _repair_latest(folder: CheckpointFolder) -> None:
+    """Makes `latest` name an existing checkpoint if the one it named was removed."""
     try:
-        named = folder.latest.read_bytes().decode(errors="replace").strip()
-        if (folder.root / named).is_dir():
+        name = folder.latest.read_bytes().decode(errors="replace").strip()
+        if (folder.root / name).is_dir():
             return
         if eligible := _eligible(folder, lineage.writers(folder)):
             write_durably(folder.latest, f"{folder.committed(eligible[-1]).name}\n".encode())
@@ -131,7 +131,7 @@ def _mend_latest(folder: CheckpointFolder) -> None:
 
 
 def _superseded(folder: CheckpointFolder, written_by: lineage.Writers, eligible: Sequence[int]) -> list[int]:
-    """Returns the steps of checkpoints that an attempt wrote which another has superseded."""
+    """Returns the steps of checkpoints by superseded attempts."""
     unexplained = lineage.unexplained_steps(folder, written_by)
     for step in unexplained:
         print(f"keeping {folder.committed(step).name}: written by no attempt on record here")
@@ -143,9 +143,9 @@ def _unfinished(folder: CheckpointFolder) -> Iterator[Removal]:
     reasons = {
         "tmp": "never committed",
         "fenced": "written by a superseded attempt",
-        "abandoned": "left behind by a rollback",
-        "deleted": "half removed",
-        "failed": "the note of a failed save",
+        "abandoned": "abandoned by a rollback",
+        "deleted": "partly removed",
+        "failed": "note of a failed save",
     }
     for leftover in folder.leftovers():
         if leftover.kind == "tmp" and leftover.attempt == newest and _is_fresh(leftover):
@@ -162,23 +162,23 @@ def _is_fresh(leftover: Leftover) -> bool:
 def _beyond_retention(
     folder: CheckpointFolder, keep_last: int | None, written_by: lineage.Writers, eligible: Sequence[int]
 ) -> Iterator[Removal]:
-    """Yields what a resume may use and may go: none whose manifest is unreadable, nor the newest good one."""
+    """Yields checkpoints beyond retention, except the newest good one and those with an unreadable manifest."""
     recipe = folder.run_dir / "recipe.yaml"
     if recipe.exists():
         config = load_recipe(recipe).checkpoint
-        kept, keep_every = config.keep_last if keep_last is None else keep_last, config.keep_every
+        num_newest, keep_every = config.keep_last if keep_last is None else keep_last, config.keep_every
     elif keep_last is not None:
-        kept, keep_every = keep_last, None
+        num_newest, keep_every = keep_last, None
     else:
         print(
-            f"keeping all others: {recipe} is missing, so checkpoint.keep_last is not known; use --keep-last N"
+            f"keeping all others: {recipe} is missing, so checkpoint.keep_last is unknown; use --keep-last N"
         )
         return
-    going = surplus(eligible, kept, keep_every)
-    if not going:
+    excess = surplus(eligible, num_newest, keep_every)
+    if not excess:
         return
     newest_good = next((step for step in reversed(eligible) if not verify(folder.committed(step))), None)
     source = "checkpoint.keep_last" if keep_last is None else "--keep-last"
-    for step in going:
+    for step in excess:
         if step != newest_good and written_by[step] is not None:
-            yield Removal(folder.committed(step), f"beyond {source}={kept}")
+            yield Removal(folder.committed(step), f"beyond {source}={num_newest}")

@@ -1,8 +1,8 @@
-"""How the ranks of one save meet: through small files in its temporary folder, never through a collective.
+"""Coordinates the ranks of one save through small files in its temporary folder, never through a collective.
 
-So a save may run in a background thread while the main thread uses the process group, and a rank that is gone
-is named instead of waited for. Reports and notes carry the number of the save within its attempt: what an
-earlier save of the same step left behind does not count.
+So a save may run in a background thread while the main thread uses the process group, and a missing rank is named
+instead of blocking the others. Reports and notes carry the number of the save within its attempt, so that leftovers of
+an earlier save of the same step are ignored.
 """
 
 import json
@@ -23,7 +23,7 @@ GRACE_S = 5.0  # for the new name to appear on a network file system after the o
 
 @dataclass(frozen=True)
 class Save:
-    """One save as one rank sees it."""
+    """Describes one save on one rank."""
 
     folder: CheckpointFolder
     step: int
@@ -33,7 +33,7 @@ class Save:
     rank: int
     size: int
     timeout_s: float
-    """How long nothing may happen on another rank."""
+    """How long another rank may be silent."""
     max_file_bytes: int
 
     @property
@@ -43,25 +43,25 @@ class Save:
 
     @property
     def note(self) -> Path:
-        """Where this rank says that it failed; for rank 0 not in the temporary folder, which it removes."""
+        """Where this rank reports that it failed; for rank 0 outside the temporary folder, which it removes."""
         return self.failure_note if self.rank == 0 else self.failure(self.rank)
 
     @property
     def failure_note(self) -> Path:
-        """Where rank 0 says why the save failed."""
+        """Where rank 0 reports why the save failed."""
         return self.folder.failure_note(self.step, self.attempt)
 
     def report(self, rank: int) -> Path:
-        """Where `rank` says what it wrote."""
+        """Returns the path where `rank` reports what it wrote."""
         return self.temporary / f"rank-{rank:05d}.json"
 
     def failure(self, rank: int) -> Path:
-        """Where a rank other than 0 says that it failed."""
+        """Returns the path where a rank other than 0 reports that it failed."""
         return self.temporary / f"rank-{rank:05d}.failed"
 
 
 def await_reports(save: Save) -> list[RankReport]:
-    """The reports of all ranks, in rank order. Raises CheckpointError naming the ranks that fail."""
+    """Waits for the reports of all ranks, returned in rank order. Raises CheckpointError naming ranks that fail."""
     reports: dict[int, RankReport] = {}
     deadline = time.monotonic() + save.timeout_s
     while missing := [rank for rank in range(save.size) if rank not in reports]:
@@ -73,8 +73,8 @@ def await_reports(save: Save) -> list[RankReport]:
                 raise CheckpointError(f"rank {rank}: {reason}")
         if time.monotonic() > deadline:
             raise CheckpointError(
-                f"{save.temporary}: step {save.step} is not saved, since ranks {missing} were silent for "
-                f"{save.timeout_s:g} s; look at their logs, and whether they see the same file system"
+                f"{save.temporary}: step {save.step} is not saved, because ranks {missing} did not report within "
+                f"{save.timeout_s:g} s; check their logs, and that they use the same file system"
             )
         if len(reports) < save.size:
             time.sleep(POLL_S)
@@ -82,17 +82,21 @@ def await_reports(save: Save) -> list[RankReport]:
 
 
 def await_outcome(save: Save) -> None:
-    """Wait until rank 0 has committed. Raises CheckpointError, with its reason, if it gave up."""
-    deadline = time.monotonic() + save.timeout_s * save.size  # rank 0 may wait so long for the slowest ranks
+    """Waits until rank 0 has committed. Raises CheckpointError, with its reason, if it gave up."""
+    deadline = (
+        time.monotonic() + save.timeout_s * save.size
+    )  # rank 0 may wait this long for the slowest ranks
     while save.temporary.exists():
         raise_if_given_up(save)
         if time.monotonic() > deadline:
             raise CheckpointError(
-                f"{save.temporary}: step {save.step} is not saved, since rank 0 neither committed it nor "
-                "gave it up; look at its log"
+                f"{save.temporary}: step {save.step} is not saved, because rank 0 neither committed nor abandoned it; "
+                "check its log"
             )
         time.sleep(POLL_S)
-    raise_if_given_up(save)  # an older checkpoint of the step may be there: that it exists says nothing alone
+    raise_if_given_up(
+        save
+    )  # an older checkpoint of the step may exist, so its existence alone proves nothing
     deadline = time.monotonic() + GRACE_S
     while not save.folder.committed(save.step).exists():
         raise_if_given_up(save)
@@ -102,15 +106,15 @@ def await_outcome(save: Save) -> None:
 
 
 def raise_if_given_up(save: Save) -> None:
-    """Raise CheckpointError with rank 0's reason, if it has left one."""
+    """Raises CheckpointError with rank 0's reason, if it has left one."""
     if (reason := _read_note(save.failure_note, save.number)) is not None:
         raise CheckpointError(reason)
 
 
 def give_up(save: Save, reason: str) -> None:
-    """Free the disk first, then tell the others why, and (rank 0) remove the temporary folder.
+    """Frees the disk, then reports the reason to the other ranks, and on rank 0 removes the temporary folder.
 
-    Where not even that can be done, it is logged: the failure that led here is what the user must see.
+    If even that fails, it is only logged, because the user must see the failure that led here.
     """
     try:
         for path in save.temporary.glob(f"rank-{save.rank:05d}*"):
@@ -120,7 +124,7 @@ def give_up(save: Save, reason: str) -> None:
         if save.rank == 0:
             remove(save.temporary)
     except OSError as error:
-        logger.warning("%s is not cleaned up (%s); other ranks may time out.", save.temporary, error)
+        logger.warning("%s was not cleaned up (%s); other ranks may time out.", save.temporary, error)
 
 
 def _read_report(save: Save, rank: int) -> RankReport | None:

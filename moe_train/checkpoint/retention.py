@@ -1,4 +1,4 @@
-"""Which checkpoints are kept, and which go: the newest ones, and every n-th step for good."""
+"""Decides which checkpoints a run keeps: the newest ones, and every n-th step forever."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from moe_train.checkpoint.folder import CheckpointFolder, remove
 
 
 def surplus(steps: Sequence[int], keep_last: int, keep_every: int | None) -> list[int]:
-    """Those of `steps` neither among the newest `keep_last` (0: all) nor a multiple of `keep_every`."""
+    """Returns the `steps` that are neither among the newest `keep_last` (0: all) nor a multiple of `keep_every`."""
     newest = set(sorted(steps)[-keep_last:])  # [-0:] is all of them
     return [
         step for step in sorted(steps) if step not in newest and not (keep_every and step % keep_every == 0)
@@ -15,10 +15,10 @@ def surplus(steps: Sequence[int], keep_last: int, keep_every: int | None) -> lis
 
 
 def clean(folder: CheckpointFolder, attempt: int, keep_last: int, keep_every: int | None) -> None:
-    """After a commit of `attempt`: remove what is beyond retention, and what dead attempts left unfinished.
+    """Removes what is beyond retention after a commit of `attempt`, and what dead attempts left unfinished.
 
-    Fenced checkpoints and those off the lineage are left to `moe-train ckpt gc`. Raises OSError, and
-    CheckpointError if the attempt is superseded.
+    Leaves fenced checkpoints and those off the lineage to `moe-train ckpt gc`. Raises OSError, and CheckpointError if
+    the attempt is superseded.
     """
     lineage.refuse_if_superseded(folder.run_dir, attempt)
     for leftover in folder.leftovers():

@@ -1,9 +1,9 @@
-"""One save: every rank writes its own boxes, rank 0 commits.
+"""Saves a checkpoint: every rank writes its own boxes, then rank 0 commits.
 
     every rank   step_N.tmp-K/rank-0000r.safetensors, then rank-0000r.json (what it wrote, with hashes)
     rank 0       waits for all reports, checks that every element is covered once, writes manifest.json,
                  renames step_N.tmp-K to step_N (the commit), then writes `latest`
-    the others   wait until the temporary folder is gone: renamed, or given up with a note of the reason
+    the others   wait until the temporary folder is gone: renamed, or removed with a note of the reason
 
 Read `rendezvous.py` for how they wait, `shard_file.py` for the files, `manifest.py` for what the reports say.
 """
@@ -41,10 +41,10 @@ logger = logging.getLogger(__name__)
 
 
 def run(save: Save, state: ShardedState, meta: Mapping[str, Any]) -> None:
-    """Write this rank's part of a state on the host, and see the save through to its outcome.
+    """Writes this rank's part of a state on the host and waits for the outcome of the save.
 
-    Returns once the checkpoint is committed. Raises CheckpointError on every rank otherwise; nothing of it is
-    left then, and earlier checkpoints are as they were.
+    Returns once the checkpoint is committed. Otherwise raises CheckpointError on every rank; then nothing of it is
+    left, and earlier checkpoints are unchanged.
     """
     try:
         # Not the folder: rank 0 makes that durable, and may rename it as soon as the last report is there.
@@ -60,7 +60,7 @@ def run(save: Save, state: ShardedState, meta: Mapping[str, Any]) -> None:
 
 
 def _cause(save: Save, error: OSError | CheckpointError) -> CheckpointError:
-    """What really happened: a file that vanished is the doing of rank 0, or of the attempt that took over."""
+    """Returns the real cause of an error: rank 0, or an attempt that took over, may have removed a file."""
     if isinstance(error, CheckpointError):
         return error
     try:
@@ -92,7 +92,7 @@ def _write_part(save: Save, state: ShardedState) -> RankReport:
 
 
 def _split(state: ShardedState, save: Save) -> Iterator[dict[str, Shard]]:
-    """What this rank writes, cut into files of at most `max_file_bytes`, or of one larger tensor."""
+    """Yields what this rank writes, divided into files of at most `max_file_bytes` or of one larger tensor."""
     part: dict[str, Shard] = {}
     size = 0
     for name, shard in state.items():
@@ -127,20 +127,20 @@ def _commit(save: Save, reports: list[RankReport], meta: Mapping[str, Any]) -> N
     write_durably(save.temporary / FILE_NAME, manifest.to_bytes())
     for path in save.temporary.iterdir():
         if path.name not in files and path.name != FILE_NAME:
-            remove(path)  # the reports, and what a failed save of the same step left
+            remove(path)  # the reports, and leftovers of a failed save of the same step
     make_durable(save.temporary)
     _publish(save)
 
 
 def _publish(save: Save) -> None:
-    """Make the complete temporary folder the checkpoint of its step."""
+    """Renames the complete temporary folder to the checkpoint of its step."""
     run_dir, target = save.folder.run_dir, save.folder.committed(save.step)
     lineage.refuse_if_superseded(run_dir, save.attempt)
     if target.exists():
         written_by = lineage.writer(target)
-        known = lineage.limits(run_dir, save.attempt)
-        if written_by is not None and lineage.is_eligible(known, save.step, written_by):
-            remove(save.temporary)  # the same step of the same lineage is there already
+        limits = lineage.limits(run_dir, save.attempt)
+        if written_by is not None and lineage.is_eligible(limits, save.step, written_by):
+            remove(save.temporary)  # the same step of the same lineage exists already
             return
         aside = set_aside(target, f"fenced-{'unknown' if written_by is None else written_by.attempt}")
         logger.warning("%s does not lead to attempt %d: moved to %s.", target, save.attempt, aside.name)

@@ -1,8 +1,7 @@
-"""One safetensors file, written and hashed in a single pass.
+"""Writes and hashes a safetensors file in a single pass.
 
-Written here rather than by the safetensors package because the hash must be that of the bytes meant to be
-written, and because each chunk releases the interpreter lock while training goes on. Any safetensors reader
-can open it.
+We do not use the safetensors package for this because the hash must be that of the bytes meant to be written, and
+because each chunk releases the interpreter lock while training continues. Any safetensors reader can open the file.
 """
 
 import hashlib
@@ -33,7 +32,7 @@ DTYPE_CODES = {
 
 
 def write_shard_file(path: Path, tensors: Mapping[str, Tensor]) -> FileEntry:
-    """Write host tensors under their names, make them durable, and return size and hash. Raises OSError."""
+    """Writes host tensors under their names and makes them durable; returns size and hash. Raises OSError."""
     ordered = dict(
         sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
     )  # keeps all aligned
@@ -49,7 +48,7 @@ def write_shard_file(path: Path, tensors: Mapping[str, Tensor]) -> FileEntry:
 
 
 def bytes_of(data: Tensor) -> np.ndarray:
-    """The memory of a contiguous host tensor."""
+    """Returns the memory of a contiguous host tensor."""
     return data.reshape(-1).view(torch.uint8).numpy()
 
 

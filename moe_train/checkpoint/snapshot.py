@@ -1,7 +1,7 @@
-"""A copy of the state on the host, so that training may go on while a save is written.
+"""Copies the state to the host, so that training can continue while a save is written.
 
-The copy is all that a save in the background costs the training loop: one memcpy (from a GPU: one transfer)
-into buffers that are kept from save to save, since fresh pages cost more than the copy itself.
+The copy is all that a background save costs the training loop: one memcpy (from a GPU: one transfer) into buffers that
+are reused from save to save, since fresh pages cost more than the copy itself.
 """
 
 import dataclasses
@@ -15,23 +15,23 @@ from moe_train.checkpoint.shard_file import bytes_of
 
 
 def on_host(state: ShardedState) -> ShardedState:
-    """The state with its values on the host: CPU tensors themselves, others copied."""
+    """Returns the state with its values on the host: CPU tensors themselves, others copied."""
     return {name: dataclasses.replace(shard, data=shard.data.detach().cpu()) for name, shard in state.items()}
 
 
 class HostBuffers:
-    """Buffers for what `rank` writes. A snapshot is valid until the next one is taken."""
+    """Keeps buffers for what `rank` writes. A snapshot is valid until the next one."""
 
     def __init__(self, rank: int) -> None:
         self._rank = rank
         self._buffers: dict[str, Tensor] = {}
 
     def snapshot(self, state: ShardedState) -> ShardedState:
-        """Copies of all boxes this rank writes; the others are not read by a save and stay as they are."""
-        taken = {name: self._copy(name, shard) for name, shard in state.items()}
+        """Returns copies of all boxes this rank writes; a save does not read the others, which stay as they are."""
+        copies = {name: self._copy(name, shard) for name, shard in state.items()}
         if any(shard.data.is_cuda for shard in state.values()):
             torch.cuda.synchronize()
-        return taken
+        return copies
 
     def _copy(self, name: str, shard: Shard) -> Shard:
         if not is_written(shard):

@@ -1,4 +1,4 @@
-"""Is a committed checkpoint what was written? Digest, sizes, hashes, coverage; a finding is one sentence."""
+"""Verifies a committed checkpoint: digest, sizes, hashes, coverage. A finding is one sentence."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -10,7 +10,7 @@ from moe_train.errors import CheckpointError
 
 
 def verify(checkpoint: Path) -> list[str]:
-    """All that is wrong with the checkpoint folder `checkpoint`, empty if it is good. Reads every byte."""
+    """Returns all problems of the checkpoint folder `checkpoint`, none if it is good. Reads every byte."""
     manifest, findings = check_manifest(checkpoint)
     if manifest is None:
         return findings
@@ -18,7 +18,7 @@ def verify(checkpoint: Path) -> list[str]:
 
 
 def check_manifest(checkpoint: Path) -> tuple[Manifest | None, list[str]]:
-    """The manifest, None if it is unusable, and what is wrong with it."""
+    """Returns the manifest, None if it is unusable, and its problems."""
     try:
         manifest = read_manifest(checkpoint)
     except CheckpointError as error:
@@ -39,7 +39,7 @@ def _manifest_findings(checkpoint: Path, manifest: Manifest) -> Iterator[str]:
 
 
 def check_files(checkpoint: Path, manifest: Manifest, names: Iterable[str]) -> list[str]:
-    """What is wrong with those files of the checkpoint."""
+    """Returns the problems of those files of the checkpoint."""
     findings = (_file_finding(checkpoint / name, manifest, name) for name in names)
     return [finding for finding in findings if finding]
 

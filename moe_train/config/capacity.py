@@ -1,13 +1,13 @@
-"""How many tokens of a routing group an expert accepts: plain arithmetic, for the layer and for what `show` says of it.
+"""Computes how many tokens of a routing group an expert accepts: plain arithmetic, for the layer and for `show`.
 
-Which tokens these are, `moe/capacity.py` decides.
+`moe/capacity.py` decides which tokens these are.
 """
 
 import math
 
 
 def capacity(convention: str, factor: float, tokens: int, experts: int, choices: int, smallest: int) -> int:
-    """Slots of an expert in a group of `tokens` tokens.
+    """Returns the slots of an expert in a group of `tokens` tokens.
 
     Libraries round differently, which changes results, so the convention has a name:
     mesh       floor(factor * S / E)                     mesh-tensorflow and flaxformer: choices not counted
@@ -25,12 +25,12 @@ def capacity(convention: str, factor: float, tokens: int, experts: int, choices:
 
 
 def effective_factor(convention: str, slots: int, tokens: int, experts: int, choices: int) -> float:
-    """The capacity factor that `slots` slots are, without any rounding or bound."""
+    """Returns the capacity factor that `slots` slots correspond to, without rounding or bounds."""
     return slots * experts / (tokens if convention == "mesh" else choices * tokens)
 
 
 def chance_cv(tokens: int, experts: int, choices: int) -> float:
-    """CV of the experts' loads in a group whose tokens take `choices` different experts each at random.
+    """Returns the CV of the experts' loads in a group whose tokens choose `choices` different experts at random.
 
     A load is then binomial, of `tokens` draws with chance choices / experts.
     """
@@ -38,9 +38,9 @@ def chance_cv(tokens: int, experts: int, choices: int) -> float:
 
 
 def dropped_share(slots: int, mean: float, cv: float) -> float:
-    """The share of assignments beyond `slots` where loads have this mean and CV: E[max(load - slots, 0)] / mean.
+    """Returns the share of assignments beyond `slots` for loads of this mean and CV: E[max(load - slots, 0)] / mean.
 
-    Loads are taken as normal.
+    Loads are assumed to be normally distributed.
     """
     if cv == 0:
         return max(1 - slots / mean, 0.0)

@@ -1,4 +1,4 @@
-"""Which keys differ between two recipes, and which of them a resume must keep.
+"""Compares two recipes, and decides which of their differences a resume must refuse.
 
 A resume keeps the model and the data of the run; everything else may change. Recipes are compared as plain data.
 """
@@ -12,8 +12,7 @@ from moe_train.config.resolve import spec_of
 from moe_train.config.schema import Recipe
 from moe_train.errors import UsageError
 
-# A resume that changed one of these would go on with another model, on other data, or in another random
-# order.
+# A resume that changed one of these would continue with another model, on other data, or in another random order.
 FIXED = (
     "seed",
     "model",
@@ -26,8 +25,8 @@ FIXED = (
     "data.global_batch",
     "data.validation_fraction",
 )
-# Exceptions below FIXED: where the same text lies now (its fingerprint is checked before a resume), where tokens
-# travel, and how many an expert takes at most.
+# Exceptions below FIXED: the location of the text (its fingerprint is checked before a resume), how tokens are
+# dispatched, and how many an expert accepts.
 FREE = (
     "data.corpus.path",
     "moe.dispatch",
@@ -37,11 +36,11 @@ FREE = (
     "moe.min_capacity",
 )
 PATHS = ("data.corpus.path",)
-"""Keys whose values are the same if they lead to the same place."""
+"""Keys whose values are equal if they lead to the same place."""
 
 
 def comparable(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as plain data, where two ways to place the same MoE layers are equal."""
+    """Returns the recipe as plain data, in which two ways to place the same MoE layers are equal."""
     data = to_dict(recipe)
     layers = spec_of(recipe).moe_layers
     data["moe"] |= dict.fromkeys(("every", "first", "dense_first", "stacks")) | {"layers": layers}
@@ -49,7 +48,7 @@ def comparable(recipe: Recipe) -> dict[str, Any]:
 
 
 def require_same(before: Mapping[str, Any], after: Mapping[str, Any], where: str) -> None:
-    """Raise UsageError if two recipes, as plain data, differ in what a resume must keep; `where` has the first one."""
+    """Raises UsageError if two recipes differ in what a resume must keep; `where` names the source of the first."""
     if changed := [change for change in changed_keys(before, after) if _is_fixed(change[0])]:
         raise UsageError(
             "\n".join(
@@ -61,10 +60,10 @@ def require_same(before: Mapping[str, Any], after: Mapping[str, Any], where: str
 
 
 def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Key, old and new value of every key that differs between two recipes as plain data.
+    """Returns key, old and new value for every key that differs between two recipes as plain data.
 
-    A key that only one of them has decides nothing: it belongs to another kind, whose `kind` differs, too, or to
-    another version of moe-train.
+    A key that only one of them has is ignored: it belongs to another kind, whose `kind` differs too, or to another
+    version of moe-train.
     """
     old, new = dict(_leaves(before)), dict(_leaves(after))
     return [
@@ -95,5 +94,5 @@ def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def shown(value: Any) -> str:
-    """A value of a recipe as its user would write it."""
+    """Returns a value of a recipe as its user would write it."""
     return "null" if value is None else str(value)

@@ -1,7 +1,7 @@
-"""Finds every problem of a recipe, in sentences, before anything starts; the rules that need more than one field.
+"""Finds every problem of a recipe before anything starts, and has the rules that involve more than one section.
 
-Those of one field are in `ranges.py`, those of the places of MoE layers in `placement.py`, those of kinds beside them.
-`moe-train show` prints them all; `run` and `submit` refuse a recipe that has any.
+The rules of single fields are in `ranges.py`, those of the positions of MoE layers in `placement.py`, those of kinds
+beside the kinds. `moe-train show` prints all problems; `run` and `submit` refuse a recipe that has any.
 """
 
 import math
@@ -23,8 +23,8 @@ LARGEST_DIVISOR_TRIED = 1_000_000
 
 
 def problems(recipe: Recipe, workers: int | None = None) -> list[Problem]:
-    """All that keeps `recipe` from running (on `workers` workers, if that is known)."""
-    found = list(not_finite(recipe)) or [
+    """Returns every problem that prevents `recipe` from running (on `workers` workers, if their number is known)."""
+    of_sections = list(not_finite(recipe)) or [
         *out_of_range(recipe),
         *empty_text(recipe),
         *recipe.monitor.wandb.check(recipe.name),
@@ -33,15 +33,18 @@ def problems(recipe: Recipe, workers: int | None = None) -> list[Problem]:
         *_kinds(recipe),
         *_callbacks(recipe),
     ]
-    return found or [*_layout(recipe, workers), *_batch(recipe, workers), *recipe.stability.check(recipe)]
+    return of_sections or [
+        *_layout(recipe, workers),
+        *_batch(recipe, workers),
+        *recipe.stability.check(recipe),
+    ]
 
 
 def require_sound(recipe: Recipe, workers: int | None = None) -> None:
-    """Raise LayoutError or RecipeError with every problem found."""
-    found = problems(recipe, workers)
-    if found:
-        layout_only = all(problem.key.startswith("parallel.") for problem in found)
-        raise (LayoutError if layout_only else RecipeError)("\n".join(str(problem) for problem in found))
+    """Raises LayoutError or RecipeError with every problem of the recipe."""
+    if broken := problems(recipe, workers):
+        layout_only = all(problem.key.startswith("parallel.") for problem in broken)
+        raise (LayoutError if layout_only else RecipeError)("\n".join(map(str, broken)))
 
 
 def _model(recipe: Recipe) -> Iterator[Problem]:
@@ -51,20 +54,20 @@ def _model(recipe: Recipe) -> Iterator[Problem]:
             "model.num_heads",
             model.num_heads,
             f"must divide model.d_model={model.d_model}",
-            f"choose one of {_divisors(model.d_model)}, or say model.head_width",
+            f"choose one of {_divisors(model.d_model)}, or set model.head_width",
         )
     elif model.num_heads >= 1 and model.positions == "rotary" and head_width % 2:
         yield Problem(
             "model.num_heads" if model.head_width is None else "model.head_width",
             model.num_heads if model.head_width is None else model.head_width,
-            f"leaves an odd head width {head_width}, which rotary positions cannot halve",
-            "choose a head count or model.head_width that gives an even width, or model.positions=learned",
+            f"must give an even head width for rotary positions, not {head_width}",
+            "choose another number of heads or an even model.head_width, or model.positions=learned",
         )
     if model.positions == "transformer_xl" and model.d_model % 2:
         yield Problem(
             "model.d_model",
             model.d_model,
-            "must be even with model.positions=transformer_xl, for half of a sinusoid is sines and half cosines",
+            "must be even with model.positions=transformer_xl, which needs as many sines as cosines",
             "choose an even width, or model.positions=relative",
         )
     yield from _architecture(recipe)
@@ -72,14 +75,14 @@ def _model(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _architecture(recipe: Recipe) -> Iterator[Problem]:
-    """What goes with which stacks of layers."""
+    """Checks the architecture against the objective, and that options of other architectures are unset."""
     architecture, objective = recipe.model.architecture, recipe.objective
     if architecture not in objective.architectures:
         trained = " or ".join(objective.architectures)
         yield Problem(
             "model.architecture",
             architecture,
-            f"cannot be trained by objective.kind={objective.kind}, which is for {trained}",
+            f"cannot be trained by objective.kind={objective.kind}, which needs {trained}",
             f"set model.architecture={objective.architectures[0]}, or choose another objective.kind",
         )
     if architecture != "encoder_decoder":
@@ -91,29 +94,29 @@ def _architecture(recipe: Recipe) -> Iterator[Problem]:
                 yield Problem(
                     key,
                     value,
-                    f"is for model.architecture=encoder_decoder, and this is {architecture}",
+                    f"applies only to model.architecture=encoder_decoder, not to {architecture}",
                     f"leave {key} out",
                 )
 
 
 def _corpus(recipe: Recipe) -> Iterator[Problem]:
-    """Pairs for those who translate, text for all others."""
+    """Requires sentence pairs for translation, and text for every other objective."""
     corpus, objective = recipe.data.corpus, recipe.objective
     if corpus.parallel and not objective.reads_pairs(recipe):
         yield Problem(
             "data.corpus.kind",
             corpus.kind,
-            f"holds sentence pairs, which objective.kind={objective.kind} with "
-            f"model.architecture={recipe.model.architecture} does not read",
-            "set objective.kind=translation and model.architecture=encoder_decoder, or another corpus",
+            f"has sentence pairs, but objective.kind={objective.kind} with "
+            f"model.architecture={recipe.model.architecture} needs text",
+            "set objective.kind=translation and model.architecture=encoder_decoder, or use another corpus",
         )
     elif not corpus.parallel and objective.reads_pairs(recipe):
         yield Problem(
             "data.corpus.kind",
             corpus.kind,
-            f"holds text, and objective.kind={objective.kind} with "
-            f"model.architecture={recipe.model.architecture} reads sentence pairs",
-            "use data.corpus.kind=parallel_debian, or parallel_files with a folder of your own",
+            f"has text, but objective.kind={objective.kind} with "
+            f"model.architecture={recipe.model.architecture} needs sentence pairs",
+            "use data.corpus.kind=parallel_debian, or parallel_files with your own folder",
         )
 
 
@@ -128,8 +131,8 @@ def _kinds(recipe: Recipe) -> Iterator[Problem]:
     for place in REGISTRY:
         config = attrgetter(place)(recipe)
         assert isinstance(config, KindConfig)
-        of_layers = equal if place.startswith("moe.") else [recipe]
-        yield from {str(problem): problem for each in of_layers for problem in config.check(each)}.values()
+        variants = equal if place.startswith("moe.") else [recipe]
+        yield from {str(problem): problem for each in variants for problem in config.check(each)}.values()
     router, spec = recipe.moe.router, spec_of(recipe)
     for stack in spec.stacks:
         if stack.moe:
@@ -138,8 +141,8 @@ def _kinds(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(
             "moe.router.kind",
             router.kind,
-            "lets later tokens decide what an earlier one gets, so a causal stack of layers "
-            f"(model.architecture={recipe.model.architecture}) reads what it has to predict, and cannot generate",
+            "routes a token by later tokens too, so a causal stack of layers "
+            f"(model.architecture={recipe.model.architecture}) would see what it has to predict, and cannot generate",
             "use a router that looks at one token at a time, such as moe.router.kind=switch"
             + (", or moe.stacks=encoder" if recipe.model.architecture == "encoder_decoder" else ""),
         )
@@ -183,7 +186,7 @@ def _layout(recipe: Recipe, workers: int | None) -> Iterator[Problem]:
             yield Problem(
                 "parallel.expert",
                 parallel.expert,
-                f"leaves {replicas} workers to shard each expert's {key}={width}, which {replicas} does not divide",
+                f"makes {replicas} workers shard each expert, so {replicas} must divide {key}={width}",
                 f"choose parallel.expert={data}, or a width that {replicas} divides",
             )
 
@@ -221,14 +224,15 @@ def _validation(recipe: Recipe, data: int) -> Iterator[Problem]:
         yield Problem(
             "data.validation_sequences",
             recipe.data.validation_sequences,
-            f"must be a group of {group} sequence{'s' * (group > 1)} (moe.group_sequences) at least for each of the "
-            f"{data} data-parallel workers",
+            f"must be at least moe.group_sequences ({group}) x {data} data-parallel workers = {group * data}",
             f"use {group * data} or more",
         )
 
 
 def _divisors(number: int) -> str:
-    """The divisors of `number`, ascending; of many, the smallest."""
+    """Lists the divisors of `number`, ascending; only the smallest if there are many."""
     candidates = range(1, min(number, LARGEST_DIVISOR_TRIED) + 1)
-    found = [str(candidate) for candidate in candidates if number % candidate == 0]
-    return ", ".join(found[:SHOWN_DIVISORS]) + (" or a larger one" if len(found) > SHOWN_DIVISORS else "")
+    divisors = [str(candidate) for candidate in candidates if number % candidate == 0]
+    return ", ".join(divisors[:SHOWN_DIVISORS]) + (
+        " or a larger one" if len(divisors) > SHOWN_DIVISORS else ""
+    )

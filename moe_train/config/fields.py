@@ -1,6 +1,6 @@
-"""Every key a recipe may have, the type of its value, and that type in words.
+"""Lists every key a recipe may have, with the type of its value, and words that type for users.
 
-OmegaConf checks values while it merges, but speaks of its own classes; what a user reads is made here.
+OmegaConf checks values while it merges, but its errors name its own classes; the words for users are made here.
 """
 
 import dataclasses
@@ -14,14 +14,14 @@ NumberOrNumbers = Annotated[Any, _NUMBERS]
 """One whole number for all, or a list. OmegaConf has no such union and takes any value: `misshapen` checks it, and
 `read_numbers` makes numbers of its text."""
 UNSET = "???"
-"""OmegaConf takes this text for a value that is still to come, and would leave the default in silence."""
+"""OmegaConf treats this text as a missing value, and would silently keep the default."""
 IN_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
 def known_fields(section: type, kinds: Mapping[str, type], prefix: str = "") -> dict[str, Any]:
-    """Type of every key below the dataclass `section`; `kinds` has the chosen one of each place."""
+    """Returns the type of every key below the dataclass `section`; `kinds` has the chosen kind of each place."""
     fields: dict[str, Any] = {}
-    types_of = get_type_hints(section, include_extras=True)  # of constants too, which are no keys
+    types_of = get_type_hints(section, include_extras=True)  # includes constants, which are not keys
     for field in dataclasses.fields(section):
         key, declared = f"{prefix}{field.name}", types_of[field.name]
         declared = declared.__metadata__[0] if get_origin(declared) is Annotated else declared
@@ -32,7 +32,7 @@ def known_fields(section: type, kinds: Mapping[str, type], prefix: str = "") -> 
 
 
 def in_words(declared: Any) -> str:
-    """What a key of this type may hold: "a whole number or null"."""
+    """Words the values that a key of this type may have: "a whole number or null"."""
     if get_origin(declared) in (Union, types.UnionType):
         return " or ".join(
             "null" if option is type(None) else in_words(option) for option in get_args(declared)
@@ -46,7 +46,7 @@ def in_words(declared: Any) -> str:
 
 
 def choices(declared: Any) -> list[str]:
-    """The values that a key of this type is limited to; none if it is not limited."""
+    """Returns the values to which a key of this type is limited; none if it is not limited."""
     options = get_args(declared) if get_origin(declared) in (Union, types.UnionType) else (declared,)
     return [value for option in options if get_origin(option) is Literal for value in get_args(option)]
 
@@ -54,7 +54,7 @@ def choices(declared: Any) -> list[str]:
 def unknown(
     data: Mapping[str, Any], fields: Mapping[str, Any], prefix: str = ""
 ) -> Iterator[tuple[str, Any]]:
-    """(key, value) of every key that no section has."""
+    """Yields (key, value) for every key that no section has."""
     for name, value in data.items():
         key = f"{prefix}{name}"
         if key not in fields:
@@ -66,7 +66,7 @@ def unknown(
 def misshapen(
     data: Mapping[str, Any], fields: Mapping[str, Any], prefix: str = ""
 ) -> Iterator[tuple[str, Any]]:
-    """(key, value) where a section, a list or a single value stands in another's place; unknown keys pass."""
+    """Yields (key, value) where a section, a list or a single value is in another's place; ignores unknown keys."""
     for name, value in data.items():
         key = f"{prefix}{name}"
         if key not in fields:
@@ -79,7 +79,7 @@ def misshapen(
 
 
 def _may_hold(declared: Any, value: Any) -> bool:
-    """Whether `value` is a list of single values where a list may stand, and no list where none may."""
+    """Returns whether `value` is a list of single values if the type allows a list, and not a list otherwise."""
     if value == UNSET:
         return False
     if declared == _NUMBERS:
@@ -103,7 +103,7 @@ def _is_whole(text: str) -> bool:
 
 
 def read_numbers(data: dict[str, Any], fields: Mapping[str, Any], prefix: str = "") -> None:
-    """Make numbers of the text of every NumberOrNumbers, in place; OmegaConf reads all other values itself."""
+    """Converts the text of every NumberOrNumbers to numbers, in place; OmegaConf converts all other values itself."""
     for name, value in data.items():
         declared = fields[f"{prefix}{name}"]
         if is_dataclass(declared):
@@ -118,7 +118,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def as_written(value: Any) -> str:
-    """A value as YAML writes it."""
+    """Returns a value as YAML writes it."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, dict):

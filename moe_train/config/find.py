@@ -1,6 +1,6 @@
 """Finds the file of a recipe or of a base, by path or by the name of one that comes with moe-train.
 
-A name that leads nowhere is answered with the files that it may have meant.
+If there is no such file, the error suggests the files that may be meant.
 """
 
 import difflib
@@ -15,18 +15,18 @@ SUFFIXES = (".yaml", ".yml")
 
 
 def find_recipe(recipe: str | Path) -> Path:
-    """The file a recipe argument means: a path, or a name below the recipes that come with moe-train."""
-    given = Path(recipe)
-    found = _file(given) or _shipped(given)
-    if found is None:
-        raise RecipeError(f"recipe={recipe}: {_missing(given)}")
-    return found
+    """Returns the file a recipe argument means: a path, or a name below the recipes that come with moe-train."""
+    name = Path(recipe)
+    path = _file(name) or _shipped(name)
+    if path is None:
+        raise RecipeError(f"recipe={recipe}: {_missing(name)}")
+    return path
 
 
 def find_base(base: str, recipe: Path) -> Path:
-    """The file that `_base: base` means in the file `recipe`: one relative to it, or one that comes with moe-train."""
-    found = _file(recipe.parent / base) or _shipped(Path(base))
-    if found is None:
+    """Returns the file of `_base: base` in the file `recipe`: relative to it, or one that comes with moe-train."""
+    path = _file(recipe.parent / base) or _shipped(Path(base))
+    if path is None:
         below = Path(*(part for part in Path(base).parts if part != ".."))
         hint = (
             f"did you mean _base: {below}, which comes with moe-train?"
@@ -35,12 +35,12 @@ def find_base(base: str, recipe: Path) -> Path:
             or "correct the path, which is relative to that file, or name a recipe that comes with moe-train, such as "
             "_base/tiny.yaml"
         )
-        raise RecipeError(f"_base={base}: {recipe} names a base that is not there; {hint}")
-    return found
+        raise RecipeError(f"_base={base}: {recipe} names a base that does not exist; {hint}")
+    return path
 
 
 def _file(path: Path) -> Path | None:
-    # os.path instead of Path: it answers "no" where a name is too long for the file system.
+    # os.path instead of Path: it returns False for a name that is too long for the file system.
     return next((name for name in (path, Path(f"{path}.yaml")) if os.path.isfile(name)), None)
 
 
@@ -48,43 +48,43 @@ def _shipped_folder() -> Path:
     return SOURCE_TREE if os.path.isdir(SOURCE_TREE) else INSTALLED
 
 
-def _below_recipes(given: Path) -> Path:
-    """The name below `recipes`, whether it begins with that or not."""
-    return Path(*given.parts[1:]) if given.parts[:1] == ("recipes",) else given
+def _below_recipes(path: Path) -> Path:
+    """Returns the name below `recipes`, whether it begins with that or not."""
+    return Path(*path.parts[1:]) if path.parts[:1] == ("recipes",) else path
 
 
-def _shipped(given: Path) -> Path | None:
-    return _file(_shipped_folder() / _below_recipes(given))
+def _shipped(path: Path) -> Path | None:
+    return _file(_shipped_folder() / _below_recipes(path))
 
 
-def _missing(given: Path) -> str:
-    """What to say of a recipe that is not there."""
+def _missing(path: Path) -> str:
+    """Returns the rule and the way out for a recipe that does not exist."""
     shipped = _shipped_folder()
-    name = _below_recipes(given)
-    if os.path.isdir(given):
-        return f"is a folder; name one YAML file in it{_listed(given, given)}"
+    name = _below_recipes(path)
+    if os.path.isdir(path):
+        return f"is a folder; name one YAML file in it{_listed(path, path)}"
     if os.path.isdir(shipped / name):
         return f"is a folder of recipes; name one file in it{_listed(shipped / name, Path('recipes') / name)}"
-    if similar := _similar(given):
+    if similar := _similar(path):
         return f"there is no such file; {similar}"
-    known = sorted(str(path.relative_to(shipped)) for path in shipped.glob("[!_]*/*.yaml"))
-    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.7)
-    folders = ", ".join(sorted({Path(each).parent.name for each in known})) or "none"
-    hint = f"did you mean recipes/{close[0]}?" if close else f"recipes/ has one folder a system: {folders}"
+    recipes = sorted(str(recipe.relative_to(shipped)) for recipe in shipped.glob("[!_]*/*.yaml"))
+    close = difflib.get_close_matches(str(name), recipes, n=1, cutoff=0.7)
+    folders = ", ".join(sorted({Path(each).parent.name for each in recipes})) or "none"
+    hint = f"did you mean recipes/{close[0]}?" if close else f"recipes/ has one folder per system: {folders}"
     return f"there is no such file; {hint}"
 
 
-def _listed(folder: Path, shown: Path) -> str:
-    """`, such as FOLDER/tiny.yaml; it has ...` for the YAML files of a folder."""
+def _listed(folder: Path, prefix: Path) -> str:
+    """Returns `, such as FOLDER/tiny.yaml; it has ...` for the YAML files of a folder."""
     names = _yaml_files(folder)
     if not names:
         return "; it has none"
     first = "tiny.yaml" if "tiny.yaml" in names else names[0]
-    return f", such as {shown / first}" + (f"; it has {', '.join(names)}" if len(names) > 1 else "")
+    return f", such as {prefix / first}" + (f"; it has {', '.join(names)}" if len(names) > 1 else "")
 
 
 def _similar(path: Path) -> str:
-    """`did you mean FOLDER/my.yaml?` for a YAML file of the same folder whose name is like that of `path`."""
+    """Returns `did you mean FOLDER/my.yaml?` for a file of the same folder with a name similar to `path`'s."""
     stems = {Path(name).stem: name for name in _yaml_files(path.parent)}
     close = difflib.get_close_matches(path.stem, stems, n=1, cutoff=0.7)  # an ending alone is no likeness
     return f"did you mean {path.parent / stems[close[0]]}?" if close else ""

@@ -1,9 +1,9 @@
-"""From a YAML file and a dotlist to a Recipe: `_base` first, then the file, then the overrides.
+"""Loads a Recipe from a YAML file and a dotlist: `_base` first, then the file, then the overrides.
 
-YAML cannot say which dataclass stands at a node, so loading makes two passes: the layers are merged as plain
-data, the `kind` of each registered place picks its dataclass, and the data is merged into that. A layer that
-changes a kind starts that node afresh: options of the old kind do not leak into the new one. Values are text until
-they meet their field (`yaml_reader.py`); `refusals.py` has the words for keys and values that do not fit.
+YAML does not say which dataclass belongs at a node, so loading takes two passes: the layers are merged as plain data,
+the `kind` of each registered place picks its dataclass, and the data is merged into that. A layer that changes a kind
+starts that node afresh: options of the old kind do not leak into the new one. Values are text until they are assigned
+to their field (`yaml_reader.py`); `refusals.py` words the errors for wrong keys and values.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,13 +28,13 @@ IN_EVERY_SAVED_RECIPE = frozenset(
         *("objective", "data", "optim", "parallel", "engine", "checkpoint", "monitor", "job"),
     )
 )
-"""A run saves its recipe with every key written out: a file with all of these is such a one."""
-MEANT_BEFORE = {"moe.router.balance_over": "group"}
-"""What runs did that were saved before a key existed, where its default is another now: a resume goes on with it."""
+"""A run saves its recipe with every key written out: a file with all of these is a saved one."""
+IMPLIED_VALUES = {"moe.router.balance_over": "group"}
+"""Values of keys that older saved recipes lack, where the default differs from what those runs did."""
 
 
 def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe with its bases and overrides (`optim.lr=1e-3`).
+    """Reads a recipe with its bases and overrides (`optim.lr=1e-3`).
 
     Raises RecipeError for a missing or unreadable file, an unknown key, an unknown kind or a wrong type.
     """
@@ -49,7 +49,7 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     kinds = _chosen_kinds(merged)
     schema, fields = _schema_for(kinds), known_fields(Recipe, kinds)
     if merged.keys() >= IN_EVERY_SAVED_RECIPE:
-        _fill_younger_keys(merged, fields)
+        _fill_newer_keys(merged, fields)
     if problems := [
         *(unknown_key(key, value, fields, kinds) for key, value in unknown(merged, fields)),
         *(wrong_value(key, value, fields, schema) for key, value in misshapen(merged, fields)),
@@ -64,22 +64,22 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
             raise RecipeError(wrong_value(key, value, fields, schema))
         return cast(Recipe, OmegaConf.to_object(resolved))
     except OmegaConfBaseException as error:
-        key = (error.full_key or str(error.key)).partition("[")[0]  # of a list, without the place in it
+        key = (error.full_key or str(error.key)).partition("[")[0]  # without the index into a list
         raise RecipeError(wrong_value(key, _at(merged, key), fields, schema)) from None
 
 
 def to_yaml(recipe: Recipe) -> str:
-    """The resolved recipe, every field written out: what a run folder keeps."""
+    """Returns the resolved recipe with every field written out, as a run folder keeps it."""
     return OmegaConf.to_yaml(OmegaConf.structured(recipe))
 
 
 def to_dict(recipe: Recipe) -> dict[str, Any]:
-    """The resolved recipe as plain data."""
+    """Returns the resolved recipe as plain data."""
     return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(recipe)))
 
 
 def _layers(path: Path, above: tuple[Path, ...]) -> Iterator[dict[str, Any]]:
-    """The bases of `path`, furthest first, then `path` itself, as plain data."""
+    """Yields the bases of `path`, furthest first, then `path` itself, as plain data."""
     if path.resolve() in above:
         raise RecipeError(f"_base={path}: a recipe cannot be its own base; remove one of the `_base` lines")
     data = _read(path)
@@ -103,7 +103,7 @@ def _read(path: Path) -> dict[str, Any]:
         ) from None
     except UnicodeDecodeError as error:
         raise RecipeError(
-            f"recipe={path}: is not valid YAML (it is no UTF-8 text, from byte {error.start:,} on); save it as "
+            f"recipe={path}: is not valid YAML (not UTF-8 text from byte {error.start:,} on); save it as "
             "UTF-8, or name another file"
         ) from None
     except yaml.YAMLError as error:
@@ -119,20 +119,20 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _require_nested(data: Mapping[str, Any], where: str, above: tuple[str, ...] = ()) -> None:
-    """Refuse `optim.lr: 1e-3` as one key of a mapping: dots are for key=value alone."""
+    """Refuses `optim.lr: 1e-3` as one key of a mapping: dotted keys are only for key=value."""
     for key, value in data.items():
         if "." in key:
             parts = [*above, *key.split(".")]
             nested = f"{': {'.join(parts)}: {as_written(value)}{'}' * (len(parts) - 1)}"
             raise RecipeError(
-                f"{'.'.join(parts)}: {where} has it as one key, and keys are nested in YAML; write {nested}"
+                f"{'.'.join(parts)}: {where} has it as one key, but YAML keys are nested; write {nested}"
             )
         if isinstance(value, dict):
             _require_nested(value, where, (*above, key))
 
 
 def _dotlist(overrides: Sequence[str]) -> dict[str, Any]:
-    """All overrides as one layer; of two values for a key the last one counts."""
+    """Returns all overrides as one layer; of two values for a key the last wins."""
     layer: dict[str, Any] = {}
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -153,7 +153,7 @@ def _dotlist(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _merge(below: dict[str, Any], above: Mapping[str, Any]) -> None:
-    """Merge `above` into `below` in place."""
+    """Merges `above` into `below` in place."""
     for key, value in above.items():
         if isinstance(value, dict) and isinstance(below.get(key, {}), dict):
             _merge(below.setdefault(key, {}), value)
@@ -162,10 +162,10 @@ def _merge(below: dict[str, Any], above: Mapping[str, Any]) -> None:
 
 
 def _overlay(below: dict[str, Any], above: Mapping[str, Any]) -> None:
-    """Merge `above` into `below` in place; a changed `kind` empties its node first."""
-    for place, known in REGISTRY.items():
+    """Merges `above` into `below` in place; a changed `kind` empties its node first."""
+    for place, kinds in REGISTRY.items():
         old, new = _at(below, place), _at(above, place)
-        default = next(iter(known))
+        default = next(iter(kinds))
         if not isinstance(old, dict) or not isinstance(new, dict):
             continue
         if new.get("kind", old.get("kind", default)) != old.get("kind", default):
@@ -174,7 +174,7 @@ def _overlay(below: dict[str, Any], above: Mapping[str, Any]) -> None:
 
 
 def _replace_placement(below: dict[str, Any], above: dict[str, Any]) -> None:
-    """Let a layer that lists the MoE layers replace what those below it say of every n-th, and the other way round."""
+    """Lets a layer that lists the MoE layers replace an every-n-th rule of the layers below it, and vice versa."""
     placed, listed = _at(above, "moe.every") is not None, _at(above, "moe.layers") is not None
     moe = below.setdefault("moe", {}) if placed != listed else None
     if isinstance(moe, dict):
@@ -184,20 +184,20 @@ def _replace_placement(below: dict[str, Any], above: dict[str, Any]) -> None:
 
 
 def _chosen_kinds(merged: dict[str, Any]) -> dict[str, type]:
-    """The dataclass of the chosen kind at every registered place."""
-    chosen: dict[str, type] = {}
-    for place, known in REGISTRY.items():
+    """Returns the dataclass of the chosen kind at every registered place."""
+    configs: dict[str, type] = {}
+    for place, kinds in REGISTRY.items():
         node = _at(merged, place)
-        kind = node.get("kind", next(iter(known))) if isinstance(node, dict) else next(iter(known))
-        if not isinstance(kind, str) or kind not in known:
+        kind = node.get("kind", next(iter(kinds))) if isinstance(node, dict) else next(iter(kinds))
+        if not isinstance(kind, str) or kind not in kinds:
             raise RecipeError(wrong_kind(place, kind))
-        chosen[place] = known[kind].config
-    return chosen
+        configs[place] = kinds[kind].config
+    return configs
 
 
-def _fill_younger_keys(saved: dict[str, Any], fields: Mapping[str, Any]) -> None:
-    """Write out what a saved recipe meant by not having a key that is younger."""
-    for key, value in MEANT_BEFORE.items():
+def _fill_newer_keys(saved: dict[str, Any], fields: Mapping[str, Any]) -> None:
+    """Adds the keys that a saved recipe lacks because they are newer, with the values it implied."""
+    for key, value in IMPLIED_VALUES.items():
         place, _, name = key.rpartition(".")
         node = _at(saved, place)
         if key in fields and isinstance(node, dict):
@@ -205,7 +205,7 @@ def _fill_younger_keys(saved: dict[str, Any], fields: Mapping[str, Any]) -> None
 
 
 def _schema_for(kinds: Mapping[str, type]) -> DictConfig:
-    """The structured Recipe with the dataclass of every chosen kind in its place."""
+    """Returns the structured Recipe with the dataclass of every chosen kind in its place."""
     schema = cast(DictConfig, OmegaConf.structured(Recipe))
     for place, config in kinds.items():
         OmegaConf.update(schema, place, OmegaConf.structured(config), merge=False)
@@ -213,7 +213,7 @@ def _schema_for(kinds: Mapping[str, type]) -> DictConfig:
 
 
 def _at(data: Any, key: str) -> Any:
-    """The value at a dotted key of plain data; None where there is none."""
+    """Returns the value at a dotted key of plain data; None if there is none."""
     for part in key.split("."):
         data = data.get(part) if isinstance(data, dict) else None
     return data

@@ -1,4 +1,4 @@
-"""What is sound in a recipe but may surprise: `moe-train show` says it, nothing is refused for it."""
+"""Finds what is valid in a recipe but may surprise: `moe-train show` prints it, and nothing is refused for it."""
 
 from collections.abc import Iterator
 from operator import attrgetter
@@ -11,21 +11,21 @@ from moe_train.config.spec import StackSpec
 from moe_train.config.timing import timing_notes
 
 FAR_FROM_ITS_FACTOR = 1.25
-"""A capacity so many times what its factor says, or so many times less, is a surprise."""
+"""A capacity that differs from its factor by more than this ratio is a surprise."""
 
 
 UNEVEN_CV = 0.3
-"""The CV that `limits` drops tokens at: of loads that are uneven, but not alarmingly so."""
+"""The CV of loads for which `limits` estimates the drops: uneven, but not alarmingly so."""
 
 
 def limits(recipe: Recipe) -> list[str]:
-    """What each capacity factor comes to in a routing group, and what it drops there: capacity is counted in groups.
+    """Returns the slots and expected drops of each capacity factor in a routing group, where capacity is counted.
 
-    Loads that are even over a whole run are not so in a group of a hundred tokens, which is why they are dropped.
+    Loads that are even over a whole run are uneven in a group of a hundred tokens, which is why tokens are dropped.
     """
     moe, choices = recipe.moe, recipe.moe.router.num_choices
     verb = "sends on" if getattr(moe.router, "reroutes", 0) else "drops"
-    found = []
+    sentences = []
     for stack in (stack for stack in spec_of(recipe).stacks if stack.moe):
         tokens = moe.group_sequences * stack.length
         for experts, layers in _sizes(stack):
@@ -33,25 +33,25 @@ def limits(recipe: Recipe) -> list[str]:
             mean, chance = choices * tokens / experts, chance_cv(*sizes)
             for key, factor in _factors(recipe).items():
                 slots = capacity(moe.capacity_convention, factor, *sizes, moe.min_capacity)
-                found.append(
+                sentences.append(
                     f"{key}={factor:g}: {slots} slot{'s' * (slots != 1)} an expert in each group of {tokens:,} tokens "
                     f"of the {stack.name}{layers}, and {mean:.3g} assignments at even loads; a CV of {UNEVEN_CV} in "
                     f"the group {verb} {dropped_share(slots, mean, UNEVEN_CV):.1%} of them, chance alone (a CV of "
                     f"{chance:.2f}) {dropped_share(slots, mean, chance):.1%}"
                 )
-    return found
+    return sentences
 
 
 def _sizes(stack: StackSpec) -> Iterator[tuple[int, str]]:
-    """Yields each number of experts that layers of a stack have, and the words for these layers if there are others."""
+    """Yields each number of experts in a stack, with words for its layers if the stack has other numbers too."""
     numbers = sorted({moe.num_experts for moe in stack.moe})
     for number in numbers:
         yield number, f" in layers of {number} experts" if len(numbers) > 1 else ""
 
 
 def notes(recipe: Recipe) -> list[str]:
-    """A sentence for each surprise; `recipe` must be one that has no problem."""
-    of_experts = (
+    """Returns a sentence for each surprise; `recipe` must have no problems."""
+    moe_notes = (
         [
             *_dropped_at_balance(recipe),
             *_far_from_its_factor(recipe),
@@ -65,11 +65,11 @@ def notes(recipe: Recipe) -> list[str]:
         if spec_of(recipe).moe
         else []
     )
-    return [*timing_notes(recipe), *of_experts, *_of_packages(recipe)]
+    return [*timing_notes(recipe), *moe_notes, *_of_packages(recipe)]
 
 
 def _of_packages(recipe: Recipe) -> Iterator[str]:
-    """Whoever repeats the run needs these packages too."""
+    """Yields the packages that anyone who repeats the run needs too."""
     for place, kinds in REGISTRY.items():
         kind = attrgetter(place)(recipe).kind
         if package := kinds[kind].package:
@@ -77,7 +77,7 @@ def _of_packages(recipe: Recipe) -> Iterator[str]:
 
 
 def _factors(recipe: Recipe) -> dict[str, float]:
-    """The capacity factors that limit something, by key."""
+    """Returns the capacity factors that are set, by key."""
     factors = {
         "moe.capacity_factor": recipe.moe.capacity_factor,
         "moe.eval_capacity_factor": recipe.moe.eval_capacity_factor,
@@ -86,7 +86,7 @@ def _factors(recipe: Recipe) -> dict[str, float]:
 
 
 def _dropped_at_balance(recipe: Recipe) -> Iterator[str]:
-    """mesh-tensorflow's capacity does not count choices: see `moe/capacity.py`."""
+    """Warns of a mesh-tensorflow capacity, which does not count choices: see `config/capacity.py`."""
     moe, choices = recipe.moe, recipe.moe.router.num_choices
     spec = spec_of(recipe)
     longest = max(stack.length for stack in spec.stacks if stack.moe)
@@ -103,7 +103,7 @@ def _dropped_at_balance(recipe: Recipe) -> Iterator[str]:
 
 
 def _far_from_its_factor(recipe: Recipe) -> Iterator[str]:
-    """In a small group with many experts the least number of slots, or rounding, makes another factor of it."""
+    """Warns if rounding or the minimum number of slots changes the factor, as in small groups with many experts."""
     for stack in (stack for stack in spec_of(recipe).stacks if stack.moe):
         tokens = recipe.moe.group_sequences * stack.length
         for number, layers in _sizes(stack):
@@ -117,19 +117,19 @@ def _far_from_its_factor(recipe: Recipe) -> Iterator[str]:
 
 
 def _other_factors(recipe: Recipe, tokens: int, num_experts: int) -> Iterator[str]:
-    """Each capacity factor that is another in effect in a group of `tokens` tokens, and which."""
+    """Yields each capacity factor whose effective value in a group of `tokens` tokens differs, with that value."""
     moe, choices = recipe.moe, recipe.moe.router.num_choices
     sizes = tokens, num_experts, choices
     for key, factor in _factors(recipe).items():
         slots = capacity(moe.capacity_convention, factor, *sizes, moe.min_capacity)
         effective = effective_factor(moe.capacity_convention, slots, *sizes)
-        meant = min(factor, effective_factor(moe.capacity_convention, tokens, *sizes))
-        if not meant / FAR_FROM_ITS_FACTOR <= effective <= meant * FAR_FROM_ITS_FACTOR:
+        intended = min(factor, effective_factor(moe.capacity_convention, tokens, *sizes))
+        if not intended / FAR_FROM_ITS_FACTOR <= effective <= intended * FAR_FROM_ITS_FACTOR:
             yield f"{key}={factor:g} is {effective:.3g} in effect ({slots} slot{'s' * (slots != 1)} an expert)"
 
 
 def _dropped_in_validation_only(recipe: Recipe) -> Iterator[str]:
-    """Who asks for a dropless model rarely thinks of the other factor."""
+    """Warns if only training is dropless, which is rarely intended."""
     factor = recipe.moe.eval_capacity_factor
     if recipe.moe.capacity_factor is None and factor is not None:
         yield (
@@ -139,7 +139,7 @@ def _dropped_in_validation_only(recipe: Recipe) -> Iterator[str]:
 
 
 def _not_causal(recipe: Recipe) -> Iterator[str]:
-    """Whoever comes first gets the slot, and all first choices come before any second one."""
+    """Warns if a later token's first choice can take the slot of a token's second choice."""
     choices, factors = recipe.moe.router.num_choices, _factors(recipe)
     if choices > 1 and factors and recipe.moe.router.choices_compete and spec_of(recipe).has_causal_moe:
         limits = " and ".join(f"{key}={factor:g}" for key, factor in factors.items())
@@ -150,7 +150,7 @@ def _not_causal(recipe: Recipe) -> Iterator[str]:
 
 
 def _counted_first(recipe: Recipe) -> Iterator[str]:
-    """A loss of the whole batch needs the sums of all microbatches before any of them has a gradient."""
+    """Warns of a loss over the whole batch, which needs the loads of all microbatches before the first gradient."""
     micro, batch = recipe.data.micro_batch, recipe.data.global_batch
     workers = recipe.parallel.data or 1
     if micro is not None and micro * workers < batch and recipe.moe.router.learns_from_batch:

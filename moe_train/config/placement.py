@@ -1,4 +1,4 @@
-"""The rules on which layers are Mixture-of-Experts layers, and on how many experts each has."""
+"""Checks which layers are Mixture-of-Experts layers, and how many experts each has."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from moe_train.config.schema import MoEConfig, Recipe
 
 
 def placement_problems(recipe: Recipe) -> Iterator[Problem]:
-    """Yield what is wrong with the places of the MoE layers and with their numbers of experts."""
+    """Yields problems with the positions of the MoE layers and with their numbers of experts."""
     yield from _experts(recipe)
     moe = recipe.moe
     if moe.layers is not None:
@@ -17,7 +17,7 @@ def placement_problems(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(
             "moe.every",
             None,
-            "leaves open which layers are MoE layers, since moe.layers is null too",
+            "must be set if moe.layers is null too, or the MoE layers are unknown",
             "set moe.every=2, list the layers in moe.layers, or set moe.every=0 for a dense model",
         )
     else:
@@ -34,9 +34,9 @@ def _experts(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(
             "moe.num_experts",
             number,
-            f"has {len(number)} number{'s' * (len(number) != 1)}, and the model has {len(layers)} MoE "
+            f"has {len(number)} number{'s' * (len(number) != 1)}, but the model has {len(layers)} MoE "
             f"layer{'s' * (len(layers) != 1)}: {', '.join(map(str, layers))} (counted from 0)",
-            "give each of them its number, or one number for all",
+            "give one number for each of them, or one for all",
         )
 
 
@@ -45,7 +45,7 @@ def _listed(recipe: Recipe, layers: list[int]) -> Iterator[Problem]:
         yield Problem(
             "moe.layers",
             layers,
-            f"places the MoE layers, and so does moe.every={recipe.moe.every}",
+            f"cannot be combined with moe.every={recipe.moe.every}, as both place the MoE layers",
             "set one of the two to null",
         )
     defaults = MoEConfig()
@@ -55,7 +55,7 @@ def _listed(recipe: Recipe, layers: list[int]) -> Iterator[Problem]:
             yield Problem(
                 f"moe.{key}",
                 value,
-                "goes with moe.every, and here moe.layers lists the MoE layers of all stacks",
+                "applies only with moe.every, but here moe.layers lists the MoE layers of all stacks",
                 f"set moe.{key}={'null' if default is None else default}",
             )
     if not layers:
@@ -73,13 +73,13 @@ def _listed(recipe: Recipe, layers: list[int]) -> Iterator[Problem]:
             yield Problem(
                 "moe.layers",
                 layers,
-                f"names layer {layer}, and the model has the layers {_numbered(recipe)}, counted from 0",
-                "choose among those",
+                f"names layer {layer}, but the model has the layers {_numbered(recipe)}, counted from 0",
+                "choose among these",
             )
 
 
 def _numbered(recipe: Recipe) -> str:
-    """The layers of the model: "0 to 11", or those of each stack."""
+    """Returns the layers of the model: "0 to 11", or those of each stack."""
     ranges, below = [], 0
     for stack in spec_of(recipe).stacks:
         ranges.append((f"{below} to {below + stack.num_layers - 1}", stack.name))
@@ -104,7 +104,7 @@ def _every_nth(recipe: Recipe, every: int) -> Iterator[Problem]:
         yield Problem(
             "moe.dense_first",
             moe.dense_first,
-            f"says where the MoE layers begin, and so does moe.first={moe.first}",
+            f"cannot be combined with moe.first={moe.first}, as both say where the MoE layers begin",
             "set moe.dense_first=0, or moe.first=null",
         )
     elif moe.first is not None and moe.first >= deepest:
@@ -112,19 +112,19 @@ def _every_nth(recipe: Recipe, every: int) -> Iterator[Problem]:
             "moe.first",
             moe.first,
             f"is not among the layers 0 to {deepest - 1}, so no layer would be an MoE layer",
-            "lower it, or set moe.every=0 to say that the model is dense",
+            "lower it, or set moe.every=0 for a dense model",
         )
     elif moe.first is None and every > deepest:
         yield Problem(
             "moe.every",
             every,
             f"is above model.num_layers={deepest}, so no layer would be an MoE layer",
-            "lower it, say where the first one is with moe.first, or set moe.every=0 to say that the model is dense",
+            "lower it, set moe.first to the first one, or set moe.every=0 for a dense model",
         )
     elif not spec.moe:
         yield Problem(
             "moe.dense_first",
             moe.dense_first,
             f"leaves no MoE layer among model.num_layers={recipe.model.num_layers} with moe.every={every}",
-            "lower it, or set moe.every=0 to say that the model is dense",
+            "lower it, or set moe.every=0 for a dense model",
         )

@@ -1,7 +1,7 @@
-"""Kinds that an installed package of the user's adds to moe-train's own, by entry points: docs/extending.md.
+"""Adds the kinds of installed packages to moe-train's own, by entry points: docs/extending.md.
 
 Entry points are listed without importing anything, and a package is imported only when a recipe names its kind. So
-nothing here costs a command that reads no recipe, and a broken package is in nobody's way who does not use it.
+commands that read no recipe pay nothing, and a broken package affects only those who use it.
 """
 
 import importlib.util
@@ -21,18 +21,18 @@ from moe_train.errors import RecipeError
 
 @dataclass(frozen=True)
 class Kind:
-    """A recipe dataclass and where its implementation is ("module:name"); the first of a place is its default."""
+    """Names a recipe dataclass and its implementation ("module:name"); the first kind of a place is its default."""
 
     config: type[KindConfig]
     implementation: str
     layer: str | None = None
-    """For a router: the layer it works in, if that is not `moe_train.moe.layers.layer:MoELayer`."""
+    """For a router: the layer it needs, if that is not `moe_train.moe.layers.layer:MoELayer`."""
     package: str | None = None
-    """The name and version of the package it comes from; None: moe-train."""
+    """Name and version of the package it comes from; None: moe-train."""
 
 
 class Kinds(Mapping[str, Kind]):
-    """The kinds of one place in a recipe: moe-train's own, the default first, then those of installed packages."""
+    """Maps the kinds of one place in a recipe: moe-train's own, the default first, then those of installed packages."""
 
     def __init__(self, place: str, group: str, base: type[KindConfig], own: Mapping[str, Kind]):
         self.place, self.group, self.base, self.own = place, group, base, own
@@ -48,19 +48,19 @@ class Kinds(Mapping[str, Kind]):
         return kind in self.own or kind in offers(self.group)
 
     def __getitem__(self, kind: str) -> Kind:
-        """Raises KeyError for an unknown kind, and RecipeError for one that a package does not offer as it must."""
-        key, offered = f"{self.place}.kind={kind}", offers(self.group).get(kind, ())
+        """Raises KeyError for an unknown kind, and RecipeError for one whose package offers it wrongly."""
+        key, entries = f"{self.place}.kind={kind}", offers(self.group).get(kind, ())
         if kind not in self.own:
-            return self._checked(key, kind, single(key, self.group, offered))
-        if offered:
+            return self._checked(key, kind, single(key, self.group, entries))
+        if entries:
             raise RecipeError(
-                f"{key}: is moe-train's own kind, and the package {package_of(offered[0])} offers another one by this "
-                f"name; rename its entry point in {self.group}, or uninstall the package"
+                f"{key}: is moe-train's own kind, but the package {package_of(entries[0])} offers another one under "
+                f"this name; rename its entry point in {self.group}, or uninstall the package"
             )
         return self.own[kind]
 
     def _checked(self, key: str, name: str, entry: EntryPoint) -> Kind:
-        """The kind behind an entry point, if it is one that a recipe can use."""
+        """Returns the kind of an entry point. Raises RecipeError if a recipe cannot use it."""
         kind = loaded(key, entry)
         rule = None
         if not isinstance(kind, Kind):
@@ -71,7 +71,7 @@ class Kinds(Mapping[str, Kind]):
             try:
                 own_name = OmegaConf.structured(kind.config).kind
             except Exception as error:  # whatever the package's dataclass raises
-                rule = f"has a config that no recipe can hold ({' '.join(str(error).split())})"
+                rule = f"has a config that cannot be part of a recipe ({' '.join(str(error).split())})"
             else:
                 if own_name != name:
                     rule = f"must have a config whose field kind is {name!r}, not {own_name!r}"
@@ -84,25 +84,25 @@ class Kinds(Mapping[str, Kind]):
 
 
 CALLBACKS = "moe_train.callbacks"
-"""The entry points of callbacks: each names a class, or anything else that makes a callback when it is called."""
+"""The entry points of callbacks: each names a class, or anything else that returns a callback when called."""
 OWN_CALLBACKS = ("jsonl", "wandb", "console")
 
 
 def callback_problem(name: str) -> Problem | None:
-    """What keeps a recipe from having the callback `name`. Raises RecipeError for a package that cannot be used."""
-    key, offered = f"monitor.callbacks={name}", offers(CALLBACKS)
+    """Returns the problem with the callback `name`, if any. Raises RecipeError for an unusable package."""
+    key, entries = f"monitor.callbacks={name}", offers(CALLBACKS)
     if name in OWN_CALLBACKS:
-        return Problem("monitor.callbacks", name, "is moe-train's own, and every run has it", "leave it out")
-    if name not in offered:
-        names = ", ".join(sorted(offered)) or "none"
-        rule = f"is in no installed package; those offered in {CALLBACKS} are: {names}"
+        return Problem("monitor.callbacks", name, "is moe-train's own, which every run has", "leave it out")
+    if name not in entries:
+        names = ", ".join(sorted(entries)) or "none"
+        rule = f"is in no installed package; installed packages offer in {CALLBACKS}: {names}"
         return Problem("monitor.callbacks", name, rule, "install its package, or leave it out")
-    loaded(key, single(key, CALLBACKS, offered[name]))
+    loaded(key, single(key, CALLBACKS, entries[name]))
     return None
 
 
 def make_callback(name: str) -> Any:
-    """The callback that a package offers by this name."""
+    """Makes the callback that a package offers under this name."""
     key = f"monitor.callbacks={name}"
     entry = single(key, CALLBACKS, offers(CALLBACKS).get(name, ()))
     make = loaded(key, entry)
@@ -116,32 +116,35 @@ def make_callback(name: str) -> Any:
 
 
 def offers(group: str) -> Mapping[str, tuple[EntryPoint, ...]]:
-    """What installed packages offer in a group of entry points, by name."""
+    """Returns the entry points of installed packages in a group, by name."""
     return _offers(group, tuple(sys.path))
 
 
 @lru_cache(maxsize=64)
 def _offers(group: str, path: tuple[str, ...]) -> Mapping[str, tuple[EntryPoint, ...]]:
-    found: dict[str, tuple[EntryPoint, ...]] = {}
+    by_name: dict[str, tuple[EntryPoint, ...]] = {}
     for entry in entry_points(group=group):
-        found[entry.name] = (*found.get(entry.name, ()), entry)
-    return found
+        by_name[entry.name] = (*by_name.get(entry.name, ()), entry)
+    return by_name
 
 
-def single(key: str, group: str, offered: tuple[EntryPoint, ...]) -> EntryPoint:
-    """The only entry point of a name. Raises KeyError if there is none, and RecipeError if there are several."""
-    if not offered:
+def single(key: str, group: str, entries: tuple[EntryPoint, ...]) -> EntryPoint:
+    """Returns the only entry point of a name.
+
+    Raises KeyError if there is none, and RecipeError if there are several.
+    """
+    if not entries:
         raise KeyError(key)
-    if len(offered) > 1:
-        packages = " and ".join(package_of(entry) for entry in offered)
+    if len(entries) > 1:
+        packages = " and ".join(package_of(entry) for entry in entries)
         raise RecipeError(
             f"{key}: is offered by {packages} in {group}; uninstall one of them, or rename its entry point"
         )
-    return offered[0]
+    return entries[0]
 
 
 def loaded(key: str, entry: EntryPoint) -> Any:
-    """What an entry point names, imported now."""
+    """Imports and returns the object that an entry point names."""
     try:
         return entry.load()
     except Exception as error:  # an import runs the package's own code
@@ -152,17 +155,17 @@ def loaded(key: str, entry: EntryPoint) -> Any:
 
 
 def package_of(entry: EntryPoint) -> str:
-    """The name and version of the package that an entry point comes from."""
+    """Returns the name and version of the package that an entry point comes from."""
     return f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.value
 
 
 def _missing(code: str) -> str | None:
-    """The rule that "module:name" breaks if there is no such module; the module itself is not imported."""
+    """Returns the rule that "module:name" breaks, if any; the module itself is not imported."""
     module, colon, attribute = code.partition(":")
     if not (module and colon and attribute):
-        return f'must say where its code is as "module:name", not {code!r}'
+        return f'must name its code as "module:name", not {code!r}'
     try:
-        is_there = importlib.util.find_spec(module) is not None
+        exists = importlib.util.find_spec(module) is not None
     except ImportError:
-        is_there = False
-    return None if is_there else f"names the module {module}, which is not there"
+        exists = False
+    return None if exists else f"names the module {module}, which does not exist"

@@ -1,11 +1,11 @@
-"""One broken rule of a recipe, as a sentence."""
+"""Defines a problem of a recipe: one broken rule, worded as an error."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A key, its value, the rule it breaks, and the way out."""
+    """Holds a key, its value, the rule it breaks, and the way out."""
 
     key: str
     value: object

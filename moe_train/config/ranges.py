@@ -1,4 +1,4 @@
-"""The rules of single fields: the range of each, and values that no field takes."""
+"""Checks single fields: the range of each, and values that no field accepts."""
 
 import math
 from collections.abc import Iterator
@@ -53,7 +53,7 @@ SHORTEST_HANG_S = 5.0
 
 
 def not_finite(section: object, prefix: str = "") -> Iterator[Problem]:
-    """Yields .nan and .inf, which YAML knows; no other rule sees them, since a comparison with NaN is false."""
+    """Yields fields set to .nan or .inf, which YAML allows; other rules miss NaN, as comparisons with it are false."""
     for field in fields(section):  # type: ignore[arg-type]
         key, value = f"{prefix}{field.name}", getattr(section, field.name)
         if is_dataclass(value):
@@ -63,7 +63,7 @@ def not_finite(section: object, prefix: str = "") -> Iterator[Problem]:
 
 
 def out_of_range(recipe: Recipe) -> Iterator[Problem]:
-    """Yields values that their field does not take."""
+    """Yields values that are outside their field's range."""
     for keys, lowest in ((AT_LEAST_ONE, 1), (AT_LEAST_ZERO, 0)):
         for key in keys:
             value = attrgetter(key)(recipe)
@@ -94,18 +94,18 @@ def out_of_range(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(
             "job.hang_s",
             recipe.job.hang_s,
-            f"must be at least {SHORTEST_HANG_S:g}, as a worker tells every second where it is, and at most "
-            f"job.timeout_s={recipe.job.timeout_s:g}, after which a collective fails without knowing who hangs",
-            "its default is 60; raise job.timeout_s for longer ones",
+            f"must be at least {SHORTEST_HANG_S:g}, since workers send a heartbeat every second, and at most "
+            f"job.timeout_s={recipe.job.timeout_s:g}, after which a collective fails and the hanging rank is unknown",
+            "its default is 60; raise job.timeout_s for a longer one",
         )
     if not _names_a_folder(recipe.name):
         yield Problem(
-            "name", repr(recipe.name), "must be usable as a folder's name", "use letters, digits and dashes"
+            "name", repr(recipe.name), "must be a valid folder name", "use letters, digits and dashes"
         )
 
 
 def empty_text(section: object, prefix: str = "") -> Iterator[Problem]:
-    """Yields what `key=$VARIABLE` leaves of a variable that is not set."""
+    """Yields fields set to empty text, as `key=$VARIABLE` does if the variable is unset."""
     for field in fields(section):  # type: ignore[arg-type]
         key, value = f"{prefix}{field.name}", getattr(section, field.name)
         if is_dataclass(value):

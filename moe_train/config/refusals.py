@@ -1,4 +1,4 @@
-"""The sentences for a key that does not exist and for a value that its key does not take."""
+"""Words the errors for a key that does not exist and for a value that its key does not accept."""
 
 import difflib
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ from moe_train.errors import closest
 
 
 def unknown_key(key: str, value: Any, fields: Mapping[str, Any], kinds: Mapping[str, type]) -> str:
-    """The sentence for `key`, which no section of the recipe has; `kinds` has the dataclass of each place's kind."""
+    """Returns the error for `key`, which no section has; `kinds` has the dataclass of each place's kind."""
     place = next((place for place in REGISTRY if key.rpartition(".")[0] == place), None)
     if place and (others := _kinds_with(place, key)):
         here = kinds[place]().kind
@@ -26,39 +26,39 @@ def unknown_key(key: str, value: Any, fields: Mapping[str, Any], kinds: Mapping[
 
 
 def wrong_kind(place: str, kind: Any) -> str:
-    """The sentence for a `kind` that a place does not know."""
-    known = list(REGISTRY[place])
-    guess = closest(kind.lower(), known) if isinstance(kind, str) else ""
+    """Returns the error for an unknown `kind` at a place."""
+    kinds = list(REGISTRY[place])
+    guess = closest(kind.lower(), kinds) if isinstance(kind, str) else ""
     return (
-        f"{place}.kind={as_written(kind)}: is not known; choose one of {', '.join(known)}"
+        f"{place}.kind={as_written(kind)}: is not a known kind; choose one of {', '.join(kinds)}"
         f"{guess or ', or install the package that it comes from'}"
     )
 
 
 def wrong_value(key: str, value: Any, fields: Mapping[str, Any], schema: DictConfig) -> str:
-    """The sentence for a value that is not of its key's type."""
-    shown, declared = as_written(value), fields[key]
+    """Returns the error for a value that is not of its key's type."""
+    text, field_type = as_written(value), fields[key]
     if isinstance(value, str) and "${" in value:
-        return f"{key}={shown}: cannot be resolved to {in_words(declared)}; name a key that is there, in full"
+        return f"{key}={text}: cannot be resolved to {in_words(field_type)}; give the full name of an existing key"
     if value == UNSET:
-        return f"{key}={shown}: is OmegaConf's mark for a value that is still to come; write the value"
+        return f"{key}={text}: is OmegaConf's placeholder for a missing value; write the value"
     if key in REGISTRY:
         kinds = ", ".join(REGISTRY[key])
         guess = closest(value.lower(), list(REGISTRY[key])) if isinstance(value, str) else ""
-        return f"{key}={shown}: is a section, not a value; choose with {key}.kind, one of {kinds}{guess}"
-    if is_dataclass(declared):
+        return f"{key}={text}: is a section, not a value; choose with {key}.kind, one of {kinds}{guess}"
+    if is_dataclass(field_type):
         inside = [name for name in fields if name.startswith(f"{key}.")]
-        return f"{key}={shown}: is a section, not a value; set its keys, {', '.join(inside)}"
+        return f"{key}={text}: is a section, not a value; set its keys, {', '.join(inside)}"
     default = as_written(OmegaConf.select(schema, key, default=None))
     way_out = f"its default is {default}"
-    if "text" in in_words(declared) and get_origin(declared) is not list and not isinstance(value, str):
-        way_out += f"; for text that reads so, quote it: {key}=\"'{shown}'\""
-    guess = closest(value.lower(), choices(declared)) if isinstance(value, str) else ""
-    return f"{key}={shown}: must be {in_words(declared)}; {way_out}{guess}"
+    if "text" in in_words(field_type) and get_origin(field_type) is not list and not isinstance(value, str):
+        way_out += f"; if it is meant as text, quote it: {key}=\"'{text}'\""
+    guess = closest(value.lower(), choices(field_type)) if isinstance(value, str) else ""
+    return f"{key}={text}: must be {in_words(field_type)}; {way_out}{guess}"
 
 
 def _kinds_with(place: str, key: str) -> str:
-    """`PLACE.kind=a, b` for moe-train's own kinds of a place that have this key; empty if none has it."""
+    """Returns `PLACE.kind=a, b` for moe-train's own kinds of a place that have this key; empty if none has it."""
     leaf = key.rpartition(".")[2]
     kinds = [
         kind
@@ -69,16 +69,16 @@ def _kinds_with(place: str, key: str) -> str:
 
 
 def _suggestion(key: str, value: Any, fields: Mapping[str, Any]) -> str:
-    """`did you mean KEY?`: one elsewhere with the same name, or one of the same section with a similar name."""
+    """Suggests a key elsewhere with the same name, or one in the same section with a similar name."""
     wants_section = isinstance(value, dict)
-    known = [name for name, declared in fields.items() if is_dataclass(declared) == wants_section]
+    keys = [name for name, field_type in fields.items() if is_dataclass(field_type) == wants_section]
     section, _, leaf = key.rpartition(".")
-    beside = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == section}
-    found = [name for name in known if name.endswith(f".{leaf}") and leaf != "kind"]
-    found = found or [beside[name] for name in difflib.get_close_matches(leaf, beside, n=1)]
-    found = found or difflib.get_close_matches(key, known, n=1, cutoff=0.8)
-    if found:
-        return f"did you mean {found[0]}?"
+    siblings = {name.rpartition(".")[2]: name for name in keys if name.rpartition(".")[0] == section}
+    similar = [name for name in keys if name.endswith(f".{leaf}") and leaf != "kind"]
+    similar = similar or [siblings[name] for name in difflib.get_close_matches(leaf, siblings, n=1)]
+    similar = similar or difflib.get_close_matches(key, keys, n=1, cutoff=0.8)
+    if similar:
+        return f"did you mean {similar[0]}?"
     elsewhere = next(_of_another_kind(leaf), "")
     return f"did you mean {elsewhere}?" if elsewhere and not wants_section else ""
 

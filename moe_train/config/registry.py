@@ -1,10 +1,10 @@
-"""Which dataclass and which code stand behind every `kind`. The only place to add a line for a new one.
+"""Maps every `kind` to its dataclass and its code. A new kind needs one line here, and nowhere else.
 
-Kinds of installed packages stand beside them, and need no line here: plug_ins.py.
+Kinds of installed packages need no line: see plug_ins.py.
 
-The code is named as text and imported when it is built, so that reading, checking and showing a recipe never
-imports torch. An implementation is called as `Implementation(config, **context)`; what the context holds is the
-business of the place in the recipe (routers get the model's width, corpora nothing).
+The code is named as text and imported when it is built, so that reading, checking and showing a recipe never imports
+torch. An implementation is called as `Implementation(config, **context)`; the context depends on the place in the
+recipe (routers get the model's width, corpora nothing).
 """
 
 import importlib
@@ -115,33 +115,33 @@ PLUG_INS: Mapping[str, tuple[str, type[KindConfig]]] = {
     "optim.schedule": ("moe_train.schedules", optim.ScheduleConfig),
     "engine": ("moe_train.engines", engine.EngineConfig),
 }
-"""The entry points that a package adds kinds by, and what their dataclasses derive from."""
+"""For each place, the group of entry points by which packages add kinds, and the base of their dataclasses."""
 
 REGISTRY: Mapping[str, Kinds] = {
     place: Kinds(place, *PLUG_INS[place], own) for place, own in OWN_KINDS.items()
 }
-"""The kinds of every place, with those of installed packages."""
+"""The kinds of every place, including those of installed packages."""
 
 
 def implementation(place: str, kind: str) -> Any:
-    """The class or function that `kind` names at `place` ("moe.router", ...), imported now."""
-    known = REGISTRY[place][kind]
-    return _imported(known.implementation, f"{place}.kind={kind}", known.package)
+    """Returns the class or function that `kind` names at `place` ("moe.router", ...), imported now."""
+    entry = REGISTRY[place][kind]
+    return _imported(entry.implementation, f"{place}.kind={kind}", entry.package)
 
 
 def layer_class(kind: str) -> Any:
-    """The class of layer that `kind` of router works in, imported now; None for the usual one."""
-    known = REGISTRY["moe.router"][kind]
-    return None if known.layer is None else _imported(known.layer, f"moe.router.kind={kind}", known.package)
+    """Returns the class of layer that `kind` of router works in, imported now; None for the usual one."""
+    entry = REGISTRY["moe.router"][kind]
+    return None if entry.layer is None else _imported(entry.layer, f"moe.router.kind={kind}", entry.package)
 
 
 def build(place: str, config: KindConfig, /, **context: Any) -> Any:
-    """Build what `config.kind` names at `place`."""
+    """Builds the implementation that `config.kind` names at `place`."""
     return implementation(place, config.kind)(config, **context)
 
 
 def _imported(name: str, key: str, package: str | None) -> Any:
-    """What "module:name" names."""
+    """Imports and returns the object that "module:name" names."""
     module, _, attribute = name.partition(":")
     if package is None:
         return getattr(importlib.import_module(module), attribute)

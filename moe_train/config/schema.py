@@ -1,7 +1,7 @@
-"""What a recipe may say: one dataclass a section, with types, defaults, units and effects.
+"""Defines the recipe: one dataclass per section, with types, defaults, units and effects.
 
-Dataclasses are the truth and YAML only overrides them. A node with a `kind` is replaced by the dataclass that
-`registry.py` lists for that kind; the kinds themselves stand in `kinds/`. Nothing here imports torch.
+The dataclasses are authoritative and YAML only overrides them. A node with a `kind` is replaced by the dataclass that
+`registry.py` lists for that kind; the kinds are in `kinds/`. Nothing here imports torch.
 """
 
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from moe_train.config.wandb import WandbConfig
 
 @dataclass
 class ModelConfig:
-    """A transformer with pre-normalisation (RMSNorm, no biases)."""
+    """Configures a transformer with pre-normalisation (RMSNorm, no biases)."""
 
     # decoder: causal; encoder: every position sees all; encoder_decoder: one of each, joined by cross-attention
     architecture: Literal["decoder", "encoder", "encoder_decoder"] = "decoder"
@@ -41,7 +41,7 @@ class ModelConfig:
 
 @dataclass
 class MoEConfig:
-    """Which layers are Mixture-of-Experts layers, and how tokens reach the experts."""
+    """Configures which layers are Mixture-of-Experts layers, and how tokens reach the experts."""
 
     # Layers are counted from 0, as in metrics.jsonl and in parameters' names.
     every: int | None = (
@@ -72,7 +72,7 @@ class MoEConfig:
 
 @dataclass
 class DataConfig:
-    """Text, tokens and batches."""
+    """Configures text, tokens and batches."""
 
     corpus: CorpusConfig = field(default_factory=FilesCorpusConfig)
     tokenizer: TokenizerConfig = field(default_factory=BPEConfig)
@@ -80,12 +80,12 @@ class DataConfig:
     global_batch: int = 32  # sequences per update, over all workers
     micro_batch: int | None = None  # sequences per worker and forward pass; null: no accumulation
     validation_fraction: float = 0.05  # share of the files kept for validation, never trained on
-    validation_sequences: int = 128  # at most so many, the same ones each time
+    validation_sequences: int = 128  # maximum number, the same ones each time
 
 
 @dataclass
 class DecodingConfig:
-    """How a translation run translates, in validation and by `moe-train translate`."""
+    """Configures how a translation run translates, in validation and by `moe-train translate`."""
 
     beam_size: int = 4  # hypotheses kept for every sentence; 1: greedy
     length_penalty: float = (
@@ -96,7 +96,7 @@ class DecodingConfig:
 
 @dataclass
 class ParallelConfig:
-    """Degrees of parallelism. workers = data; the expert degree divides it."""
+    """Configures the degrees of parallelism. workers = data; the expert degree divides it."""
 
     data: int | None = None  # null: the number of workers
     expert: int = 1  # workers that share one set of experts; divides data and moe.num_experts
@@ -104,17 +104,17 @@ class ParallelConfig:
 
 @dataclass
 class CheckpointConfig:
-    """When a checkpoint is written and which ones are kept. The last step is always saved."""
+    """Configures when checkpoints are written and which ones are kept. The last step is always saved."""
 
     every: int = 100  # steps; 0: only at the end and when asked to stop
     keep_last: int = 3  # newest checkpoints kept; 0: all
     keep_every: int | None = None  # and every checkpoint whose step is a multiple of this
-    asynchronous: bool = True  # write in the background while training goes on
+    asynchronous: bool = True  # write in the background while training continues
 
 
 @dataclass
 class MonitorConfig:
-    """What watches the experts. metrics.jsonl is always written."""
+    """Configures the sinks of a run's rows. metrics.jsonl is always written."""
 
     wandb: WandbConfig = field(default_factory=WandbConfig)
     callbacks: list[str] = field(default_factory=list)  # names of those that installed packages offer
@@ -122,22 +122,20 @@ class MonitorConfig:
 
 @dataclass
 class JobConfig:
-    """The processes of a run."""
+    """Configures the processes of a run."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = None  # CPU threads per worker; null: OMP_NUM_THREADS, or the cores shared out
     timeout_s: float = 300.0  # a collective, or a start of workers, that takes longer than this fails
-    hang_s: float = (
-        60.0  # without a step for so long, the run hangs: who hangs is named, and the attempt ends
-    )
+    hang_s: float = 60.0  # after this long without a step the run hangs: the rank is named, the attempt ends
     preflight: Literal["auto", "always", "never"] = (
-        "auto"  # workers look at their nodes first, and try the network; auto: that on several nodes
+        "auto"  # workers check their nodes and the network first; auto: only on several nodes
     )
 
 
 @dataclass
 class Recipe:
-    """One training run."""
+    """Describes one training run."""
 
     name: str = "run"
     paper: str = ""  # what the recipe reproduces

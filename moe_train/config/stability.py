@@ -1,4 +1,4 @@
-"""What a recipe may say about `stability`: what to do about gradients that are not finite, and about loss spikes."""
+"""Defines the section `stability`: what a run does about non-finite gradients and loss spikes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class StabilityConfig:
-    """GLaM's two tricks (2112.06905, sec. 5.1); without them a run ends at the first gradient that is not finite."""
+    """Configures GLaM's two tricks (2112.06905, sec. 5.1); without them a run ends at the first non-finite gradient."""
 
     skip_non_finite: bool = (
         False  # leave out an update if any gradient is NaN or infinite; step and data go on
@@ -30,7 +30,7 @@ class StabilityConfig:
     rollback_limit: int = 3  # rollbacks after which the next one ends the run
 
     def check(self, recipe: "Recipe") -> Iterator[Problem]:
-        """Yield what makes this unusable in `recipe`."""
+        """Yields what makes this unusable in `recipe`."""
         for key, lowest in (
             ("skip_limit", 1),
             ("spike_window", 2),
@@ -57,12 +57,12 @@ class StabilityConfig:
             yield Problem(
                 "stability.rollback",
                 "true",
-                f"needs checkpoints to go back to, and checkpoint.every={checkpoint.every} writes none before the end",
+                f"needs checkpoints to go back to, but checkpoint.every={checkpoint.every} writes none before the end",
                 "set checkpoint.every=100, or stability.rollback=false",
             )
             return
         bad = max(self.spike_patience, self.skip_limit if self.skip_non_finite else 1)
-        # So many checkpoints may be written after the newest one that is old enough, up to the last bad update.
+        # This many checkpoints may be written after the newest one that is old enough, up to the last bad update.
         newer = 1 + (bad - 1 + self.rollback_margin) // checkpoint.every
         if 0 < checkpoint.keep_last <= newer:
             yield Problem(

@@ -1,6 +1,6 @@
-"""Notes on what of a recipe comes too late for its number of steps, so that the run never reaches it.
+"""Finds settings that the run never reaches with its number of steps.
 
-`show` prints them with the other notes (`notes.py`), and `run` and `submit` when they start.
+`show` prints these notes with the others (`notes.py`); `run` and `submit` print them when they start.
 """
 
 import math
@@ -11,7 +11,7 @@ from moe_train.config.schema import CheckpointConfig, Recipe
 
 
 def timing_notes(recipe: Recipe) -> Iterator[str]:
-    """Yield a sentence for each key that the run's `steps` make idle; `recipe` must be one without problems."""
+    """Yields a sentence for each key that has no effect within `steps`; `recipe` must have no problems."""
     yield from _schedule(recipe)
     yield from _intervals(recipe)
     yield from _kept_checkpoints(recipe.checkpoint, recipe.steps)
@@ -40,7 +40,7 @@ def _schedule(recipe: Recipe) -> Iterator[str]:
 
 
 def _intervals(recipe: Recipe) -> Iterator[str]:
-    """Intervals that were chosen, as their values show, and are longer than the run."""
+    """Yields intervals that were set explicitly and are longer than the run."""
     defaults, steps = Recipe(), recipe.steps
     for key, value, default, effect in (
         ("log_every", recipe.log_every, defaults.log_every, "metrics.jsonl has one training row, the last"),
@@ -67,16 +67,17 @@ def _kept_checkpoints(checkpoint: CheckpointConfig, steps: int) -> Iterator[str]
         return
     key = f"checkpoint.keep_every={kept}"
     if checkpoint.keep_last == 0:
-        yield f"{key}: has no effect, for checkpoint.keep_last=0 keeps all checkpoints"
+        yield f"{key}: has no effect, because checkpoint.keep_last=0 keeps all checkpoints"
     elif kept > steps:
         yield f"{key}: is longer than the run's steps={steps}, so it keeps none"
     elif every == 0:
-        yield f"{key}: has no effect, for checkpoint.every=0 writes no checkpoint before the end"
+        yield f"{key}: has no effect, because checkpoint.every=0 writes no checkpoint before the end"
     elif kept % every:
         both = math.lcm(kept, every)
-        which = "none" if both > steps else f"only every {both} steps one"
+        which = "none" if both > steps else f"only one every {both} steps"
         yield (
-            f"{key}: is no multiple of checkpoint.every={every}, so {which} is kept for good; use a multiple of {every}"
+            f"{key}: is not a multiple of checkpoint.every={every}, so {which} is kept forever; use a multiple of "
+            f"{every}"
         )
 
 
@@ -86,8 +87,8 @@ def _rollback(recipe: Recipe) -> Iterator[str]:
         return
     if stability.spike_window >= steps:
         yield (
-            f"stability.spike_window={stability.spike_window}: the run's steps={steps} end before there are so many "
-            "losses, so no spike is ever seen; lower it, or set stability.rollback=false"
+            f"stability.spike_window={stability.spike_window}: the run ends at steps={steps}, before there are that "
+            "many losses, so no spike is ever detected; lower it, or set stability.rollback=false"
         )
     if recipe.checkpoint.every >= steps:
         yield (

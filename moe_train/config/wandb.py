@@ -1,4 +1,4 @@
-"""What a recipe may say about `monitor.wandb`, and W&B's own rules for it: broken ones would lose the run's rows."""
+"""Defines the section `monitor.wandb` with W&B's own rules for it; breaking one would lose the run's rows."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ LONGEST_TAG = 64
 
 @dataclass
 class WandbConfig:
-    """Weights & Biases. Without a key or a network the run continues and says so."""
+    """Configures Weights & Biases. Without a key or a network the run logs that and continues."""
 
     mode: Literal["disabled", "online", "offline"] = "disabled"
     project: str = "moe-train"
@@ -21,7 +21,7 @@ class WandbConfig:
     tags: list[str] = field(default_factory=list)
 
     def check(self, run_name: str) -> Iterator[Problem]:
-        """Yield what W&B would refuse of this and of the name of the run."""
+        """Yields what W&B would refuse in this section and in the name of the run."""
         if self.mode == "disabled":
             return
         for key, name in (("monitor.wandb.project", self.project), ("monitor.wandb.entity", self.entity)):
@@ -30,7 +30,7 @@ class WandbConfig:
             yield Problem(
                 "name",
                 run_name,
-                f"has {len(run_name)} characters, and W&B takes {LONGEST_NAME}",
+                f"has {len(run_name)} characters, but W&B allows {LONGEST_NAME}",
                 "shorten it, or set monitor.wandb.mode=disabled",
             )
         for tag in self.tags:
@@ -38,7 +38,7 @@ class WandbConfig:
                 yield Problem(
                     "monitor.wandb.tags",
                     tag or "''",
-                    f"has {len(tag)} characters, and a tag of W&B has 1 to {LONGEST_TAG}",
+                    f"has {len(tag)} characters, but a W&B tag must have 1 to {LONGEST_TAG}",
                     "shorten it, or leave it out",
                 )
 
@@ -46,12 +46,12 @@ class WandbConfig:
 def _refused_name(key: str, name: str) -> Iterator[Problem]:
     if len(name) > LONGEST_NAME:
         yield Problem(
-            key, name, f"has {len(name)} characters, and W&B takes {LONGEST_NAME}", "use a shorter one"
+            key, name, f"has {len(name)} characters, but W&B allows {LONGEST_NAME}", "use a shorter one"
         )
     if refused := [letter for letter in NOT_IN_NAMES if letter in name]:
         yield Problem(
             key,
             name,
-            f"has {' '.join(refused)}, which W&B does not take in it",
+            f"has {' '.join(refused)}, which W&B does not allow",
             "use letters, digits, - and _",
         )

@@ -17,7 +17,7 @@ NULLS = ("null", "Null", "NULL", "~")
 
 
 class _TextLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """A safe loader for which every plain value but null is text; it refuses a key that is written twice."""
+    """Loads YAML safely, reading every plain value but null as text, and refuses a key that is written twice."""
 
     yaml_implicit_resolvers = TEXT_RESOLVERS
 
@@ -34,7 +34,7 @@ _TextLoader.add_constructor(MERGE, _TextLoader.construct_yaml_str)  # << that is
 
 
 def read_yaml(text: str | bytes) -> Any:
-    """The content of a YAML document: dicts, lists, text and None. Raises yaml.YAMLError."""
+    """Returns the content of a YAML document: dicts, lists, text and None. Raises yaml.YAMLError."""
     try:
         return _copied(yaml.load(text, Loader=_TextLoader), [MOST_VALUES])
     except RecursionError:
@@ -47,7 +47,7 @@ def reason(error: yaml.YAMLError) -> str:
 
 
 def read_value(text: str) -> Any:
-    """The value in `key=value`: text as it is, unless it is null, quoted, or a list or mapping in brackets.
+    """Returns the value in `key=value`: text as it is, unless it is null, quoted, or a list or mapping in brackets.
 
     Raises yaml.YAMLError if a bracket or a quote is not closed.
     """
@@ -58,7 +58,7 @@ def read_value(text: str) -> Any:
 
 
 def _copied(value: Any, room: list[int], depth: int = 0) -> Any:
-    """The value with a copy in place of each alias, so that no two places share one dict."""
+    """Returns the value with a copy in place of each alias, so that no two places share one dict."""
     room[0] -= 1
     if room[0] < 0 or depth > DEEPEST:
         raise yaml.YAMLError(

@@ -1,9 +1,9 @@
-"""Translations by an encoder-decoder: the source is encoded once, prefixes are decoded until all sentences end.
+"""Translates with an encoder-decoder: encodes the source once, then decodes prefixes until all sentences end.
 
-Prefixes are decoded whole at every step, since routers and their capacity are defined on whole sequences. With a limit
-on capacity (`moe.eval_capacity_factor`) a prefix has fewer slots than the finished sentence, so what an expert drops
-may differ from what it drops in validation; dropless layers have no such difference. Experts that are drawn for a
-sentence (routers/thor.py) stay the same at every step and in every beam, for draws depend on its number.
+Whole prefixes are decoded at every step, since routers and their capacity are defined on whole sequences. With a limit
+on capacity (`moe.eval_capacity_factor`) a prefix has fewer slots than the finished sentence, so an expert may drop
+other tokens than in validation; in dropless layers there is no difference. Experts drawn for a sentence
+(routers/thor.py) stay the same at every step and in every beam, because draws depend on the sentence's number.
 B sentences, K beams, S tokens so far, R tokens of the source, V vocabulary, N tokens at most.
 """
 
@@ -22,7 +22,7 @@ from moe_train.moe.routing import Pass, RouteContext
 from moe_train.moe.rows import Rows
 
 EXTRA_TOKENS = 8
-"""A translation has up to 3/2 of its (padded) source's tokens, and so many more."""
+"""A translation may have 3/2 as many tokens as its (padded) source, plus this many."""
 
 
 def generate(
@@ -33,7 +33,7 @@ def generate(
     longest: int,
     may_stop: Callable[[bool], bool] = bool,
 ) -> Int[Tensor, "B N"]:
-    """The best translation found of each source of `batch`, up to its first `<eos>`, which fills the rest.
+    """Returns the best translation found for each source of `batch`, up to its first `<eos>`, which fills the rest.
 
     None has more than `longest` tokens. `forward_pass` is one of validation; `may_stop` as in
     `beam_search`, for ranks whose calls of the model must meet.
@@ -48,8 +48,8 @@ def generate(
 
     def step(prefixes: Int[Tensor, "B K S"]) -> Float[Tensor, "B K V"]:
         tokens = prefixes.flatten(0, 1)
-        of_prefixes = Rows(sequence_ids, tokens)
-        logits = model.decode(tokens, RouteContext(forward_pass, of_prefixes), memory, is_real).logits
+        context = RouteContext(forward_pass, Rows(sequence_ids, tokens))
+        logits = model.decode(tokens, context, memory, is_real).logits
         return torch.log_softmax(logits[:, -1].float(), dim=-1).unflatten(0, (-1, beams))
 
     return beam_search(

@@ -1,14 +1,14 @@
-"""How good translations are, by the field's own tool: BLEU and chrF of `sacrebleu`, both from 0 to 100.
+"""Scores translations with the field's standard tool, `sacrebleu`: BLEU and chrF, both from 0 to 100.
 
 Papineni et al. 2002 and Post, 1804.08771: corpus BLEU up to 4-grams with the tokenizer `13a`, exponential smoothing;
-Popovic 2015: chrF with character 6-grams and beta 2. Both compare whole corpora: they are no means over sentences.
+Popovic 2015: chrF with character 6-grams and beta 2. Both are scores of a whole corpus, not means over sentences.
 """
 
 from collections.abc import Sequence
 
 
 def scores(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """`bleu` and `chrf` of translations, in the order of their only references."""
+    """Returns `bleu` and `chrf` of translations, each with one reference, in the same order."""
     from sacrebleu.metrics.bleu import BLEU
     from sacrebleu.metrics.chrf import CHRF
 

@@ -1,4 +1,4 @@
-"""Translations of a set of pairs, as text, and how good they are: on all ranks together."""
+"""Translates a set of pairs to text and scores the translations, on all ranks together."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from moe_train.parallel.world import World
 
 
 @dataclass(frozen=True)
-class Translated:
-    """One sentence."""
+class Translation:
+    """Holds one sentence, its translation and the reference."""
 
     source: str
     hypothesis: str
@@ -21,30 +21,30 @@ class Translated:
 
 @dataclass(frozen=True)
 class TranslationTest:
-    """This rank's share of the pairs that are translated."""
+    """Translates and scores a set of pairs, of which this rank has its share."""
 
     batches: Sequence[Batch]
     tokenizer: Tokenizer
     world: World
 
-    def translations(self, translator: Translator, step: int) -> list[Translated]:
-        """All pairs of all ranks in the order of their numbers, on every rank. Collective."""
-        found: list[tuple[int, Translated]] = []
+    def translations(self, translator: Translator, step: int) -> list[Translation]:
+        """Returns all pairs of all ranks in the order of their numbers, on every rank. Collective."""
+        numbered: list[tuple[int, Translation]] = []
         for batch in self.batches:
             assert batch.source is not None
             hypotheses = translator.translate(batch, step)
             columns = (batch.sequence_ids, batch.source, hypotheses, batch.targets)
             for number, *sides in zip(*(column.tolist() for column in columns), strict=True):
-                found.append((number, Translated(*map(self._text, sides))))
-        everywhere = {number: pair for of_rank in self.world.gather(found) for number, pair in of_rank}
-        return [everywhere[number] for number in sorted(everywhere)]
+                numbered.append((number, Translation(*map(self._text, sides))))
+        by_number = {number: pair for share in self.world.gather(numbered) for number, pair in share}
+        return [by_number[number] for number in sorted(by_number)]
 
     def scores(self, translator: Translator, step: int) -> dict[str, float]:
-        """`bleu` and `chrf` over all of them. Collective."""
+        """Returns `bleu` and `chrf` over all pairs. Collective."""
         pairs = self.translations(translator, step)
         return scores([pair.hypothesis for pair in pairs], [pair.reference for pair in pairs])
 
     def _text(self, tokens: list[int]) -> str:
-        """The text up to the first `<eos>`."""
+        """Returns the text up to the first `<eos>`."""
         end = tokens.index(EOS_ID) if EOS_ID in tokens else len(tokens)
         return self.tokenizer.decode([token for token in tokens[:end] if token != IGNORED])

@@ -28,7 +28,7 @@ class Translator:
         Collective.
         """
         model, recipe = self.forward.model, self.forward.recipe
-        assert isinstance(model, Translating), "config.check lets only these read pairs"
+        assert isinstance(model, Translating), "config.check accepts pairs only for such models"
         model.eval()
         with self.forward.precision(batch):
             tokens = generate(

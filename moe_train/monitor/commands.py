@@ -1,6 +1,6 @@
-"""`moe-train monitor`: what a run's experts did, as a table in the terminal or as one HTML page.
+"""Implements `moe-train monitor`: shows what a run's experts did, as a table in the terminal or as one HTML page.
 
-Reads the run folder only, so it works while the run goes on, and after.
+It reads only the run folder, so it works both during the run and afterwards.
 """
 
 import argparse
@@ -18,12 +18,12 @@ from moe_train.monitor.run import RunRecord, find_run, read_run
 EPILOG = """\
 examples:
   moe-train monitor runs/switch-tiny                      the last logging window, as a table
-  moe-train monitor runs/switch-tiny --html experts.html  the whole run, as one page without outside parts
+  moe-train monitor runs/switch-tiny --html experts.html  the whole run, as one self-contained page
 """
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command; returns its exit code. Raises MoETrainError for a run that cannot be read."""
+    """Runs the command; returns its exit code. Raises MoETrainError for a run that cannot be read."""
     parser = Parser(
         "moe-train monitor",
         description="Show what the experts of a run did.",
@@ -70,7 +70,7 @@ def _print_summary(run: RunRecord, console: Console) -> None:
 
 
 def _expert_table(run: RunRecord) -> Table:
-    # Without lines between them ten columns fit on 80 characters.
+    # Without lines between them, ten columns fit into 80 characters.
     table = Table(
         "layer",
         box=None,
@@ -91,7 +91,7 @@ def _expert_table(run: RunRecord) -> Table:
     for title in titles:
         table.add_column(title, justify="right")
     moe = run.training[-1]["moe"]
-    nothing = [None] * len(run.layers)  # of a row that an older moe-train wrote
+    missing = [None] * len(run.layers)  # for a row that an older moe-train wrote
     for position, (name, load) in enumerate(zip(run.layers, moe["load"], strict=True)):
         table.add_row(
             name,
@@ -102,12 +102,12 @@ def _expert_table(run: RunRecord) -> Table:
             f"{_number(balance.figure(moe, 'effective', position), '.1f')} of {len(load)}",
             _number(moe["drop_rate"][position], ".1%"),
             str(len(balance.figure(moe, "dead", position) or [])),
-            _number(moe.get("router_top_probability", nothing)[position], ".2f"),
-            _number(moe.get("experts_per_token", nothing)[position], ".2f"),
+            _number(moe.get("router_top_probability", missing)[position], ".2f"),
+            _number(moe.get("experts_per_token", missing)[position], ".2f"),
         )
     return table
 
 
 def _number(value: float | None, style: str) -> str:
-    """A value of a row; what was not finite is null there."""
+    """Formats a value of a row, where null means that it was not finite."""
     return "-" if value is None else format(value, style)

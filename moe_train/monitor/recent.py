@@ -1,9 +1,9 @@
-"""Counts the experts' loads over the last steps, as many of them whatever `log_every` is.
+"""Counts the experts' loads over a number of last steps that does not depend on `log_every`.
 
 How uneven loads look depends on how many assignments are counted: n of them have a CV of sqrt((E - 1) / n) by chance
-alone, and a router that moves from step to step is even in the long run only. So the figures of evenness are those of a
-span of steps that follows from the recipe and not from its `log_every`: SPAN_STEPS, or more where these hold too few
-assignments. It is kept in BUCKETS parts of equally many steps; what is older leaves it a part at a time.
+alone, and a router that changes from step to step is even only in the long run. So the balance figures cover a span of
+steps that follows from the recipe but not from `log_every`: SPAN_STEPS, or more if these have too few assignments. The
+span is kept in BUCKETS parts of the same number of steps; the oldest part is dropped at a time.
 L MoE layers, E experts of the layer that has most.
 """
 
@@ -21,9 +21,9 @@ from moe_train.results import LOAD
 
 BUCKETS = 10
 SPAN_STEPS = 10
-"""Steps of a span at least."""
+"""Minimum number of steps in a span."""
 FAIR_SHARE = 100
-"""Assignments of an expert at even loads that a span holds at least: chance makes a CV of 0.1, and none look dead."""
+"""Minimum assignments per expert in a span at even loads: the CV by chance is then 0.1, and no expert looks dead."""
 
 
 def bucket_steps(recipe: Recipe) -> int:
@@ -36,36 +36,36 @@ def bucket_steps(recipe: Recipe) -> int:
 
 
 class RecentLoads:
-    """This rank's part of the span."""
+    """Counts the loads of the span on this rank."""
 
     def __init__(self, num_layers: int, num_experts: int, steps: int, device: torch.device) -> None:
-        """`steps` are those of one part."""
+        """Starts with zero loads; `steps` is the number of steps in one part."""
         self._steps = steps
         self._parts: Int[Tensor, "P L E"] = torch.zeros(
             BUCKETS, num_layers, num_experts, dtype=torch.int64, device=device
         )
 
     def begin(self, step: int) -> None:
-        """Make room for update `step`, counted from 1: what it replaces is older than the span."""
+        """Makes room for update `step`, counted from 1, by clearing a part that is older than the span."""
         place, in_part = divmod(step - 1, self._steps)
         self._current = self._parts[place % BUCKETS]
         if in_part == 0:
             self._current.zero_()
 
     def add(self, loads: Int[Tensor, "L E"]) -> None:
-        """Count loads of the update that has begun."""
+        """Counts loads of the current update."""
         self._current += loads
 
     def total(self) -> Int[Tensor, "L E"]:
-        """The loads of the span, on this rank."""
+        """Returns the loads of the span, on this rank."""
         return self._parts.sum(0)
 
     def state(self, data: Axis) -> dict[str, list[list[list[int]]]]:
-        """The parts over all ranks, by name of the count. Collective."""
+        """Returns the parts over all ranks, by name of the count. Collective."""
         return {LOAD: data.sum(self._parts.double()).long().tolist()}
 
     def load_state(self, state: Mapping[str, list[list[list[int]]]], data: Axis) -> None:
-        """Go on with the parts of `state`, which rank 0 takes; without any that fit, begin a span."""
+        """Continues with the parts of `state`, which rank 0 takes; starts afresh if there are none of this shape."""
         self._parts.zero_()
         saved = torch.tensor(state.get(LOAD, []), dtype=torch.int64)
         if data.is_first and saved.numel() == self._parts.numel():

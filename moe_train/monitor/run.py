@@ -1,6 +1,6 @@
-"""What a run folder says about a run, without importing torch: its recipe, its rows, its attempts.
+"""Reads a run from its folder, without importing torch: its recipe, its rows, its attempts.
 
-Works for a run that has not written a row yet, one that is running, and one that is over.
+It works for a run that has not written a row yet, one that is running, and one that has ended.
 """
 
 from collections.abc import Sequence
@@ -18,14 +18,14 @@ from moe_train.run_folder import RECIPE_FILE
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run as its folder tells it. Rows are those that count, by step."""
+    """Holds a run as recorded in its folder. The rows are those that count, by step."""
 
     recipe: Recipe
     training: Sequence[Row]
     validation: Sequence[Row]
     events: Sequence[Row]
     state: str
-    """How the run stands, in one word: see state.py."""
+    """State of the run in one word: see state.py."""
     attempts: int
     workers: int
     """Of the newest attempt; 0 before it began."""
@@ -37,14 +37,14 @@ class RunRecord:
 
     @property
     def resumes(self) -> int:
-        """How often the run went on from a checkpoint."""
+        """How often the run resumed from a checkpoint."""
         return sum(row["event"] == "resume" for row in self.events)
 
 
 def find_run(name: str, marks: Sequence[str] = (RECIPE_FILE,)) -> Path:
-    """The folder of a run: a path, or a name below `runs`, with a file of one of these names.
+    """Returns the folder of a run: a path, or a name below `runs`, that has one of the files `marks`.
 
-    Raises UsageError if no run is there, RunError if it is not for us to see.
+    Raises UsageError if there is no run, RunError if the folder cannot be read.
     """
     for folder in (Path(name), Path("runs", name)):
         if link := dangling_link(folder):
@@ -54,13 +54,13 @@ def find_run(name: str, marks: Sequence[str] = (RECIPE_FILE,)) -> Path:
                 return folder
         except OSError as error:
             raise RunError.unreadable(folder, error) from None
-    known = sorted({path.parent.name for mark in marks for path in Path("runs").glob(f"*/{mark}")})
-    hint = f"known runs: {', '.join(known)}" if known else "`moe-train run RECIPE` makes one"
+    names = sorted({path.parent.name for mark in marks for path in Path("runs").glob(f"*/{mark}")})
+    hint = f"known runs: {', '.join(names)}" if names else "`moe-train run RECIPE` makes one"
     raise UsageError(f"RUN={name}: there is no run folder (one with a {' or '.join(marks)}); {hint}")
 
 
 def read_run(run_dir: Path) -> RunRecord:
-    """Read a run folder, and ask its job's scheduler. Raises MoETrainError or ClusterError for what cannot be read."""
+    """Reads a run folder and queries its job's scheduler. Raises MoETrainError or ClusterError if that fails."""
     try:
         return _read(run_dir)
     except OSError as error:

@@ -1,7 +1,7 @@
-"""Is the loss of an update a spike? A rule over the losses before it that one bad batch cannot move.
+"""Detects loss spikes by comparing a loss with previous ones, robustly against single bad batches.
 
-A loss is a spike if it is above the median of the last losses by more than a number of median absolute deviations (for
-a normal spread, 6 of them are 4 standard deviations). Spikes do not enter the losses they are judged by.
+A loss is a spike if it exceeds the median of the last losses by more than a number of median absolute deviations (for
+a normal distribution, 6 of them are 4 standard deviations). Spikes do not enter the losses they are compared with.
 """
 
 import math
@@ -12,17 +12,17 @@ from typing import Any
 
 
 class SpikeWatch:
-    """Sees every update's loss of the global batch; the same losses give the same answers on every rank."""
+    """Watches every update's loss of the global batch; the same losses give the same answers on every rank."""
 
     def __init__(self, window: int, threshold: float) -> None:
         self.threshold = threshold
         self.in_row = 0
-        """Spikes since the last loss that was none."""
+        """Number of spikes since the last normal loss."""
         self._losses: deque[float] = deque(maxlen=window)
 
     @property
     def limit(self) -> float:
-        """What a loss must be above to be a spike; infinite until the window is full."""
+        """The loss above which a loss is a spike; infinite until the window is full."""
         if len(self._losses) < (self._losses.maxlen or 0):
             return math.inf
         median = statistics.median(self._losses)
@@ -30,7 +30,7 @@ class SpikeWatch:
         return median + self.threshold * deviation
 
     def add(self, loss: float) -> None:
-        """Judge a loss, which must be finite, and remember it."""
+        """Judges a loss, which must be finite, and remembers it unless it is a spike."""
         if loss > self.limit:
             self.in_row += 1
             return
@@ -38,11 +38,11 @@ class SpikeWatch:
         self._losses.append(loss)
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Returns the JSON-ready state."""
         return {"losses": list(self._losses), "in_row": self.in_row}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state` was taken; of more losses than the window holds, the last ones count."""
+        """Restores `state`; if it has more losses than the window, the last ones count."""
         self._losses.clear()
         self._losses.extend(state["losses"])
         self.in_row = state["in_row"]

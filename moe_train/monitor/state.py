@@ -1,7 +1,7 @@
-"""How a run stands, in one word: the one definition that every command and page goes by. Without torch.
+"""Determines the state of a run in one word, the same for every command and page. Without torch.
 
-A run's word comes from its folder and, where it has a job that may still run, from the job's scheduler. An attempt that
-was refused before it began says nothing about the run that it was refused.
+The word comes from the run's folder and, if a job of it may still run, from the job's scheduler. An attempt that was
+refused before it began does not change the state of the run.
 """
 
 import json
@@ -24,40 +24,39 @@ from moe_train.run_folder import FINISHED_FILE, RECIPE_FILE, RunFolder
 
 @dataclass(frozen=True)
 class RunState:
-    """A run at one moment."""
+    """Describes a run at one moment."""
 
     word: str
     """queued, running, finished, stopped, failed, cancelled, killed, unknown."""
     recipe: Recipe | None
-    """What it was last trained with, or submitted with since."""
+    """The recipe it was last trained with, or submitted with since."""
     job: JobRecord | None
     """Its last job."""
     status: JobStatus | None
-    """Of the job; None without one, or where the scheduler was not asked or did not answer."""
+    """Status of the job; None without one, or if the scheduler was not asked or did not answer."""
     said: str
-    """The scheduler's words, or why it could not be asked."""
+    """The scheduler's message, or why it could not be asked."""
     cause: str
     """Why the newest attempt failed or was refused; empty if it did not or was not."""
 
 
 def last_recipe(run_dir: Path) -> Path | None:
-    """What the run was last trained with, or submitted with since; None if neither can be found."""
-    found = [*(run_dir / records.JOBS_DIR).glob("recipe-*.yaml"), *run_dir.glob(RECIPE_FILE)]
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+    """Returns the recipe with which the run was last trained, or submitted since; None if there is neither."""
+    recipes = [*(run_dir / records.JOBS_DIR).glob("recipe-*.yaml"), *run_dir.glob(RECIPE_FILE)]
+    return max(recipes, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def read_state(run_dir: Path, *, ask: bool = True, ask_finished: bool = False) -> RunState:
-    """Read a run's folder and, with `ask`, ask the scheduler of its last job; with `ask_finished` even if the run has
-    come to its end.
+    """Reads a run's folder and, with `ask`, asks its last job's scheduler, with `ask_finished` even if it has finished.
 
-    Raises RecipeError or ClusterError for a recipe or records of jobs that cannot be read.
+    Raises RecipeError or ClusterError for a recipe or job records that cannot be read.
     """
     path = last_recipe(run_dir)
     recipe = load_recipe(path) if path else None
-    found = records.read(run_dir)
-    job = found[-1] if found else None
+    jobs = records.read(run_dir)
+    job = jobs[-1] if jobs else None
     is_over = _is_finished(run_dir, recipe) and not _came_after(run_dir / FINISHED_FILE, job)
-    status, said = _asked(run_dir, job) if ask and (ask_finished or not is_over) else (None, "")
+    status, said = _status(run_dir, job) if ask and (ask_finished or not is_over) else (None, "")
     newest = newest_attempt(run_dir)
     outcome = _outcome(run_dir, newest)
     cause = str(outcome.get("cause") or "")
@@ -90,7 +89,7 @@ def _word(
 
 
 def _is_fork(run_dir: Path) -> bool:
-    """Whether it begins at another run's checkpoint, from which it can go on; a file that does not say it says no."""
+    """Returns whether the run begins at another run's checkpoint, from which it can continue; False if unknown."""
     try:
         identity = read_identity(run_dir)
     except RunError:
@@ -98,7 +97,7 @@ def _is_fork(run_dir: Path) -> bool:
     return identity is not None and identity.forked_from is not None
 
 
-def _asked(run_dir: Path, job: JobRecord | None) -> tuple[JobStatus | None, str]:
+def _status(run_dir: Path, job: JobRecord | None) -> tuple[JobStatus | None, str]:
     if job is None:
         return None, ""
     try:
@@ -109,7 +108,7 @@ def _asked(run_dir: Path, job: JobRecord | None) -> tuple[JobStatus | None, str]
 
 
 def _outcome(run_dir: Path, attempt: int) -> dict[str, Any]:
-    """How an attempt ended; empty while it runs, or where its launcher was killed."""
+    """Returns the recorded outcome of an attempt; empty while it runs, or if its launcher was killed."""
     try:
         return dict(json.loads((attempt_dir(run_dir, attempt) / OUTCOME_FILE).read_text()))
     except (OSError, ValueError, TypeError):
@@ -121,15 +120,15 @@ def _is_refusal(run_dir: Path, attempt: int, outcome: dict[str, Any]) -> bool:
 
 
 def _came_after(path: Path, job: JobRecord | None) -> bool:
-    """Whether the job was submitted after that file was written: it is to start the run afresh."""
+    """Returns whether the job was submitted after the file was written, so that it starts the run afresh."""
     try:
         return job is not None and job.time > path.stat().st_mtime
     except OSError:
-        return True  # it has begun to
+        return True  # the job has already removed the file
 
 
 def _is_finished(run_dir: Path, recipe: Recipe | None) -> bool:
-    """Whether it came to the last step of its recipe; a file that does not say it says no."""
+    """Returns whether the run reached the last step of its recipe; False if the file cannot be read."""
     try:
         finished = RunFolder(run_dir).finished_step()
     except RunError:

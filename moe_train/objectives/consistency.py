@@ -1,9 +1,9 @@
-"""Prediction in two passes that must agree: THOR's objective, for text and for translation.
+"""Trains two passes to agree in their predictions: THOR's objective, for text and for translation.
 
 Zuo et al., 2110.04260, sec. 3: L = CE(p1) + CE(p2) + alpha * (KL(p1||p2) + KL(p2||p1)) / 2, where the passes differ in
 the experts drawn (routers/thor.py) and in their dropout masks; with one expert that is R-Drop (2106.14448). Both
-sides of the divergence get gradients. As in the authors' code the cross-entropy is label-smoothed and each term
-is divided by the number of tokens; the logarithms are taken by log_softmax, where that code can hit log 0.
+sides of the divergence get gradients. As in the authors' code, the cross-entropy is label-smoothed and each term is
+divided by the number of tokens; unlike there, logarithms come from log_softmax, which avoids log 0.
 B sequences, S tokens, V vocabulary.
 """
 
@@ -21,25 +21,28 @@ from moe_train.objectives.objective import TrainingLoss
 
 
 class ConsistencyObjective(LanguageObjective):
-    """Validation is that of LanguageObjective: one pass, without smoothing."""
+    """Trains two passes to agree; validates like LanguageObjective, with one pass and without smoothing."""
 
     def __init__(self, config: ConsistencyConfig):
         super().__init__(config)
         self.alpha, self.smoothing = config.alpha, config.label_smoothing
 
     def training_loss(self, passes: Sequence[Float[Tensor, "B S V"]], batch: Batch) -> TrainingLoss:
-        """Both cross-entropies and alpha times the divergence, in fp32."""
+        """Returns the sum of both cross-entropies and alpha times the divergence, in fp32."""
         first, second = (torch.log_softmax(logits.float(), dim=-1) for logits in passes)
-        of_passes = [cross_entropy(log_p, batch) for log_p in (first, second)]
+        cross_entropies = [cross_entropy(log_p, batch) for log_p in (first, second)]
         divergence = mean_over_targets(symmetric_kl(first, second), batch)
         return TrainingLoss(
-            total=sum(smoothed(task, even, self.smoothing) for task, even in of_passes)
+            total=sum(smoothed(task, even, self.smoothing) for task, even in cross_entropies)
             + self.alpha * divergence,
-            task=(of_passes[0][0] + of_passes[1][0]) / 2,
+            task=(cross_entropies[0][0] + cross_entropies[1][0]) / 2,
             parts={"consistency": divergence},
         )
 
 
 def symmetric_kl(first: Float[Tensor, "B S V"], second: Float[Tensor, "B S V"]) -> Float[Tensor, "B S"]:
-    """(KL(p1||p2) + KL(p2||p1)) / 2 = sum_v (p1 - p2)(ln p1 - ln p2) / 2 of log-probabilities, at every place."""
+    """Returns the symmetric KL divergence of two sets of log-probabilities at every position.
+
+    (KL(p1||p2) + KL(p2||p1)) / 2 = sum_v (p1 - p2)(ln p1 - ln p2) / 2
+    """
     return ((first.exp() - second.exp()) * (first - second)).sum(-1) / 2

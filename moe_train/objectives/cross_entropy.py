@@ -1,4 +1,7 @@
-"""Cross-entropy over the targets of a padded batch, and label smoothing. B sequences, S tokens, V vocabulary."""
+"""Computes the cross-entropy over the targets of a padded batch, and label smoothing.
+
+B sequences, S tokens, V vocabulary.
+"""
 
 import torch
 from jaxtyping import Float
@@ -8,10 +11,10 @@ from moe_train.data.batch import IGNORED, Batch
 
 
 def mean_over_targets(values: Float[Tensor, "B S"], batch: Batch) -> Float[Tensor, ""]:
-    """The sum of `values` where something is to be predicted, over the number of such places.
+    """Returns the sum of `values` at the positions with a target, divided by the number of such positions.
 
-    The number is that which this batch has on average over the global batch: so the mean of what microbatches and ranks
-    get is exactly the mean over all targets of the update, however they are shared out.
+    The number is what a batch of this size has on average in the global batch; so the mean of the results of all
+    microbatches and ranks is exactly the mean over all targets of the update, however these are distributed.
     """
     counts = batch.targets != IGNORED
     mean_per_sequence = batch.targets_per_sequence
@@ -20,15 +23,15 @@ def mean_over_targets(values: Float[Tensor, "B S"], batch: Batch) -> Float[Tenso
 
 
 def cross_entropy(log_p: Float[Tensor, "B S V"], batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """In nats, a mean over targets: of the targets, and of a distribution that is even over the vocabulary."""
-    targets = batch.targets.clamp(min=0).unsqueeze(2)  # any token where none is to be predicted
-    of_targets = mean_over_targets(-log_p.gather(2, targets).squeeze(2), batch)
-    return of_targets, mean_over_targets(-log_p.mean(2), batch)
+    """Returns the cross-entropy to the targets and to the uniform distribution, in nats, as means over targets."""
+    targets = batch.targets.clamp(min=0).unsqueeze(2)  # any token where nothing is predicted
+    task = mean_over_targets(-log_p.gather(2, targets).squeeze(2), batch)
+    return task, mean_over_targets(-log_p.mean(2), batch)
 
 
-def smoothed(of_targets: Float[Tensor, ""], even: Float[Tensor, ""], smoothing: float) -> Float[Tensor, ""]:
-    """Label smoothing: `smoothing` of the target is spread over the whole vocabulary, the target included.
+def smoothed(task: Float[Tensor, ""], even: Float[Tensor, ""], smoothing: float) -> Float[Tensor, ""]:
+    """Spreads `smoothing` of each target's probability over the whole vocabulary, the target included.
 
-    Szegedy et al., 1512.00567, sec. 7.
+    Label smoothing, Szegedy et al., 1512.00567, sec. 7. `task` and `even` are the results of `cross_entropy`.
     """
-    return (1 - smoothing) * of_targets + smoothing * even
+    return (1 - smoothing) * task + smoothing * even

@@ -1,4 +1,4 @@
-"""Next-token prediction, and the cross-entropy of all objectives. B sequences, S tokens, V vocabulary."""
+"""Implements next-token prediction, and the base of all objectives. B sequences, S tokens, V vocabulary."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ from moe_train.objectives.objective import TrainingLoss
 
 
 class LanguageObjective:
-    """Cross-entropy in nats, a mean over tokens."""
+    """Predicts the next token; the loss is the cross-entropy in nats, a mean over tokens."""
 
     def __init__(self, config: ObjectiveConfig):
         del config  # no options yet
@@ -21,16 +21,16 @@ class LanguageObjective:
     def batch(
         self, windows: Int[Tensor, "B S_plus_1"], sequence_ids: Int[Tensor, " B"], vocabulary: int, seed: int
     ) -> Batch:
-        """Each token of a window but the last one, and the token after it; nothing is random."""
+        """Returns a batch that reads each token of a window but the last and predicts the next; nothing is random."""
         del vocabulary, seed
         return next_tokens(windows, sequence_ids)
 
     def __call__(self, logits: Float[Tensor, "B S V"], batch: Batch) -> Float[Tensor, ""]:
-        """The task loss of one microbatch, in fp32."""
+        """Returns the task loss of one microbatch, in fp32."""
         return F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=IGNORED)
 
     def training_loss(self, passes: Sequence[Float[Tensor, "B S V"]], batch: Batch) -> TrainingLoss:
-        """The task loss of the only pass."""
+        """Returns the task loss of the only pass."""
         (logits,) = passes
         task = self(logits, batch)
         return TrainingLoss(total=task, task=task)

@@ -1,9 +1,9 @@
-"""Masked language modelling: an encoder predicts tokens that were hidden from it.
+"""Implements masked language modelling: an encoder predicts tokens that were hidden from it.
 
-Devlin et al., 1810.04805, sec. 3.1: of 15% of the tokens, 80% are replaced by the mask token, 10% by any token, and
-10% stay as they are; only these are predicted. As in the authors' data preparation, every sequence has equally many
-of them; unlike there a sequence is masked anew each time it is seen (RoBERTa, 1907.11692, sec. 4.1), and the end of a
-document is a token like others. The mask token comes after those of the tokenizer.
+Devlin et al., 1810.04805, sec. 3.1: 15% of the tokens are predicted; of these 80% are replaced by the mask token, 10%
+by a random token, and 10% stay as they are. As in the authors' data preparation, every sequence has the same number of
+them; unlike there, a sequence is masked anew each time it is read (RoBERTa, 1907.11692, sec. 4.1), and the end of a
+document is a token like any other. The mask token comes after those of the tokenizer.
 B sequences, S tokens.
 """
 
@@ -20,7 +20,7 @@ SITE = "objective.masked"
 
 
 class MaskedObjective(LanguageObjective):
-    """Cross-entropy in nats, a mean over the tokens to predict."""
+    """Predicts hidden tokens; the loss is the cross-entropy in nats, a mean over the tokens to predict."""
 
     def __init__(self, config: MaskedConfig):
         super().__init__(config)
@@ -29,7 +29,7 @@ class MaskedObjective(LanguageObjective):
     def batch(
         self, windows: Int[Tensor, "B S_plus_1"], sequence_ids: Int[Tensor, " B"], vocabulary: int, seed: int
     ) -> Batch:
-        """Hide tokens of every window but its last one; which, and how, is a function of (seed, sequence)."""
+        """Hides some tokens of every window except its last token; the choice is a function of (seed, sequence)."""
         config, tokens = self.config, windows[:, :-1]
         stream, length = RandomStream(seed, 0), tokens.shape[1]
         place, fate, other = (
@@ -37,8 +37,8 @@ class MaskedObjective(LanguageObjective):
             for draw in ("place", "fate", "replacement")
         )
         first = place.argsort(dim=1, stable=True)[:, : config.num_predicted(length)]
-        chosen = torch.zeros_like(tokens, dtype=torch.bool).scatter_(1, first, True)
+        is_target = torch.zeros_like(tokens, dtype=torch.bool).scatter_(1, first, True)
         is_hidden, is_replaced = fate < config.masked_share, fate < config.masked_share + config.random_share
-        shown = torch.where(chosen & is_replaced, (other * vocabulary).long(), tokens)
-        shown = shown.masked_fill(chosen & is_hidden, vocabulary)
-        return Batch(shown, tokens.masked_fill(~chosen, IGNORED), sequence_ids)
+        visible = torch.where(is_target & is_replaced, (other * vocabulary).long(), tokens)
+        visible = visible.masked_fill(is_target & is_hidden, vocabulary)
+        return Batch(visible, tokens.masked_fill(~is_target, IGNORED), sequence_ids)

@@ -1,4 +1,4 @@
-"""What an engine asks of an objective: how often to run the model on a batch, and what to make of its outputs.
+"""Defines the interface of objectives: how many passes over a batch the model makes, and the loss of their outputs.
 
 B sequences, S tokens, V vocabulary, P passes.
 """
@@ -15,37 +15,37 @@ from moe_train.data.batch import Batch
 
 @dataclass(frozen=True)
 class TrainingLoss:
-    """The loss of one microbatch."""
+    """Holds the loss of one microbatch."""
 
     total: Float[Tensor, ""]
-    """What is differentiated, beside the auxiliary losses of the routers in every pass."""
+    """The loss to differentiate, together with the routers' auxiliary losses of every pass."""
     task: Float[Tensor, ""]
-    """What is reported as the loss, in nats per token: a mean over passes, to be compared with other objectives."""
+    """The loss to report, in nats per token: a mean over passes, comparable with other objectives."""
     parts: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
-    """Other terms of the total by name, unscaled, to be watched."""
+    """Other terms of the total by name, unscaled, to report."""
 
     def detached(self) -> "TrainingLoss":
-        """The same numbers without the graph behind them."""
+        """Returns the same numbers detached from the graph."""
         parts = {name: part.detach() for name, part in self.parts.items()}
         return TrainingLoss(self.total.detach(), self.task.detach(), parts)
 
 
 class Objective(Protocol):
-    """Built as `Objective(config)`; the number of passes is that of the config."""
+    """Makes batches and computes losses; built as `Objective(config)`, which also gives the number of passes."""
 
     def batch(
         self, windows: Int[Tensor, "B S_plus_1"], sequence_ids: Int[Tensor, " B"], vocabulary: int, seed: int
     ) -> Batch:
-        """What the model reads and predicts of windows of text, as a function of (seed, sequence) and nothing else.
+        """Returns what the model reads and predicts of windows of text, a function of (seed, sequence) only.
 
-        Tokens of the objective's own come after the `vocabulary` of the tokenizer.
+        The objective's own tokens come after the `vocabulary` of the tokenizer.
         """
         ...
 
     def __call__(self, logits: Float[Tensor, "B S V"], batch: Batch) -> Float[Tensor, ""]:
-        """The task loss of one pass: what validation shows."""
+        """Returns the task loss of one pass, which validation reports."""
         ...
 
     def training_loss(self, passes: Sequence[Float[Tensor, "B S V"]], batch: Batch) -> TrainingLoss:
-        """The loss of one microbatch from the logits of all passes over it."""
+        """Returns the loss of one microbatch from the logits of all passes over it."""
         ...

@@ -1,11 +1,11 @@
-"""Span corruption: spans are cut out of a text, and the decoder writes them.
+"""Implements span corruption: spans are cut out of a text, and the decoder predicts them.
 
 Raffel et al., 1910.10683, sec. 3.1.4 and 3.3.4, and `random_spans_noise_mask` of its code: 15% of the tokens in spans
-of 3 on average. Both the tokens cut out and the tokens that stay are cut into equally many parts of random lengths, at
-least 1, and these take turns; so a text begins with what stays and ends with a span, every sequence has equally many
-spans, and nothing is padded. The encoder reads each span as a sentinel of its own, then `<eos>`; the decoder writes,
-for each span, its sentinel and its tokens, then `<eos>`, and begins with `<pad>`. Sentinel i is the i-th token
-after those of the tokenizer (T5 counts them from the top of its vocabulary).
+of 3 on average. Both the tokens cut out and the tokens that stay are divided into the same number of parts of random
+lengths, at least 1, which alternate; so a text begins with tokens that stay and ends with a span, every sequence has
+the same number of spans, and nothing is padded. The encoder reads a sentinel in place of each span, then `<eos>`; the
+decoder reads `<pad>` first and writes, for each span, its sentinel and its tokens, then `<eos>`. Sentinel i is the i-th
+token after those of the tokenizer (T5 counts them from the top of its vocabulary).
 B sequences, S tokens, R tokens of the source, N = S tokens of the text.
 """
 
@@ -23,7 +23,7 @@ SITE = "objective.span_corruption"
 
 
 class SpanCorruptionObjective(LanguageObjective):
-    """Cross-entropy of what the decoder writes, in nats, a mean over its tokens, sentinels and `<eos>` included."""
+    """Predicts spans; the loss is the cross-entropy in nats, a mean over spans' tokens, sentinels and `<eos>`."""
 
     def __init__(self, config: SpanCorruptionConfig):
         super().__init__(config)
@@ -32,7 +32,7 @@ class SpanCorruptionObjective(LanguageObjective):
     def batch(
         self, windows: Int[Tensor, "B N_plus_1"], sequence_ids: Int[Tensor, " B"], vocabulary: int, seed: int
     ) -> Batch:
-        """Cut spans out of every window but its last token; which is a function of (seed, sequence)."""
+        """Cuts spans out of every window except its last token; the choice is a function of (seed, sequence)."""
         text = windows[:, :-1]
         length = text.shape[1]
         cut, spans = self.config.num_cut(length), self.config.num_spans(length)
@@ -52,15 +52,15 @@ class SpanCorruptionObjective(LanguageObjective):
 
 
 def parts(draws: Float[Tensor, "B M_minus_1"], count: int) -> Int[Tensor, "B count"]:
-    """Lengths, at least 1, of `count` parts of M tokens: cut behind the tokens with the smallest draws."""
-    behind = draws.argsort(dim=1, stable=True)[:, : count - 1].sort(dim=1).values + 1
-    first = behind.new_zeros(len(behind), 1)
-    return torch.cat((first, behind, first + draws.shape[1] + 1), dim=1).diff(dim=1)
+    """Divides M tokens into `count` parts of length at least 1, cutting after the tokens with the smallest draws."""
+    cuts = draws.argsort(dim=1, stable=True)[:, : count - 1].sort(dim=1).values + 1
+    first = cuts.new_zeros(len(cuts), 1)
+    return torch.cat((first, cuts, first + draws.shape[1] + 1), dim=1).diff(dim=1)
 
 
-def span_mask(kept: Int[Tensor, "B K"], cut: Int[Tensor, "B K"]) -> Bool[Tensor, "B N"]:
-    """True for tokens of spans: `kept[0]` tokens stay, `cut[0]` are a span, `kept[1]` stay, ..."""
-    lengths = torch.stack((kept, cut), dim=2).flatten(1)
+def span_mask(stay: Int[Tensor, "B K"], cut: Int[Tensor, "B K"]) -> Bool[Tensor, "B N"]:
+    """Returns True for tokens of spans: `stay[0]` tokens stay, `cut[0]` are a span, `stay[1]` stay, ..."""
+    lengths = torch.stack((stay, cut), dim=2).flatten(1)
     is_cut = torch.arange(lengths.shape[1]).remainder(2).bool().expand_as(lengths)
     return is_cut.flatten().repeat_interleave(lengths.flatten()).view(len(lengths), -1)
 
@@ -68,12 +68,12 @@ def span_mask(kept: Int[Tensor, "B K"], cut: Int[Tensor, "B K"]) -> Bool[Tensor,
 def with_sentinels(
     text: Int[Tensor, "B N"], hidden: Bool[Tensor, "B N"], first_sentinel: int
 ) -> Int[Tensor, "B M"]:
-    """The tokens that are not hidden, each run of hidden ones as one sentinel, and `<eos>` at the end.
+    """Returns the text with each run of hidden tokens replaced by one sentinel, and `<eos>` at the end.
 
-    All rows must have equally many hidden tokens, in equally many runs.
+    All rows must have the same number of hidden tokens, in the same number of runs.
     """
     begins = hidden.clone()
     begins[:, 1:] &= ~hidden[:, :-1]
-    shown = torch.where(begins, begins.cumsum(1) - 1 + first_sentinel, text)[~hidden | begins]
+    visible = torch.where(begins, begins.cumsum(1) - 1 + first_sentinel, text)[~hidden | begins]
     end = text.new_full((len(text), 1), EOS_ID)
-    return torch.cat((shown.view(len(text), -1), end), dim=1)
+    return torch.cat((visible.view(len(text), -1), end), dim=1)

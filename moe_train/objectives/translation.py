@@ -1,7 +1,8 @@
-"""Translation: the decoder writes the target sentence, given the source. B sequences, S tokens, V vocabulary.
+"""Implements translation: the decoder predicts the target sentence, given the source.
 
 Vaswani et al., 1706.03762, sec. 5.4: cross-entropy with label smoothing, over the real tokens of the targets, `<eos>`
-included. What is reported, in training and validation, is the cross-entropy without smoothing.
+included. Training and validation report the cross-entropy without smoothing.
+B sequences, S tokens, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -18,14 +19,14 @@ from moe_train.objectives.objective import TrainingLoss
 
 
 class TranslationObjective(LanguageObjective):
-    """Validation is that of LanguageObjective: cross-entropy in nats, a mean over target tokens."""
+    """Trains with label smoothing; validates like LanguageObjective, by cross-entropy in nats over target tokens."""
 
     def __init__(self, config: TranslationConfig):
         super().__init__(config)
         self.smoothing = config.label_smoothing
 
     def training_loss(self, passes: Sequence[Float[Tensor, "B S V"]], batch: Batch) -> TrainingLoss:
-        """The smoothed cross-entropy of the only pass, in fp32."""
+        """Returns the smoothed cross-entropy of the only pass, in fp32."""
         (logits,) = passes
         task, even = cross_entropy(torch.log_softmax(logits.float(), dim=-1), batch)
         return TrainingLoss(total=smoothed(task, even, self.smoothing), task=task)

@@ -1,13 +1,14 @@
-"""Adafactor (Shazeer and Stern, 1804.04235, algorithms 4 and 5) over parameters that are cut into boxes.
+"""Implements Adafactor (Shazeer and Stern, 1804.04235, algorithms 4 and 5) for parameters that are cut into boxes.
 
-Apart from optimizer.py because its updates are not elementwise: the second moments of a matrix are kept as the means of
-its rows and columns, and an update is clipped and scaled by root mean squares, all of the whole parameter, wherever its
-boxes lie. torch.optim.Adafactor knows one tensor only; it also puts epsilon1 elsewhere and has neither a first moment
-nor a bound on the decay. The conventions are those of mesh-tensorflow (T5, Switch) and lingvo (GShard, GLaM):
+It is separate from optimizer.py because its updates are not elementwise: the second moments of a matrix are kept as
+the means of its rows and columns, and an update is clipped and scaled by root mean squares, all of the whole parameter,
+wherever its boxes are. torch.optim.Adafactor handles only whole tensors, adds epsilon1 elsewhere and has neither a
+first moment nor a bound on the decay. The conventions are those of mesh-tensorflow (T5, Switch) and lingvo (GShard,
+GLaM):
 
 - a stack of experts is factored expert by expert, while its root mean squares are those of the whole stack;
-- what is not a matrix, or is narrower than `factor_from`, keeps a second moment for every element;
-- the first moment, if there is one, averages clipped updates that are scaled already;
+- a parameter that is not a matrix, or is narrower than `factor_from`, keeps a second moment for every element;
+- the first moment, if there is one, averages updates after clipping and scaling;
 - weight decay multiplies the parameter by 1 - weight_decay * step size (fairseq, transformers).
 
 n rows, m columns, E experts of this rank.
@@ -30,7 +31,7 @@ from moe_train.parallel.plan import Mesh
 
 @dataclass(frozen=True)
 class _Parameter:
-    """One parameter, what is kept of it, and the options of its group."""
+    """Holds one parameter, its state, and the options of its group."""
 
     shard: Shard
     state: dict[str, Tensor]
@@ -52,13 +53,13 @@ class _Parameter:
 
 
 class Adafactor(torch.optim.Optimizer):
-    """A step is collective, and it overwrites the gradients: room for updates beside them is what factoring saves."""
+    """Runs Adafactor. A step is collective and overwrites the gradients, since factoring is to save memory."""
 
     def __init__(self, config: AdafactorConfig, *, shards: Mapping[str, Shard], mesh: Mesh) -> None:
         super().__init__(groups_by_decay(shards, config.weight_decay), {"lr": config.lr})
         self.config, self.mesh = config, mesh
         self.grad_scale: Tensor | None = None
-        """What gradients are divided by first, as in torch's fused optimizers; None: nothing."""
+        """Divisor of the gradients, as in torch's fused optimizers; None: 1."""
         by_id = {id(shard.data): shard for shard in shards.values()}
         self._parameters = [
             self._begin(by_id[id(data)], group) for group in self.param_groups for data in group["params"]
@@ -80,7 +81,7 @@ class Adafactor(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One update of all parameters."""
+        """Updates all parameters once."""
         assert closure is None
         columns = [self._gather_squares(parameter) for parameter in self._parameters]
         sizes = self._sum_over_ranks(columns, [parameter.shard.data for parameter in self._parameters])
@@ -91,7 +92,7 @@ class Adafactor(torch.optim.Optimizer):
             self._apply(parameter, size, update)
 
     def _gather_squares(self, parameter: _Parameter) -> Tensor | None:
-        """Count the update and take in the squared gradient; of a factored one, return this rank's column sums."""
+        """Counts the update and averages the squared gradient; returns this rank's column sums if it is factored."""
         state, grad = parameter.state, parameter.grad
         if self.grad_scale is not None:
             grad.div_(self.grad_scale)
@@ -104,20 +105,20 @@ class Adafactor(torch.optim.Optimizer):
         return None
 
     def _normalise(self, parameter: _Parameter, column: Tensor | None) -> None:
-        """Divide the gradient by the root of the second moment   # alg. 4: V = R C / (1^T R), U = G / sqrt(V)."""
+        """Divides the gradient by the root of the second moment   # alg. 4: V = R C / (1^T R), U = G / sqrt(V)."""
         state, grad = parameter.state, parameter.grad
         if column is None:
             grad.mul_(state["square"].rsqrt())
             return
         state["column"].lerp_((column / parameter.num_rows).to(grad.dtype), 1 - self._decay(parameter))
-        # The mean of the rows' means is that of the columns', which every rank has.
+        # The mean of the rows' means equals that of the columns', which every rank has.
         mean = state["column"].mean(-1, keepdim=True)
-        # Roots apart: R / mean underflows for a row without a gradient beside large ones, and 0 / sqrt(0) is NaN.
-        of_rows = state["row"].rsqrt().mul_(mean.sqrt())
-        grad.mul_(of_rows.unsqueeze(-1)).mul_(state["column"].rsqrt().unsqueeze(-2))
+        # Separate roots: R / mean underflows for a row without a gradient beside large ones, and 0 / sqrt(0) is NaN.
+        row_factors = state["row"].rsqrt().mul_(mean.sqrt())
+        grad.mul_(row_factors.unsqueeze(-1)).mul_(state["column"].rsqrt().unsqueeze(-2))
 
     def _apply(self, parameter: _Parameter, size: Tensor, update: Tensor) -> None:
-        """Clip, scale and subtract the update; `size` and `update` are mean squares of parameter and update."""
+        """Clips, scales and subtracts the update; `size` and `update` are mean squares of parameter and update."""
         config, group, data = self.config, parameter.group, parameter.shard.data
         lr = group["lr"]
         if config.relative_step:
@@ -132,14 +133,14 @@ class Adafactor(torch.optim.Optimizer):
         data.sub_(change)
 
     def _decay(self, parameter: _Parameter) -> float:
-        """beta2 of this update   # sec. 7.2: 1 - t^-0.8; GLaM bounds it by 0.99."""
+        """Returns beta2 of this update   # sec. 7.2: 1 - t^-0.8; GLaM bounds it by 0.99."""
         decay = 1 - parameter.state["step"].item() ** -self.config.decay_exponent
         return min(decay, self.config.beta2_max) if self.config.beta2_max is not None else decay
 
     def _sum_over_ranks(self, columns: Sequence[Tensor | None], values: Sequence[Tensor]) -> Tensor:
-        """Complete the column sums in place, and return the mean squares of whole parameters. Collective.
+        """Completes the column sums in place, and returns the mean squares of whole parameters. Collective.
 
-        Every rank holds other rows of a matrix that is no expert; of an expert, only its replicas do.
+        All ranks hold different rows of a matrix that is not an expert; of an expert, only its replicas do.
         """
         squares = torch.stack([_sum_of_squares(value) for value in values])
         if self.mesh.data.size > 1:
@@ -153,7 +154,7 @@ class Adafactor(torch.optim.Optimizer):
 
 
 def _sum_of_squares(values: Tensor) -> Float[Tensor, ""]:
-    """In float64, of rows that are short enough for fp32: see norm.py."""
+    """Returns the sum of squares in float64, of rows that are short enough for fp32: see norm.py."""
     if values.ndim == 0 or values.numel() == 0:
         return values.double().square().sum()
     return torch.linalg.vector_norm(values, dim=-1).double().square().sum()

@@ -1,7 +1,7 @@
-"""The squared norm of many gradients, to fp32 rounding whatever their sizes.
+"""Computes the squared norm of many gradients, exact to fp32 rounding whatever their sizes.
 
-One fp32 sum over a large tensor loses what it adds: over 8 Mi elements torch's own vector norm is 2e-4 too small, and
-by how much depends on how the tensor is cut into shards. Norms of short runs are exact to rounding, are computed by
+A single fp32 sum over a large tensor loses what it adds: over 8 Mi elements torch's own vector norm is 2e-4 too small,
+and the error depends on how the tensor is cut into shards. Norms of short runs are exact to rounding, are computed by
 all threads at once, and are summed in float64.
 """
 
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 RUN = 1024
-"""Elements of a run."""
+"""Number of elements of a run."""
 
 
 def squared_norm(tensors: Iterable[Tensor]) -> Tensor:
-    """The float64 scalar sum of squares of all elements of `tensors`, at least one tensor."""
+    """Returns the float64 scalar sum of squares of all elements of `tensors`, at least one tensor."""
     return torch.stack([_squared_norm(tensor) for tensor in tensors]).sum()
 
 

@@ -1,8 +1,8 @@
-"""Optimizers over local tensors.
+"""Makes optimizers over local tensors.
 
-Updates are elementwise, so these optimizers need to know nothing of sharding: they get each rank's local tensors, and
-their state has the same shapes (adafactor.py is the one that differs). The state is made at once, not at the first
-step, so that a checkpoint can be loaded into it.
+Updates are elementwise, so these optimizers do not depend on sharding: they get each rank's local tensors, and their
+state has the same shapes (only adafactor.py differs). The state is made at once, not at the first step, so that a
+checkpoint can be loaded into it.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from moe_train.parallel.plan import Mesh
 
 
 def adamw(config: AdamWConfig, *, shards: Mapping[str, Shard], mesh: Mesh) -> torch.optim.Optimizer:
-    """AdamW (1711.05101), fused into one pass over memory."""
+    """Makes AdamW (1711.05101), fused into one pass over memory."""
     optimizer = torch.optim.AdamW(
         groups_by_decay(shards, config.weight_decay),
         lr=config.lr,
@@ -34,7 +34,7 @@ def adamw(config: AdamWConfig, *, shards: Mapping[str, Shard], mesh: Mesh) -> to
 
 
 def sgd(config: SGDConfig, *, shards: Mapping[str, Shard], mesh: Mesh) -> torch.optim.Optimizer:
-    """Stochastic gradient descent; with momentum, its buffer starts at 0."""
+    """Makes stochastic gradient descent; with momentum, its buffer starts at 0."""
     optimizer = torch.optim.SGD(
         groups_by_decay(shards, config.weight_decay), lr=config.lr, momentum=config.momentum, fused=True
     )

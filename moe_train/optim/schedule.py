@@ -1,4 +1,4 @@
-"""Learning-rate schedules: pure functions of the step, so that a resume needs no state.
+"""Defines learning-rate schedules as pure functions of the step, so that a resume needs no state.
 
 Every schedule rises linearly from 0 over `warmup_steps` and then follows its own curve. `step` counts updates
 already made, so the first update of a run without warm-up has the peak rate.
@@ -15,16 +15,16 @@ from moe_train.config.kinds.optim import (
 )
 
 Schedule = Callable[[int], float]
-"""Updates already made -> factor of the peak rate for the next one."""
+"""Maps the number of updates made to the factor of the peak rate for the next one."""
 
 
 def constant(config: ConstantScheduleConfig, *, steps: int) -> Schedule:
-    """The peak rate."""
+    """Keeps the peak rate."""
     return _warm(config.warmup_steps, lambda _: 1.0)
 
 
 def cosine(config: CosineScheduleConfig, *, steps: int) -> Schedule:
-    """Half a cosine down to `final_fraction` at the last step   # SGDR (1608.03983) eq. 5."""
+    """Follows half a cosine down to `final_fraction` at the last step   # SGDR (1608.03983) eq. 5."""
     span, low = max(1, steps - config.warmup_steps), config.final_fraction
     return _warm(
         config.warmup_steps,
@@ -33,17 +33,17 @@ def cosine(config: CosineScheduleConfig, *, steps: int) -> Schedule:
 
 
 def linear(config: LinearScheduleConfig, *, steps: int) -> Schedule:
-    """A straight line down to `final_fraction` at the last step."""
+    """Falls linearly to `final_fraction` at the last step."""
     span, low = max(1, steps - config.warmup_steps), config.final_fraction
     return _warm(config.warmup_steps, lambda done: 1 - (1 - low) * min(1.0, done / span))
 
 
 def inverse_sqrt(config: InverseSqrtScheduleConfig, *, steps: int) -> Schedule:
-    """sqrt(k / max(step, k)) after the warm-up, k its end or that of the hold   # T5 (1910.10683) sec. 3.1.2."""
+    """Follows sqrt(k / max(step, k)), k the end of warm-up and hold   # T5 (1910.10683) sec. 3.1.2."""
     warmup, start = config.warmup_steps, max(1, config.warmup_steps + config.hold_steps)
     return _warm(warmup, lambda done: math.sqrt(start / max(start, warmup + done)))
 
 
 def _warm(warmup_steps: int, curve: Schedule) -> Schedule:
-    """A linear rise, then `curve` of the steps made since."""
+    """Rises linearly, then follows `curve` of the steps since."""
     return lambda step: (step + 1) / warmup_steps if step < warmup_steps else curve(step - warmup_steps)

@@ -1,4 +1,4 @@
-"""What an optimizer keeps, as boxes of global tensors: how its state gets into a checkpoint of any layout."""
+"""Describes an optimizer's state as boxes of global tensors, so that a checkpoint of any layout can have it."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -9,7 +9,7 @@ from torch import Tensor
 from moe_train.checkpoint.layout import Shard
 
 REDUCED = {"row": -1, "column": -2}
-"""State that is a mean over one dimension of its parameter, by key: that dimension."""
+"""Dimension of the parameter that a state averages over, by the state's key."""
 
 
 def sharded_state(
@@ -27,7 +27,7 @@ def sharded_state(
 
 
 def forget(optimizer: torch.optim.Optimizer, shard: Shard) -> None:
-    """Make what is kept of a parameter what it was before the first update, the count of updates included."""
+    """Resets the state of a parameter, including the count of updates, to that before the first update."""
     for value in optimizer.state[shard.data].values():
         value.zero_()
 
@@ -37,14 +37,14 @@ def _place(key: str, value: Tensor, shard: Shard, is_main: bool) -> Shard:
         return Shard(value, (), (), is_owner=is_main)
     if key not in REDUCED:
         return replace(shard, data=value)
-    gone = len(shard.global_shape) + REDUCED[key]
-    # Boxes that differ in the dimension that is gone hold the same means; the rank of the first one owns them.
+    reduced_dim = len(shard.global_shape) + REDUCED[key]
+    # Boxes that differ only in the reduced dimension have the same means; the rank of the first one owns them.
     return Shard(
         value,
-        _without(shard.global_shape, gone),
-        _without(shard.offsets, gone),
+        _without(shard.global_shape, reduced_dim),
+        _without(shard.offsets, reduced_dim),
         shard.is_expert,
-        is_owner=shard.is_owner and shard.offsets[gone] == 0,
+        is_owner=shard.is_owner and shard.offsets[reduced_dim] == 0,
     )
 
 

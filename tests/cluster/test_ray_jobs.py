@@ -173,9 +173,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
     run.wait_until("finished")
     assert run.attempts == 2
     assert run.numbers() == undisturbed.numbers()
-    assert (
-        f"{newest.name} is bad and is passed over" in (run.folder / "attempts/2/rank-0/log.txt").read_text()
-    )
+    assert f"{newest.name} is bad, so it is skipped" in (run.folder / "attempts/2/rank-0/log.txt").read_text()
     assert f"attempt 2, from step {int(newest.name.removeprefix('step_')) - 10}" in run.output
     table.add(
         "the newest checkpoint is damaged",

@@ -168,7 +168,7 @@ def test_a_run_goes_on_when_its_reader_has_gone(folder: Path, tmp_path: Path) ->
     ended = finish(start(folder, ["bash", "-o", "pipefail", "-c", f"{run} | head -n 1"]))
     assert ended.code == 0, ended.errors
     assert len(ended.output.splitlines()) == 1
-    assert "the output is lost (nobody reads it any more); training goes on" in ended.errors
+    assert "output is lost (its reader has gone); training continues" in ended.errors
     assert (tmp_path / "run/checkpoints/step_00000006").is_dir()
 
 

@@ -1,4 +1,4 @@
-"""What a recipe may say about `data.corpus` and `data.tokenizer`: one dataclass a kind; see kind.py."""
+"""Defines the sections `data.corpus` and `data.tokenizer`: one dataclass per kind; see kind.py."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 
 @dataclass
 class CorpusConfig(KindConfig):
-    """Base of all corpora."""
+    """Is the base of all corpora."""
 
     parallel: ClassVar[bool] = False
-    """Its documents are sentence pairs in two languages."""
+    """Whether its documents are sentence pairs in two languages."""
 
 
 @dataclass
 class FilesCorpusConfig(CorpusConfig):
-    """Text files below a folder, or matching a glob; null: the running Python's own standard library."""
+    """Reads text files below a folder, or matching a glob; null: the running Python's own standard library."""
 
     kind: str = "files"
     path: str | None = None  # a folder, a file, or a glob such as docs/**/*.md
@@ -30,15 +30,15 @@ class FilesCorpusConfig(CorpusConfig):
 
 @dataclass
 class DebianCorpusConfig(CorpusConfig):
-    """Prose from Debian's documentation packages, fetched with apt-get (about 65 MB of text)."""
+    """Reads prose from Debian's documentation packages, downloaded with apt-get (about 65 MB of text)."""
 
     kind: str = "debian"
-    packages: list[str] = field(default_factory=list)  # empty: all that the corpus knows
+    packages: list[str] = field(default_factory=list)  # empty: all known packages
 
 
 @dataclass
 class HuggingFaceCorpusConfig(CorpusConfig):
-    """A data set of the Hugging Face hub, or a local folder of one, streamed."""
+    """Streams a data set from the Hugging Face hub, or reads one in a local folder."""
 
     kind: str = "huggingface"
     path: str = ""  # e.g. allenai/c4, or a folder
@@ -50,23 +50,23 @@ class HuggingFaceCorpusConfig(CorpusConfig):
     def check(self, recipe: "Recipe") -> Iterator[Problem]:
         if not self.path:
             yield Problem(
-                "data.corpus.path", "''", "a data set needs a name or a folder", "set data.corpus.path"
+                "data.corpus.path", "''", "must name a data set or a folder", "set data.corpus.path"
             )
 
 
 @dataclass
 class TokenizerConfig(KindConfig):
-    """Base of all tokenizers."""
+    """Is the base of all tokenizers."""
 
     @property
     def size(self) -> int:
         """Entries of the vocabulary."""
-        raise AssertionError("every tokenizer kind says its size")
+        raise AssertionError("every kind of tokenizer must define its size")
 
 
 @dataclass
 class BPEConfig(TokenizerConfig):
-    """Byte-level byte-pair encoding, trained on the training files."""
+    """Trains byte-level byte-pair encoding on the training files."""
 
     kind: str = "bpe"
     vocab_size: int = 4096
@@ -80,6 +80,6 @@ class BPEConfig(TokenizerConfig):
             yield Problem(
                 "data.tokenizer.vocab_size",
                 self.vocab_size,
-                "must hold the 256 bytes and 2 special tokens",
-                "use at least 258; 4096 suits small corpora",
+                "must be at least 258 for the 256 bytes and 2 special tokens",
+                "raise it; 4096 suits small corpora",
             )

@@ -1,4 +1,4 @@
-"""What a recipe may say about `engine`: one dataclass a kind; see kind.py."""
+"""Defines the section `engine`: one dataclass per kind; see kind.py."""
 
 from dataclasses import dataclass
 
@@ -7,12 +7,12 @@ from moe_train.config.kinds.kind import KindConfig
 
 @dataclass
 class EngineConfig(KindConfig):
-    """Base of all engines."""
+    """Is the base of all engines."""
 
 
 @dataclass
 class NativeEngineConfig(EngineConfig):
-    """torch FSDP2 for what is shared, expert parallelism for the experts."""
+    """Uses torch FSDP2 for shared parameters and expert parallelism for the experts."""
 
     kind: str = "native"
     reshard_after_forward: bool = (

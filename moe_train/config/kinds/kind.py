@@ -1,7 +1,7 @@
-"""What the dataclasses of all kinds share, without torch; `registry.py` says which code each of them builds.
+"""Defines the base of all kinds' dataclasses, without torch; `registry.py` maps each to its code.
 
 To add a kind: a dataclass in the file of its place beside this one (with `check`, if it has rules of its own), a
-line in `registry.py`, one file with the implementation, one recipe.
+line in `registry.py`, a file with the implementation, and a recipe.
 """
 
 from collections.abc import Iterator
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class KindConfig:
-    """What all kinds share: a name, and rules that need the whole recipe to be judged."""
+    """Is the base of all kinds: it has a name, and rules that may need the whole recipe."""
 
     kind: str = ""
 
     def check(self, recipe: "Recipe") -> Iterator[Problem]:
-        """Yield what makes this choice unusable in `recipe`."""
+        """Yields the problems of this choice in `recipe`."""
         return iter(())

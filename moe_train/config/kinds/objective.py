@@ -1,4 +1,4 @@
-"""What a recipe may say about `objective`: one dataclass a kind; see kind.py."""
+"""Defines the section `objective`: one dataclass per kind; see kind.py."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,18 +13,18 @@ if TYPE_CHECKING:
 
 @dataclass
 class ObjectiveConfig(KindConfig):
-    """Base of all objectives."""
+    """Is the base of all objectives."""
 
     architectures: ClassVar[tuple[str, ...]] = ("decoder",)
     """The values of `model.architecture` that it can train."""
 
     @property
     def num_extra_tokens(self) -> int:
-        """Entries of the vocabulary that it needs beyond those of the tokenizer, and that come after them."""
+        """Number of vocabulary entries that it adds after those of the tokenizer."""
         return 0
 
     def lengths(self, sequence_length: int) -> tuple[int, int]:
-        """Tokens that an encoder and that a decoder reads of a window of `data.sequence_length` tokens."""
+        """Returns how many tokens an encoder and a decoder read of a window of `data.sequence_length` tokens."""
         return sequence_length, sequence_length
 
     @property
@@ -33,20 +33,20 @@ class ObjectiveConfig(KindConfig):
         return 1
 
     def reads_pairs(self, recipe: "Recipe") -> bool:
-        """It is trained on the sentence pairs of a parallel corpus."""
+        """Returns whether it is trained on the sentence pairs of a parallel corpus."""
         return False
 
 
 @dataclass
 class LanguageConfig(ObjectiveConfig):
-    """Next-token cross-entropy, mean over tokens, in nats."""
+    """Minimises the next-token cross-entropy, a mean over tokens in nats."""
 
     kind: str = "language"
 
 
 @dataclass
 class ConsistencyConfig(ObjectiveConfig):
-    """Next-token cross-entropy of two passes that must agree (THOR, 2110.04260; with one expert R-Drop)."""
+    """Minimises the cross-entropy of two passes that must agree (THOR, 2110.04260; with one expert R-Drop)."""
 
     kind: str = "consistency"
     alpha: float = 5.0  # factor of the symmetric divergence of the passes' predictions
@@ -82,15 +82,14 @@ class ConsistencyConfig(ObjectiveConfig):
         yield Problem(
             "objective.kind",
             self.kind,
-            f"compares two passes over each batch, and with model.dropout=0, {layers} nothing is drawn in which they "
-            "could differ",
+            f"needs two passes over each batch that differ, but with model.dropout=0, {layers} nothing is random",
             "set model.dropout=0.1, or moe.router.kind=thor with several experts, or choose another objective.kind",
         )
 
 
 @dataclass
 class TranslationConfig(ObjectiveConfig):
-    """Label-smoothed cross-entropy of target sentences, given their sources, a mean over their tokens, in nats."""
+    """Minimises the label-smoothed cross-entropy of target sentences, a mean over their tokens in nats."""
 
     kind: str = "translation"
     label_smoothing: float = 0.1  # share of the target spread over the vocabulary, in training
@@ -111,7 +110,7 @@ def _smoothing(share: float) -> Iterator[Problem]:
 
 @dataclass
 class MaskedConfig(ObjectiveConfig):
-    """Some tokens are hidden and predicted from all others (BERT, 1810.04805, sec. 3.1): for encoders."""
+    """Hides some tokens and predicts them from all others (BERT, 1810.04805, sec. 3.1): for encoders."""
 
     kind: str = "masked"
     rate: float = 0.15  # share of the tokens to predict
@@ -125,7 +124,7 @@ class MaskedConfig(ObjectiveConfig):
         return 1
 
     def num_predicted(self, sequence_length: int) -> int:
-        """Tokens to predict in every sequence: at least one."""
+        """Returns the number of tokens to predict in every sequence: at least one."""
         return min(max(round(self.rate * sequence_length), 1), sequence_length)
 
     def check(self, recipe: "Recipe") -> Iterator[Problem]:
@@ -138,19 +137,19 @@ class MaskedConfig(ObjectiveConfig):
             yield Problem(
                 "objective.random_share",
                 self.random_share,
-                f"makes more than 1 with objective.masked_share={self.masked_share}",
+                f"must be at most 1 together with objective.masked_share={self.masked_share}",
                 "BERT uses 0.8 and 0.1, and leaves the rest as they are",
             )
 
 
 @dataclass
 class SpanCorruptionConfig(ObjectiveConfig):
-    """Spans are cut out of the encoder's text, and the decoder writes them (T5, 1910.10683, sec. 3.1.4)."""
+    """Cuts spans out of the encoder's text for the decoder to write (T5, 1910.10683, sec. 3.1.4)."""
 
     kind: str = "span_corruption"
     rate: float = 0.15  # share of the tokens that is cut out
     mean_span: float = 3.0  # tokens of a span, on average
-    sentinels: int = 100  # tokens of the vocabulary that stand for spans: the most spans of a sequence
+    sentinels: int = 100  # tokens of the vocabulary that stand for spans: the maximum per sequence
 
     architectures: ClassVar[tuple[str, ...]] = ("encoder_decoder",)
 
@@ -159,11 +158,11 @@ class SpanCorruptionConfig(ObjectiveConfig):
         return self.sentinels
 
     def num_cut(self, sequence_length: int) -> int:
-        """Tokens cut out of every sequence: at least one, and at least one stays."""
+        """Returns the number of tokens cut out of every sequence: at least one, and at least one stays."""
         return max(min(round(self.rate * sequence_length), sequence_length - 1), 1)
 
     def num_spans(self, sequence_length: int) -> int:
-        """Spans cut out of every sequence: at least one."""
+        """Returns the number of spans cut out of every sequence: at least one."""
         return max(round(self.num_cut(sequence_length) / max(self.mean_span, 1)), 1)
 
     def lengths(self, sequence_length: int) -> tuple[int, int]:
@@ -190,6 +189,6 @@ class SpanCorruptionConfig(ObjectiveConfig):
             yield Problem(
                 "objective.rate",
                 self.rate,
-                f"leaves {length - self.num_cut(length)} tokens between {spans} spans, and each needs one before it",
+                f"leaves {length - self.num_cut(length)} tokens for {spans} spans, each of which needs one before it",
                 "cut out less, or use longer spans and sequences",
             )

@@ -1,4 +1,4 @@
-"""What a recipe may say about `optim` and `optim.schedule`: one dataclass a kind; see kind.py."""
+"""Defines the sections `optim` and `optim.schedule`: one dataclass per kind; see kind.py."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class ScheduleConfig(KindConfig):
-    """Base of all learning-rate schedules: linear warm-up from 0, then the kind's own curve."""
+    """Is the base of all learning-rate schedules: linear warm-up from 0, then the kind's own curve."""
 
     warmup_steps: int = 0
 
@@ -25,14 +25,14 @@ class ScheduleConfig(KindConfig):
 
 @dataclass
 class ConstantScheduleConfig(ScheduleConfig):
-    """The peak rate after warm-up."""
+    """Keeps the peak rate after warm-up."""
 
     kind: str = "constant"
 
 
 @dataclass
 class CosineScheduleConfig(ScheduleConfig):
-    """Half a cosine from the peak to `final_fraction` of it at the last step."""
+    """Follows half a cosine from the peak to `final_fraction` of it at the last step."""
 
     kind: str = "cosine"
     final_fraction: float = 0.1
@@ -47,7 +47,7 @@ class CosineScheduleConfig(ScheduleConfig):
 
 @dataclass
 class LinearScheduleConfig(ScheduleConfig):
-    """A straight line from the peak to `final_fraction` of it at the last step."""
+    """Falls linearly from the peak to `final_fraction` of it at the last step."""
 
     kind: str = "linear"
     final_fraction: float = 0.0
@@ -69,7 +69,7 @@ def _final_fraction(value: float) -> Iterator[Problem]:
 
 @dataclass
 class InverseSqrtScheduleConfig(ScheduleConfig):
-    """The peak for `hold_steps` after warm-up, then peak * sqrt(k / step), k = warmup + hold (T5, Switch, GLaM)."""
+    """Holds the peak for `hold_steps` after warm-up, then peak * sqrt(k / step), k = warmup + hold (T5, GLaM)."""
 
     kind: str = "inverse_sqrt"
     hold_steps: int = 0  # updates at the peak; T5 and GLaM: 10000, without warm-up
@@ -86,7 +86,7 @@ class InverseSqrtScheduleConfig(ScheduleConfig):
 
 @dataclass
 class OptimConfig(KindConfig):
-    """What all optimizers share."""
+    """Is the base of all optimizers."""
 
     lr: float = 1e-3  # peak
     weight_decay: float = 0.0  # decoupled in adamw and adafactor, L2 in sgd; not on norms
@@ -111,7 +111,7 @@ class OptimConfig(KindConfig):
 
 
 SMALLEST_EPSILON = 1.2e-38
-"""The smallest normal number of fp32: what is smaller can become 0, and a gradient of 0 is then divided by 0."""
+"""The smallest normal number of fp32: a smaller one can become 0, and a gradient of 0 is then divided by 0."""
 
 
 def _epsilon(key: str, value: float, default: str) -> Iterator[Problem]:
@@ -121,7 +121,7 @@ def _epsilon(key: str, value: float, default: str) -> Iterator[Problem]:
 
 @dataclass
 class AdamWConfig(OptimConfig):
-    """AdamW (1711.05101)."""
+    """Configures AdamW (1711.05101)."""
 
     kind: str = "adamw"
     beta1: float = 0.9
@@ -138,7 +138,7 @@ class AdamWConfig(OptimConfig):
 
 @dataclass
 class AdafactorConfig(OptimConfig):
-    """Adafactor (1804.04235): the second moments of a matrix are kept by rows and columns. Defaults are T5's."""
+    """Configures Adafactor (1804.04235), which keeps second moments by rows and columns. Defaults are T5's."""
 
     kind: str = "adafactor"
     lr: float = 1e-2

@@ -1,7 +1,7 @@
-"""What the page shows as JSON-ready data: thinned curves, loads in percent of the fair share, tiles, table.
+"""Prepares what the page shows as JSON-ready data: thinned curves, loads in percent of the fair share, tiles, table.
 
-Thinning never picks rows: neighbours are put together, losses and figures as means, loads as sums, so that
-nothing that happened between two points is lost from both.
+Thinning never drops rows: neighbours are combined, losses and figures as means, loads as sums, so that nothing between
+two points is lost.
 """
 
 import math
@@ -18,9 +18,9 @@ from moe_train.monitor.run import RunRecord
 
 NOTHING = "-"
 MAX_POINTS = 2000
-"""Points of a curve; more rows are put together."""
+"""Maximum number of points of a curve; more rows are combined."""
 MAX_CELLS = 400_000
-"""Cells of the heat maps over all windows, layers and experts: about 1.5 MB of page."""
+"""Maximum number of heat-map cells over all windows, layers and experts: about 1.5 MB of page."""
 FIGURES = (
     (
         "cv",
@@ -29,11 +29,21 @@ FIGURES = (
         "",
     ),
     ("chance_cv", "CV by chance", "What the CV would be if assignments were drawn evenly.", ""),
-    ("drop_rate", "Drop rate", "Share of assignments that found no room in their expert.", "%"),
+    ("drop_rate", "Drop rate", "Share of assignments beyond the capacity of their expert.", "%"),
     ("entropy", "Load entropy", "Entropy of the loads / ln E. 1 is even, 0 is one expert.", ""),
     ("dead_fraction", "Dead experts", "Share of experts below a tenth of the fair share.", "%"),
-    ("router_top_probability", "Top probability", "The router's largest, a mean over tokens.", "%"),
-    ("experts_per_token", "Experts per token", "Those that worked on one: without what was dropped.", ""),
+    (
+        "router_top_probability",
+        "Top probability",
+        "The router's largest probability, a mean over tokens.",
+        "%",
+    ),
+    (
+        "experts_per_token",
+        "Experts per token",
+        "Experts that processed a token, without dropped assignments.",
+        "",
+    ),
 )
 """Key of the rows, title, caption and unit of each line chart over layers; one without a value is not drawn."""
 
@@ -43,7 +53,7 @@ CURVES = (
     (
         "memory_bytes",
         "Memory (GiB)",
-        "Of the first worker: of its GPU at the most, or of its process.",
+        "Of the first worker: the peak of its GPU, or its process.",
         2.0**30,
     ),
 )
@@ -51,7 +61,7 @@ CURVES = (
 
 
 def page_content(run: RunRecord) -> dict[str, Any]:
-    """All that the page's script draws."""
+    """Returns everything that the page's script draws."""
     points = grouped(run.training, MAX_POINTS)
     windows = grouped(run.training, max(1, MAX_CELLS // max(1, sum(spec_of(run.recipe).num_experts))))
     has_experts = bool(run.layers)
@@ -81,7 +91,7 @@ def page_content(run: RunRecord) -> dict[str, Any]:
 
 
 def grouped(rows: Sequence[Row], limit: int) -> list[Sequence[Row]]:
-    """Neighbouring rows put together into at most `limit` groups of one size; the last may be smaller."""
+    """Groups neighbouring rows into at most `limit` groups of one size; the last may be smaller."""
     size = max(1, math.ceil(len(rows) / limit))
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
@@ -91,9 +101,9 @@ def _event(row: Row) -> dict[str, Any]:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """Mean of what is there, to 6 digits: a page needs no more."""
-    known = [value for value in values if value is not None]
-    return float(f"{sum(known) / len(known):.6g}") if known else None
+    """Returns the mean of the values that are not None, to 6 digits, which is enough for a page."""
+    numbers = [value for value in values if value is not None]
+    return float(f"{sum(numbers) / len(numbers):.6g}") if numbers else None
 
 
 def _curves(points: list[Sequence[Row]]) -> list[dict[str, Any]]:
@@ -116,20 +126,20 @@ def _figures(points: list[Sequence[Row]]) -> list[dict[str, Any]]:
 
 
 def _layer_means(rows: Sequence[Row], key: str) -> list[float | None]:
-    """[L]: means over `rows`, of which those of an older moe-train may lack the key."""
-    of_rows = (row["moe"].get(key, [None] * len(row["moe"]["load"])) for row in rows)
-    return [_mean(layer) for layer in zip(*of_rows, strict=True)]
+    """Returns [L] means over `rows`; rows of an older moe-train may lack the key."""
+    row_values = (row["moe"].get(key, [None] * len(row["moe"]["load"])) for row in rows)
+    return [_mean(layer) for layer in zip(*row_values, strict=True)]
 
 
 def _loads(rows: Sequence[Row]) -> list[list[int | None]]:
-    """[L][E of the layer]: the load of every expert over `rows`, in percent of the fair share."""
+    """Returns the load of every expert over `rows`, in percent of the fair share: [L][E of the layer]."""
     layers = zip(*(row["moe"]["load"] for row in rows), strict=True)
     return [_percent([sum(counts) for counts in zip(*layer, strict=True)]) for layer in layers]
 
 
 def _percent(load: list[int]) -> list[int | None]:
     total = sum(load)
-    # Rounded down, so that the page calls dead what balance.dead_experts calls dead: below 10.
+    # Rounded down, so that the page agrees with balance.dead_experts on which experts are dead: those below 10.
     return [100 * count * len(load) // total if total else None for count in load]
 
 
@@ -149,7 +159,7 @@ def _table(layers: list[str], moe: Row) -> list[dict[str, Any]]:
 
 
 def _share(violation: float | None, sign: int, num_experts: int) -> float | None:
-    """The share of all assignments that is so far above or below the fair one."""
+    """Returns the share of all assignments that is this violation above or below the fair share."""
     return None if violation is None else (1 + sign * violation) / num_experts
 
 
@@ -183,8 +193,8 @@ def _notices(run: RunRecord) -> list[str]:
 
 
 def _footer(run: RunRecord, points: list[Sequence[Row]], windows: list[Sequence[Row]]) -> str:
-    made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    parts = [f"Made from {len(run.training):,} training rows of metrics.jsonl, {made}."]
+    time = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    parts = [f"Made from {len(run.training):,} training rows of metrics.jsonl, {time}."]
     if points and len(points[0]) > 1:
         parts.append(f"Each point of a curve is the mean of {len(points[0])} rows.")
     if run.layers and windows and len(windows[0]) > 1:
@@ -197,7 +207,7 @@ def _decimal(value: float | None) -> str:
 
 
 def _large(value: float | None) -> str:
-    """Three digits and a unit: 12.3 M."""
+    """Formats a number with three digits and a unit: 12.3 M."""
     if value is None:
         return NOTHING
     for size, unit in ((1e9, " B"), (1e6, " M"), (1e3, " k")):

@@ -237,7 +237,7 @@ def test_the_newest_good_one_is_chosen_and_the_bad_one_is_named(run_dir, caplog)
     assert f"{victim}: has " in caplog.text
     with pytest.raises(CheckpointError, match="is bad"):
         reader.choose(3)
-    with pytest.raises(CheckpointError, match=r"step_00000009: is not there; choose one of \[1, 2, 3\]"):
+    with pytest.raises(CheckpointError, match=r"step_00000009: does not exist; choose one of \[1, 2, 3\]"):
         reader.choose(9)
 
 
@@ -247,7 +247,7 @@ def test_a_run_whose_checkpoints_are_all_bad_is_not_started_anew(run_dir):
     for step in (1, 2):
         save(run_dir, step)
         (run_dir / "checkpoints" / f"step_{step:08d}" / "manifest.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="holds 2 checkpoints and none is good"):
+    with pytest.raises(CheckpointError, match="none of 2 checkpoints is good"):
         reader.choose("latest")
 
 

@@ -57,7 +57,7 @@ def test_a_bad_checkpoint_is_named_and_passed_over(
     wanted.refuses("step_00000006: is bad (", HARM[harm], "choose another step with --resume", code=1)
     ended = moe_train("run", "small.yaml", "--run-dir", str(run_dir), "steps=8")
     assert ended.code == 0
-    assert "step_00000006 is bad and is passed over: " in ended.errors
+    assert "step_00000006 is bad, so it is skipped: " in ended.errors
     assert HARM[harm] in ended.errors
     assert "from step 4" in ended.output
     assert last_validation(run_dir) == straight
@@ -68,7 +68,7 @@ def test_a_run_whose_checkpoints_are_all_bad_is_refused(moe_train: Command, run_
         flip_a_bit(checkpoint)
     before = contents(run_dir / "checkpoints")
     ended = moe_train("run", "small.yaml", "--run-dir", str(run_dir), "steps=8")
-    ended.refuses("holds 3 checkpoints and none is good", "restore one from a copy", "--resume never", code=1)
+    ended.refuses("none of 3 checkpoints is good", "restore one from a copy", "--resume never", code=1)
     assert contents(run_dir / "checkpoints") == before
 
 

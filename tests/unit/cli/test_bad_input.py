@@ -50,7 +50,7 @@ BEFORE_ANYTHING_STARTS = [
     (
         "vocabulary smaller than the bytes",
         ["small.yaml", "data.tokenizer.vocab_size=100"],
-        ["data.tokenizer.vocab_size=100: ", "256 bytes", "use at least 258"],
+        ["data.tokenizer.vocab_size=100: ", "at least 258 for the 256 bytes"],
     ),
     (
         "capacity factor of 0",
@@ -84,9 +84,9 @@ BEFORE_ANYTHING_STARTS = [
     ),
     ("weight decay below 0", ["small.yaml", "optim.weight_decay=-1"], ["optim.weight_decay=-1.0: "]),
     ("too many threads", ["small.yaml", "job.threads=100000"], ["job.threads=100000: ", "at most 1024"]),
-    ("name of two folders", ["small.yaml", "name=a/b"], ["name='a/b': ", "usable as a folder's name"]),
+    ("name of two folders", ["small.yaml", "name=a/b"], ["name='a/b': ", "must be a valid folder name"]),
     ("name above this folder", ["small.yaml", "name=.."], ["name='..': ", "letters, digits and dashes"]),
-    ("name too long", ["small.yaml", "name=" + "x" * 300], ["usable as a folder's name"]),
+    ("name too long", ["small.yaml", "name=" + "x" * 300], ["must be a valid folder name"]),
     ("name of control characters", ["small.yaml", r'name="a\nb"'], [r"name='a\nb': "]),
     (
         "odd microbatch of a huge batch",
@@ -283,7 +283,7 @@ def test_a_run_folder_inside_of_a_file_is_refused(
     [
         (
             "metrics.jsonl",
-            "metrics.jsonl: cannot be written (Is a directory), and a run must not go on unrecorded",
+            "metrics.jsonl: cannot be written (Is a directory), and a run must not continue without its record",
         ),
         ("recipe.yaml", "its recipe cannot be read ("),
         ("finished.json", "finished.json cannot be read ("),

@@ -87,7 +87,7 @@ def test_a_worker_without_the_package_says_which_kind_it_lacks(moe_train, site, 
     monkeypatch.delenv("PYTHONPATH")
     ended = moe_train("run", "small.yaml", "--run-dir", str(tmp_path / "run"), "--workers", "2", *KINDS)
     assert ended.code == 2
-    assert "moe.router.kind=cosine: is not known" in ended.errors
+    assert "moe.router.kind=cosine: is not a known kind" in ended.errors
 
 
 def test_a_package_that_breaks_is_one_message_before_anything_is_written(moe_train, site, tmp_path):

@@ -150,7 +150,9 @@ def test_translate_writes_a_line_for_every_line_of_a_file(finished, moe_train: C
 def test_what_cannot_be_translated_is_said_in_one_message(finished, moe_train: Command, tmp_path):
     moe_train("translate", "nowhere").refuses("RUN=nowhere", "there is no run folder")
     moe_train("translate", str(finished), "--file", "missing").refuses("--file missing", "name another file")
-    moe_train("translate", str(finished), "--step", "3").refuses("is not there; choose one of [2, 4]", code=1)
+    moe_train("translate", str(finished), "--step", "3").refuses(
+        "does not exist; choose one of [2, 4]", code=1
+    )
     (tmp_path / "long").write_text("a " * 20)
     moe_train("translate", str(finished), "--file", str(tmp_path / "long")).refuses(
         "line 1 has", "data.sequence_length=10"

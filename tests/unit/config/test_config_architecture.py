@@ -30,16 +30,19 @@ def test_models_with_encoders_are_sound(overrides):
     [
         (
             ("model.architecture=encoder",),
-            "model.architecture=encoder: cannot be trained by objective.kind=language, which is for decoder; "
+            "model.architecture=encoder: cannot be trained by objective.kind=language, which needs decoder; "
             "set model.architecture=decoder",
         ),
-        (("objective.kind=masked",), "cannot be trained by objective.kind=masked, which is for encoder;"),
-        (("objective.kind=span_corruption",), "which is for encoder_decoder;"),
+        (("objective.kind=masked",), "cannot be trained by objective.kind=masked, which needs encoder;"),
+        (("objective.kind=span_corruption",), "which needs encoder_decoder;"),
         (
             ("model.num_encoder_layers=2",),
-            "model.num_encoder_layers=2: is for model.architecture=encoder_decoder",
+            "model.num_encoder_layers=2: applies only to model.architecture=encoder_decoder",
         ),
-        ((*MASKED, "moe.stacks=encoder"), "moe.stacks=encoder: is for model.architecture=encoder_decoder"),
+        (
+            (*MASKED, "moe.stacks=encoder"),
+            "moe.stacks=encoder: applies only to model.architecture=encoder_decoder",
+        ),
         ((*SPANS, "model.num_encoder_layers=0"), "model.num_encoder_layers=0: must be above 0"),
         ((*SPANS, "moe.every=3"), "moe.every=3: is above model.num_layers=2"),
         (
@@ -48,7 +51,10 @@ def test_models_with_encoders_are_sound(overrides):
         ),
         ((*MASKED, "objective.rate=0"), "objective.rate=0.0: must be between 0 and 1"),
         ((*MASKED, "objective.masked_share=2"), "objective.masked_share=2.0: must be in [0, 1]"),
-        ((*MASKED, "objective.random_share=0.5"), "makes more than 1 with objective.masked_share=0.8"),
+        (
+            (*MASKED, "objective.random_share=0.5"),
+            "must be at most 1 together with objective.masked_share=0.8",
+        ),
         ((*SPANS, "objective.rate=1"), "objective.rate=1.0: must be between 0 and 1"),
         ((*SPANS, "objective.mean_span=0.5"), "objective.mean_span=0.5: must be at least 1"),
         (
@@ -57,7 +63,7 @@ def test_models_with_encoders_are_sound(overrides):
         ),
         (
             (*SPANS, "objective.rate=0.9", "objective.mean_span=1", "objective.sentinels=99"),
-            "leaves 2 tokens between 14 spans, and each needs one before it",
+            "leaves 2 tokens for 14 spans, each of which needs one before it",
         ),
     ],
 )
@@ -76,7 +82,9 @@ def test_a_router_that_sees_later_tokens_serves_encoders_alone(kind):
         ((*SPANS, "moe.stacks=decoder"), ""),
     ):
         found = said(*overrides, *router)
-        assert any(f"moe.router.kind={kind}: lets later tokens decide" in problem for problem in found)
+        assert any(
+            f"moe.router.kind={kind}: routes a token by later tokens too" in problem for problem in found
+        )
         assert way_out in "".join(found)
 
 

@@ -53,32 +53,36 @@ BROKEN = [
     (
         "job.hang_s=2",
         None,
-        "job.hang_s=2.0: must be at least 5, as a worker tells every second where it is, and",
+        "job.hang_s=2.0: must be at least 5, since workers send a heartbeat every second, and",
     ),
     (
         "job.hang_s=301",
         None,
-        "at most job.timeout_s=300, after which a collective fails without knowing who hangs",
+        "at most job.timeout_s=300, after which a collective fails and the hanging rank is unknown",
     ),
-    ("name=a/b", None, "name='a/b': must be usable as a folder's name"),
+    ("name=a/b", None, "name='a/b': must be a valid folder name"),
     (
         "model.num_heads=3",
         None,
-        "model.num_heads=3: must divide model.d_model=32; choose one of 1, 2, 4, 8, 16, 32, or say "
+        "model.num_heads=3: must divide model.d_model=32; choose one of 1, 2, 4, 8, 16, 32, or set "
         "model.head_width.",
     ),
-    ("model.num_heads=32", None, "leaves an odd head width 1, which rotary positions cannot halve"),
-    ("model.head_width=5", None, "model.head_width=5: leaves an odd head width 5"),
+    ("model.num_heads=32", None, "must give an even head width for rotary positions, not 1"),
+    (
+        "model.head_width=5",
+        None,
+        "model.head_width=5: must give an even head width for rotary positions, not 5",
+    ),
     ("moe.dense_first=2", None, "moe.dense_first=2: leaves no MoE layer among model.num_layers=2 with"),
     ("moe.dense_first=-1", None, "moe.dense_first=-1: must be at least 0"),
     ("moe.every=3", None, "moe.every=3: is above model.num_layers=2, so no layer would be an MoE layer"),
     ("moe.router.jitter=1", None, "moe.router.jitter=1.0: must be in [0, 1)"),
     ("moe.router.input_dropout=1", None, "moe.router.input_dropout=1.0: must be in [0, 1)"),
-    ("data.tokenizer.vocab_size=100", None, "must hold the 256 bytes and 2 special tokens"),
+    ("data.tokenizer.vocab_size=100", None, "must be at least 258 for the 256 bytes and 2 special tokens"),
     ("optim.lr=0", None, "optim.lr=0.0: must be above 0"),
     ("optim.clip=0", None, "optim.clip=0.0: must be above 0"),
     ("optim.schedule.warmup_steps=-1", None, "optim.schedule.warmup_steps=-1: must be at least 0"),
-    ("data.corpus.kind=huggingface", None, "data.corpus.path='': a data set needs a name or a folder"),
+    ("data.corpus.kind=huggingface", None, "data.corpus.path='': must name a data set or a folder"),
     (
         "parallel.data=4",
         2,
@@ -99,8 +103,8 @@ BROKEN = [
     (
         "data.validation_sequences=1",
         2,
-        "data.validation_sequences=1: must be a group of 1 sequence (moe.group_sequences) at least for each of the 2 "
-        "data-parallel workers; use 2 or more.",
+        "data.validation_sequences=1: must be at least moe.group_sequences (1) x 2 data-parallel workers = 2; "
+        "use 2 or more.",
     ),
 ]
 
@@ -137,22 +141,22 @@ def test_a_broken_rule_is_said(override, workers, sentence):
         (
             ("moe.dispatch.kind=local", "parallel.expert=2"),
             2,
-            "moe.dispatch.kind=local: reaches only this worker's experts, but parallel.expert=2 shares",
+            "moe.dispatch.kind=local: reaches only a worker's own experts, but parallel.expert=2 distributes",
         ),
         (
             ("moe.dispatch.kind=hierarchical", "moe.dispatch.ranks_per_host=3", "parallel.expert=4"),
             4,
-            "moe.dispatch.ranks_per_host=3: must divide parallel.expert=4; choose a divisor of that, or null",
+            "moe.dispatch.ranks_per_host=3: must divide parallel.expert=4; choose one of its divisors, or null",
         ),
         (
             ("model.d_model=30", "model.num_heads=1", "parallel.expert=2"),
             8,
-            "leaves 4 workers to shard each expert's model.d_model=30, which 4 does not divide",
+            "makes 4 workers shard each expert, so 4 must divide model.d_model=30",
         ),
         (
             ("stability.rollback=true", "checkpoint.every=0"),
             None,
-            "stability.rollback=true: needs checkpoints to go back to, and checkpoint.every=0 writes none",
+            "stability.rollback=true: needs checkpoints to go back to, but checkpoint.every=0 writes none",
         ),
         (
             ("stability.rollback=true", "checkpoint.every=12", "checkpoint.keep_last=2"),
@@ -163,7 +167,7 @@ def test_a_broken_rule_is_said(override, workers, sentence):
         (
             ("moe.d_ff=42", "parallel.expert=2"),
             8,
-            "leaves 4 workers to shard each expert's moe.d_ff=42, which 4 does not divide",
+            "makes 4 workers shard each expert, so 4 must divide moe.d_ff=42",
         ),
     ],
 )

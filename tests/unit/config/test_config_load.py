@@ -119,9 +119,9 @@ def test_what_is_written_out_reads_back_the_same(write):
             "optim=adam",
             "optim=adam: is a section, not a value; choose with optim.kind, one of adamw, adafactor",
         ),
-        ("optim.kind=adam", "optim.kind=adam: is not known; choose one of adamw, adafactor"),
-        ("optim.kind=[a]", "optim.kind=[a]: is not known; choose one of adamw, adafactor"),
-        ("moe.router.kind=null", "moe.router.kind=null: is not known; choose one of switch, top_k"),
+        ("optim.kind=adam", "optim.kind=adam: is not a known kind; choose one of adamw, adafactor"),
+        ("optim.kind=[a]", "optim.kind=[a]: is not a known kind; choose one of adamw, adafactor"),
+        ("moe.router.kind=null", "moe.router.kind=null: is not a known kind; choose one of switch, top_k"),
         (
             "optim.momentum=1",
             "optim.momentum: there is no such key in a recipe",
@@ -158,8 +158,8 @@ def test_a_missing_base_is_named(write):
 
 def test_a_missing_recipe_comes_with_a_suggestion():
     assert refusal("recipes/switch/tniy.yaml").endswith("did you mean recipes/switch/tiny.yaml?")
-    assert "recipes/ has one folder a system: artetxe, base, " in refusal("qqqqqqqqqq")
-    assert "one folder a system" in refusal("nowhere.yaml")  # an ending alone is no likeness
+    assert "recipes/ has one folder per system: artetxe, base, " in refusal("qqqqqqqqqq")
+    assert "one folder per system" in refusal("nowhere.yaml")  # an ending alone is no likeness
 
 
 def test_a_section_in_a_value_s_place_names_keys_only(write):
@@ -188,7 +188,7 @@ def test_a_mistake_in_yaml_is_said_with_its_line(write):
 def test_a_file_of_bytes_is_no_recipe(tmp_path):
     path = tmp_path / "r.yaml"
     path.write_bytes(b"name: \xff\xfe\x81")
-    assert "is not valid YAML (it is no UTF-8 text, from byte 6 on); save it as UTF-8" in refusal(path)
+    assert "is not valid YAML (not UTF-8 text from byte 6 on); save it as UTF-8" in refusal(path)
 
 
 def test_a_list_is_no_recipe(write):

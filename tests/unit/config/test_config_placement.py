@@ -52,29 +52,34 @@ def test_every_form_places_the_layers(overrides, layers):
         (("moe.first=2",), "moe.first=2: is not among the layers 0 to 1, so no layer would be an MoE layer"),
         (
             ("moe.first=1", "moe.dense_first=1"),
-            "moe.dense_first=1: says where the MoE layers begin, and so does moe.first=1; set moe.dense_first=0",
+            "moe.dense_first=1: cannot be combined with moe.first=1, as both say where the MoE layers begin; "
+            "set moe.dense_first=0",
         ),
         (
             ("moe.every=null",),
-            "moe.every=null: leaves open which layers are MoE layers, since moe.layers is null too",
+            "moe.every=null: must be set if moe.layers is null too, or the MoE layers are unknown",
         ),
         (("moe.layers=[]",), "moe.layers=[]: names no layer; set moe.every=0 for a dense model."),
         (
             ("moe.layers=[1]", "moe.every=2"),
-            "moe.layers=[1]: places the MoE layers, and so does moe.every=2; set one of the two to null.",
+            "moe.layers=[1]: cannot be combined with moe.every=2, as both place the MoE layers; "
+            "set one of the two to null.",
         ),
         (
             ("moe.layers=[1,0,1]",),
             "moe.layers=[1, 0, 1]: must name each layer once, in ascending order; write moe.layers=[0, 1].",
         ),
-        (("moe.layers=[1,2]",), "names layer 2, and the model has the layers 0 to 1, counted from 0; choose"),
-        (("moe.layers=[-1,1]",), "names layer -1, and the model has the layers 0 to 1"),
+        (("moe.layers=[1,2]",), "names layer 2, but the model has the layers 0 to 1, counted from 0; choose"),
+        (("moe.layers=[-1,1]",), "names layer -1, but the model has the layers 0 to 1"),
         (
             (*SPANS, "moe.layers=[7]"),
-            "names layer 7, and the model has the layers 0 to 2 in the encoder and 3 to 6 in the decoder",
+            "names layer 7, but the model has the layers 0 to 2 in the encoder and 3 to 6 in the decoder",
         ),
-        (("moe.layers=[1]", "moe.first=1"), "moe.first=1: goes with moe.every, and here moe.layers lists"),
-        (("moe.layers=[1]", "moe.dense_first=1"), "moe.dense_first=1: goes with moe.every"),
+        (
+            ("moe.layers=[1]", "moe.first=1"),
+            "moe.first=1: applies only with moe.every, but here moe.layers lists",
+        ),
+        (("moe.layers=[1]", "moe.dense_first=1"), "moe.dense_first=1: applies only with moe.every"),
         (
             (*SPANS, "moe.layers=[1]", "moe.stacks=encoder"),
             "lists the MoE layers of all stacks; set moe.stacks=both",
@@ -143,9 +148,9 @@ def test_a_recipe_places_its_layers_as_its_paper_does(name, layers):
         (("moe.num_experts=[4,0]",), "moe.num_experts=[4, 0]: must be at least 1"),
         (
             ("moe.num_experts=[4,8,8]",),
-            "moe.num_experts=[4, 8, 8]: has 3 numbers, and the model has 2 MoE layers: 0, 1 (counted from 0); give",
+            "moe.num_experts=[4, 8, 8]: has 3 numbers, but the model has 2 MoE layers: 0, 1 (counted from 0); give",
         ),
-        (("moe.num_experts=[]",), "moe.num_experts=[]: has 0 numbers, and the model has 2 MoE layers"),
+        (("moe.num_experts=[]",), "moe.num_experts=[]: has 0 numbers, but the model has 2 MoE layers"),
         (
             ("moe.num_experts=[4]", "moe.layers=[1]", "parallel.expert=3"),
             "parallel.expert=3: must divide each of moe.num_experts=[4]; choose one of 1, 2, 4.",
@@ -195,7 +200,7 @@ def test_two_passes_differ_if_any_layer_draws():
     consistent += ("moe.eval_capacity_factor=null",)
     assert problems(tiny_recipe(*consistent, "moe.num_experts=[1,2]")) == []
     [problem] = problems(tiny_recipe(*consistent, "moe.num_experts=[1,1]"))
-    assert "with moe.num_experts=[1, 1] nothing is drawn" in str(problem)
+    assert "with moe.num_experts=[1, 1] nothing is random" in str(problem)
 
 
 def test_show_says_which_experts_of_which_layers_a_worker_holds(capsys):

@@ -96,13 +96,15 @@ def test_a_kind_of_a_package_is_read_checked_noted_and_built_like_any_other(site
 
 
 def test_without_its_package_a_kind_is_not_known():
-    with pytest.raises(RecipeError, match=r"moe.router.kind=cosine: is not known.*, or install the package"):
+    with pytest.raises(
+        RecipeError, match=r"moe.router.kind=cosine: is not a known kind.*, or install the package"
+    ):
         tiny_recipe("moe.router.kind=cosine")
 
 
 def test_what_packages_offer_is_among_the_kinds_that_a_message_lists(site):
     install_acme_moe(site)
-    with pytest.raises(RecipeError, match=r"moe.router.kind=sine: is not known.*\bcosine\b"):
+    with pytest.raises(RecipeError, match=r"moe.router.kind=sine: is not a known kind.*\bcosine\b"):
         tiny_recipe("moe.router.kind=sine")
 
 
@@ -138,7 +140,7 @@ def test_a_kind_is_found_at_its_place(site, place):
         ("", r"cannot be loaded \(AttributeError"),
         ("KIND = 3", "must name a Kind of moe_train.config.registry, not a int"),
         (kind(config="int"), "must have a config that derives from RouterConfig"),
-        (kind(field="x: object = print"), r"has a config that no recipe can hold \("),
+        (kind(field="x: object = print"), r"has a config that cannot be part of a recipe \("),
         (
             kind().replace('"nonsense"', '"sense"'),
             "must have a config whose field kind is 'nonsense', not 'sense'",
@@ -146,7 +148,7 @@ def test_a_kind_is_found_at_its_place(site, place):
         (kind(code="broken_package"), 'must say where its code is as "module:name", not'),
         (
             kind(code="broken_package.far.away:Router"),
-            "names the module broken_package.far.away, which is not there",
+            "names the module broken_package.far.away, which does not exist",
         ),
     ],
     ids=str,
@@ -185,7 +187,7 @@ def test_a_name_of_moe_train_s_own_cannot_be_taken(site):
     broken(site, kind(), name="top_k")
     with pytest.raises(
         RecipeError,
-        match=r"moe.router.kind=top_k: is moe-train's own kind, and the package broken-package 1.0",
+        match=r"moe.router.kind=top_k: is moe-train's own kind, but the package broken-package 1.0",
     ):
         tiny_recipe("moe.router.kind=top_k")
     assert tiny_recipe("moe.router.kind=gshard").moe.router.kind == "gshard"
@@ -220,11 +222,11 @@ def test_callbacks_are_looked_for_before_anything_starts(site):
     assert type(offered_callback("losses")).__module__ == "acme_moe.losses"
     (problem,) = problems(tiny_recipe("monitor.callbacks=[lossy,losses]"))
     assert str(problem) == (
-        "monitor.callbacks=lossy: is in no installed package; those offered in moe_train.callbacks are: gone, late, "
-        "losses, stranger; install its package, or leave it out."
+        "monitor.callbacks=lossy: is in no installed package; installed packages offer in moe_train.callbacks: gone, "
+        "late, losses, stranger; install its package, or leave it out."
     )
     (problem,) = problems(tiny_recipe("monitor.callbacks=[console]"))
-    assert "is moe-train's own, and every run has it" in str(problem)
+    assert "is moe-train's own, which every run has" in str(problem)
     with pytest.raises(RecipeError, match=r"monitor.callbacks=gone: .*other-callbacks 1.0 cannot be loaded"):
         problems(tiny_recipe("monitor.callbacks=[gone]"))
     with pytest.raises(RecipeError, match=r"monitor.callbacks=late: .*cannot be made without arguments"):

@@ -212,9 +212,9 @@ def test_a_number_and_a_switch_are_read_by_the_type_of_their_key(recipe, overrid
         ("steps=", "steps=: must be a whole number"),
         ("monitor.wandb.mode=off", "monitor.wandb.mode=off: must be one of disabled, online, offline"),
         ("precision=016", "precision=016: must be one of fp32, bf16"),
-        ("moe.router.kind=on", "moe.router.kind=on: is not known"),
-        ("name=???", "name=???: is OmegaConf's mark"),  # which would leave the default in silence
-        ("steps=???", "steps=???: is OmegaConf's mark"),
+        ("moe.router.kind=on", "moe.router.kind=on: is not a known kind"),
+        ("name=???", "name=???: is OmegaConf's placeholder"),  # which would leave the default in silence
+        ("steps=???", "steps=???: is OmegaConf's placeholder"),
         ("name=[a]", "name=[a]: must be text"),
         ("name=[a", "override=name=[a: is not valid YAML"),
     ],
@@ -230,7 +230,7 @@ def test_an_empty_text_is_a_problem(recipe, kinds, key):
     if key == "paper":
         return
     said = [str(problem) for problem in problems(load_recipe(recipe, [*kinds, f"{key}="]))]
-    rules = ("is empty", "usable as a folder's name", "a data set needs a name", "needs a folder")
+    rules = ("is empty", "must be a valid folder name", "must name a data set", "needs a folder")
     assert [line for line in said if line.startswith(f"{key}='': ") and any(rule in line for rule in rules)]
 
 
@@ -273,9 +273,9 @@ def test_a_dotted_key_of_a_file_is_answered_with_nested_ones(tmp_path, recipe, w
     with pytest.raises(RecipeError) as refused:
         load_recipe(path)
     assert str(refused.value).startswith(f"{key}: ")
-    assert str(refused.value).endswith(f"keys are nested in YAML; write {way_out}")
+    assert str(refused.value).endswith(f"YAML keys are nested; write {way_out}")
     (tmp_path / "nested.yaml").write_text(way_out)
     kind = ["moe.router.kind=top_k"] if "router" in key else []
     load_recipe(tmp_path / "nested.yaml", kind)  # what the message says works
-    with pytest.raises(RecipeError, match="keys are nested in YAML"):
+    with pytest.raises(RecipeError, match="YAML keys are nested"):
         load_recipe(recipe, ["optim={schedule.warmup_steps: 5}"])

@@ -53,23 +53,23 @@ def noted(tmp_path: Path):
         (["checkpoint.keep_every=500"], "checkpoint.keep_every=500: is longer than the run's steps=400"),
         (
             ["checkpoint.keep_every=150"],
-            "checkpoint.keep_every=150: is no multiple of checkpoint.every=100, so only every 300 steps one is kept",
+            "checkpoint.keep_every=150: is not a multiple of checkpoint.every=100, so only one every 300 steps is kept",
         ),
         (
             ["checkpoint.keep_every=399"],
-            "checkpoint.keep_every=399: is no multiple of checkpoint.every=100, so none is kept",
+            "checkpoint.keep_every=399: is not a multiple of checkpoint.every=100, so none is kept",
         ),
         (
             ["checkpoint.keep_every=100", "checkpoint.keep_last=0"],
-            "checkpoint.keep_every=100: has no effect, for checkpoint.keep_last=0 keeps all",
+            "checkpoint.keep_every=100: has no effect, because checkpoint.keep_last=0 keeps all",
         ),
         (
             ["checkpoint.keep_every=100", "checkpoint.every=0"],
-            "checkpoint.keep_every=100: has no effect, for checkpoint.every=0 writes no checkpoint before the end",
+            "checkpoint.keep_every=100: has no effect, because checkpoint.every=0 writes no checkpoint before the end",
         ),
         (
             ["stability.rollback=true", "stability.spike_window=400"],
-            "stability.spike_window=400: the run's steps=400 end before there are so many losses",
+            "stability.spike_window=400: the run ends at steps=400, before there are that many losses",
         ),
         (
             ["steps=100", "stability.rollback=true", "stability.spike_window=50"],

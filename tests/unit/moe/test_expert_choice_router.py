@@ -91,7 +91,7 @@ def test_a_later_token_changes_what_an_earlier_one_gets():
 def test_a_causal_model_refuses_it_and_an_encoder_does_not(kind):
     overrides = (f"moe.router.kind={kind}", *NULL)
     (problem,) = problems(tiny_recipe(*overrides))
-    assert f"moe.router.kind={kind}: lets later tokens decide what an earlier one gets" in str(problem)
+    assert f"moe.router.kind={kind}: routes a token by later tokens too" in str(problem)
     assert problems(tiny_recipe(*overrides, *ENCODER)) == []
 
 

@@ -183,9 +183,9 @@ def test_a_router_without_weights_costs_nothing_and_needs_the_consistency_object
             ("moe.num_experts=1",),
             "moe.expert_dropout=0 and moe.router.kind=thor with moe.num_experts=1 nothing is",
         ),
-        (("moe.every=0",), "with model.dropout=0, moe.every=0 nothing is drawn in which they could differ"),
-        (("moe.every=0", "moe.expert_dropout=0.1"), "with model.dropout=0, moe.every=0 nothing is drawn"),
-        (("moe.router.kind=hash",), "moe.router.kind=hash with moe.num_experts=8 nothing is drawn"),
+        (("moe.every=0",), "with model.dropout=0, moe.every=0 nothing is random"),
+        (("moe.every=0", "moe.expert_dropout=0.1"), "with model.dropout=0, moe.every=0 nothing is random"),
+        (("moe.router.kind=hash",), "moe.router.kind=hash with moe.num_experts=8 nothing is random"),
         (
             ("moe.router.kind=switch", "moe.router.jitter=0"),
             "moe.router.kind=switch with moe.num_experts=8 nothing",
@@ -196,7 +196,7 @@ def test_two_passes_that_cannot_differ_are_refused(overrides, reason):
     still = (*THOR, "model.dropout=0", *overrides)
     (problem,) = problems(tiny_recipe(*still))
     assert str(problem).startswith(
-        "objective.kind=consistency: compares two passes over each batch, and with"
+        "objective.kind=consistency: needs two passes over each batch that differ, but with"
     )
     assert reason in str(problem)
     assert "set model.dropout=0.1, or moe.router.kind=thor with several experts" in str(problem)

@@ -53,11 +53,11 @@ class RouterConfig(KindConfig):
         return self.num_parameters(d_model, num_experts)
 
     def experts_per_token(self, num_experts: int, length: int) -> float:
-        """What a token of a sequence of `length` tokens costs in its experts, as a multiple of one expert."""
+        """Returns what a token of a sequence of `length` tokens costs in its experts, as a multiple of one expert."""
         return min(self.num_choices, num_experts)
 
     def draws_in_training(self, num_experts: int) -> bool:
-        """What a token gets in training is a matter of chance too, so that two passes over a batch differ."""
+        """Returns what a token gets in training is a matter of chance too, so that two passes over a batch differ."""
         return False
 
     @property
@@ -66,11 +66,11 @@ class RouterConfig(KindConfig):
         return False
 
     def check_stack(self, name: str, length: int) -> Iterator[Problem]:
-        """Yield what makes this choice unusable in a stack called `name`, whose sequences have `length` tokens."""
+        """Yields what makes this choice unusable in a stack called `name`, whose sequences have `length` tokens."""
         return iter(())
 
     def notes(self, recipe: "Recipe") -> Iterator[str]:
-        """Yield what is sound in `recipe` but may surprise."""
+        """Yields what is sound in `recipe` but may surprise."""
         return iter(())
 
 
