@@ -209,7 +209,7 @@ def test_a_loss_that_is_not_finite_ends_a_run(moe_train: Command, tmp_path: Path
 def test_a_loss_that_is_not_finite_costs_nothing_that_was_saved(moe_train: Command, run_dir: Path) -> None:
     before = contents(run_dir / "checkpoints")
     ended = moe_train("run", "small.yaml", "--run-dir", str(run_dir), "steps=20", "optim.lr=1e30")
-    ended.refuses("grad_norm=nan at step 8", "go back to an earlier checkpoint with --resume STEP", code=1)
+    ended.refuses("grad_norm=nan at step 8", "resume from an earlier checkpoint with --resume STEP", code=1)
     assert contents(run_dir / "checkpoints") == before
     assert moe_train("run", "small.yaml", "--run-dir", str(run_dir), "steps=8").code == 0
 
