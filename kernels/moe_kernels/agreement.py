@@ -1,4 +1,4 @@
-"""What the ranks of a group tell each other before they begin, so that they refuse together or not at all."""
+"""Lets the ranks of a group exchange their problems before they begin, so that all refuse or none does."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from moe_kernels.errors import KernelError
 
 
 def gather(group: dist.ProcessGroup | None, mine: Any) -> list[Any]:
-    """One picklable object of every rank, in order of rank. Collective over `group` (None: this process alone)."""
+    """Returns each rank's picklable object, in rank order. Collective over `group` (None: this process alone)."""
     if group is None:
         return [mine]
     everyone: list[Any] = [None] * dist.get_world_size(group)
@@ -17,9 +17,9 @@ def gather(group: dist.ProcessGroup | None, mine: Any) -> list[Any]:
 
 
 def refuse(problems: list[str | None]) -> None:
-    """Raises KernelError with the first problem there is; `problems` are those of all ranks, in order of rank."""
+    """Raises KernelError with the first problem, if any; `problems` has one entry per rank, in rank order."""
     for rank, problem in enumerate(problems):
         if problem is not None:
             raise KernelError(
-                f"rank {rank} of {len(problems)} says: {problem}" if len(problems) > 1 else problem
+                f"rank {rank} of {len(problems)} reports: {problem}" if len(problems) > 1 else problem
             )

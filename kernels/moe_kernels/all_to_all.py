@@ -1,4 +1,4 @@
-"""An all-to-all of rows with sizes of its own for every pair of ranks, and its gradient: the same, the other way.
+"""Exchanges rows by an all-to-all with a size for every pair of ranks; its gradient is the reverse exchange.
 
 N rows sent, R rows received, D width.
 """
@@ -14,7 +14,7 @@ from moe_kernels.errors import PeerTimeoutError
 
 
 class AllToAll(torch.autograd.Function):
-    """rows [N, D] -> [R, D]; `send` and `receive` say how many rows go to and come from each rank of `group`."""
+    """Maps rows [N, D] -> [R, D]; `send` and `receive` are the numbers of rows to and from each rank of `group`."""
 
     @staticmethod
     def forward(
@@ -30,9 +30,9 @@ class AllToAll(torch.autograd.Function):
 
 
 def all_to_all(rows: Tensor, send: list[int], receive: list[int], group: dist.ProcessGroup | None) -> Tensor:
-    """The rows that all ranks have for this one, in order of rank. Collective; without a group a copy.
+    """Returns the rows that all ranks send to this one, in rank order; a copy without a group. Collective.
 
-    Raises PeerTimeoutError where the process group fails: a rank is lost, or does not come in time.
+    Raises PeerTimeoutError if the process group fails: a rank is lost or does not arrive in time.
     """
     if group is None:
         return rows.clone()
@@ -42,6 +42,6 @@ def all_to_all(rows: Tensor, send: list[int], receive: list[int], group: dist.Pr
     except RuntimeError as error:
         ranks = dist.get_process_group_ranks(group)
         raise PeerTimeoutError(
-            f"the exchange between ranks {ranks} failed, says rank {dist.get_rank()}: {error}"
+            f"rank {dist.get_rank()}: the exchange between ranks {ranks} failed: {error}"
         ) from error
     return out

@@ -1,4 +1,4 @@
-"""Gradients of dispatch and combine: each is the other's kernel, with the slots of the forward pass.
+"""Defines the gradients of dispatch and combine: each is the other's kernel, with the slots of the forward pass.
 
     dispatch  rows = dispatch(x)          grad_x = pull(grad_rows)
     combine   y = pull(rows, weights)     grad_rows, grad_weights = send(grad_y, weights)
@@ -22,10 +22,10 @@ _ops = torch.ops.moe_kernels
 
 
 class DispatchRows(torch.autograd.Function):
-    """x [T, D], expert_ids [T, K] -> rows, slots [T, K], sizes [L+2].
+    """Maps x [T, D], expert_ids [T, K] -> rows, slots [T, K], sizes [L+2].
 
-    `rows` are the whole slab [C, D]; or, where the host is to know the sizes, its R rows, and the sizes once more as a
-    list. That is the one wait for the device."""
+    `rows` are the whole slab [C, D] or, if the host needs the sizes, its R rows, with the sizes also as a list. That
+    is the only wait for the device."""
 
     @staticmethod
     def forward(
@@ -56,7 +56,7 @@ class DispatchRows(torch.autograd.Function):
 
 
 class CombineRows(torch.autograd.Function):
-    """rows [R, D], weights [T, K] -> y [T, D]."""
+    """Maps rows [R, D], weights [T, K] -> y [T, D]."""
 
     @staticmethod
     def forward(

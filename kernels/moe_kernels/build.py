@@ -1,8 +1,8 @@
-"""Compile a library on first use and keep it by what it was made of.
+"""Compiles a library on first use and caches it by what it was built from.
 
-The key is a hash of the sources, the command, the compiler's version and, where the code is made for this very
-processor, its features: a cache on a shared disk serves unlike machines. A file lock lets one process build while
-the others wait.
+The key is a hash of the sources, the command, the compiler's version and the processor's features, since code may be
+built for this very processor; so a cache on a shared disk serves different machines. A file lock lets one process build
+while the others wait.
 """
 
 import fcntl
@@ -25,7 +25,7 @@ BUILD_TIMEOUT_S = 900
 
 
 def library_path(kind: str) -> Path:
-    """The shared library of `kind` (cpu, emulated, cuda), built if it is not there yet.
+    """Returns the shared library of `kind` (cpu, emulated, cuda), and builds it if it does not exist yet.
 
     Raises KernelError: no compiler, no sources, or the compiler's own message.
     """
@@ -42,10 +42,12 @@ def library_path(kind: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """Where libraries are kept: beside the other things that moe-train caches."""
+    """Returns the folder of cached libraries, beside the other things that moe-train caches."""
     root = os.path.expanduser(os.environ.get("MOE_TRAIN_CACHE") or "~/.cache/moe-train")
     if root.startswith("~"):
-        raise KernelError(f"{root}: there is no such home folder; set MOE_TRAIN_CACHE, or HOME")
+        raise KernelError(
+            f"MOE_TRAIN_CACHE={root}: there is no such home folder; set MOE_TRAIN_CACHE, or HOME"
+        )
     return Path(root) / "kernels"
 
 
@@ -59,7 +61,7 @@ def _recipe(kind: str) -> tuple[list[str], list[Path]]:
         return [_tool("g++"), *flags, "-shared", "-fPIC"], kernels
     if kind == "cuda":
         nvcc = _tool("nvcc")
-        # PyPI's wheels lay the runtime library in lib/; their nvcc looks for it in lib64/.
+        # PyPI's wheels have the runtime library in lib/, but their nvcc looks for it in lib64/.
         runtime = f"-L{Path(nvcc).resolve().parents[1] / 'lib'}"
         flags = ["-std=c++17", "-O3", "-arch=native", "--threads=0", "-Xcompiler=-fPIC", runtime]
         return [nvcc, *flags, "-shared"], kernels
@@ -67,15 +69,15 @@ def _recipe(kind: str) -> tuple[list[str], list[Path]]:
 
 
 def _tool(name: str) -> str:
-    chosen = (os.environ.get("CXX") if name == "g++" else None) or name
-    found = shutil.which(chosen) or (_nvcc_of_the_wheels() if name == "nvcc" else None)
-    if found is None:
-        raise KernelError(f"{chosen} was not found; install it to have these kernels built")
-    return found
+    compiler = (os.environ.get("CXX") if name == "g++" else None) or name
+    path = shutil.which(compiler) or (_nvcc_of_the_wheels() if name == "nvcc" else None)
+    if path is None:
+        raise KernelError(f"{compiler} was not found; install it to build these kernels")
+    return path
 
 
 def _nvcc_of_the_wheels() -> str | None:
-    """nvcc as PyPI's wheels lay it down (the extra `nvcc`)."""
+    """Returns the nvcc of PyPI's wheels (the extra `nvcc`), if installed."""
     spec = importlib.util.find_spec("nvidia")
     folders = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
     candidates = [folder / "cu13" / "bin" / "nvcc" for folder in folders]
@@ -89,7 +91,7 @@ def _key(command: list[str], sources: list[Path]) -> str:
     version = subprocess.run([command[0], "--version"], capture_output=True, text=True)
     if version.returncode != 0:
         name = Path(command[0]).name
-        raise KernelError(f"{name} --version returned {version.returncode}; install a compiler that works")
+        raise KernelError(f"{name} --version returned {version.returncode}; install a working compiler")
     digest.update("\0".join([*command, version.stdout, platform.machine(), _processor_features()]).encode())
     folders = (SOURCES, EMULATION) if f"-I{EMULATION}" in command else (SOURCES,)
     for folder in folders:
@@ -99,7 +101,7 @@ def _key(command: list[str], sources: list[Path]) -> str:
 
 
 def _processor_features() -> str:
-    """What `-march=native` and `-arch=native` look at."""
+    """Returns the features that `-march=native` and `-arch=native` depend on."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -107,28 +109,30 @@ def _processor_features() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
-def _first_error(said: str) -> str:
-    """The line of a compiler's output that names the cause."""
-    lines = said.splitlines() or ["it said nothing"]
+def _first_error(output: str) -> str:
+    """Returns the line of a compiler's output that names the cause."""
+    lines = output.splitlines() or ["no output"]
     return next((line for line in lines if "error" in line.lower()), lines[0]).strip()
 
 
 def _compile(command: list[str], sources: list[Path], target: Path) -> None:
     unfinished = target.with_name(f"{target.name}.{os.getpid()}")
     began = time.monotonic()
-    log.info("building the %s kernels: once, and then kept in %s", target.name.split("-")[0], target.parent)
+    log.info("building the %s kernels once, to be kept in %s", target.name.split("-")[0], target.parent)
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             [*command, *map(str, sources), "-o", str(unfinished)],
             capture_output=True,
             text=True,
             timeout=BUILD_TIMEOUT_S,
         )
-        if done.returncode != 0:
-            raise KernelError(f"{command[0]} failed: {_first_error(done.stderr)}\n{done.stderr[-4000:]}")
+        if result.returncode != 0:
+            raise KernelError(f"{command[0]} failed: {_first_error(result.stderr)}\n{result.stderr[-4000:]}")
         os.replace(unfinished, target)
     except subprocess.TimeoutExpired:
-        raise KernelError(f"{command[0]} took more than {BUILD_TIMEOUT_S} s; the build was ended") from None
+        raise KernelError(
+            f"{command[0]} took more than {BUILD_TIMEOUT_S} s, so the build was stopped"
+        ) from None
     finally:
         unfinished.unlink(missing_ok=True)
     log.info("built in %.1f s", time.monotonic() - began)

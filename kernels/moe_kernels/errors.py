@@ -1,9 +1,9 @@
-"""What can go wrong in the kernels, as errors that say who and what."""
+"""Defines the errors of the kernels, which name the rank and the operation."""
 
 
 class KernelError(RuntimeError):
-    """A kernel was called with something it cannot do, or its library could not be built."""
+    """Raised if a kernel is called with something it does not support, or its library cannot be built."""
 
 
 class PeerTimeoutError(KernelError):
-    """A rank of the expert group did not come to an operation in time, or came to another one, or is gone."""
+    """Raised if a rank of the expert group does not reach an operation in time, reaches another one, or has exited."""

@@ -1,9 +1,9 @@
-"""The exchange of rows between the ranks that share a layer's experts: what users of the kernels hold.
+"""Exchanges rows between the ranks that share a layer's experts; users of the kernels hold an Exchange.
 
 One exchange serves any number of layers. All ranks issue the same operations in the same order, as with collectives,
-and in the backward pass too. Read autograd.py for the gradients, ops/ for the operators, slabs.py for the memory.
-On CUDA operations are enqueued: all of an exchange's, and what else touches its rows, on one stream, or on streams
-that wait for each other. A failure shows at the next operation, or when `check` is called.
+in the backward pass too. Read autograd.py for the gradients, ops/ for the operators, slabs.py for the memory.
+On CUDA operations are enqueued: those of an exchange, and whatever else touches its rows, must be on one stream or on
+streams that wait for each other. A failure is raised by the next operation or by `check`.
 T tokens of this rank, K choices, D width, E experts in all, L of this rank, R rows received, C capacity.
 """
 
@@ -43,42 +43,42 @@ from moe_kernels.slabs import SlabPool
 TYPES = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16}
 FUNCTIONS = {DISPATCH: "moe_dispatch", COMBINE: "moe_pull", SEND: "moe_send", PULL: "moe_pull"}
 SLAB_BYTES, NUM_SLABS = 4 << 30, 256
-"""On the CPU. Address space, not memory: 1 TiB for each rank, of the 128 that a process has."""
+"""Sizes on the CPU: address space, not memory, of 1 TiB for each rank, out of the 128 that a process has."""
 PAGE = 4096
 CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Dispatched:
-    """Rows for the experts of this rank, and what combine and the backward passes need."""
+    """Holds the rows for this rank's experts, and what combine and the backward passes need."""
 
     rows: Tensor
     """[R, D], in order of local expert, then source rank, then edge."""
     counts: list[int]
-    """Rows of each local expert."""
+    """Number of rows of each local expert."""
     overflow: int
-    """Edges of all ranks that had no room: the same number on every rank."""
+    """Number of edges of all ranks that exceeded a capacity, the same on every rank."""
     expert_ids: Tensor
     slots: Tensor
-    """[T, K]: the row of each edge at the rank of its expert; -1: no edge, or no room."""
+    """[T, K]: the row of each edge at its expert's rank; -1: no edge, or beyond the capacity."""
 
 
 @dataclass(frozen=True)
 class DispatchedSlab:
-    """The same without a look at how many rows there are: all stays on the device, and sizes are static."""
+    """Holds the same without the number of rows: everything stays on the device, and sizes are static."""
 
     rows: Tensor
     """[C, D]: a whole slab. Rows from offsets[L] on are undefined, and so are their gradients."""
     offsets: Tensor
-    """[L+1] int32: where the rows of each local expert begin, and where the last one's end."""
+    """[L+1] int32: where the rows of each local expert begin, and where those of the last one end."""
     overflow: Tensor
-    """[1] int32: edges of all ranks that had no room."""
+    """[1] int32: number of edges of all ranks that exceeded a capacity."""
     expert_ids: Tensor
     slots: Tensor
 
 
 class Exchange:
-    """One rank's end of it. After a failure it is dead: every later operation raises the same error."""
+    """Represents one rank's end of the exchange. After a failure every later operation raises the same error."""
 
     def __init__(
         self,
@@ -98,8 +98,8 @@ class Exchange:
         self.control = torch.zeros(1, device=self.device)
         self.number = register(self)
         self.names = names
-        """Of all ranks of the group: their numbers in the whole run, by which errors call them."""
-        # Read here while kernels may be writing to it, hence in memory of the host that a GPU sees.
+        """Numbers in the whole run of the group's ranks, which errors use."""
+        # Read here while kernels may write to it, so it must be host memory that a GPU can access.
         self._failure_memory = torch.zeros(
             ctypes.sizeof(MoeFailure), dtype=torch.uint8, device=CPU, pin_memory=self.device.type == "cuda"
         )
@@ -126,18 +126,18 @@ class Exchange:
         num_slabs: int = NUM_SLABS,
         device: torch.device = CPU,
     ) -> "Exchange":
-        """Meet the other ranks of `group` (None: this process alone). Collective.
+        """Connects with the other ranks of `group` (None: this process alone). Collective.
 
         A rank that waits longer than `timeout_s` for a peer gives up. On a CUDA `device`, `slab_bytes` times
-        `num_slabs` is taken of its memory: give what the largest dispatch needs, and how many slabs are held at once.
-        Raises KernelError, on all ranks: no library, too little memory, ranks on several hosts, experts that the
-        ranks do not divide.
+        `num_slabs` of its memory is allocated: `slab_bytes` must fit the largest dispatch, and `num_slabs` the slabs in
+        use at once. Raises KernelError, on all ranks: no library, too little memory, ranks on several hosts, or a
+        number of experts that the ranks do not divide.
         """
         num_ranks = dist.get_world_size(group) if group is not None else 1
         if num_experts % num_ranks or num_ranks > MAX_RANKS:
             raise KernelError(
-                f"{num_experts} experts cannot be shared out among {num_ranks} ranks; the number of ranks must "
-                f"divide the number of experts, and be {MAX_RANKS} at most"
+                f"{num_experts} experts cannot be distributed over {num_ranks} ranks; the number of ranks must "
+                f"divide the number of experts, and be at most {MAX_RANKS}"
             )
         choice = choose(device.type)
         problem, first = None, 0
@@ -161,10 +161,10 @@ class Exchange:
         )
 
     def dispatch(self, x: Tensor, expert_ids: Tensor, capacity: int | None = None) -> Dispatched:
-        """Bring the rows of `x` [T, D], fp32 or bf16, to their experts. Collective.
+        """Sends the rows of `x` [T, D], fp32 or bf16, to their experts. Collective.
 
-        `expert_ids` [T, K] int32: -1 is no edge. `capacity`: the most rows that this rank takes; the edges beyond are
-        dropped and counted. Without one all edges must find room. Raises PeerTimeoutError, KernelError.
+        `expert_ids` [T, K] int32: -1 is no edge. `capacity` is the most rows that this rank accepts; edges beyond it
+        are dropped and counted. Without it all edges must fit. Raises PeerTimeoutError, KernelError.
         """
         expert_ids, room = expert_ids.contiguous(), self._room(x)
         rows, slots, _, sizes = DispatchRows.apply(
@@ -172,15 +172,15 @@ class Exchange:
         )
         *starts, overflow = sizes
         if overflow and capacity is None:
-            raise KernelError(f"{overflow} rows beyond the {room} that a slab has room for; use larger slabs")
+            raise KernelError(f"{overflow} rows exceed the {room} that fit into a slab; use larger slabs")
         counts = [end - start for start, end in pairwise(starts)]
         return Dispatched(rows, counts, overflow, expert_ids, slots)
 
     def dispatch_slab(self, x: Tensor, expert_ids: Tensor, capacity: int | None = None) -> DispatchedSlab:
-        """As `dispatch`, but nothing waits for the device, so that a CUDA graph can hold it. Collective.
+        """Sends rows like `dispatch` without waiting for the device, so a CUDA graph can contain it. Collective.
 
-        Give `rows` to products that take offsets, and look at `overflow` some time later; without a `capacity` a slab
-        is filled.
+        Pass `rows` to products that take offsets, and check `overflow` later; without a `capacity`, the slab is the
+        limit.
         """
         expert_ids, room = expert_ids.contiguous(), self._room(x)
         rows, slots, sizes, _ = DispatchRows.apply(
@@ -189,14 +189,14 @@ class Exchange:
         return DispatchedSlab(rows, sizes[:-1], sizes[-1:], expert_ids, slots)
 
     def combine(self, rows: Tensor, weights: Tensor, dispatched: Dispatched | DispatchedSlab) -> Tensor:
-        """y [T, D] from the experts' results: `rows` [R, D] in the order of `dispatched.rows`, `weights` [T, K] fp32.
+        """Returns y [T, D] from the experts' results `rows` [R, D], ordered as `dispatched.rows`. Collective.
 
-        Collective. `rows` from `empty_like` are read where they are, others are copied once. They must stay as they
-        are until the backward pass. Raises PeerTimeoutError, KernelError.
+        `weights` are [T, K] fp32. `rows` from `empty_like` are read in place, others are copied once. They must not
+        change until the backward pass. Raises PeerTimeoutError, KernelError.
         """
         if rows.shape != dispatched.rows.shape or weights.shape != dispatched.slots.shape:
             raise KernelError(
-                f"rows {list(rows.shape)} and weights {list(weights.shape)} do not fit what was dispatched: "
+                f"rows {list(rows.shape)} and weights {list(weights.shape)} do not match what was dispatched: "
                 f"{list(dispatched.rows.shape)} and {list(dispatched.slots.shape)}"
             )
         if weights.dtype != torch.float32:
@@ -204,51 +204,54 @@ class Exchange:
         return CombineRows.apply(rows, weights, dispatched.expert_ids, dispatched.slots, self)
 
     def empty_like(self, rows: Tensor) -> Tensor:
-        """Memory for rows of the same shape and type that peers can read: results of experts, gradients of rows."""
+        """Returns memory for rows of this shape and type that peers can read: experts' results, rows' gradients."""
         return self.pool.empty(rows.shape[0], rows.shape[1], rows.dtype)
 
     def check(self) -> None:
-        """Raises PeerTimeoutError if an operation has failed. On CUDA: of those that the caller has waited for."""
+        """Raises PeerTimeoutError if an operation has failed; on CUDA, one that the caller has waited for."""
         if self._failure.operation:
             raise PeerTimeoutError(self._what_failed())
 
     def check_expert_ids(self, expert_ids: Tensor) -> None:
-        """Raises KernelError for an expert that there is not. On CUDA this waits for the device, so dispatch leaves it
-        to the caller there; an id too high makes the kernels write where they must not."""
+        """Raises KernelError for an expert id that is too high, with which kernels would write out of bounds.
+
+        On CUDA this waits for the device, so there dispatch leaves it to the caller.
+        """
         if expert_ids.numel() and (highest := int(expert_ids.max())) >= self.num_experts:
             raise KernelError(f"expert id {highest}: there are {self.num_experts} experts, counted from 0")
 
-    # What follows is for the operators in ops/.
+    # The methods below are for the operators in ops/.
 
     def in_slab(self, rows: Tensor) -> Tensor:
-        """`rows` themselves if they stand in a slab, else a copy that does."""
+        """Returns `rows` if they are in a slab, else a copy that is."""
         if rows.numel() == 0 or self.pool.offset_of(rows) is not None:
             return rows
         return self.empty_like(rows).copy_(rows)
 
     def slab_of(self, rows: Tensor) -> int:
-        """The slab that `rows` stand in; any, if there are none."""
+        """Returns the slab that contains `rows`; any if there are no rows."""
         offset = self.pool.offset_of(rows) if rows.numel() else self.pool.first
         assert offset is not None
         return offset
 
     def rows_of(self, rows: Tensor, expert_ids: Tensor) -> MoeRows:
-        """`rows` [T, D] as the library takes them."""
+        """Describes `rows` [T, D] to the library."""
         tokens, choices = expert_ids.shape
         return MoeRows(rows.data_ptr(), tokens, choices, rows.shape[1], TYPES[rows.dtype])
 
     def workspace(self, edges: int) -> int:
-        """Address of scratch memory for a dispatch of so many edges."""
-        needed = self.library.moe_workspace_bytes(self.num_ranks, self.num_experts, edges)
-        if self._workspace.numel() < needed:
-            self._workspace = torch.empty(needed, dtype=torch.uint8, device=self.device)
+        """Returns the address of scratch memory for a dispatch of `edges` edges."""
+        size = self.library.moe_workspace_bytes(self.num_ranks, self.num_experts, edges)
+        if self._workspace.numel() < size:
+            self._workspace = torch.empty(size, dtype=torch.uint8, device=self.device)
         return self._workspace.data_ptr()
 
     def check_inputs(self, rows: Tensor, expert_ids: Tensor) -> None:
-        """Raises KernelError where an operator would read or write what it must not."""
+        """Raises KernelError if an operator would read or write out of bounds."""
         if {rows.device, expert_ids.device} != {self.device}:
             raise KernelError(
-                f"rows are on {rows.device} and expert ids on {expert_ids.device}, the exchange is on {self.device}"
+                f"rows are on {rows.device} and expert ids on {expert_ids.device}; both must be on {self.device} like "
+                "the exchange"
             )
         if rows.ndim != 2 or rows.dtype not in TYPES:
             raise KernelError(f"rows are {rows.dtype} {list(rows.shape)}; give [T, D] in float32 or bfloat16")
@@ -258,7 +261,7 @@ class Exchange:
             )
 
     def issue(self, operation: int, *arguments: Any) -> None:
-        """Call the library for the next operation. Raises PeerTimeoutError, now and ever after."""
+        """Calls the library for the next operation. Raises PeerTimeoutError, then and at every later call."""
         self.check()
         self.pool.issued += 1
         self._group.threads = torch.get_num_threads()
@@ -272,24 +275,24 @@ class Exchange:
             raise PeerTimeoutError(self._what_failed())
 
     def _room(self, x: Tensor) -> int:
-        """Rows like those of `x` that a slab has room for."""
+        """Returns how many rows like those of `x` fit into a slab."""
         return min(self.pool.slab_bytes // max(1, x.shape[1] * x.itemsize), 2**31 - 1)
 
     def _what_failed(self) -> str:
         failure, operations = self._failure, OPERATION_NAMES
         peer = f"rank {self.names[failure.peer]}"
-        wanted = f"{operations[failure.operation]} number {failure.epoch}"
+        operation = f"{operations[failure.operation]} number {failure.epoch}"
         me = f"rank {self.names[self.rank]} of {dist.get_world_size() if dist.is_initialized() else 1}"
         if failure.peer < 0:
-            return f"{me} could not launch {wanted}: CUDA error {failure.found}"
+            return f"{me} could not launch {operation}: CUDA error {failure.found}"
         if failure.found == GONE:
-            return f"{me} waits in vain: the process of {peer} has ended, and did not come to {wanted}"
+            return f"{me} stopped waiting: the process of {peer} exited before it reached {operation}"
         if failure.found:
-            found = operations[failure.found]
-            return f"{me} is at {wanted}, but {peer} came to {found}: the ranks do not run the same program"
-        return f"{me} timed out after {self._group.timeout_ms / 1000:g} s: {peer} did not come to {wanted}"
+            other = operations[failure.found]
+            return f"{me} is at {operation}, but {peer} is at {other}: the ranks do not run the same program"
+        return f"{me} timed out after {self._group.timeout_ms / 1000:g} s: {peer} did not reach {operation}"
 
 
 def _first_slab(library: ctypes.CDLL, num_ranks: int, num_experts: int) -> int:
-    """Bytes before the first slab: the control block, in whole pages."""
+    """Returns the number of bytes before the first slab: the control block, in whole pages."""
     return -(-library.moe_control_bytes(num_ranks, num_experts) // PAGE) * PAGE

@@ -1,10 +1,10 @@
-"""The exchange across hosts: a row travels once to each host that has experts for it, then inside that host.
+"""Exchanges rows across hosts: a row is sent once to each host that has experts for it, then within that host.
 
     dispatch   x -> peers on other hosts (all-to-all) -> ranks of this host (exchange)
     combine    ranks of this host (exchange) -> one sum per arrived row -> back (all-to-all) -> sum over hosts
 
-Read relay.py for what leaves a rank, hosts.py for who its peers are, exchange.py for the step inside a host. Gradients
-are those of these steps. T tokens of this rank, K choices, D width, M rows that its peers sent, R rows received.
+Read relay.py for what leaves a rank, hosts.py for its peers, exchange.py for the step within a host. Gradients are
+those of these steps. T tokens of this rank, K choices, D width, M rows that its peers sent, R rows received.
 """
 
 from dataclasses import dataclass
@@ -24,32 +24,32 @@ from moe_kernels.relay import Relay
 
 @dataclass(frozen=True)
 class Crossing:
-    """How the rows of one dispatch got to their hosts."""
+    """Records how the rows of one dispatch reached their hosts."""
 
     relay: Relay
     send: list[int]
-    """Rows to each host, this one included."""
+    """Number of rows to each host, this one included."""
     receive: list[int]
-    """Rows from each host."""
+    """Number of rows from each host."""
 
 
 @dataclass(frozen=True)
 class Dispatched:
-    """Rows for the experts of this rank, and what combine needs."""
+    """Holds the rows for this rank's experts, and what combine needs."""
 
     rows: Tensor
-    """[R, D], in order of local expert, then the rank of this host that they came through, then source host."""
+    """[R, D], in order of local expert, then the rank of this host that received them, then source host."""
     counts: list[int]
-    """Rows of each local expert."""
+    """Number of rows of each local expert."""
     overflow: int
-    """Edges of all ranks that had no room: the same number on every rank."""
+    """Number of edges of all ranks that exceeded a capacity, the same on every rank."""
     here: one_host.Dispatched
     crossing: Crossing | None
     """None on a single host."""
 
 
 class Hierarchical:
-    """One rank's end of it. On a single host it is the plain exchange, and nothing is sent."""
+    """Represents one rank's end of the exchange. On a single host it is the plain exchange, and nothing is sent."""
 
     def __init__(self, exchange: Exchange, across: dist.ProcessGroup | None, hosts: Hosts, num_experts: int):
         self.exchange, self.across, self.hosts, self.num_experts = exchange, across, hosts, num_experts
@@ -63,16 +63,17 @@ class Hierarchical:
         timeout_s: float,
         ranks_per_host: int | None = None,
     ) -> "Hierarchical":
-        """Meet the other ranks of `group` (None: this process alone). Collective.
+        """Connects with the other ranks of `group` (None: this process alone). Collective.
 
-        `ranks_per_host`: None finds hosts by boot id and name; a number is believed, and may be less than there are.
-        A rank that waits longer than `timeout_s` for another gives up. Raises KernelError, on all ranks: no library,
-        experts that the ranks do not divide, hosts with different numbers of ranks, ranks of a host apart.
+        `ranks_per_host`: None detects hosts by boot id and name; a number is not checked, and may be smaller than the
+        real one. A rank that waits longer than `timeout_s` for another gives up. Raises KernelError, on all ranks: no
+        library, a number of experts that the ranks do not divide, hosts with different numbers of ranks, or ranks of a
+        host that are not consecutive.
         """
         num_ranks = dist.get_world_size(group) if group is not None else 1
         if num_experts % num_ranks:
             raise KernelError(
-                f"{num_experts} experts cannot be shared out among {num_ranks} ranks; the number of ranks must "
+                f"{num_experts} experts cannot be distributed over {num_ranks} ranks; the number of ranks must "
                 "divide the number of experts"
             )
         hosts = Hosts.of(group, ranks_per_host)
@@ -90,10 +91,10 @@ class Hierarchical:
         return cls(exchange, across, hosts, num_experts)
 
     def dispatch(self, x: Tensor, expert_ids: Tensor, capacity: int | None = None) -> Dispatched:
-        """Bring the rows of `x` [T, D], fp32 or bf16, to their experts. Collective.
+        """Sends the rows of `x` [T, D], fp32 or bf16, to their experts. Collective.
 
-        `expert_ids` [T, K] int32: -1 is no edge. `capacity`: the most rows that this rank takes; the edges beyond are
-        dropped and counted. All ranks give one, or none does. Raises PeerTimeoutError, KernelError.
+        `expert_ids` [T, K] int32: -1 is no edge. `capacity` is the most rows that this rank accepts; edges beyond it
+        are dropped and counted. Either all ranks pass one or none does. Raises PeerTimeoutError, KernelError.
         """
         if self.across is None:
             here = self.exchange.dispatch(x, expert_ids, capacity)
@@ -109,10 +110,10 @@ class Hierarchical:
         return Dispatched(here.rows, here.counts, int(overflow), here, crossing)
 
     def combine(self, rows: Tensor, weights: Tensor, dispatched: Dispatched) -> Tensor:
-        """y [T, D] from the experts' results: `rows` [R, D] in the order of `dispatched.rows`, `weights` [T, K] fp32.
+        """Returns y [T, D] from the experts' results `rows` [R, D], ordered as `dispatched.rows`. Collective.
 
-        Collective. A token's results are summed on each host in order of choice, then over hosts in order of host.
-        The rules for `rows` are those of `Exchange.combine`. Raises PeerTimeoutError, KernelError.
+        `weights` are [T, K] fp32. A token's results are summed on each host in order of choice, then over hosts in
+        order of host. `Exchange.combine` has the rules for `rows`. Raises PeerTimeoutError, KernelError.
         """
         crossing = dispatched.crossing
         if crossing is None:
@@ -120,7 +121,7 @@ class Hierarchical:
         relay, send, receive = crossing.relay, crossing.send, crossing.receive
         if weights.shape != (relay.starts.shape[0], relay.expert_ids.shape[1]):
             raise KernelError(
-                f"weights {list(weights.shape)} do not fit what was dispatched: {relay.starts.shape[0]} tokens with "
+                f"weights {list(weights.shape)} do not match what was dispatched: {relay.starts.shape[0]} tokens with "
                 f"{relay.expert_ids.shape[1]} choices"
             )
         arrived = AllToAll.apply(relay.gather(weights), send, receive, self.across)
@@ -128,11 +129,11 @@ class Hierarchical:
         return relay.sum(AllToAll.apply(partial, receive, send, self.across))
 
     def empty_like(self, rows: Tensor) -> Tensor:
-        """Memory for rows of the same shape and type that combine need not copy."""
+        """Returns memory for rows of this shape and type that combine need not copy."""
         return self.exchange.empty_like(rows)
 
     def _cross(self, x: Tensor, expert_ids: Tensor) -> Crossing:
-        """Plan what leaves, and learn what comes: the one wait for the host in a dispatch across hosts."""
+        """Plans what to send, and learns what arrives: the only wait for the host in a dispatch across hosts."""
         self.exchange.check_inputs(x, expert_ids)
         if x.shape[0] != expert_ids.shape[0]:
             raise KernelError(f"{x.shape[0]} rows but expert ids of {expert_ids.shape[0]} tokens")

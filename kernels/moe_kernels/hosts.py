@@ -1,4 +1,4 @@
-"""How the ranks of a group are spread over hosts, and the process groups along and across them.
+"""Finds how the ranks of a group are distributed over hosts, and makes process groups within and across hosts.
 
 With G ranks on each of H hosts, rank r = h*G + g is number g of host h. Its *peers* are the ranks with the same g.
 """
@@ -17,7 +17,7 @@ from moe_kernels.segments import host
 
 @dataclass(frozen=True)
 class Hosts:
-    """Where this rank is among the hosts of its group."""
+    """Describes the position of this rank among the hosts of its group."""
 
     num_hosts: int
     ranks_per_host: int
@@ -30,27 +30,25 @@ class Hosts:
 
     @classmethod
     def of(cls, group: dist.ProcessGroup | None, ranks_per_host: int | None = None) -> "Hosts":
-        """As `ranks_per_host` says, or as found by boot id and host name. Collective if it is None.
+        """Uses `ranks_per_host`, or detects hosts by boot id and host name if it is None; then it is collective.
 
-        Raises KernelError, on all ranks, where hosts have different numbers of ranks, or ranks of one are apart.
+        Raises KernelError, on all ranks, if hosts have different numbers of ranks, or ranks of one are not consecutive.
         """
         num_ranks = dist.get_world_size(group) if group is not None else 1
-        size = _found(gather(group, _name())) if ranks_per_host is None else ranks_per_host
+        size = _detected_size(gather(group, _name())) if ranks_per_host is None else ranks_per_host
         if size < 1 or num_ranks % size:
-            raise KernelError(
-                f"{num_ranks} ranks cannot be {size} on each host; ranks_per_host must divide their number"
-            )
+            raise KernelError(f"ranks_per_host={size}: must divide the number of ranks, {num_ranks}")
         return cls(num_ranks // size, size, dist.get_rank(group) if group is not None else 0)
 
     def inside(self, group: dist.ProcessGroup | None, timeout_s: float) -> dist.ProcessGroup | None:
-        """The ranks of this rank's host: `group` itself on a single host, None for a rank alone. Collective."""
+        """Groups the ranks of this rank's host: `group` on a single host, None for a single rank. Collective."""
         if self.num_hosts == 1:
             return group
         first = self.host * self.ranks_per_host
         return _subgroup(group, range(first, first + self.ranks_per_host), timeout_s)
 
     def across(self, group: dist.ProcessGroup | None, timeout_s: float) -> dist.ProcessGroup | None:
-        """This rank's peers: `group` itself with one rank per host, None on a single host. Collective."""
+        """Groups this rank's peers: `group` with one rank per host, None on a single host. Collective."""
         if self.ranks_per_host == 1 and self.num_hosts > 1:
             return group
         first = self.rank % self.ranks_per_host
@@ -60,26 +58,26 @@ class Hosts:
 
 
 def _name() -> str:
-    """Of this host. Containers on one machine share a boot id, and seldom a host name."""
+    """Names this host. Containers on one machine share a boot id, but rarely a host name."""
     return f"{socket.gethostname()} {host()}"
 
 
-def _found(names: list[str]) -> int:
-    """Ranks per host, from the host of every rank."""
+def _detected_size(names: list[str]) -> int:
+    """Returns the number of ranks per host, given the host of every rank."""
     sizes = Counter(names)  # in order of first appearance
     size = len(names) // len(sizes)
     if names != [name for name in sizes for _ in range(size)]:
         ranks = {name: [rank for rank, other in enumerate(names) if other == name] for name in sizes}
         places = ", ".join(f"{name.split()[0]} has {theirs}" for name, theirs in ranks.items())
         raise KernelError(
-            f"ranks of one host must follow each other, and every host have as many, but {places}; "
+            f"ranks of one host must be consecutive, and every host must have the same number, but {places}; "
             "start the ranks host by host, or exchange rows by an all-to-all"
         )
     return size
 
 
 def _subgroup(group: dist.ProcessGroup | None, members: range, timeout_s: float) -> dist.ProcessGroup | None:
-    """A process group of some ranks of `group`, made by them alone: other groups may be made meanwhile."""
+    """Makes a process group of some ranks of `group`, by them alone, as other ranks may make other groups."""
     if group is None or len(members) == 1:
         return None
     ranks = dist.get_process_group_ranks(group)

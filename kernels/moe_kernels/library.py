@@ -1,6 +1,6 @@
-"""The C interface in Python: `csrc/interface.h`, said once more for ctypes.
+"""Declares the C interface for ctypes, as a copy of `csrc/interface.h`.
 
-ctypes lets go of the interpreter's lock during a call, so a rank that waits for a peer stops nobody else.
+ctypes releases the interpreter's lock during a call, so a rank that waits for a peer does not block other threads.
 """
 
 import ctypes
@@ -86,7 +86,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 
 
 def load(path: Path) -> ctypes.CDLL:
-    """Open a built library and declare what it exports."""
+    """Opens a built library and declares what it exports."""
     library = ctypes.CDLL(str(path))
     for name, (result, arguments) in SIGNATURES.items():
         if hasattr(library, name):

@@ -1,7 +1,7 @@
-"""Exchanges by number: what a custom operator's integer argument stands for.
+"""Finds exchanges by number, since a custom operator gets its exchange as an integer.
 
-An operator's schema knows tensors and numbers, and a compiled graph keeps numbers, so this table has to be a module's
-own. It holds nothing alive.
+An operator's schema allows only tensors and numbers, and a compiled graph keeps numbers, so this table must be at
+module level. It keeps nothing alive.
 """
 
 import itertools
@@ -18,15 +18,17 @@ _exchanges: "weakref.WeakValueDictionary[int, Exchange]" = weakref.WeakValueDict
 
 
 def register(exchange: "Exchange") -> int:
-    """The number of a new exchange."""
+    """Returns the number of a new exchange."""
     number = next(_numbers)
     _exchanges[number] = exchange
     return number
 
 
 def exchange_of(number: int) -> "Exchange":
-    """The exchange of that number. Raises KernelError if nobody holds it any more."""
+    """Returns the exchange with this number. Raises KernelError if it no longer exists."""
     exchange = _exchanges.get(number)
     if exchange is None:
-        raise KernelError(f"exchange {number} is gone; keep the Exchange as long as its operators run")
+        raise KernelError(
+            f"exchange {number} no longer exists; keep the Exchange as long as its operators run"
+        )
     return exchange

@@ -1,4 +1,4 @@
-"""Rows on their way between hosts: one for each (host, token) that has an edge, however many edges there are.
+"""Gathers and sums the rows sent between hosts: one for each (host, token) with an edge, however many edges it has.
 
 T tokens of this rank, K choices, D width, H hosts, N rows that leave this rank, in order of host and then token.
 Both ways and both gradients are gathers; sums run in order of host, in fp32, and are rounded once.
@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 @dataclass(frozen=True)
 class Relay:
-    """Which rows leave for which host."""
+    """Describes which rows are sent to which host."""
 
     token_ids: Tensor
     """[N]: the token of each row."""
@@ -30,8 +30,8 @@ class Relay:
 
     @classmethod
     def of(cls, expert_ids: Tensor, num_hosts: int, experts_per_host: int) -> "Relay":
-        """For edges `expert_ids` [T, K] int32, where -1 is no edge."""
-        hosts = expert_ids.div(experts_per_host, rounding_mode="floor")  # -1 stays what it is
+        """Plans the rows for edges `expert_ids` [T, K] int32, where -1 is no edge."""
+        hosts = expert_ids.div(experts_per_host, rounding_mode="floor")  # -1 stays -1
         present = (hosts.unsqueeze(2) == torch.arange(num_hosts, device=hosts.device)).any(1)  # [T, H]
         by_host = present.t()
         host_ids, token_ids = by_host.nonzero().unbind(1)
@@ -47,16 +47,16 @@ class Relay:
         )
 
     def gather(self, x: Tensor) -> Tensor:
-        """x [T, D] -> [N, D]."""
+        """Maps x [T, D] -> [N, D]."""
         return ToHosts.apply(x, self.token_ids, self.bags, self.starts)
 
     def sum(self, rows: Tensor) -> Tensor:
-        """rows [N, D] -> [T, D]; 0 for a token without edges."""
+        """Maps rows [N, D] -> [T, D]; 0 for a token without edges."""
         return FromHosts.apply(rows, self.token_ids, self.bags, self.starts)
 
 
 class ToHosts(torch.autograd.Function):
-    """rows[n] = x[token_ids[n]]; backward sums a token's rows."""
+    """Computes rows[n] = x[token_ids[n]]; backward sums a token's rows."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, token_ids: Tensor, bags: Tensor, starts: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ class ToHosts(torch.autograd.Function):
 
 
 class FromHosts(torch.autograd.Function):
-    """y[t] = sum of the token's rows; backward gives each of them the gradient of y[t]."""
+    """Computes y[t] = sum of the token's rows; backward gives each of them the gradient of y[t]."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, token_ids: Tensor, bags: Tensor, starts: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ class FromHosts(torch.autograd.Function):
 
 
 def _sum_bags(rows: Tensor, bags: Tensor, starts: Tensor) -> Tensor:
-    """`embedding_bag` gathers and sums in one pass over the rows, in fp32 also where they are bf16."""
+    """Gathers and sums in one pass over the rows by `embedding_bag`, in fp32 even if they are bf16."""
     if rows.shape[0] == 0:
         return rows.new_zeros(starts.shape[0], rows.shape[1])
     return F.embedding_bag(bags, rows, starts, mode="sum")

@@ -1,7 +1,7 @@
-"""The memory that the ranks of a group share, as one of them sees it: a segment of each rank, all of one size.
+"""Describes the memory that the ranks of a group share: one segment per rank, all of the same size.
 
-shared_memory.py makes them for ranks that run on the CPU, symmetric_memory.py for GPUs. What stands in a segment is
-said in csrc/layout.h, and who may use which part of the rest, in slabs.py.
+shared_memory.py makes segments for ranks on the CPU, symmetric_memory.py for GPUs. csrc/layout.h documents their
+content, and slabs.py who may use which part of the rest.
 """
 
 import contextlib
@@ -16,17 +16,17 @@ HOST_FILE = Path("/proc/sys/kernel/random/boot_id")
 
 @dataclass(frozen=True)
 class Segments:
-    """Every rank's segment. Their control blocks are zero."""
+    """Holds the segments of all ranks, whose control blocks are zero."""
 
     memory: Tensor
-    """This rank's own, [size] uint8. Its storage keeps the segment, whatever becomes of this object."""
+    """This rank's own, [size] uint8. Its storage keeps the segment alive independently of this object."""
     addresses: list[int]
-    """Where this process finds the segment of each rank."""
+    """Addresses of all ranks' segments in this process."""
     rank: int
     processes: list[int]
-    """Process id of each rank; 0: not to be watched."""
+    """Process id of each rank; 0: not watched."""
     mappings: Any
-    """What keeps the peers' segments mapped."""
+    """Objects that keep the peers' segments mapped."""
 
     @property
     def own(self) -> int:
@@ -40,7 +40,7 @@ class Segments:
 
 
 def host() -> str:
-    """This machine, until it is started anew; empty where it does not tell."""
+    """Identifies this machine until its next boot; empty if it has no boot id."""
     with contextlib.suppress(OSError):
         return HOST_FILE.read_text(encoding="utf-8").strip()
     return ""

@@ -1,8 +1,8 @@
-"""Segments in the memory of a host: one anonymous file for each rank, mapped by all of them.
+"""Shares segments in the memory of a host: one anonymous file for each rank, mapped by all of them.
 
-The file (`memfd_create`) has no name, so whatever way a rank ends, the kernel frees it with its last mapping and
-nothing is left behind. Peers open it through /proc while its owner still holds the descriptor. It is sparse: its size
-is address space, and memory is taken page by page where rows are written.
+The file (`memfd_create`) has no name, so however a rank ends, the kernel frees it with its last mapping and nothing is
+left behind. Peers open it through /proc while its owner still holds the descriptor. It is sparse: its size is address
+space, and memory is allocated page by page as rows are written.
 """
 
 import ctypes
@@ -25,7 +25,7 @@ MAP_FAILED = ctypes.c_void_p(-1).value
 
 @dataclass(frozen=True)
 class Offer:
-    """What a rank tells the others about its segment, or the reason why it has none."""
+    """Tells the other ranks about a rank's segment, or why it has none."""
 
     host: str
     pid: int
@@ -35,10 +35,10 @@ class Offer:
 
 
 def share(group: dist.ProcessGroup | None, size: int, problem: str | None = None) -> Segments:
-    """Make this rank's segment and map everybody's. Collective over `group` (None: this process alone).
+    """Makes this rank's segment and maps those of all ranks. Collective over `group` (None: this process alone).
 
-    A rank with a `problem` of its own says so here. Raises KernelError, on every rank with the same words, where
-    a rank has a problem, is on another host, or cannot open the segment of a peer.
+    A rank passes its own `problem`, if it has one. Raises KernelError, with the same message on every rank, if a rank
+    has a problem, is on another host, or cannot open the segment of a peer.
     """
     descriptor = -1
     try:
@@ -56,7 +56,9 @@ def share(group: dist.ProcessGroup | None, size: int, problem: str | None = None
             mappings = [_map(offer, size) for offer in offers]
         except OSError as error:
             problem = f"the memory of a peer cannot be opened: {error}"
-        refuse(gather(group, problem))  # after this all have mapped all, and descriptors may be closed
+        refuse(
+            gather(group, problem)
+        )  # now all ranks have mapped all segments, and descriptors may be closed
         rank = dist.get_rank(group) if group is not None else 0
         return Segments(
             memory=mappings[rank],
@@ -71,24 +73,25 @@ def share(group: dist.ProcessGroup | None, size: int, problem: str | None = None
 
 
 def _offer(descriptor: int, problem: str | None) -> Offer:
-    found = os.fstat(descriptor) if descriptor >= 0 else None
-    return Offer(host(), os.getpid(), descriptor, (found.st_dev, found.st_ino) if found else (0, 0), problem)
+    status = os.fstat(descriptor) if descriptor >= 0 else None
+    inode = (status.st_dev, status.st_ino) if status else (0, 0)
+    return Offer(host(), os.getpid(), descriptor, inode, problem)
 
 
 def _map(offer: Offer, size: int) -> Tensor:
-    """Map the segment of an offer. In another PID namespace the path may lead to another file: hence the inode."""
+    """Maps the segment of an offer; checks the inode, as in another PID namespace the path may be another file's."""
     descriptor = os.open(f"/proc/{offer.pid}/fd/{offer.descriptor}", os.O_RDWR)
     try:
-        found = os.fstat(descriptor)
-        if (found.st_dev, found.st_ino) != offer.inode:
-            raise OSError(f"process {offer.pid} is another one here; are the ranks in separate containers?")
+        status = os.fstat(descriptor)
+        if (status.st_dev, status.st_ino) != offer.inode:
+            raise OSError(f"process {offer.pid} is a different one here; run the ranks in one container")
         return _mapped(descriptor, size)
     finally:
         os.close(descriptor)
 
 
 def _mapped(descriptor: int, size: int) -> Tensor:
-    """A file as bytes, mapped until nothing refers to them any more."""
+    """Maps a file as bytes, until nothing refers to them any more."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = ctypes.c_void_p
     libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *([ctypes.c_int] * 3), ctypes.c_long]

@@ -1,4 +1,4 @@
-"""Segments in the memory of GPUs, which the GPUs of a host write and read directly: torch's symmetric memory.
+"""Shares segments in the memory of GPUs, which the GPUs of a host access directly: torch's symmetric memory.
 
 It is memory, not address space: every byte is taken when the segments are made. Of torch's two ways to allocate, this
 takes the plain one. The other goes through a pool of the caching allocator, whose blocks may differ between ranks that
@@ -25,7 +25,7 @@ def share(
     device: torch.device,
     problem: str | None = None,
 ) -> Segments:
-    """Make this rank's segment on `device` and map everybody's. Collective over `group` (None: this process alone).
+    """Makes this rank's segment on `device` and maps those of all ranks. Collective (group None: this process alone).
 
     Its first `control_bytes` are zero when this returns on any rank. A rank with a `problem` of its own says so here.
     Raises KernelError, on every rank with the same words, where a rank has a problem or too little memory, is on
@@ -64,7 +64,7 @@ def share(
 
 
 def _no_backend(device: torch.device) -> str | None:
-    """What keeps this process from sharing memory of `device`, as far as it can know alone."""
+    """Returns why this process cannot share memory of `device`, as far as it can tell alone."""
     backend = c10d._SymmetricMemory.get_backend(device)
     if backend == BACKEND:
         return None
@@ -72,14 +72,14 @@ def _no_backend(device: torch.device) -> str | None:
 
 
 def _allocate(size: int, device: torch.device, *, is_alone: bool) -> Tensor:
-    """Memory for a segment, uninitialised. Raises RuntimeError."""
+    """Allocates memory for a segment, uninitialised. Raises RuntimeError."""
     if is_alone:
         return torch.empty(size, dtype=torch.uint8, device=device)
     return c10d._SymmetricMemory.empty_strided_p2p((size,), (1,), torch.uint8, device)
 
 
 def _finish(device: torch.device) -> None:
-    """Wait until the zeros are written."""
+    """Waits until the zeros are written."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

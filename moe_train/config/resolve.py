@@ -12,7 +12,7 @@ from moe_train.config.spec import ModelSpec, MoESpec, StackSpec
 
 
 def spec_of(recipe: Recipe) -> ModelSpec:
-    """The model that `recipe` describes."""
+    """Returns the model that `recipe` describes."""
     model = recipe.model
     return ModelSpec(
         stacks=_stacks(recipe),
@@ -30,7 +30,7 @@ def spec_of(recipe: Recipe) -> ModelSpec:
 
 
 def moe_spec(recipe: Recipe, num_experts: int) -> MoESpec:
-    """An MoE layer of the recipe's model that has `num_experts` experts."""
+    """Returns an MoE layer of the recipe's model that has `num_experts` experts."""
     moe = recipe.moe
     return MoESpec(
         num_experts=num_experts,
@@ -51,7 +51,7 @@ def moe_spec(recipe: Recipe, num_experts: int) -> MoESpec:
 
 
 def with_equal_layers(recipe: Recipe) -> Iterator[Recipe]:
-    """The recipe once for each number of experts that a layer has, as if all MoE layers had that many.
+    """Yields the recipe once for each number of experts that a layer has, as if all MoE layers had that many.
 
     For rules of the kinds: they read one number, and must hold for each layer.
     """
@@ -64,7 +64,7 @@ def _dense_width(recipe: Recipe) -> int:
 
 
 def _stacks(recipe: Recipe) -> tuple[StackSpec, ...]:
-    """The stacks of the model, the encoder first."""
+    """Returns the stacks of the model, the encoder first."""
     model, joined = recipe.model, recipe.model.architecture == "encoder_decoder"
     source_length, length = recipe.objective.lengths(recipe.data.sequence_length)
     number = recipe.moe.num_experts
@@ -84,13 +84,15 @@ def _stacks(recipe: Recipe) -> tuple[StackSpec, ...]:
 def _layers(
     recipe: Recipe, stack: str, below: int, num_layers: int, numbers: Iterator[int]
 ) -> tuple[MoESpec | None, ...]:
-    """The layers of a stack that stands on `below` layers of another; MoE layers take their experts from `numbers`."""
-    placed = _placed(recipe, stack, below, num_layers)
-    return tuple(moe_spec(recipe, next(numbers)) if layer in placed else None for layer in range(num_layers))
+    """Returns the layers of a stack that follows `below` others; its MoE layers take their experts from `numbers`."""
+    moe_layers = _placed(recipe, stack, below, num_layers)
+    return tuple(
+        moe_spec(recipe, next(numbers)) if layer in moe_layers else None for layer in range(num_layers)
+    )
 
 
 def _placed(recipe: Recipe, stack: str, below: int, num_layers: int) -> set[int]:
-    """The MoE layers of a stack: those listed, or every n-th."""
+    """Returns the MoE layers of a stack: those listed, or every n-th."""
     moe = recipe.moe
     if moe.layers is not None:
         return {layer for layer in range(num_layers) if below + layer in moe.layers}

@@ -1,4 +1,4 @@
-"""What a model is made of: the settings that model code takes, and nothing else of a recipe.
+"""Defines the spec of a model: the settings that model code takes, and nothing else of a recipe.
 
 Sizes are resolved here: a width that a recipe leaves open is a number, and every layer says itself whether it has
 experts. `resolve.py` makes a `ModelSpec` of a recipe. Nothing here imports torch.
@@ -11,12 +11,12 @@ from moe_train.config.kinds.dispatch import DispatchConfig
 from moe_train.config.kinds.router.router import RouterConfig
 
 GATED = ("swiglu", "geglu")
-"""Activations of two products, so of feed-forward blocks with a third matrix."""
+"""Activations that multiply two products, for which a feed-forward block has a third matrix."""
 
 
 @dataclass(frozen=True)
 class MoESpec:
-    """One Mixture-of-Experts layer; `MoEConfig` in schema.py explains the settings that have its names."""
+    """Describes a Mixture-of-Experts layer; `MoEConfig` in schema.py explains settings of the same names."""
 
     num_experts: int
     d_model: int
@@ -44,7 +44,7 @@ class MoESpec:
 
 @dataclass(frozen=True)
 class StackSpec:
-    """One of a model's stacks of layers."""
+    """Describes one of a model's stacks of layers."""
 
     name: Literal["encoder", "decoder"]
     layers: tuple[MoESpec | None, ...]
@@ -52,9 +52,9 @@ class StackSpec:
     length: int
     """Tokens of a sequence."""
     is_causal: bool
-    """A position sees none after it."""
+    """Whether positions see no later ones."""
     reads_encoder: bool
-    """Every layer attends to the output of an encoder too."""
+    """Whether every layer also attends to the output of an encoder."""
 
     @property
     def num_layers(self) -> int:
@@ -74,7 +74,7 @@ class StackSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A transformer; `ModelConfig` in schema.py explains the settings that have its names."""
+    """Describes a transformer; `ModelConfig` in schema.py explains settings of the same names."""
 
     stacks: tuple[StackSpec, ...]
     """The encoder first."""
@@ -115,5 +115,5 @@ class ModelSpec:
 
     @property
     def has_causal_moe(self) -> bool:
-        """Some MoE layer stands in a stack whose positions must not see later ones."""
+        """Whether an MoE layer is in a stack whose positions must not see later ones."""
         return any(stack.is_causal and stack.moe for stack in self.stacks)

@@ -203,5 +203,5 @@ def test_a_killed_rank_is_named_when_the_time_is_up(victim, tmp_path):
     library_path(LIBRARY)
     said = lose(victim, 2, tmp_path, until_it_fails, victim, 2, device=DEVICE)[1 - victim]
     assert (
-        said == f"rank {1 - victim} of 2 timed out after 2 s: rank {victim} did not come to dispatch number 3"
+        said == f"rank {1 - victim} of 2 timed out after 2 s: rank {victim} did not reach dispatch number 3"
     )

@@ -81,8 +81,8 @@ def test_a_build_that_failed_leaves_nothing_and_is_tried_again(compiler):
 @pytest.mark.parametrize(
     ("command", "reason"),
     [
-        ("no-such-compiler", "since no-such-compiler was not found; install it to have these kernels built"),
-        ("broken", "since broken --version returned 1; install a compiler that works"),
+        ("no-such-compiler", "because no-such-compiler was not found; install it to build these kernels"),
+        ("broken", "because broken --version returned 1; install a working compiler"),
         (None, "compiler failed: plan.cpp:4: error: what is this"),
     ],
     ids=["none", "broken", "refuses"],
@@ -117,8 +117,10 @@ def test_a_cache_that_cannot_be_written_is_a_reason_as_well(compiler, monkeypatc
 
 def test_the_environment_overrules_the_choice(compiler, monkeypatch):
     monkeypatch.setenv("MOE_KERNELS", "reference")
-    assert select.choose.__wrapped__("cpu").reason == "as MOE_KERNELS asks"
+    assert select.choose.__wrapped__("cpu").reason == "set by MOE_KERNELS"
     assert compiler.calls == 0
     monkeypatch.setenv("MOE_KERNELS", "fastest")
-    with pytest.raises(KernelError, match="MOE_KERNELS=fastest is none of reference, cpu, emulated, cuda"):
+    with pytest.raises(
+        KernelError, match="MOE_KERNELS=fastest: must be one of reference, cpu, emulated, cuda"
+    ):
         select.choose.__wrapped__("cpu")

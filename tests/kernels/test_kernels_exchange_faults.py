@@ -62,7 +62,7 @@ def test_a_killed_rank_is_named_and_nothing_of_it_is_left(victim, tmp_path):
     began = time.monotonic()
     said = lose(victim, 2, tmp_path, _rank, victim)[1 - victim]
     assert said == (
-        f"rank {1 - victim} of 2 waits in vain: the process of rank {victim} has ended, and did not come to combine "
+        f"rank {1 - victim} of 2 stopped waiting: the process of rank {victim} exited before it reached combine "
         "number 2"
     )
     assert time.monotonic() - began < TIMEOUT_S
@@ -113,7 +113,7 @@ def _too_late(world: World, folder: Path) -> str:
 def test_a_rank_that_is_there_but_silent_is_given_up_in_time(tmp_path):
     require_tool("g++", "g++")
     said, _ = run_workers(2, _too_late, tmp_path)
-    assert said == "rank 0 of 2 timed out after 0.2 s: rank 1 did not come to dispatch number 2"
+    assert said == "rank 0 of 2 timed out after 0.2 s: rank 1 did not reach dispatch number 2"
 
 
 def _refused(world: World, spoil: Callable[[World], None]) -> str:
@@ -141,9 +141,9 @@ def _another_container(world: World) -> None:
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (_no_library, "rank 1 of 2 says: there is no kernel library, as MOE_KERNELS asks"),
+        (_no_library, "rank 1 of 2 reports: there is no kernel library, set by MOE_KERNELS"),
         (_another_host, "the ranks are not all on one host, so they share no memory"),
-        (_another_container, "rank 0 of 2 says: the memory of a peer cannot be opened: "),
+        (_another_container, "rank 0 of 2 reports: the memory of a peer cannot be opened: "),
     ],
 )
 def test_all_ranks_refuse_together_and_say_why(spoil, said):

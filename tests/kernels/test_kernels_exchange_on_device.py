@@ -168,7 +168,7 @@ def test_a_failure_shows_once_the_host_has_waited_for_it(alone, looks):
     sent = alone.dispatch(given.x, given.expert_ids)
     alone.check()
     alone.library = Late(alone.library)
-    said = "rank 0 of 1 timed out after 30 s: rank 0 did not come to dispatch number 7"
+    said = "rank 0 of 1 timed out after 30 s: rank 0 did not reach dispatch number 7"
     if looks == "dispatch":  # it reads the sizes
         with pytest.raises(PeerTimeoutError, match=said):
             alone.dispatch(given.x, given.expert_ids)
@@ -216,7 +216,7 @@ def test_all_ranks_refuse_together_where_symmetric_memory_cannot_be_had(tmp_path
         ),
         strict=True,
     ):
-        assert said == f"rank 1 of 2 says: {expected}"
+        assert said == f"rank 1 of 2 reports: {expected}"
 
 
 def test_the_functions_of_torch_that_symmetric_memory_calls_are_there():
@@ -245,7 +245,7 @@ def test_fakes_of_cuda_tensors_are_on_cuda(alone):
 
 def test_what_is_on_another_device_is_refused(alone):
     x, expert_ids = torch.ones(2, 4), torch.zeros(2, 1, dtype=torch.int32)
-    with pytest.raises(KernelError, match="rows are on cpu and expert ids on meta, the exchange is on cpu"):
+    with pytest.raises(KernelError, match="rows are on cpu and expert ids on meta; both must be on cpu"):
         alone.check_inputs(x, expert_ids.to("meta"))
 
 

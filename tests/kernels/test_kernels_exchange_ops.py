@@ -161,9 +161,9 @@ def test_rows_that_have_no_room_in_a_slab_are_refused():
     require_tool("g++", "g++")
     small = Exchange.join(None, NUM_EXPERTS, timeout_s=5, slab_bytes=4096, num_slabs=4)
     given = inputs(Case("large", tokens=70), 0, 1)
-    with pytest.raises(KernelError, match="6 rows beyond the 64 that a slab has room for"):
+    with pytest.raises(KernelError, match="6 rows exceed the 64 that fit into a slab"):
         small.dispatch(given.x, given.expert_ids)
-    with pytest.raises(KernelError, match="need 4480 bytes, a slab has 4096; lower the capacity"):
+    with pytest.raises(KernelError, match="need 4480 bytes, but a slab has 4096; lower the capacity"):
         small.dispatch(given.x, given.expert_ids, capacity=70)
 
 
@@ -187,7 +187,7 @@ def test_what_the_kernels_cannot_take_is_refused_in_words(alone, x, expert_ids, 
 
 def test_experts_that_the_ranks_do_not_divide_are_refused(monkeypatch):
     monkeypatch.setattr("torch.distributed.get_world_size", lambda group: 3)
-    with pytest.raises(KernelError, match="8 experts cannot be shared out among 3 ranks"):
+    with pytest.raises(KernelError, match="8 experts cannot be distributed over 3 ranks"):
         Exchange.join(object(), 8, timeout_s=5)
 
 

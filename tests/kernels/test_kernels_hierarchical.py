@@ -159,8 +159,8 @@ FOUND = {
     "aaaa": (1, 4),
     "aabb": (2, 2),
     "abcd": (4, 1),
-    "abab": "must follow each other, and every host have as many, but a has [0, 2], b has [1, 3]",
-    "aaab": "must follow each other, and every host have as many, but a has [0, 1, 2], b has [3]",
+    "abab": "must be consecutive, and every host must have the same number, but a has [0, 2], b has [1, 3]",
+    "aaab": "must be consecutive, and every host must have the same number, but a has [0, 1, 2], b has [3]",
 }
 """By the host of each rank: hosts and ranks per host, or what is wrong."""
 
@@ -185,9 +185,9 @@ def test_hosts_are_found_by_their_names():
 def test_a_number_of_ranks_that_does_not_divide_is_refused(monkeypatch):
     monkeypatch.setattr(dist, "get_world_size", lambda group: 4)
     monkeypatch.setattr(dist, "get_rank", lambda group: 0)
-    with pytest.raises(KernelError, match="4 ranks cannot be 3 on each host; ranks_per_host must divide"):
+    with pytest.raises(KernelError, match="ranks_per_host=3: must divide the number of ranks, 4"):
         Hierarchical.join(object(), NUM_EXPERTS, 30, ranks_per_host=3)
-    with pytest.raises(KernelError, match="6 experts cannot be shared out among 4 ranks"):
+    with pytest.raises(KernelError, match="6 experts cannot be distributed over 4 ranks"):
         Hierarchical.join(object(), 6, 30, ranks_per_host=2)
 
 
@@ -202,7 +202,7 @@ def test_all_hosts_refuse_together_when_one_has_no_library():
     require_tool("g++", "g++")
     said = run_workers(RANKS, refused)
     assert len(set(said)) == 1
-    assert "rank 1 of 2 says: there is no kernel library, as MOE_KERNELS asks" in said[0]
+    assert "rank 1 of 2 reports: there is no kernel library, set by MOE_KERNELS" in said[0]
 
 
 def until_it_fails(rank: int, folder: Path, victim: int) -> str:
@@ -225,10 +225,10 @@ def until_it_fails(rank: int, folder: Path, victim: int) -> str:
 def test_a_lost_host_ends_every_rank_with_a_word_about_who(tmp_path):
     require_tool("g++", "g++")
     said = lose(3, RANKS, tmp_path, until_it_fails, 3)
-    assert said[1].startswith("the exchange between ranks [1, 3] failed, says rank 1: ")
+    assert said[1].startswith("rank 1: the exchange between ranks [1, 3] failed: ")
     for rank in (0, 2):  # whoever it waits for on its host
         assert said[rank].startswith(
-            f"rank {rank} of 4 waits in vain: the process of rank {rank + 1} has ended, and did not come to "
+            f"rank {rank} of 4 stopped waiting: the process of rank {rank + 1} exited before it reached "
         )
 
 

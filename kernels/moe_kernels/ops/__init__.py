@@ -1,1 +1,1 @@
-"""The kernels as torch custom operators: one file an operator, with schema, implementation and fake."""
+"""Defines the kernels as torch custom operators: one file per operator, with schema, implementation and fake."""

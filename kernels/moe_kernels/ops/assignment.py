@@ -1,4 +1,4 @@
-"""moe_kernels::balanced_assignment: every expert its fair share of a group's tokens, with the largest total score.
+"""Defines moe_kernels::balanced_assignment: every expert gets its fair share of a group's tokens, by best total score.
 
 G groups, S tokens of a group, E experts. Only the CPU has a kernel: paths are found one after another, which is no
 work for a GPU, so tensors of other devices are brought to the host and back.
@@ -14,7 +14,7 @@ from moe_kernels.select import choose
 
 
 def balanced_assignment(scores: Tensor) -> Tensor:
-    """The expert of every token, [G, S] int32: at most S / E (rounded up) tokens each, largest total score of a group.
+    """Returns the expert of every token, [G, S] int32: at most S / E (rounded up) each, with the best total per group.
 
     Exact in float64, without gradient, and each group by itself. Scores [G, S, E] that are not finite count as the
     smallest of their group. On CUDA this waits for the device. Raises KernelError for another shape.

@@ -1,4 +1,4 @@
-"""Operators of load balancing: moe_kernels::limit_capacity, ::balance_loss, ::update_bias.
+"""Defines the operators of load balancing: moe_kernels::limit_capacity, ::balance_loss, ::update_bias.
 
 T tokens, K choices, E experts, G groups of consecutive tokens. reference/balance.py is their twin. All are local to
 the rank; counts of several ranks are summed (all_reduce) before they come here.
@@ -17,7 +17,7 @@ from moe_kernels.select import choose
 
 
 class Limited(NamedTuple):
-    """The verdict of a capacity limit."""
+    """Holds the result of a capacity limit."""
 
     kept: Tensor
     """[T, K] int32: the expert ids, -1 where the edge was dropped (or was none)."""
@@ -35,7 +35,7 @@ def limit_capacity(
     group_tokens: int | None = None,
     priorities: Tensor | None = None,
 ) -> Limited:
-    """Keep the first `capacity` edges of each expert in each group of `group_tokens` tokens (None: one group).
+    """Keeps the first `capacity` edges of each expert in each group of `group_tokens` tokens (None: one group).
 
     All first choices come before any second one; among equal choices higher `priorities` [T] come first (None: by
     position; batch-prioritised routing passes each token's best score), among equal ones the earlier token.
@@ -60,7 +60,7 @@ def limit_capacity(
 
 
 def balance_loss(loads: Tensor, importance: Tensor, num_tokens: int) -> Tensor:
-    """E * sum_i f_i * P_i, [] float32   # Switch (2101.03961) eq. 4.
+    """Returns E * sum_i f_i * P_i, [] float32   # Switch (2101.03961) eq. 4.
 
     f_i = loads_i / sum(loads), the share of all choices, without gradient; P_i = importance_i / num_tokens, the mean
     score. For the loss of a global batch, sum the loads [E] int32 over ranks and pass the local importance [E] and
@@ -70,7 +70,7 @@ def balance_loss(loads: Tensor, importance: Tensor, num_tokens: int) -> Tensor:
 
 
 def update_bias(bias: Tensor, loads: Tensor, rate: float) -> Tensor:
-    """bias_i + rate * sign(mean(loads) - loads_i), [E] float32   # loss-free balancing (2408.15664) alg. 1."""
+    """Returns bias_i + rate * sign(mean(loads) - loads_i), [E] float32   # loss-free balancing (2408.15664) alg. 1."""
     return _update_bias(bias, loads.int(), rate)
 
 
@@ -100,7 +100,7 @@ def _(
 
 
 def _verdict(expert_ids: Tensor, num_experts: int, group_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Memory for kept, positions and drops."""
+    """Allocates kept, positions and drops."""
     num_groups = (expert_ids.shape[0] + group_tokens - 1) // group_tokens
     return (
         expert_ids.new_empty(expert_ids.shape),

@@ -1,4 +1,4 @@
-"""moe_kernels::dispatch: every edge's row into its slot at the rank of its expert.
+"""Defines moe_kernels::dispatch, which writes every edge's row into its slot at the rank of its expert.
 
 T tokens of this rank, K choices, D width, L local experts, C capacity. `control` is never written: that it says so
 keeps compilers from moving, merging or dropping operations, which all ranks must issue in the same order. On CUDA no

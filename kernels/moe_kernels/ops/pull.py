@@ -1,4 +1,4 @@
-"""moe_kernels::pull: for each token the sum over its choices of weight * row, read from the peers' slabs.
+"""Defines moe_kernels::pull, which sums weight * row over each token's choices, read from the peers' slabs.
 
 With weights it is combine, without it is the backward of dispatch. T tokens of this rank, K choices, D width, N rows
 here, R ranks. `control`: see dispatch.py.

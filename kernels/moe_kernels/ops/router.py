@@ -1,4 +1,4 @@
-"""moe_kernels::router: scores, choices, loads, importance and z-loss of a router in one pass over its logits.
+"""Defines moe_kernels::router: scores, choices, loads, importance and z-loss in one pass over a router's logits.
 
 T tokens, E experts, K choices. What each output means stands in csrc/interface.h; reference/router.py is its twin.
 """
@@ -18,7 +18,7 @@ SCORES = {"softmax": SOFTMAX, "sigmoid": SIGMOID}
 
 
 class RouterStatistics(NamedTuple):
-    """What a router has decided, and the sums that its losses are made of. Everything is local to the rank."""
+    """Holds a router's decisions, and the sums for its losses. Everything is local to the rank."""
 
     scores: Tensor
     """[T, E] float32."""
@@ -37,7 +37,7 @@ class RouterStatistics(NamedTuple):
 def router_statistics(
     logits: Tensor, num_choices: int, *, score: str = "softmax", bias: Tensor | None = None
 ) -> RouterStatistics:
-    """Route T tokens by their logits [T, E], in float32.
+    """Routes T tokens by their logits [T, E], in float32.
 
     `bias` [E] is added to the scores for the choice only. Ties go to the lower expert, and a logit of -inf masks its
     expert. Gradients flow from scores, weights, importance and z. Sums are in fixed order: equal input, equal bits.
@@ -56,7 +56,7 @@ def router_statistics(
 
 
 def _checked(logits: Tensor, num_choices: int, score: str) -> int:
-    """The number of experts of arguments that fit."""
+    """Returns the number of experts of arguments that fit."""
     if score not in SCORES:
         raise KernelError(f"score={score!r} is unknown; choose one of {', '.join(SCORES)}")
     if logits.dim() != 2 or logits.dtype not in (torch.float32, torch.bfloat16, torch.float16):
@@ -160,7 +160,7 @@ def _work(rows: Tensor, num_choices: int, score: str) -> MoeRouter:
 def _outputs(
     logits: Tensor, num_choices: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Memory for scores, expert ids, weights, log sum exp, loads, importance and z."""
+    """Allocates scores, expert ids, weights, log sum exp, loads, importance and z."""
     num_tokens, num_experts = logits.shape
     return (
         logits.new_empty(num_tokens, num_experts),

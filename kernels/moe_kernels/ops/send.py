@@ -1,4 +1,4 @@
-"""moe_kernels::send: weighted rows into slots that an earlier dispatch has given out. Backward of combine.
+"""Defines moe_kernels::send, which writes weighted rows into the slots of an earlier dispatch. Backward of combine.
 
 T tokens of this rank, K choices, D width, C capacity, R ranks. `control`: see dispatch.py.
 """

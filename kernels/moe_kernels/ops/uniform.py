@@ -1,4 +1,4 @@
-"""moe_kernels::uniform: random numbers as a hash of keys and places, the same bits on every device.
+"""Defines moe_kernels::uniform: random numbers as a hash of keys and positions, the same bits on every device.
 
 B streams of N numbers.
 """
@@ -13,7 +13,7 @@ from moe_kernels.select import choose
 
 
 def uniform(low: Tensor, high: Tensor, count: int) -> Tensor:
-    """[B, N] float32 in [0, 1), multiples of 2^-24: number i of stream b depends on low[b], high[b] and i alone.
+    """Returns [B, N] float32 in [0, 1), multiples of 2^-24: number i of stream b depends only on low[b], high[b], i.
 
     `low` and `high` [B] int32 are the streams' keys. Raises KernelError where they are something else.
     """

@@ -1,1 +1,1 @@
-"""What every kernel must compute, in plain torch: slow, and obviously right."""
+"""Computes what every kernel must compute, in plain torch: slowly, and obviously right."""

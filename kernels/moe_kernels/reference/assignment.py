@@ -1,4 +1,4 @@
-"""Balanced assignment by shortest augmenting paths, a token at a time, with the tokens of every expert looked at.
+"""Solves balanced assignment by shortest augmenting paths, one token at a time, over the tokens of every expert.
 
 G groups, S tokens of a group, E experts, M tokens of one expert. csrc/cpu/assignment.cpp has the idea; here the
 cheapest move between two experts is searched for anew each time.
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def balanced_assignment(scores: Tensor) -> Tensor:
-    """The expert of every token, [G, S] int32, for scores [G, S, E]: moe_assign_balanced in csrc/interface.h."""
+    """Returns each token's expert, [G, S] int32, for scores [G, S, E]: moe_assign_balanced in csrc/interface.h."""
     groups = [_of_group(group) for group in scores.double().numpy()]
     return torch.from_numpy(np.array(groups, dtype=np.int32).reshape(scores.shape[:2]))
 

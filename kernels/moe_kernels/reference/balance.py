@@ -10,7 +10,7 @@ from torch import Tensor
 def limit_capacity(
     expert_ids: Tensor, priorities: Tensor | None, num_experts: int, group_tokens: int, capacity: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Kept expert ids [T, K], positions [T, K] and drops [G, E]: moe_limit_capacity in csrc/interface.h."""
+    """Returns kept expert ids [T, K], positions [T, K], drops [G, E]: moe_limit_capacity in csrc/interface.h."""
     num_tokens, num_choices = expert_ids.shape
     num_groups = -(-num_tokens // group_tokens)
     served = _order_of_tokens(priorities, num_tokens, group_tokens, expert_ids.device)
@@ -40,7 +40,7 @@ def limit_capacity(
 
 
 def balance_loss(loads: Tensor, importance: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
-    """E * sum_i f_i * P_i [] with its derivative by importance [E]   # Switch (2101.03961) eq. 4.
+    """Returns E * sum_i f_i * P_i [] with its derivative by importance [E]   # Switch (2101.03961) eq. 4.
 
     f_i = loads_i / sum(loads), without gradient; P_i = importance_i / num_tokens. 0 without loads or tokens.
     """
@@ -50,7 +50,7 @@ def balance_loss(loads: Tensor, importance: Tensor, num_tokens: int) -> tuple[Te
 
 
 def update_bias(bias: Tensor, loads: Tensor, rate: float) -> Tensor:
-    """bias_i + rate * sign(mean(loads) - loads_i)   # loss-free balancing (2408.15664) alg. 1."""
+    """Returns bias_i + rate * sign(mean(loads) - loads_i)   # loss-free balancing (2408.15664) alg. 1."""
     loads = loads.long()
     return bias + rate * (loads.sum() - loads.shape[0] * loads).sign()
 
@@ -58,7 +58,7 @@ def update_bias(bias: Tensor, loads: Tensor, rate: float) -> Tensor:
 def _order_of_tokens(
     priorities: Tensor | None, num_tokens: int, group_tokens: int, device: torch.device
 ) -> Tensor:
-    """Tokens group by group, in each by falling priority, then by position."""
+    """Orders tokens by group, within it by falling priority, then by position."""
     if priorities is None:
         return torch.arange(num_tokens, device=device)
     by_priority = priorities.argsort(descending=True, stable=True)  # NaN counts as the largest
@@ -66,7 +66,7 @@ def _order_of_tokens(
 
 
 def _places(queue: Tensor, edges: Tensor) -> Tensor:
-    """Place of each edge in its queue, where queues fill up in the order of `edges`."""
+    """Returns the position of each edge in its queue, where queues fill in the order of `edges`."""
     by_queue = edges[queue[edges].argsort(stable=True)]
     lengths = torch.bincount(queue)
     starts = lengths.cumsum(0) - lengths

@@ -1,4 +1,4 @@
-"""What an exchange must do, with the inputs of all ranks in one process and in plain torch.
+"""Computes what an exchange must do, with the inputs of all ranks in one process and in plain torch.
 
 Differentiable by autograd. Lists have an entry for each rank: T tokens of it (every rank has its own number), K
 choices, D width, L experts of it, R rows received.
@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Arrived:
-    """What one rank receives."""
+    """Holds what one rank receives."""
 
     rows: Tensor
     counts: list[int]
@@ -23,7 +23,7 @@ class Arrived:
 def dispatch(
     xs: list[Tensor], expert_ids: list[Tensor], num_experts: int, capacities: list[int | None]
 ) -> tuple[list[Arrived], int]:
-    """What each rank receives, and the edges of all ranks that found no room.
+    """Returns what each rank receives, and the number of edges of all ranks beyond a capacity.
 
     Rows are in order of expert, source rank, token and choice; each rank takes the first `capacities[rank]`.
     """
@@ -54,7 +54,7 @@ def dispatch(
 
 
 def combine(rows: list[Tensor], weights: list[Tensor], arrived: list[Arrived]) -> list[Tensor]:
-    """y[t] of each rank: the sum over its choices of weight * row, first choice first; 0 without any.
+    """Returns y[t] of each rank: the sum over its choices of weight * row, first choice first; 0 without any.
 
     Summed in float32 (float64 rows: in float64) and rounded once.
     """

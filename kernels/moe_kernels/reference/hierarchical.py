@@ -1,4 +1,4 @@
-"""What an exchange across hosts must do, with the inputs of all ranks in one process and in plain torch.
+"""Computes what an exchange across hosts must do, with the inputs of all ranks in one process and in plain torch.
 
 Differentiable by autograd. Rank r = h*G + g is number g of host h. Lists have an entry for each rank: T tokens of it,
 K choices, D width, R rows received.
@@ -15,7 +15,7 @@ from moe_kernels.reference.exchange import Arrived
 
 @dataclass(frozen=True)
 class Crossed:
-    """What every rank receives, and how it came there."""
+    """Holds what every rank receives, and how it got there."""
 
     arrived: list[Arrived]
     relayed: list[list[tuple[int, int]]]
@@ -39,7 +39,7 @@ def dispatch(
     ranks_per_host: int,
     capacities: list[int | None],
 ) -> tuple[Crossed, int]:
-    """What each rank receives, and the edges of all ranks that found no room.
+    """Returns what each rank receives, and the number of edges of all ranks beyond a capacity.
 
     A token goes once to each host that has an expert of it, to the rank with its own rank's number there, which passes
     it on: rows are in order of expert, rank that passed them on, source host, token and choice.
@@ -69,7 +69,7 @@ def dispatch(
 
 
 def combine(rows: list[Tensor], weights: list[Tensor], crossed: Crossed) -> list[Tensor]:
-    """y[t] of each rank: the sum over hosts, in their order, of what each host has for the token.
+    """Returns y[t] of each rank: the sum over hosts, in their order, of each host's result for the token.
 
     A host's part is rounded to the type of the rows, for it travels; their sum is in float32 (float64 rows: float64).
     """
@@ -93,6 +93,6 @@ def _hosts(num_ranks: int, ranks_per_host: int) -> list[range]:
 
 
 def _select(tensors: list[Tensor], places: list[tuple[int, int]]) -> Tensor:
-    """Row `token` of `tensors[source]` for each place."""
+    """Selects row `token` of `tensors[source]` for each position."""
     found = [tensors[source][token] for source, token in places]
     return torch.stack(found) if found else tensors[0].new_empty(0, tensors[0].shape[1])

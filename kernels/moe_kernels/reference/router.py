@@ -1,4 +1,4 @@
-"""Router statistics in plain torch: scores, choices, loads, importance, z-loss, and their gradient.
+"""Computes router statistics in plain torch: scores, choices, loads, importance, z-loss, and their gradient.
 
 T tokens, E experts, K choices. Differentiable by autograd; `router_backward` is the same gradient written out.
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 def router(
     logits: Tensor, bias: Tensor | None, num_choices: int, score: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Scores [T, E], expert ids [T, K], weights [T, K], log sum exp [T], loads [E], importance [E] and z [].
+    """Returns scores [T, E], expert ids [T, K], weights [T, K], log sum exp [T], loads [E], importance [E] and z [].
 
     As moe_router_forward in csrc/interface.h says, -inf logits included.
     """
@@ -41,7 +41,7 @@ def router_backward(
     lse: Tensor,
     score: str,
 ) -> Tensor:
-    """Gradient of the logits [T, E]. A softmax does not need the logits."""
+    """Returns the gradient of the logits [T, E]. A softmax does not need the logits."""
     grad = torch.zeros_like(scores) if grad_scores is None else grad_scores.clone()
     if grad_importance is not None:
         grad += grad_importance
@@ -57,7 +57,7 @@ def router_backward(
 
 
 def _best(keys: Tensor, num_choices: int) -> Tensor:
-    """The largest keys of each row, largest first, the lower index where equal; -1 for -inf and for NaN."""
+    """Returns the largest keys of each row, largest first, the lower index where equal; -1 for -inf and for NaN."""
     keys = F.pad(
         keys.nan_to_num(-torch.inf, torch.inf, -torch.inf),
         (0, max(0, num_choices - keys.shape[1])),

@@ -1,4 +1,4 @@
-"""What the rules of a kind may read of the rest of the recipe.
+"""Defines which facts of the rest of the recipe the rules of a kind may read.
 
 A kind's dataclass is a part of `Recipe`, so these protocols stand in for that class, which has all of this: a kind that
 imported it would import itself.
@@ -8,17 +8,17 @@ from typing import Any, Protocol
 
 
 class RouterFacts(Protocol):
-    """Of `moe.router`."""
+    """Describes what rules may read of `moe.router`."""
 
     kind: str
 
     def draws_in_training(self, num_experts: int) -> bool:
-        """Two passes over a batch route it differently."""
+        """Returns whether two passes over a batch route it differently."""
         ...
 
 
 class MoEFacts(Protocol):
-    """Of `moe`."""
+    """Describes what rules may read of `moe`."""
 
     every: int | None
     num_experts: Any  # a number while a kind is checked; see with_equal_layers
@@ -32,7 +32,7 @@ class MoEFacts(Protocol):
 
 
 class ModelFacts(Protocol):
-    """Of `model`."""
+    """Describes what rules may read of `model`."""
 
     dropout: float
 
@@ -41,7 +41,7 @@ class ModelFacts(Protocol):
 
 
 class ObjectiveFacts(Protocol):
-    """Of `objective`."""
+    """Describes what rules may read of `objective`."""
 
     kind: str
 
@@ -50,14 +50,14 @@ class ObjectiveFacts(Protocol):
 
 
 class TokenizerFacts(Protocol):
-    """Of `data.tokenizer`."""
+    """Describes what rules may read of `data.tokenizer`."""
 
     @property
     def size(self) -> int: ...
 
 
 class DataFacts(Protocol):
-    """Of `data`."""
+    """Describes what rules may read of `data`."""
 
     sequence_length: int
 
@@ -66,13 +66,13 @@ class DataFacts(Protocol):
 
 
 class ParallelFacts(Protocol):
-    """Of `parallel`."""
+    """Describes what rules may read of `parallel`."""
 
     expert: int
 
 
 class Facts(Protocol):
-    """Of the recipe."""
+    """Describes what rules may read of the recipe."""
 
     steps: int
 

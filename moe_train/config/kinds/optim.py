@@ -180,7 +180,7 @@ class AdafactorConfig(OptimConfig):
 
 @dataclass
 class SGDConfig(OptimConfig):
-    """Stochastic gradient descent, with momentum if asked."""
+    """Configures stochastic gradient descent, optionally with momentum."""
 
     kind: str = "sgd"
     momentum: float = 0.0

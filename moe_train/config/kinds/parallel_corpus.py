@@ -1,4 +1,4 @@
-"""What a recipe may say about a parallel corpus, one of sentence pairs in two languages: one dataclass a kind."""
+"""Defines the options of parallel corpora, which have sentence pairs in two languages: one dataclass per kind."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ DEBIAN_LANGUAGES = ("de", "fr")
 
 @dataclass
 class ParallelCorpusConfig(CorpusConfig):
-    """Base of all parallel corpora."""
+    """Is the base of all parallel corpora."""
 
     source_language: str = "en"  # what is read
     target_language: str = "de"  # what is written
@@ -40,7 +40,7 @@ class ParallelCorpusConfig(CorpusConfig):
 
 @dataclass
 class ParallelDebianCorpusConfig(ParallelCorpusConfig):
-    """English and German or French: help texts and messages of programs in Debian packages, fetched with apt-get."""
+    """Reads English with German or French: help texts and programs' messages in Debian packages, by apt-get."""
 
     kind: str = "parallel_debian"
     sources: list[str] = field(default_factory=list)  # which texts; empty: all that the corpus knows
@@ -64,7 +64,7 @@ class ParallelDebianCorpusConfig(ParallelCorpusConfig):
 
 @dataclass
 class ParallelFilesCorpusConfig(ParallelCorpusConfig):
-    """A folder: files NAME.SOURCE and NAME.TARGET with as many lines, and gettext catalogues (.po, .mo)."""
+    """Reads a folder of files NAME.SOURCE and NAME.TARGET with as many lines, and gettext catalogues (.po, .mo)."""
 
     kind: str = "parallel_files"
     path: str = ""  # the folder

@@ -126,7 +126,7 @@ def test_a_broken_rule_is_said(override, workers, sentence):
         (
             ("moe.router.kind=top_k", "moe.router.k=1"),
             None,
-            "moe.router.normalize=true: with moe.router.k=1 makes every weight 1",
+            "moe.router.normalize=true: must be false with moe.router.k=1, or every weight is 1",
         ),
         (
             ("moe.router.kind=top_k", "moe.router.jitter=-1"),

@@ -124,7 +124,7 @@ def test_sinkhorn_makes_loads_nearly_equal():
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
-        ("moe.capacity_factor=1", "and moe.router.kind=sinkhorn knows no capacity limit"),
+        ("moe.capacity_factor=1", "does not apply: moe.router.kind=sinkhorn has no capacity limit"),
         ("moe.router.tolerance=0", "moe.router.tolerance=0.0: must be above 0"),
         ("moe.router.max_iterations=0", "moe.router.max_iterations=0: must be at least 1"),
     ],

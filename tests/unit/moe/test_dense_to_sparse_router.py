@@ -283,7 +283,7 @@ def test_noise_has_the_moments_of_its_distribution():
     [
         (
             "moe.capacity_factor=1.25",
-            "moe.capacity_factor=1.25: would drop tokens, and moe.router.kind=dense_",
+            "moe.capacity_factor=1.25: does not apply: moe.router.kind=dense_",
         ),
         ("moe.eval_capacity_factor=2", "set moe.eval_capacity_factor=null."),
         ("moe.router.decay_steps=21", "moe.router.decay_steps=21: must be between 1 and the run's steps=20"),

@@ -23,7 +23,7 @@ ON_HOSTS = [
     (
         "abab",
         kinds.AutoDispatchConfig(),
-        "all_to_all, since ranks of one host must follow each other, and every host have as many, but "
+        "all_to_all, since ranks of one host must be consecutive, and every host must have the same number, but "
         "a has [0, 2], b has [1, 3]; start the ranks host by host, or exchange rows by an all-to-all.",
     ),
     ("aabb", kinds.HierarchicalDispatchConfig(), "2 x 2"),
@@ -32,11 +32,11 @@ ON_HOSTS = [
     ("abcd", kinds.HierarchicalDispatchConfig(), "4 x 1"),
 ]
 WITHOUT_A_LIBRARY = [
-    ("aaaa", kinds.AutoDispatchConfig(), "all_to_all, since rank 0 of 4 says: there is no kernel library"),
+    ("aaaa", kinds.AutoDispatchConfig(), "all_to_all, since rank 0 of 4 reports: there is no kernel library"),
     (
         "aabb",
         kinds.HierarchicalDispatchConfig(),
-        "all_to_all, since rank 0 of 4 says: in the exchange of its host, rank 0 of 2 says: there is no kernel",
+        "all_to_all, since rank 0 of 4 reports: in the exchange of its host, rank 0 of 2 reports: there is no kernel",
     ),
 ]
 Case = tuple[str, kinds.DispatchConfig, str]

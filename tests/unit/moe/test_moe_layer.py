@@ -196,10 +196,10 @@ def test_reroutes_change_nothing_where_no_expert_is_full(factor, training):
     ("overrides", "rule"),
     [
         (("moe.router.reroutes=8",), "must be at least 0 and below moe.num_experts=8"),
-        (("moe.router.reroutes=1", "moe.router.policy=sampling"), "has no next best"),
+        (("moe.router.reroutes=1", "moe.router.policy=sampling"), "needs a next best expert"),
         (
             ("moe.router.reroutes=1", "moe.capacity_factor=null", "moe.eval_capacity_factor=null"),
-            "does nothing where no expert is ever full",
+            "has no effect without capacity factors",
         ),
     ],
 )

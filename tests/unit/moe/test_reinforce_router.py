@@ -111,7 +111,7 @@ def test_an_objective_without_a_loss_for_every_token_is_refused():
 
 def test_a_policy_that_no_loss_teaches_is_refused_and_its_entropy_may_be_raised_or_lowered():
     (problem,) = problems(tiny_recipe("moe.router.kind=reinforce", "moe.router.policy_coefficient=0"))
-    assert "moe.router.policy_coefficient=0.0: must be above 0, or no token's loss teaches" in str(problem)
+    assert "moe.router.policy_coefficient=0.0: must be above 0, or the policy learns nothing" in str(problem)
     for sign in (-1, 1):
         entropy = f"moe.router.entropy_coefficient={sign}"
         assert problems(tiny_recipe("moe.router.kind=reinforce", entropy)) == []

@@ -219,5 +219,6 @@ def test_a_loss_that_would_be_made_large_is_refused(kind, name):
     recipe.moe.router = REGISTRY["moe.router"][kind].config(**{name: -0.5})
     found = [str(problem) for problem in recipe.moe.router.check(recipe)]
     assert any(
-        f"moe.router.{name}=-0.5: must be at least 0, or training makes large" in said for said in found
+        f"moe.router.{name}=-0.5: must be at least 0: a negative coefficient rewards" in said
+        for said in found
     )

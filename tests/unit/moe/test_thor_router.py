@@ -219,7 +219,7 @@ def test_one_thing_that_is_drawn_is_enough_for_two_passes(overrides):
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
-        ("moe.capacity_factor=1.25", "moe.capacity_factor=1.25: would drop tokens"),
+        ("moe.capacity_factor=1.25", "moe.capacity_factor=1.25: does not apply"),
         ("moe.router.fixed_expert=8", "moe.router.fixed_expert=8: must be an expert, from 0 to 7"),
         ("objective.alpha=-1", "objective.alpha=-1.0: must be at least 0"),
         ("objective.label_smoothing=1", "objective.label_smoothing=1.0: must be in [0, 1)"),

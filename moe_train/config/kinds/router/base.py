@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class BaseRouterConfig(GateConfig):
-    """BASE (2103.16716): equal loads in training by a linear assignment; the best expert in validation."""
+    """Configures BASE (2103.16716): equal loads in training by a linear assignment, the best expert in validation."""
 
     begins_as_identity: ClassVar[bool] = True
 

@@ -13,11 +13,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class BatchPriorityRouterConfig(BalanceLossConfig):
-    """V-MoE (2106.05974) with batch-prioritised routing: full experts refuse the least sure tokens."""
+    """Configures V-MoE (2106.05974) with batch-prioritised routing: full experts drop the least certain tokens."""
 
     kind: str = "batch_priority"
     k: int = 2  # experts per token
-    priority: Literal["largest", "sum"] = "largest"  # whom full experts serve first: by which of the k gates
+    priority: Literal["largest", "sum"] = (
+        "largest"  # which of a token's k gates decides its priority at full experts
+    )
     noise: float = 1.0  # standard deviation of the logits' noise in training, times moe.num_experts
     importance_coefficient: float = 0.005
     load_coefficient: float = 0.005

@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class DeepSeekRouterConfig(BalanceLossConfig):
-    """DeepSeek-V3 (2412.19437) by default; moe.shared_experts and moe.d_ff make the rest of DeepSeekMoE."""
+    """Configures DeepSeek-V3 (2412.19437) by default; moe.shared_experts and moe.d_ff complete DeepSeekMoE."""
 
     kind: str = "deepseek"
     k: int = 2  # routed experts per token
     scores: Literal["sigmoid", "softmax"] = "sigmoid"  # softmax: V1 and V2
-    num_groups: int = 1  # sets of neighbouring experts, such as those of one host; 1: no such limit
-    top_groups: int = 1  # groups that a token's experts may come from; as many as there are: no such limit
+    num_groups: int = 1  # sets of neighbouring experts, such as those of one host; 1: no limit
+    top_groups: int = 1  # groups that a token's experts may come from; num_groups: no limit
     normalize: bool = True  # the k weights of a token sum to 1; V1: false
     weight_scale: float = 1.0  # factor of all weights after that
     bias_rate: float = 0.001  # loss-free balancing: change of an expert's bias per update; 0: none
@@ -43,7 +43,7 @@ class DeepSeekRouterConfig(BalanceLossConfig):
             yield Problem(
                 "moe.router.normalize",
                 "true",
-                "with moe.router.k=1 makes every weight the same, so the router learns nothing from the task",
+                "must be false with moe.router.k=1, or every weight is equal and the router does not learn the task",
                 "set moe.router.normalize=false",
             )
         if self.num_groups < 1 or experts % self.num_groups:
@@ -65,7 +65,7 @@ class DeepSeekRouterConfig(BalanceLossConfig):
             yield Problem(
                 "moe.router.group_balance_coefficient",
                 self.group_balance_coefficient,
-                "with moe.router.num_groups=1 balances nothing: one group has all tokens",
+                "has no effect with moe.router.num_groups=1, as one group has all tokens",
                 "set moe.router.num_groups, and moe.router.top_groups to the same for no limit, or leave it at 0",
             )
         if self.bias_rate < 0:
@@ -74,7 +74,7 @@ class DeepSeekRouterConfig(BalanceLossConfig):
             yield Problem(
                 "moe.router.weight_scale",
                 self.weight_scale,
-                "must be above 0, or routed experts add nothing, or their opposite",
+                "must be above 0, or routed experts are ignored or negated",
                 "use 1, or DeepSeek-V3's 2.5",
             )
 

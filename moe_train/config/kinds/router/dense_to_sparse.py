@@ -13,18 +13,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class DenseToSparseRouterConfig(BalanceLossConfig):
-    """EvoMoE (2112.14397): one expert that all become copies of, if there is such a phase; then its gate.
+    """Configures EvoMoE (2112.14397): an optional phase with one expert, of which all become copies; then its gate.
 
-    The gate begins with all experts, and has one from `hard_step` on. `num_choices` is 1, what it comes to; before
-    that the logged load says how many experts a token had.
+    The gate begins with all experts and uses one from `hard_step` on. `num_choices` is this final 1; before that, the
+    logged load shows how many experts a token had.
     """
 
     validation_follows_step: ClassVar[bool] = True
 
     kind: str = "dense_to_sparse"
-    diversify_steps: int = (
-        0  # updates of expert 0 alone, after which all become copies of it; 0: no such phase
-    )
+    diversify_steps: int = 0  # updates of expert 0 alone, after which all become copies of it; 0: none
     diversify_mask: float = 0.1  # share of a copy's weights that are zeroed, others in each copy
     temperature_start: float = 2.0
     temperature_end: float = 0.3
@@ -56,7 +54,7 @@ class DenseToSparseRouterConfig(BalanceLossConfig):
                 "moe.router.temperature_end",
                 self.temperature_end,
                 f"must be at most moe.router.temperature_start={self.temperature_start}, or the gate becomes denser "
-                "as training goes on",
+                "during training",
                 "the paper goes from 2.0 to 0.3; the same value twice keeps it as it is",
             )
         phase = self.diversify_steps if 0 <= self.diversify_steps < recipe.steps else 0

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class DSelectKRouterConfig(BalanceLossConfig):
-    """DSelect-k (2106.03760): a smooth choice by binary codes; at most k experts once the codes are settled."""
+    """Configures DSelect-k (2106.03760): a smooth choice by binary codes, of at most k experts once they settle."""
 
     depends_on_expert_number: ClassVar[bool] = True
 
@@ -32,7 +32,7 @@ class DSelectKRouterConfig(BalanceLossConfig):
         return d_model * self.num_outputs(num_experts)
 
     def num_outputs(self, num_experts: int) -> int:
-        """Of each selector a binary digit of an expert's number, and its part in the mixture."""
+        """Returns the router's outputs: for each selector the binary digits of an expert's number, and its weight."""
         return self.k * ((num_experts - 1).bit_length() + 1)
 
     def check(self, recipe: "Recipe") -> Iterator[Problem]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class ExpertChoiceRouterConfig(GateConfig):
-    """Expert choice (2202.09368): every expert takes its best tokens, so a token has from none to all experts."""
+    """Configures expert choice (2202.09368): every expert takes its best tokens; a token gets none to all experts."""
 
     may_split_equal_tokens: ClassVar[bool] = True
 

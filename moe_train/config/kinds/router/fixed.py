@@ -1,4 +1,4 @@
-"""Gives routers without parameters what they share."""
+"""Defines the base of routers without parameters."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class FixedRouterConfig(RouterConfig):
-    """Base of routers without parameters."""
+    """Is the base of routers without parameters."""
 
     may_split_equal_tokens: ClassVar[bool] = True
 

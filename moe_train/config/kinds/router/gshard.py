@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class GShardRouterConfig(BalanceLossConfig):
-    """GShard (2006.16668), also GLaM's: the best expert, and a second one that may be left to chance."""
+    """Configures GShard (2006.16668), also GLaM's: the best expert, and a second one that may be random."""
 
     kind: str = "gshard"
     second_expert: Literal["random", "all", "sampling"] = "random"  # in training; see routers/gshard.py
@@ -29,7 +29,7 @@ class GShardRouterConfig(BalanceLossConfig):
         return 2
 
     def draws_in_training(self, num_experts: int) -> bool:
-        """Of two experts the one that is not the first is no draw."""
+        """Returns whether the second expert is random; sampling among two experts leaves no choice."""
         by_chance = self.second_expert == "random" or (self.second_expert == "sampling" and num_experts > 2)
         return by_chance or super().draws_in_training(num_experts)
 

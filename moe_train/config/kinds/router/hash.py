@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 NUM_CONTEXTS = 512
-"""Tokens next to which those of a vocabulary are counted, to cluster them: the commonest ones, on both sides."""
+"""Number of commonest tokens whose neighbours are counted, on both sides, to cluster the vocabulary."""
 LARGEST_CLUSTERED_VOCABULARY = 2**17
-"""Tokens whose counts and what is made of them take 2 GiB on every worker, for a moment."""
+"""Size of the vocabulary at which the counts temporarily take 2 GiB on every worker."""
 
 
 @dataclass
 class HashRouterConfig(FixedRouterConfig):
-    """Hash layers (2106.04426): a token's expert is looked up by its vocabulary id."""
+    """Configures hash layers (2106.04426): a token's expert is looked up by its vocabulary id."""
 
     kind: str = "hash"
     table: Literal["balanced", "random", "modulo", "bigram", "clustered", "dispersed"] = (
@@ -34,7 +34,7 @@ class HashRouterConfig(FixedRouterConfig):
             yield Problem(
                 "moe.router.buckets",
                 self.buckets,
-                f"must be at least the {size} tokens of the vocabulary, or bigrams say less than single tokens",
+                f"must be at least the {size} tokens of the vocabulary, or bigrams tell less than single tokens",
                 "use 100003",
             )
         if self.table in ("clustered", "dispersed"):
@@ -54,7 +54,7 @@ class HashRouterConfig(FixedRouterConfig):
             yield Problem(
                 "moe.router.table",
                 self.table,
-                f"counts {size} tokens beside {2 * NUM_CONTEXTS} others, and more than {LARGEST_CLUSTERED_VOCABULARY} "
+                f"counts {size} tokens beside {2 * NUM_CONTEXTS} others, but more than {LARGEST_CLUSTERED_VOCABULARY} "
                 "take too much memory",
                 "use moe.router.table=balanced, or a smaller data.tokenizer.vocab_size",
             )
@@ -62,6 +62,6 @@ class HashRouterConfig(FixedRouterConfig):
             yield Problem(
                 "moe.router.table",
                 self.table,
-                f"makes as many clusters as moe.num_experts={num_experts} of the {size} tokens of the vocabulary",
+                f"needs at least as many tokens in the vocabulary as moe.num_experts={num_experts}, not {size}",
                 f"use at most {size} experts, or moe.router.table=bigram",
             )

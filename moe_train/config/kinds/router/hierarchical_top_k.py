@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class HierarchicalTopKRouterConfig(BalanceLossConfig):
-    """Noisy top-k on two levels (1701.06538, appendix B): groups of experts, then experts of the chosen groups."""
+    """Configures noisy top-k on two levels (1701.06538, appendix B): groups, then experts of the chosen groups."""
 
     kind: str = "hierarchical_top_k"
     num_groups: int = 4  # sets of neighbouring experts; divides moe.num_experts
@@ -45,14 +45,14 @@ class HierarchicalTopKRouterConfig(BalanceLossConfig):
                 "choose a divisor, or moe.router.kind=noisy_top_k for one level",
             )
             return
-        for key, chosen, most in (
+        for key, value, most in (
             ("top_groups", self.top_groups, self.num_groups),
             ("k", self.k, experts // self.num_groups),
         ):
-            if not 2 <= chosen <= most:
+            if not 2 <= value <= most:
                 yield Problem(
                     f"moe.router.{key}",
-                    chosen,
+                    value,
                     f"must be between 2 and {most}, with moe.router.num_groups={self.num_groups} and moe.num_experts="
                     f"{experts}: the softmax over one kept logit is 1 whatever the router learns",
                     "use 2, or fewer groups of more experts",

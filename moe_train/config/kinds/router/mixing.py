@@ -1,4 +1,4 @@
-"""Gives the routers of layers without edges what they share: an expert there gets a mixture of tokens or of weights."""
+"""Defines the base of routers that mix tokens or weights instead of sending tokens to experts."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class MixingRouterConfig(RouterConfig):
-    """Base of soft and smear: every token meets all experts in some way, each sequence by itself."""
+    """Is the base of soft and smear, in which every token uses all experts, each sequence by itself."""
 
     def check(self, recipe: "Recipe") -> Iterator[Problem]:
         yield from capacity_must_be_null(recipe)
@@ -21,13 +21,13 @@ class MixingRouterConfig(RouterConfig):
             yield Problem(
                 "moe.expert_dropout",
                 recipe.moe.expert_dropout,
-                f"is drawn for each token at its expert, and moe.router.kind={self.kind} sends no tokens to experts",
+                f"does not apply: moe.router.kind={self.kind} sends no tokens to experts",
                 "leave it out, or use model.dropout",
             )
         if recipe.moe.group_sequences != 1:
             yield Problem(
                 "moe.group_sequences",
                 recipe.moe.group_sequences,
-                f"has no meaning with moe.router.kind={self.kind}, which looks at each sequence by itself",
+                f"does not apply: moe.router.kind={self.kind} routes each sequence by itself",
                 "leave it out",
             )

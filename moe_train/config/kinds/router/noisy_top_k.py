@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class NoisyTopKRouterConfig(BalanceLossConfig):
-    """Shazeer et al. (1701.06538): the k largest of logits with learned noise, softmax over these k."""
+    """Configures noisy top-k (Shazeer et al., 1701.06538): a softmax over the k largest logits with learned noise."""
 
     kind: str = "noisy_top_k"
     k: int = 2  # experts per token; the paper's flat layers have 4

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class PrototypesRouterConfig(BalanceLossConfig):
-    """M6-T (2105.15082): the experts in `prototypes` sets, and the best one of every set."""
+    """Configures M6-T (2105.15082): experts in `prototypes` sets, and the best one of every set."""
 
     choices_compete: ClassVar[bool] = False
 
@@ -32,7 +32,7 @@ class PrototypesRouterConfig(BalanceLossConfig):
             yield Problem(
                 "moe.router.prototypes",
                 self.prototypes,
-                f"must divide moe.num_experts={experts}, for all prototypes have equally many experts",
+                f"must divide moe.num_experts={experts}, as all prototypes have the same number of experts",
                 "choose a divisor, or another moe.num_experts",
             )
         yield from super().check(recipe)

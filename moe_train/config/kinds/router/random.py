@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class RandomRouterConfig(FixedRouterConfig):
-    """Every token to an expert drawn anew at each step: the floor that learned routing must beat."""
+    """Sends every token to an expert drawn anew at each step: the baseline that learned routing must beat."""
 
     depends_on_expert_number: ClassVar[bool] = True
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class ReinforceRouterConfig(BalanceLossConfig):
-    """RL-R (2202.01169): a policy draws each token's expert and learns by REINFORCE from the token's loss."""
+    """Configures RL-R (2202.01169): a policy draws each token's expert and learns from its loss by REINFORCE."""
 
     signed_coefficients: ClassVar[tuple[str, ...]] = ("entropy_coefficient",)
 
@@ -39,14 +39,14 @@ class ReinforceRouterConfig(BalanceLossConfig):
             yield Problem(
                 "moe.router.kind",
                 self.kind,
-                f"learns from the loss of each token's prediction, and objective.kind={recipe.objective.kind} has none "
-                "for every token that is routed",
+                f"learns from the loss of each token's prediction, but objective.kind={recipe.objective.kind} does not "
+                "have one for every routed token",
                 "set objective.kind=language, or use moe.router.kind=switch",
             )
         if self.policy_coefficient == 0:
             yield Problem(
                 "moe.router.policy_coefficient",
                 self.policy_coefficient,
-                "must be above 0, or no token's loss teaches the policy: its experts have weight 1",
-                "use 0.01, or moe.router.kind=random for experts that nothing teaches",
+                "must be above 0, or the policy learns nothing: its experts have weight 1",
+                "use 0.01, or moe.router.kind=random for routing that does not learn",
             )

@@ -1,4 +1,4 @@
-"""What all routers share in a recipe, and what the rest of the configuration asks of them."""
+"""Defines the base of all routers' options, and what the rest of the configuration asks of a router."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -21,71 +21,71 @@ BALANCE_COEFFICIENTS = (
 
 @dataclass
 class RouterConfig(KindConfig):
-    """Base of all routers."""
+    """Is the base of all routers."""
 
     choices_compete: ClassVar[bool] = True
-    """An expert can be the first choice of one token and the second of another."""
+    """Whether an expert can be the first choice of one token and the second of another."""
     depends_on_expert_number: ClassVar[bool] = False
-    """Routing goes by an expert's number, a code or the outcome of a draw, not by what was learned for it."""
+    """Whether routing depends on an expert's number (a code, the outcome of a draw) instead of learned weights."""
     may_split_equal_tokens: ClassVar[bool] = False
-    """Equal tokens can get different experts: by their ids, by chance, or by the order in which they come."""
+    """Whether equal tokens can get different experts: by their ids, by chance, or by their order."""
     begins_as_identity: ClassVar[bool] = False
-    """The experts' last matrix begins at 0, so that an MoE layer is its residual at first."""
+    """Whether the experts' last matrix begins at 0, so that an MoE layer begins as its residual."""
     validation_follows_step: ClassVar[bool] = False
-    """What validation gives depends on the updates made, by a schedule of the recipe, and not on the weights alone."""
+    """Whether validation depends on the number of updates, by a schedule of the recipe, beside the weights."""
 
     @property
     def sees_later_tokens(self) -> bool:
-        """What a token gets depends on tokens after it, in validation too: of no use to a causal objective."""
+        """Whether routing depends on later tokens, in validation too, which a causal objective cannot use."""
         return False
 
     @property
     def num_choices(self) -> int:
-        """Experts a token is sent to at most (where their number varies: as the kind's own text says)."""
+        """Maximum number of experts of a token (the kind's own docstring explains it if the number varies)."""
         return 1
 
     def num_parameters(self, d_model: int, num_experts: int) -> int:
-        """Weights of one router."""
+        """Returns the number of weights of one router."""
         return d_model * num_experts
 
     def num_products(self, d_model: int, num_experts: int, length: int) -> float:
-        """Multiplications of one router per token of a sequence of `length` tokens: one for each of its weights."""
+        """Returns a router's multiplications per token of a sequence of `length` tokens: one for each weight."""
         return self.num_parameters(d_model, num_experts)
 
     def experts_per_token(self, num_experts: int, length: int) -> float:
-        """Returns what a token of a sequence of `length` tokens costs in its experts, as a multiple of one expert."""
+        """Returns a token's cost in experts, as a multiple of one expert, in a sequence of `length` tokens."""
         return min(self.num_choices, num_experts)
 
     def draws_in_training(self, num_experts: int) -> bool:
-        """Returns what a token gets in training is a matter of chance too, so that two passes over a batch differ."""
+        """Returns whether routing in training is random, so that two passes over a batch differ."""
         return False
 
     @property
     def learns_from_batch(self) -> bool:
-        """Some loss that counts is one of all tokens of the global batch together: see moe/whole_batch.py."""
+        """Whether a loss with a coefficient is over all tokens of the global batch: see moe/whole_batch.py."""
         return False
 
     def check_stack(self, name: str, length: int) -> Iterator[Problem]:
-        """Yields what makes this choice unusable in a stack called `name`, whose sequences have `length` tokens."""
+        """Yields the problems of this choice in the stack `name`, whose sequences have `length` tokens."""
         return iter(())
 
     def notes(self, recipe: "Recipe") -> Iterator[str]:
-        """Yields what is sound in `recipe` but may surprise."""
+        """Yields what is valid in `recipe` but may surprise."""
         return iter(())
 
 
 @dataclass
 class GateConfig(RouterConfig):
-    """Base of routers that score experts by logits, a learned matrix times the token."""
+    """Is the base of routers that score experts by logits, a learned matrix times the token."""
 
     signed_coefficients: ClassVar[tuple[str, ...]] = ()
-    """Those that may be below 0; every other field called `*_coefficient` may not."""
+    """Fields `*_coefficient` that may be negative; all others may not."""
 
     jitter: float = 0.0  # router input times U(1 - jitter, 1 + jitter), training only
     z_coefficient: float = 0.0  # of ST-MoE's router z-loss, the mean of (log sum_i exp z_i)^2
 
     def draws_in_training(self, num_experts: int) -> bool:
-        """By jitter; one expert has weight 1 whatever its logit is, but where that goes through a sigmoid."""
+        """Returns whether there is jitter; a single expert has weight 1 whatever its logit, except after a sigmoid."""
         return self.jitter > 0 and num_experts > 1
 
     def check(self, recipe: "Recipe") -> Iterator[Problem]:
@@ -100,14 +100,14 @@ class GateConfig(RouterConfig):
                 yield Problem(
                     f"moe.router.{name}",
                     value,
-                    "must be at least 0, or training makes large what this loss is there to make small",
+                    "must be at least 0: a negative coefficient rewards what the loss penalises",
                     f"its default is {field.default}",
                 )
 
 
 @dataclass
 class BalanceLossConfig(GateConfig):
-    """Base of routers that learn to use their experts evenly, by a loss of the loads of a set of tokens."""
+    """Is the base of routers that learn to use their experts evenly, by a loss of the loads of a set of tokens."""
 
     balance_over: BalanceOver = (
         "batch"  # tokens whose loads are to be even: of each sequence, routing group or batch
@@ -119,20 +119,20 @@ class BalanceLossConfig(GateConfig):
 
 
 def capacity_must_be_null(recipe: "Recipe") -> Iterator[Problem]:
-    """For routers that settle themselves how many tokens an expert gets."""
+    """Refuses capacity factors for routers that have no capacity limit."""
     for key in ("capacity_factor", "eval_capacity_factor"):
         factor = getattr(recipe.moe, key)
         if factor is not None:
             yield Problem(
                 f"moe.{key}",
                 factor,
-                f"would drop tokens, and moe.router.kind={recipe.moe.router.kind} knows no capacity limit",
+                f"does not apply: moe.router.kind={recipe.moe.router.kind} has no capacity limit",
                 f"set moe.{key}=null",
             )
 
 
 def k_must_fit(k: int, recipe: "Recipe") -> Iterator[Problem]:
-    """For routers whose recipe says how many experts a token is sent to."""
+    """Requires 1 to moe.num_experts experts per token."""
     experts = recipe.moe.num_experts
     if not 1 <= k <= experts:
         yield Problem(

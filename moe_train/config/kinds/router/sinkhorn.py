@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class SinkhornRouterConfig(BaseRouterConfig):
-    """S-BASE (2202.01169): nearly equal loads in training, by Sinkhorn's scaling."""
+    """Configures S-BASE (2202.01169): nearly equal loads in training, by Sinkhorn's scaling."""
 
     begins_as_identity: ClassVar[bool] = False
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class SmearRouterConfig(MixingRouterConfig):
-    """SMEAR (2306.03745): one expert a sequence, merged from all experts' weights; by segments it is causal."""
+    """Configures SMEAR (2306.03745): one expert per sequence, merged from all weights; with segments it is causal."""
 
     kind: str = "smear"
     segment: int | None = (
@@ -32,7 +32,7 @@ class SmearRouterConfig(MixingRouterConfig):
         return d_model * num_experts / min(self.segment or length, length)
 
     def experts_per_token(self, num_experts: int, length: int) -> float:
-        """The merged expert, and its share of the merge, which multiplies every weight of every expert once."""
+        """Returns 1 for the merged expert plus a token's share of the merge, one product per weight of all experts."""
         return 1 + num_experts / min(self.segment or length, length)
 
     def draws_in_training(self, num_experts: int) -> bool:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class SoftRouterConfig(MixingRouterConfig):
-    """Soft MoE (2308.00951): experts get slots, each a mixture of all tokens of a sequence."""
+    """Configures Soft MoE (2308.00951): experts get slots, each a mixture of all tokens of a sequence."""
 
     kind: str = "soft"
     slots_per_expert: int = (
@@ -28,7 +28,7 @@ class SoftRouterConfig(MixingRouterConfig):
         return d_model * num_experts * self.slots_per_expert + 1
 
     def num_products(self, d_model: int, num_experts: int, length: int) -> float:
-        """Logits, slots out of tokens and tokens out of slots: each a product with all slots."""
+        """Counts three products with all slots: the logits, slots from tokens, and tokens from slots."""
         return 3 * d_model * num_experts * self.slots_per_expert
 
     def experts_per_token(self, num_experts: int, length: int) -> float:
@@ -48,6 +48,6 @@ class SoftRouterConfig(MixingRouterConfig):
     def notes(self, recipe: "Recipe") -> Iterator[str]:
         slots = recipe.moe.num_experts * self.slots_per_expert
         yield (
-            f"moe.router.kind={self.kind}: FLOPs are those of {slots} slots a sequence, active parameters those of one "
+            f"moe.router.kind={self.kind}: FLOPs are those of {slots} slots per sequence, active parameters of one "
             "expert, though a token gets something from all of them; the logged load counts slots"
         )

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class SwitchRouterConfig(BalanceLossConfig):
-    """Switch (2101.03961): one expert per token, weight = its probability."""
+    """Configures Switch (2101.03961): one expert per token, weight = its probability."""
 
     kind: str = "switch"
     policy: Literal["argmax", "sampling"] = "argmax"  # in training; sampling: a draw from the softmax
@@ -45,13 +45,16 @@ class SwitchRouterConfig(BalanceLossConfig):
             )
         elif value and self.policy == "sampling":
             yield Problem(
-                key, value, "has no next best with moe.router.policy=sampling, a draw", "use policy=argmax"
+                key,
+                value,
+                "needs a next best expert, which moe.router.policy=sampling does not have",
+                "use policy=argmax",
             )
         elif value and recipe.moe.capacity_factor is None and recipe.moe.eval_capacity_factor is None:
             yield Problem(
                 key,
                 value,
-                "does nothing where no expert is ever full",
+                "has no effect without capacity factors, as no expert is ever full",
                 "set moe.capacity_factor, or leave it at 0",
             )
 

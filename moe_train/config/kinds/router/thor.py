@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class ThorRouterConfig(RouterConfig):
-    """THOR (2110.04260): one random expert per layer and forward pass, for the whole batch."""
+    """Configures THOR (2110.04260): one random expert per layer and forward pass, for the whole batch."""
 
     depends_on_expert_number: ClassVar[bool] = True
     may_split_equal_tokens: ClassVar[bool] = True
@@ -37,7 +37,7 @@ class ThorRouterConfig(RouterConfig):
             yield Problem(
                 "moe.router.kind",
                 self.kind,
-                f"draws experts at random, and objective.kind={recipe.objective.kind} does not make them agree",
+                f"draws experts at random, but objective.kind={recipe.objective.kind} does not make them agree",
                 "set objective.kind=consistency",
             )
         if not 0 <= self.fixed_expert < recipe.moe.num_experts:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class TopKRouterConfig(BalanceLossConfig):
-    """Softmax over all experts, the k largest chosen."""
+    """Chooses the k largest of a softmax over all experts."""
 
     kind: str = "top_k"
     k: int = 2  # experts per token
@@ -31,7 +31,7 @@ class TopKRouterConfig(BalanceLossConfig):
             yield Problem(
                 "moe.router.normalize",
                 "true",
-                "with moe.router.k=1 makes every weight 1, so the router learns nothing from the task",
+                "must be false with moe.router.k=1, or every weight is 1 and the router does not learn the task",
                 "set moe.router.normalize=false, or use moe.router.kind=switch",
             )
         yield from super().check(recipe)

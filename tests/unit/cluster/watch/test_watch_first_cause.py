@@ -61,7 +61,7 @@ def test_of_two_original_errors_the_earlier_is_named(tmp_path: Path) -> None:
 
 
 def test_a_rank_that_lost_its_peer_in_the_exchange_is_no_cause(tmp_path: Path) -> None:
-    lost = "rank 0 of 2 waits in vain: the process of rank 1 has ended, and did not come to dispatch number 7"
+    lost = "rank 0 of 2 stopped waiting: the process of rank 1 exited before it reached dispatch number 7"
     leave_error(tmp_path, 0, time=1.0, kind="PeerTimeoutError", message=lost)
     leave_error(tmp_path, 1, time=2.0, kind="ZeroDivisionError", message="division by zero")
     assert find_first_cause(tmp_path, [Ending(0, 1), Ending(1, 1)]).rank == 1
