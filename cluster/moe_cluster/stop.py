@@ -1,4 +1,4 @@
-"""What a launcher is asked by signals while its workers run, for as long as it makes attempts."""
+"""Turns the signals that a launcher gets while it makes attempts into a request to stop."""
 
 import contextlib
 import signal
@@ -14,16 +14,16 @@ POLL_S = 0.1
 
 @dataclass
 class StopRequest:
-    """Whether someone wants the run to end, and how."""
+    """Holds whether the run has to stop, and how."""
 
     is_requested: bool = False
     is_urgent: bool = False
-    """A second Ctrl-C: end now, save nothing."""
+    """A second Ctrl-C: end at once, without a checkpoint."""
     is_time_limit: bool = False
     """SIGUSR1: the scheduler is about to end the job, which may be queued again."""
 
     def wait(self, seconds: float) -> bool:
-        """Let so much time pass, or less if someone asks meanwhile; returns `is_requested`."""
+        """Wait for `seconds`, or until a stop is requested; returns `is_requested`."""
         end = time.monotonic() + seconds
         while time.monotonic() < end and not self.is_requested:
             time.sleep(POLL_S)
@@ -32,9 +32,9 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_on_signals(say: Callable[[str], None]) -> Iterator[StopRequest]:
-    """Turn SIGINT, SIGTERM, SIGHUP and SIGUSR1 into a request; only a second SIGINT makes it urgent.
+    """Turns SIGINT, SIGTERM, SIGHUP and SIGUSR1 into a request; only a second SIGINT makes it urgent.
 
-    Clusters repeat SIGTERM while they wait for a job to save, so a repeated one means nothing new.
+    Clusters repeat SIGTERM while they wait for a job to save, so a repeated one is ignored.
     """
     stop = StopRequest()
 
@@ -43,8 +43,11 @@ def stop_on_signals(say: Callable[[str], None]) -> Iterator[StopRequest]:
             stop.is_urgent = True
         elif not stop.is_requested:
             stop.is_requested, stop.is_time_limit = True, number == signal.SIGUSR1
-            why = "the time limit is near" if stop.is_time_limit else "stopping"
-            say(f"{why}: the workers save at their next step (Ctrl-C again ends them at once, unsaved)")
+            reason = "the time limit is near" if stop.is_time_limit else "stopping"
+            say(
+                f"{reason}: the workers save at the next step, or exit now if training has not begun (Ctrl-C again "
+                "ends them at once, unsaved)"
+            )
 
     before = {number: signal.signal(number, receive) for number in (*stop_signals(), signal.SIGUSR1)}
     try:

@@ -54,7 +54,7 @@ def _model(recipe: Recipe) -> Iterator[Problem]:
             "model.num_heads",
             model.num_heads,
             f"must divide model.d_model={model.d_model}",
-            f"choose one of {_divisors(model.d_model)}, or set model.head_width",
+            f"{_choose_divisor(model.d_model)}, or set model.head_width",
         )
     elif model.num_heads >= 1 and model.positions == "rotary" and head_width % 2:
         yield Problem(
@@ -165,7 +165,7 @@ def _layout(recipe: Recipe, workers: int | None) -> Iterator[Problem]:
             "parallel.expert",
             parallel.expert,
             f"must divide the number of workers, which is {data}",
-            f"choose one of {_divisors(data)}, or run with --workers {parallel.expert} (a job has --nodes times "
+            f"{_choose_divisor(data)}, or run with --workers {parallel.expert} (a job has --nodes times "
             "--workers-per-node)",
         )
         return
@@ -177,7 +177,7 @@ def _layout(recipe: Recipe, workers: int | None) -> Iterator[Problem]:
             "parallel.expert",
             parallel.expert,
             f"must divide {each}moe.num_experts={recipe.moe.num_experts}",
-            f"choose one of {_divisors(shared)}",
+            f"{_choose_divisor(shared)}",
         )
     replicas = (data or 1) // parallel.expert
     widths = {"model.d_model": spec.moe[0].d_model, "moe.d_ff": spec.moe[0].d_ff} if spec.moe else {}
@@ -206,14 +206,14 @@ def _batch(recipe: Recipe, workers: int | None) -> Iterator[Problem]:
             "data.micro_batch",
             micro,
             f"must divide a worker's share of the batch, {batch} / {data} = {batch // data}",
-            f"choose one of {_divisors(batch // data)}",
+            f"{_choose_divisor(batch // data)}",
         )
     elif spec_of(recipe).moe and (micro or batch // data) % recipe.moe.group_sequences:
         yield Problem(
             "moe.group_sequences",
             recipe.moe.group_sequences,
             f"must divide the {micro or batch // data} sequences of one forward pass",
-            f"choose one of {_divisors(micro or batch // data)}",
+            f"{_choose_divisor(micro or batch // data)}",
         )
     yield from _validation(recipe, data)
 
@@ -229,10 +229,11 @@ def _validation(recipe: Recipe, data: int) -> Iterator[Problem]:
         )
 
 
-def _divisors(number: int) -> str:
-    """Lists the divisors of `number`, ascending; only the smallest if there are many."""
+def _choose_divisor(number: int) -> str:
+    """Returns "choose one of" the divisors of `number`, ascending; of many, the smallest; "use 1" for 1."""
     candidates = range(1, min(number, LARGEST_DIVISOR_TRIED) + 1)
     divisors = [str(candidate) for candidate in candidates if number % candidate == 0]
-    return ", ".join(divisors[:SHOWN_DIVISORS]) + (
-        " or a larger one" if len(divisors) > SHOWN_DIVISORS else ""
-    )
+    if len(divisors) == 1:
+        return f"use {divisors[0]}"
+    more = " or a larger one" if len(divisors) > SHOWN_DIVISORS else ""
+    return f"choose one of {', '.join(divisors[:SHOWN_DIVISORS])}{more}"

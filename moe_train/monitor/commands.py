@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _print_summary(run: RunRecord, console: Console) -> None:
-    console.print(f"{run.recipe.name}: {run.state}", markup=False, soft_wrap=True)
+    console.print(f"{run.name}: {run.state}", markup=False, soft_wrap=True)
     if not run.training:
         console.print("no training row has been written yet")
         return

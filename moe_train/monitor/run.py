@@ -20,6 +20,8 @@ from moe_train.run_folder import RECIPE_FILE
 class RunRecord:
     """Holds a run as recorded in its folder. The rows are those that count, by step."""
 
+    name: str
+    """Name of the run's folder, which its recipe's `name` need not be."""
     recipe: Recipe
     training: Sequence[Row]
     validation: Sequence[Row]
@@ -73,6 +75,7 @@ def _read(run_dir: Path) -> RunRecord:
     attempts = [int(entry.name) for entry in (run_dir / "attempts").glob("*") if entry.name.isdigit()]
     newest = run_dir / "attempts" / str(max(attempts, default=0))
     return RunRecord(
+        name=run_dir.absolute().name,
         recipe=recipe,
         training=[row for row in rows if "loss" in row],
         validation=[row for row in rows if "validation_loss" in row],

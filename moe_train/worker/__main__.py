@@ -1,7 +1,7 @@
-"""One worker of a run, as a launcher starts it: `python -P -m moe_train.worker`, under `moe_cluster.contract`.
+"""Runs one worker, as a launcher starts it: `python -P -m moe_train.worker`, under `moe_cluster.contract`.
 
-Apart from `train.py` because importing torch takes seconds: a signal or a failed import in that time must find a
-Process that minds it. Read `train.py` next.
+It is separate from `train.py` because importing torch takes seconds, in which a Process must already handle signals
+and failed imports. Read `train.py` next.
 """
 
 import os
@@ -16,7 +16,7 @@ from moe_train.worker.process import Process
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Be the worker that the environment describes; returns an exit code of the contract."""
+    """Run the worker that the environment describes; returns an exit code of the contract."""
     parser = Parser(prog="python -P -m moe_train.worker", description=__doc__)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--run-dir", type=Path, required=True)

@@ -1,8 +1,8 @@
-"""The thread of a worker that tells every second how it is, and hears what is asked of it.
+"""Writes a worker's heartbeat every second, from a thread that also reads requests to stop or end.
 
-A rank that hangs goes on beating, with the line where it stands; its stacks go to stacks.txt from a thread of C, which
-needs no Python lock. What can be known of a rank that does not beat at all is in its last heartbeat. All files are
-those of `moe_cluster.contract`. No torch here: what a hang leaves behind in torch is asked for only if torch is there.
+A rank that hangs keeps its heartbeat, with the line where it hangs; a C thread, which needs no Python lock, writes its
+stacks to stacks.txt. Of a rank without a heartbeat only the last one is known. All files are those of
+`moe_cluster.contract`. Imports no torch: its flight recorder is read only if torch is loaded.
 """
 
 import faulthandler
@@ -37,17 +37,17 @@ logger = logging.getLogger(__name__)
 SAMPLES_A_BEAT = 5
 BEAT_EVERY_S = 1.0
 WINDOW_S = 5.0
-"""The share of time spent waiting is that of the last few seconds."""
+"""The share of time spent waiting is measured over the last few seconds."""
 BEATS_A_LOOK = 5
-"""So often is a newer attempt looked for: it is a question to a file system that all workers share."""
+"""A newer attempt is looked for once in this many beats: all workers share that file system."""
 LONGEST_GOODBYE_S = 5.0
-"""A worker does not wait longer for a heartbeat that a dead file system does not take."""
+"""The longest wait at exit for a heartbeat that a dead file system does not take."""
 DUMP_AFTER = 0.8
-"""Of the patience: what a launcher that ends a hanging attempt wants to read is written by then."""
+"""The share of the patience after which stacks are written, before the launcher ends a hanging attempt."""
 
 
 class Heartbeat:
-    """Of rank `rank` in attempt `attempt`, from `start` to `end`."""
+    """Keeps the heartbeat of one rank of an attempt, from `start` to `end`."""
 
     def __init__(
         self,
@@ -58,8 +58,8 @@ class Heartbeat:
         on_end: Callable[[str], None],
         on_stop: Callable[[], None] = lambda: None,
     ) -> None:
-        """Both are called in the heartbeat's thread: `on_end` with the reason why this process has to end at once,
-        `on_stop` when stop.json asks it to stop."""
+        """Both callbacks run in the heartbeat's thread: `on_end` gets the reason why this process has to end at once,
+        `on_stop` is called when stop.json asks it to stop."""
         self._run_dir, self._attempt = run_dir, attempt
         self._folder = rank_dir(run_dir, attempt, rank)
         self._progress, self._on_end, self._on_stop = progress, on_end, on_stop
@@ -69,7 +69,7 @@ class Heartbeat:
         self._stacks: IO[str] | None = None
         self._armed: tuple[float, float | None] | None = None
         self._has_dumped = False
-        self._has_told_stop = False
+        self._has_logged_stop = False
         self._stop_reason: str | None = None
 
     def start(self) -> None:
@@ -91,15 +91,15 @@ class Heartbeat:
 
     @property
     def stop_reason(self) -> str | None:
-        """Why this worker was asked to stop, by `ask_to_stop` or by stop.json; None: it was not."""
+        """The reason of a stop request, by `ask_to_stop` or by stop.json; None without one."""
         return self._stop_reason
 
     def ask_to_stop(self, reason: str) -> None:
-        """Keep the first reason. Safe in a signal handler."""
+        """Request a stop; the first reason is kept. Safe in a signal handler."""
         self._stop_reason = self._stop_reason or reason
 
     def facts(self) -> dict[str, Any]:
-        """What identifies this worker and how far it is: in heartbeat.json and in error.json."""
+        """Returns the worker's identity and step, for heartbeat.json and error.json."""
         return {
             "pid": os.getpid(),
             "host": socket.gethostname(),
@@ -108,20 +108,20 @@ class Heartbeat:
         }
 
     def _beat(self) -> None:
-        number, has_told_first = 0, False
+        number, has_written_first_step = 0, False
         while not self._ended.wait(BEAT_EVERY_S / SAMPLES_A_BEAT):
             self._sampler.sample(time.monotonic())
             number += 1
-            if not has_told_first and self._progress.step is not None:
-                has_told_first = True  # at once: a worker killed now was not killed before its first step
+            if not has_written_first_step and self._progress.step is not None:
+                has_written_first_step = True  # at once, so that its death now counts as after the first step
                 self._write()
             if number % SAMPLES_A_BEAT == 0:
                 self._write()
                 self._watch_stacks()
-                self._hear_stop()
-                self._hear_end()
+                self._check_stop()
+                self._check_end()
             if number % (SAMPLES_A_BEAT * BEATS_A_LOOK) == 0:
-                self._hear_newer()
+                self._check_newer_attempt()
 
     def _write(self) -> None:
         progress = self._progress
@@ -142,7 +142,7 @@ class Heartbeat:
             logger.warning("heartbeat.json could not be written (%s)", error.strerror)
 
     def _watch_stacks(self) -> None:
-        """Wind up the clock whose end dumps all stacks, if there was progress; look at the collectives if it ended."""
+        """Restart the timer that dumps all stacks if there was progress; write the collectives if it has run out."""
         since, patience_s = self._progress.since, self._progress.patience_s
         if patience_s is None:
             return
@@ -164,34 +164,34 @@ class Heartbeat:
         faulthandler.dump_traceback_later(after_s, file=self._stacks)
 
     def _write_collectives(self) -> None:
-        """What torch's flight recorder knows of the last collectives, for gloo and NCCL alike."""
+        """Write the last collectives in torch's flight recorder, of gloo and NCCL."""
         with suppress(OSError):
             replace_text(self._folder / COLLECTIVES_FILE, recorded_collectives())
 
-    def _hear_stop(self) -> None:
+    def _check_stop(self) -> None:
         if self._stop_reason is None:
             self._stop_reason = requested_stop(self._run_dir, self._attempt)
             if self._stop_reason is not None:
                 self._on_stop()
-        if self._stop_reason is not None and not self._has_told_stop:
-            self._has_told_stop = True
+        if self._stop_reason is not None and not self._has_logged_stop:
+            self._has_logged_stop = True
             logger.debug("asked to stop: %s", self._stop_reason)
 
-    def _hear_end(self) -> None:
+    def _check_end(self) -> None:
         reason = requested_end(self._run_dir, self._attempt)
         if reason is not None:
             self._on_end(f"the launcher ends attempt {self._attempt}: {reason}")
 
-    def _hear_newer(self) -> None:
+    def _check_newer_attempt(self) -> None:
         newer = self._attempt + 1
         if attempt_dir(self._run_dir, newer).exists():
             self._on_end(
                 f"{self._run_dir}: attempt {self._attempt} is superseded by attempt {newer}, so this worker ends; "
-                "nothing is lost: the newer attempt goes on from the last checkpoint"
+                "nothing is lost: the newer attempt resumes from the last checkpoint"
             )
 
 
 def recorded_collectives() -> str:
-    """The last collectives of this process as torch's flight recorder tells them, in JSON; empty without torch."""
+    """Returns the last collectives in torch's flight recorder as JSON; empty without torch."""
     c10d = sys.modules.get("torch._C._distributed_c10d")
     return c10d._dump_fr_trace_json().decode() if c10d is not None else ""

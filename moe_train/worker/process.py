@@ -1,8 +1,8 @@
-"""What one worker does about itself: log, error file, stop requests, and dying with its launcher.
+"""Manages the process of one worker: its log, its error file, stop requests, and its end with its launcher.
 
-`worker.main` enters a Process before anything slow or fallible, so that every failure of a worker leaves an
-error.json and a signal during start-up is remembered instead of killing. The folders and files are those of
-`moe_cluster.contract`. No torch here: entering costs milliseconds. Read `heartbeat.py` next.
+`worker.main` enters a Process before anything slow or fallible, so that every failure of a worker leaves an error.json,
+and a signal during start-up is recorded instead of killing it. The folders and files are those of
+`moe_cluster.contract`. Imports no torch, so entering takes milliseconds. Read `heartbeat.py` next.
 """
 
 import faulthandler
@@ -41,20 +41,20 @@ from moe_train.worker.progress import Progress
 
 logger = logging.getLogger(__name__)
 
-SAVING = b"\nmoe-train: stopping: saving at the next step (Ctrl-C again ends at once, unsaved)\n"
+SAVING = b"\nmoe-train: stopping: saving at the next step, if training has begun (Ctrl-C again ends at once, unsaved)\n"
 NOTHING_TO_SAVE = b"\nmoe-train: stopping: there is nothing to save before the first step\n"
 FAREWELL_S = 2.0
-"""A worker that is stopped before the first step stays so long for the others, which hear of the stop meanwhile: one
-that lost it before would take that for a failure."""
+"""A worker that is stopped before the first step waits this long before it exits. The others get the stop request
+meanwhile; without it they would take its exit for a failure."""
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 class Process:
-    """One worker of one attempt, as a context manager.
+    """Runs one worker of one attempt, as a context manager.
 
-    An exception that leaves the block is written to error.json and log.txt, and becomes a SystemExit with the
-    exit code of the contract: no traceback reaches the terminal. KeyboardInterrupt passes unchanged, and so does one
-    of moe-train's own errors if error.json cannot be written and there is no launcher: the caller has to tell it.
+    An exception that leaves the block is written to error.json and log.txt, and becomes a SystemExit with the exit code
+    of the contract: no traceback reaches the terminal. KeyboardInterrupt passes unchanged. So does a MoETrainError if
+    error.json cannot be written and there is no launcher: the caller has to report it.
     """
 
     def __init__(self, run_dir: Path, attempt: int, rank: int, launcher: int | None = None) -> None:
@@ -71,7 +71,7 @@ class Process:
 
     @classmethod
     def of_worker(cls, run_dir: Path, environment: Mapping[str, str]) -> "Process":
-        """The worker that `environment` describes, as torch elastic and this machine's launcher set it."""
+        """Returns the worker that `environment` describes, which torch elastic and the launcher set."""
         launcher = environment.get(LAUNCHER_VARIABLE)
         return cls(
             run_dir,
@@ -82,7 +82,7 @@ class Process:
 
     @property
     def stop_requested(self) -> bool:
-        """Whether this worker was asked to stop; all workers must agree on a step before any of them does."""
+        """Whether this worker has a stop request; all workers must agree on a step before any of them stops."""
         return self._heartbeat.stop_reason is not None
 
     def __enter__(self) -> "Process":
@@ -112,24 +112,24 @@ class Process:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         exit_code = None if error is None else _exit_code(error)
-        untold = None
+        unrecorded = None
         if error is not None and exit_code == FAILED and self._was_stopped_before_training():
             logger.debug("stopped before the first step: %s: %s", type(error).__name__, error)
-            exit_code = PREEMPTED  # the others have ended, being stopped too, and it missed them
+            exit_code = PREEMPTED  # the others were stopped too, and their exit caused this error
         if error is not None and exit_code not in (None, DONE, PREEMPTED):
-            untold = self._record(self._explained(error), exit_code or FAILED)
+            unrecorded = self._record(self._explained(error), exit_code or FAILED)
         self._heartbeat.end()
         self._restore()
-        if untold is not None:
-            raise untold from None
+        if unrecorded is not None:
+            raise unrecorded from None
         if error is not None and exit_code is not None:
             raise SystemExit(exit_code) from None
 
     @contextmanager
     def ending_at_stop(self) -> Iterator[None]:
-        """A block before the first step, where there is nothing to save: being asked to stop ends it at once.
+        """Runs a block before the first step, where there is nothing to save: a stop request ends it at once.
 
-        Raises SystemExit with PREEMPTED, wherever the main thread then is in Python.
+        Raises SystemExit with PREEMPTED, wherever the main thread is in Python.
         """
         self._ends_at_stop = True
         try:
@@ -140,15 +140,15 @@ class Process:
             self._ends_at_stop = False
 
     def beat(self, step: int) -> None:
-        """Say that `step` is done."""
+        """Report that `step` is done."""
         self.progress.made(step)
 
     def beat_part(self) -> None:
-        """Say that a part of the phase is done."""
+        """Report that a part of the phase is done."""
         self.progress.made_part()
 
     def during(self, phase: str) -> AbstractContextManager[None]:
-        """A block that is no training: one of the phases of `progress.py`."""
+        """Runs a block outside training: one of the phases of `progress.py`."""
         return self.progress.during(phase)
 
     def write_layout(self, layout: Mapping[str, Any]) -> None:
@@ -168,13 +168,13 @@ class Process:
             self._stop_now()
 
     def _stop_now(self) -> NoReturn:
-        self._ends_at_stop = False  # a repeated signal must not end what this one tidies up
+        self._ends_at_stop = False  # a repeated signal must not interrupt the cleanup
         if self._launcher is not None:
             time.sleep(FAREWELL_S)
         raise SystemExit(PREEMPTED)
 
     def _wake(self) -> None:
-        """From the heartbeat's thread, which has read that this worker is to stop."""
+        """Interrupt the main thread; the heartbeat's thread calls this when it reads a stop request."""
         if self._ends_at_stop:
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
@@ -185,13 +185,13 @@ class Process:
         )
 
     def _end_at_once(self, reason: str) -> None:
-        """From the heartbeat's thread: the main one may wait for ranks that are gone."""
+        """End this process; the heartbeat's thread calls this, because the main one may wait for dead ranks."""
         logger.error("%s", reason)
         self._record(TrainingError(reason), FAILED)
         os._exit(FAILED)
 
     def _explained(self, error: BaseException) -> BaseException:
-        """A RunError in the place of an OSError on a file of the run."""
+        """Returns a RunError for an OSError on a file of the run, and other errors unchanged."""
         if not isinstance(error, OSError):
             return error
         names = [name for name in (error.filename, error.filename2) if isinstance(name, str)]
@@ -202,9 +202,9 @@ class Process:
         return explained
 
     def _record(self, error: BaseException, exit_code: int) -> MoETrainError | None:
-        """Write error.json; returns the error if that is not possible and the caller can tell it."""
+        """Write error.json; returns the error if that fails and the caller can report it."""
         trace = "".join(traceback.format_exception(error))
-        with suppress(OSError):  # error.json has it as well, or says that it could not be written
+        with suppress(OSError):  # error.json has it too
             self._log.write(trace)
         content = {
             "rank": self.rank,
@@ -224,7 +224,7 @@ class Process:
         return None
 
     def _send_output_to_log(self) -> None:
-        """Keep the terminal for what rank 0 says on purpose; whatever native code prints goes to log.txt."""
+        """Send all output, also that of native code, to log.txt; only rank 0 keeps the terminal for its messages."""
         terminal = output_stream(os.dup(1), sys.stdout, is_result=False)
         sys.stderr.flush()
         if self.rank == 0:
@@ -245,10 +245,10 @@ class Process:
         logging.captureWarnings(True)
 
     def _restore(self) -> None:
-        """Undo what would outlive the run in the process of a caller; a worker is about to end.
+        """Undo what would outlive the run in the process of a caller; a launched worker is about to exit.
 
-        Python drops its signal handlers before it ends, and a worker that another one's stop has ended may be told to
-        stop only then: a signal must not take the place of the exit code.
+        Python drops its signal handlers before it exits, and a stop signal may arrive only then: it must not replace
+        the exit code.
         """
         if self._launcher is not None:
             for number in self._signals_before:
@@ -260,19 +260,19 @@ class Process:
             logging.getLogger().removeHandler(handler)
         logging.captureWarnings(False)
         faulthandler.disable()
-        with suppress(OSError):  # the disk is full: what it did not take before, it does not take now
+        with suppress(OSError):  # the disk is full
             self._log.close()
 
 
 class _FileHandler(logging.StreamHandler[IO[str]]):
-    """log.txt. What a full disk does not take is lost to it: logging would print a traceback for every line."""
+    """Writes log.txt, and drops what a full disk does not take: logging would print a traceback for every line."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
-        """Leave it: the terminal shows what matters, and whatever ends a run is in error.json or told there."""
+        """Ignore it: what ends a run is in error.json or on the terminal."""
 
 
 class _TerminalHandler(logging.Handler):
-    """What moe-train says, to whatever sys.stderr is at that moment: a live view replaces it."""
+    """Writes moe-train's messages and all errors to the current sys.stderr, which a live view replaces."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.name.startswith("moe_train") or record.levelno >= logging.ERROR:
@@ -280,7 +280,7 @@ class _TerminalHandler(logging.Handler):
 
 
 def _exit_code(error: BaseException) -> int | None:
-    """The contract's code for what left the block; None for a KeyboardInterrupt, which is no failure."""
+    """Returns the contract's exit code for an exception; None for a KeyboardInterrupt, which is not a failure."""
     if isinstance(error, KeyboardInterrupt):
         return None
     if isinstance(error, SystemExit):

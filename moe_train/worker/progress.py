@@ -1,7 +1,7 @@
-"""How far a worker has come, in which phase it is, and how long that phase may last without progress.
+"""Tracks a worker's step and phase, and decides how long that phase may last without progress.
 
-The heartbeat tells the launcher; the patience is decided here because the worker knows its recipe and how long its
-steps take. A step that never ends is told from one that takes long by those before it.
+The heartbeat reports it to the launcher. The patience is decided here because the worker knows its recipe and the
+duration of its steps: a step hangs if it takes several times as long as those before it.
 """
 
 import time
@@ -19,12 +19,12 @@ STARTING, TRAINING, VALIDATING, TRANSLATING, CHECKPOINT, ENDING = (
 )
 
 STRETCH = 5
-"""A step may take so many times as long as the longest of the last ones."""
+"""A step may take this many times as long as the longest of the last ones."""
 REMEMBERED_STEPS = 20
 
 
 class Progress:
-    """Of one worker. Its main thread writes, its heartbeat reads."""
+    """Holds the progress of one worker. Its main thread writes it, its heartbeat reads it."""
 
     def __init__(self) -> None:
         self.step: int | None = None
@@ -32,7 +32,7 @@ class Progress:
         """When the last step ended, in seconds since 1970."""
         self.phase = STARTING
         self.parts = 0
-        """Done of the phase, such as batches of a validation."""
+        """Parts of the phase that are done, such as batches of a validation."""
         self.since = time.monotonic()
         """When the last step or part ended or the phase began."""
         self._hang_s: float | None = None
@@ -40,23 +40,23 @@ class Progress:
         self._step_seconds: deque[float] = deque(maxlen=REMEMBERED_STEPS)
 
     def expect(self, hang_s: float, timeout_s: float) -> None:
-        """From now on a step takes `hang_s` at most, and what is no step `timeout_s`."""
+        """Set the limits: a step may take `hang_s`, any other phase `timeout_s`."""
         self._hang_s, self._timeout_s = hang_s, timeout_s
 
     def made(self, step: int) -> None:
-        """`step` is done. The first one ends the start: it builds and warms up what later ones find ready."""
+        """Record that `step` is done. The first one ends the start-up, and is not timed because it warms up."""
         now = time.monotonic()
         if self.phase == TRAINING:
             self._step_seconds.append(now - self.since)
         self.step, self.step_time, self.phase, self.since = step, time.time(), TRAINING, now
 
     def made_part(self) -> None:
-        """A part of the phase is done."""
+        """Record that a part of the phase is done."""
         self.parts, self.since = self.parts + 1, time.monotonic()
 
     @contextmanager
     def during(self, phase: str) -> Iterator[None]:
-        """A block that is a phase of its own, unless the worker is still starting."""
+        """Runs a block as a phase of its own, unless the worker is still starting."""
         before = self.phase
         if before != STARTING:
             self.phase, self.since = phase, time.monotonic()
@@ -66,17 +66,17 @@ class Progress:
             self.phase, self.parts, self.since = before, 0, time.monotonic()
 
     def end(self) -> None:
-        """There will be no more steps: what is left is to leave."""
+        """Record that there will be no more steps."""
         self.phase, self.since = ENDING, time.monotonic()
 
     @property
     def is_paced(self) -> bool:
-        """The phase goes forward in steps, or in parts that take no longer than one."""
+        """Whether the phase advances in steps, or in parts that take no longer than one."""
         return self.phase in (TRAINING, VALIDATING)
 
     @property
     def patience_s(self) -> float | None:
-        """How long the phase may go on without progress before it counts as a hang; None: not known yet."""
+        """Returns how long the phase may last without progress before it counts as a hang; None: not known yet."""
         if self._hang_s is None:
             return None
         if not self.is_paced:

@@ -1,7 +1,7 @@
-"""Where the main thread of a worker is, and how often it waits for another worker, told by its stack.
+"""Samples where the main thread of a worker is, and how much of its time it waits for other workers.
 
-A thread that looks at the stack of another costs that one nothing: the work of a step is not instrumented. No torch
-here: a worker knows its whereabouts before it has imported it. Read `heartbeat.py` next.
+Another thread reads its stack, so the work of a step is not instrumented and costs nothing. Imports no torch: a worker
+has whereabouts before torch is imported. Read `heartbeat.py` next.
 """
 
 import gc
@@ -13,7 +13,7 @@ from types import FrameType
 
 OWN = ("moe_train", "moe_kernels", "moe_cluster")
 # Where a worker waits for others, or moves rows between them: on the CPU in the collective itself, on CUDA where the
-# host reads a result. The wait of `parallel.turn` is not among them: it may rightly last as long as a corpus takes.
+# host reads a result. `parallel.turn` is not among them: its wait may take as long as building a corpus.
 WAITING = (
     "torch.distributed",
     "moe_kernels.exchange",
@@ -21,7 +21,7 @@ WAITING = (
     "moe_train.moe.dispatch.all_to_all",
     "moe_train.parallel.world",
 )
-# Calls the kernels for all others: who called it is where the thread is.
+# Calls the kernels for all others, so its caller is the place to report.
 CALLS_KERNELS = "moe_kernels.launch"
 # A CPU tensor's backward pass runs in the thread that asked for it, a CUDA tensor's in one of torch's own.
 BACKWARD = "torch.autograd.graph"
@@ -29,7 +29,7 @@ BACKWARD = "torch.autograd.graph"
 
 @dataclass(frozen=True)
 class Place:
-    """A line of our own code, and whether what it called waits for another worker."""
+    """Names a line of our own code, and whether the thread waits there for another worker."""
 
     where: str
     """As "moe/layers/layer.py:123 forward"."""
@@ -40,11 +40,11 @@ NOWHERE = Place("outside of moe-train", is_waiting=False)
 
 
 def main_thread_place() -> Place:
-    """Where the main thread is. For another thread to call.
+    """Returns where the main thread is. Called by another thread.
 
-    No garbage is collected meanwhile. A collection that begins while Python makes the frame object of a running thread
-    can let that thread run on (a tensor's destructor gives the lock away): what is then handed out as its frame is some
-    other object, or both threads wait for each other for ever (seen with Python 3.11).
+    Garbage collection is off meanwhile. A collection that begins while Python makes the frame object of a running
+    thread can let that thread continue (a tensor's destructor releases the lock): the frame is then some other object,
+    or both threads deadlock (seen with Python 3.11).
     """
     collects = gc.isenabled()
     gc.disable()
@@ -60,14 +60,14 @@ def _main_thread_place() -> Place:
     main = threading.main_thread().ident
     frame = frames.get(main) if main is not None else None
     if frame is not None and _module(frame) == BACKWARD:
-        known = {thread.ident for thread in threading.enumerate()}
-        places = [place_of(found) for ident, found in frames.items() if ident not in known]
+        python_threads = {thread.ident for thread in threading.enumerate()}
+        places = [place_of(other) for ident, other in frames.items() if ident not in python_threads]
         return next((place for place in places if place != NOWHERE), place_of(frame))
     return place_of(frame)
 
 
 def place_of(frame: FrameType | None) -> Place:
-    """The innermost frame of our own packages from `frame` outwards; it waits if it is one that does, or called one."""
+    """Returns the innermost frame of our own packages from `frame` outwards; it waits if it or its callee does."""
     is_waiting = False
     while frame is not None:
         module = _module(frame)
@@ -79,10 +79,10 @@ def place_of(frame: FrameType | None) -> Place:
 
 
 class Sampler:
-    """The last whereabouts of the main thread, and the share of the last seconds in which it waited."""
+    """Keeps the last place of the main thread, and the share of the last seconds in which it waited."""
 
     def __init__(self, every_s: float, window_s: float) -> None:
-        """To be asked for a sample every `every_s` seconds; those of the last `window_s` are remembered."""
+        """Expects a sample every `every_s` seconds, and keeps those of the last `window_s`."""
         self.place = NOWHERE
         self._every_s, self._window_s = every_s, window_s
         self._samples: deque[tuple[float, float, float]] = (
@@ -90,10 +90,10 @@ class Sampler:
         )  # when, seconds it stands for, of these waiting
 
     def sample(self, now: float) -> None:
-        """Look once, at `now` in seconds.
+        """Take a sample at `now`, in seconds.
 
-        A sample that comes late tells of a process that did not run, or did not leave Python's lock: in the time that
-        it is late by, it did not wait for others.
+        If a sample is late, the process did not run or did not release Python's lock; the delay does not count as
+        waiting for others.
         """
         self.place = main_thread_place()
         seconds = now - self._samples[-1][0] if self._samples else self._every_s
@@ -103,7 +103,7 @@ class Sampler:
 
     @property
     def waiting(self) -> float:
-        """Share of the remembered time, from 0 to 1, in which the main thread waited for another worker."""
+        """Returns the share of the kept time, 0 to 1, in which the main thread waited for another worker."""
         total = sum(seconds for _, seconds, _ in self._samples)
         return sum(waited for _, _, waited in self._samples) / total if total else 0.0
 

@@ -15,6 +15,7 @@ from moe_train.data.corpora.folder import (
     distinct,
     expanded_path,
     find_files,
+    searching,
     split_glob,
     unreadable,
 )
@@ -79,21 +80,22 @@ class FilesCorpus:
 
 def require_exists(config: FilesCorpusConfig) -> None:
     """Raises DataError if there is no file or folder at the corpus's path. Reads no file, so it takes no time."""
-    path = expanded_path(config.path or ".")
-    if _is_glob(path):
-        root, parts = split_glob(path)
-        if not root.is_dir() or next(find_files(root, parts, LeftOut()), None) is None:
-            raise DataError(_without_text(config, 0))
-    elif not path.exists():
-        raise DataError(
-            f"data.corpus.path={config.path}: {dangling_link(path) or 'there is no such file or folder'}; correct "
-            "the path (relative to the working directory), or leave it out for Python's standard library"
-        )
-    elif not (path.is_dir() or path.is_file()):
-        raise DataError(
-            f"data.corpus.path={config.path}: must not be a pipe, a socket or a device, as a corpus is read several "
-            "times; write its text to files in a folder and name the folder"
-        )
+    with searching(config.path):
+        path = expanded_path(config.path or ".")
+        if _is_glob(path):
+            root, parts = split_glob(path)
+            if not root.is_dir() or next(find_files(root, parts, LeftOut()), None) is None:
+                raise DataError(_without_text(config, 0))
+        elif not path.exists():
+            raise DataError(
+                f"data.corpus.path={config.path}: {dangling_link(path) or 'there is no such file or folder'}; "
+                "correct the path (relative to the working directory), or leave it out for Python's standard library"
+            )
+        elif not (path.is_dir() or path.is_file()):
+            raise DataError(
+                f"data.corpus.path={config.path}: must not be a pipe, a socket or a device, as a corpus is read "
+                "several times; write its text to files in a folder and name the folder"
+            )
 
 
 def _is_glob(path: Path) -> bool:

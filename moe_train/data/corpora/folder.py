@@ -10,6 +10,7 @@ import heapq
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
@@ -109,6 +110,17 @@ def split_glob(pattern: Path) -> tuple[Path, Parts]:
     """Splits a glob into the folders before its first wildcard and the parts from there on."""
     number = next((n for n, part in enumerate(pattern.parts) if glob.has_magic(part)), len(pattern.parts))
     return Path(*pattern.parts[:number]), pattern.parts[number:]
+
+
+@contextmanager
+def searching(path: str | None) -> Iterator[None]:
+    """Turns an OSError on the corpus's own path into a DataError: its name is too long, or a folder is closed."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"data.corpus.path={path}: cannot be read ({error.strerror}); correct the path, or its permissions"
+        ) from None
 
 
 def unreadable(path: str | Path, error: OSError) -> DataError:

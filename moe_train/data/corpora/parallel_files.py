@@ -7,7 +7,7 @@ from pathlib import Path
 from moe_train.config.kinds.parallel_corpus import ParallelFilesCorpusConfig
 from moe_train.data.corpora.catalogues import find_catalogues, read_catalogue
 from moe_train.data.corpora.corpus import Document, Progress
-from moe_train.data.corpora.folder import EVERYTHING, expanded_path, find_files
+from moe_train.data.corpora.folder import EVERYTHING, expanded_path, find_files, searching
 from moe_train.data.corpora.left_out import LeftOut
 from moe_train.data.corpora.lines import lines_of
 from moe_train.data.corpora.pairs import Pair, select, swapped, write_pairs
@@ -75,11 +75,12 @@ class ParallelFilesCorpus:
 def require_exists(config: ParallelFilesCorpusConfig) -> None:
     """Raises DataError if there is no folder at the corpus's path."""
     path = expanded_path(config.path)
-    if not path.is_dir():
-        raise DataError(
-            f"data.corpus.path={config.path}: {dangling_link(path) or 'there is no such folder'}; correct the path "
-            "(relative to the working directory)"
-        )
+    with searching(config.path):
+        if not path.is_dir():
+            raise DataError(
+                f"data.corpus.path={config.path}: {dangling_link(path) or 'there is no such folder'}; correct the "
+                "path (relative to the working directory)"
+            )
 
 
 def align_lines(source: Path, target: Path) -> Iterator[Pair]:

@@ -139,6 +139,11 @@ BEFORE_THE_FIRST_STEP = [
         ["data.corpus.path=gone: ", "no such file or folder", "correct the path"],
     ),
     (
+        "name of the corpus too long",
+        ["data.corpus.path=" + "x" * 300],
+        ["x: cannot be read (File name too long); correct the path"],
+    ),
+    (
         "corpus of bytes",
         ["data.corpus.path=bytes"],
         [

@@ -94,6 +94,11 @@ BROKEN = [
         "parallel.expert=3: must divide the number of workers, which is 4; choose one of 1, 2, 4",
     ),
     (
+        "parallel.expert=2",
+        1,
+        "parallel.expert=2: must divide the number of workers, which is 1; use 1, or run with --workers 2",
+    ),
+    (
         "data.global_batch=6",
         4,
         "data.global_batch=6: must be a multiple of the 4 data-parallel workers; use 4 or 8.",
