@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from moe_train.config.kinds import data, dispatch, engine, objective, optim, parallel_corpus
+from moe_train.config.kinds import data, depth, dispatch, engine, objective, optim, parallel_corpus
 from moe_train.config.kinds.kind import KindConfig
 from moe_train.config.kinds.router.router import RouterConfig
 from moe_train.config.plug_ins import Kind, Kinds
@@ -47,6 +47,9 @@ OWN_KINDS: Mapping[str, Mapping[str, Kind]] = {
         "reinforce": _router("reinforce:ReinforceRouter"),
         "soft": _router("soft:SoftRouter", layer="moe_train.moe.layers.soft:SoftLayer"),
         "smear": _router("smear:SmearRouter", layer="moe_train.moe.layers.smear:SmearLayer"),
+    },
+    "model.depth": {
+        "full": Kind(depth.FullDepthConfig, "moe_train.model.depth:FullDepth"),
     },
     "moe.dispatch": {
         "auto": Kind(dispatch.AutoDispatchConfig, "moe_train.moe.dispatch.auto:choose"),
@@ -107,6 +110,7 @@ OWN_KINDS: Mapping[str, Mapping[str, Kind]] = {
 
 PLUG_INS: Mapping[str, tuple[str, type[KindConfig]]] = {
     "moe.router": ("moe_train.routers", RouterConfig),
+    "model.depth": ("moe_train.depths", depth.DepthConfig),
     "moe.dispatch": ("moe_train.dispatchers", dispatch.DispatchConfig),
     "objective": ("moe_train.objectives", objective.ObjectiveConfig),
     "data.corpus": ("moe_train.corpora", data.CorpusConfig),

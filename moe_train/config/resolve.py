@@ -26,6 +26,7 @@ def spec_of(recipe: Recipe) -> ModelSpec:
         dropout=model.dropout,
         tied_embeddings=model.tied_embeddings,
         init_scale=model.init_scale,
+        depth=model.depth,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 from moe_train.config.fields import NumberOrNumbers
 from moe_train.config.kinds.data import BPEConfig, CorpusConfig, FilesCorpusConfig, TokenizerConfig
+from moe_train.config.kinds.depth import DepthConfig, FullDepthConfig
 from moe_train.config.kinds.dispatch import AutoDispatchConfig, DispatchConfig
 from moe_train.config.kinds.engine import EngineConfig, NativeEngineConfig
 from moe_train.config.kinds.objective import LanguageConfig, ObjectiveConfig
@@ -37,6 +38,7 @@ class ModelConfig:
     dropout: float = 0.0  # on embeddings and on every block's output, training only
     tied_embeddings: bool = True  # output head = token embedding
     init_scale: float = 0.1  # s of Switch (2101.03961) sec. 2.4: std = sqrt(s / fan_in), truncated at 2 std
+    depth: DepthConfig = field(default_factory=FullDepthConfig)
 
 
 @dataclass

@@ -7,6 +7,7 @@ experts. `resolve.py` makes a `ModelSpec` of a recipe. Nothing here imports torc
 from dataclasses import dataclass
 from typing import Literal
 
+from moe_train.config.kinds.depth import DepthConfig
 from moe_train.config.kinds.dispatch import DispatchConfig
 from moe_train.config.kinds.router.router import RouterConfig
 
@@ -91,6 +92,7 @@ class ModelSpec:
     dropout: float
     tied_embeddings: bool
     init_scale: float
+    depth: DepthConfig
 
     @property
     def attention_width(self) -> int:

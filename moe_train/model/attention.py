@@ -84,6 +84,11 @@ def hide_padding(is_real: Bool[Tensor, "B R"]) -> Float[Tensor, "B 1 1 R"]:
     return bias.masked_fill(~is_real, HIDDEN)[:, None, None]
 
 
+def hide_later(length: int, device: torch.device) -> Float[Tensor, "1 1 S S"]:
+    """The bias that keeps each position from those after it."""
+    return torch.full((1, 1, length, length), -math.inf, device=device).triu(1)
+
+
 class RelativeBias(nn.Module):
     """T5's bucketed relative position bias (1910.10683, sec. 2.1), one table for all layers of a stack."""
 

@@ -1,18 +1,23 @@
 """A stack of transformer blocks, plain single-device PyTorch; `transformer.py` makes models of one or two of them.
 
-B sequences, S tokens, R tokens of the encoder's output, D model width, L MoE layers.
+B sequences, S tokens, T rows (B * S unless `model.depth` leaves some out), R tokens of the encoder's output,
+D model width.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from moe_train.config.registry import build
 from moe_train.config.spec import ModelSpec, StackSpec
-from moe_train.model.attention import Attention, RelativeBias, hide_padding
+from moe_train.model.attention import Attention, RelativeBias, hide_later, hide_padding
+from moe_train.model.depth import Depth, Part
 from moe_train.model.feedforward import FeedForward
 from moe_train.moe.layers.layer import MoELayer, moe_layer
 from moe_train.moe.routing import RouteContext
+from moe_train.moe.rows import Rows
 from moe_train.results import MoEStats
 
 
@@ -44,22 +49,26 @@ class Block(nn.Module):
 
     def forward(
         self,
-        x: Float[Tensor, "B S D"],
+        x: Float[Tensor, "T D"],
         bias: Float[Tensor, "#B #H #S S"] | None,
         context: RouteContext,
         memory: Float[Tensor, "B R D"] | None = None,
         memory_bias: Float[Tensor, "B 1 1 R"] | None = None,
-    ) -> tuple[Float[Tensor, "B S D"], MoEStats | None]:
-        """The block's output and, from an MoE layer, its statistics."""
-        mixed = self.attention(self.attention_norm(x), bias)
+    ) -> tuple[Float[Tensor, "T D"], MoEStats | None]:
+        """Returns the states of the rows and, from an MoE layer, its statistics.
+
+        Attention lays the rows out at their places; `bias` must hide places without a row.
+        """
+        rows = context.rows
+        mixed = rows.take(self.attention(rows.lay_out(self.attention_norm(x)), bias))
         x = x + dropout(mixed, self.dropout, f"{self.site}.attention", context)
         if self.cross_attention is not None and self.cross_attention_norm is not None:
-            read = self.cross_attention(self.cross_attention_norm(x), memory_bias, memory)
+            queries = rows.lay_out(self.cross_attention_norm(x))
+            read = rows.take(self.cross_attention(queries, memory_bias, memory))
             x = x + dropout(read, self.dropout, f"{self.site}.cross_attention", context)
         normed, stats = self.feedforward_norm(x), None
         if isinstance(self.feedforward, MoELayer):
-            rows, stats = self.feedforward(normed.flatten(0, 1), context, x.flatten(0, 1))
-            y = rows.view_as(x)
+            y, stats = self.feedforward(normed, context, x)
             if self.shared_experts is not None:
                 y = y + self.shared_experts(normed)
         else:
@@ -89,6 +98,7 @@ class Stack(nn.Module):
             Block(spec, stack, layer, f"{prefix}layers.{layer}") for layer in range(stack.num_layers)
         )
         self.norm = nn.RMSNorm(spec.d_model)
+        self.depth: Depth = build("model.depth", spec.depth, spec=spec, stack=stack, site=f"{prefix}depth")
 
     def run(
         self,
@@ -100,33 +110,40 @@ class Stack(nn.Module):
         """Returns the states of embedded tokens after the last block."""
         if self.positions is not None:
             x = x + self.positions.weight[: x.shape[1]]
-        x = dropout(x, self.dropout, self.site, context)
-        bias = self._bias(x.shape[1], context)
-        stats = []
-        for layer in self.layers:
-            x, of_layer = layer(x, bias, context, memory, memory_bias)
-            if of_layer is not None:
-                stats.append(of_layer)
-        return StackOutput(self.norm(x), tuple(stats))
+        rows = context.rows
+        x = dropout(rows.take(x), self.dropout, self.site, context)
+        bias, stats = self._bias(rows), []
+        parts: list[tuple[Part, RouteContext, Tensor | None]] = []  # and what was there before each
+        for index, block in enumerate(self.layers):
+            if (part := self.depth.before(index, x, context)) is not None:
+                parts.append((part, context, bias))
+                x, context, bias = part.x, replace(context, rows=part.rows), self._bias(part.rows)
+            x, layer_stats = block(x, bias, context, memory, memory_bias)
+            if layer_stats is not None:
+                stats.append(layer_stats)
+            while parts and parts[-1][0].last == index:
+                part, context, bias = parts.pop()
+                x = part.put_back(x)
+        assert not parts, "a part ends inside of the part and of the stack that it is a part of"
+        return StackOutput(rows.lay_out(self.norm(x)), tuple(stats))
 
-    def _bias(self, length: int, context: RouteContext) -> Float[Tensor, "B_or_1 H_or_1 S_or_1 S"] | None:
-        """What is added to the scores of every layer: relative positions, and what hides padding.
+    def _bias(self, rows: Rows) -> Float[Tensor, "B_or_1 H_or_1 S_or_1 S"] | None:
+        """What is added to the scores: relative positions, and what hides padding and places without a row.
 
         Padding comes after all real tokens, so causal attention never sees it.
         """
-        bias = None if self.relative_bias is None else self.relative_bias(length).unsqueeze(0)
-        is_real = context.rows.is_real
-        if self.is_causal or is_real is None:
+        bias = None if self.relative_bias is None else self.relative_bias(rows.length).unsqueeze(0)
+        if rows.occupied is None or (self.is_causal and rows.is_full):
             return bias
-        hiding = hide_padding(is_real)
+        if self.is_causal and bias is None:
+            bias = hide_later(rows.length, rows.values.device)
+        hiding = hide_padding(rows.occupied)
         return hiding if bias is None else bias + hiding
 
 
-def dropout(
-    x: Float[Tensor, "B S D"], rate: float, site: str, context: RouteContext
-) -> Float[Tensor, "B S D"]:
-    """Inverted dropout whose mask is a function of (seed, step, site, sequence), the same on every layout."""
+def dropout(x: Float[Tensor, "T D"], rate: float, site: str, context: RouteContext) -> Float[Tensor, "T D"]:
+    """Inverted dropout whose mask is a function of (seed, step, site, sequence, position): the same on every layout."""
     if rate == 0 or not context.training:
         return x
-    keep = context.uniform(site, x.shape[2]).view_as(x) >= rate
+    keep = context.uniform(site, x.shape[1]) >= rate
     return x * keep / (1 - rate)

@@ -30,6 +30,7 @@ OTHER = """
 """
 BASES = {
     "moe.router": ("router.router", "RouterConfig"),
+    "model.depth": ("depth", "DepthConfig"),
     "moe.dispatch": ("dispatch", "DispatchConfig"),
     "objective": ("objective", "ObjectiveConfig"),
     "data.corpus": ("data", "CorpusConfig"),

@@ -143,7 +143,7 @@ def test_the_router_scores_the_residual_stream_in_base_and_its_norm_everywhere_e
     block = model.blocks[0]
     block.feedforward_norm.weight.data.fill_(3.0)
     block.feedforward_norm.register_forward_hook(
-        lambda _, inputs, output: seen.update(stream=inputs[0].flatten(0, 1), normed=output.flatten(0, 1))
+        lambda _, inputs, output: seen.update(stream=inputs[0], normed=output)
     )
     block.feedforward.router.register_forward_pre_hook(lambda _, inputs: seen.update(scored=inputs[0]))
     model(batch.tokens, context(*batch.tokens.shape, training=True))

@@ -29,9 +29,10 @@ def test_a_layer_works_as_among_layers_of_its_own_size(kind, training):
     tokens = global_batch(recipe, 0).tokens
     about = context(*tokens.shape, training=training)
     logits, stats = pyramid(tokens, about)
-    middle, first = of_4.layers[0](of_4.embedding(tokens), None, about)
+    middle, first = of_4.layers[0](of_4.embedding(tokens).flatten(0, 1), None, about)
     top, second = of_8.layers[1](middle, None, about)
-    torch.testing.assert_close(logits, of_8.norm(top) @ of_8.embedding.weight.t())
+    expected = of_8.norm(top) @ of_8.embedding.weight.t()
+    torch.testing.assert_close(logits, expected.view_as(logits))
     for layer, expected, experts in zip(stats, (first, second), (4, 8), strict=True):
         assert layer.load.tolist() == expected.load.tolist()
         assert len(layer.load) == experts
