@@ -169,7 +169,12 @@ class Trainer:
             loss = self.training_step.evaluate(self._told(self.validation), self.step)
         scores: dict[str, float] = {}
         if self.translation:
-            translator = Translator(self.training_step.forward, self.mesh.world)
+            translator = Translator(
+                self.training_step.forward,
+                self.mesh.world,
+                self.recipe.decoding,
+                self.recipe.data.sequence_length,
+            )
             with self.watch.during(TRANSLATING):
                 scores = self.translation.scores(translator, self.step)
         self.callbacks.on_row({**self._where(), "validation_loss": loss, **scores})

@@ -63,7 +63,8 @@ def main(argv: Sequence[str]) -> int:
     tokenizer: Tokenizer = build("data.tokenizer", recipe.data.tokenizer)
     tokenizer.load(run_dir / "tokenizer.json")
     model, found = _trained(recipe, run_dir, options.step, world)
-    translator = Translator(Forward(model, recipe), world)
+    forward = Forward(model, recipe.seed, recipe.steps, recipe.precision == "bf16")
+    translator = Translator(forward, world, recipe.decoding, recipe.data.sequence_length)
     if options.file is None:
         _translate_validation(recipe, translator, found, tokenizer, world)
     else:

@@ -36,7 +36,7 @@ def problems(recipe: Recipe, workers: int | None = None) -> list[Problem]:
     return of_sections or [
         *_layout(recipe, workers),
         *_batch(recipe, workers),
-        *recipe.stability.check(recipe),
+        *recipe.stability.check(recipe.checkpoint.every, recipe.checkpoint.keep_last),
     ]
 
 

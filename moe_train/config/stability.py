@@ -2,12 +2,8 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from moe_train.config.problem import Problem
-
-if TYPE_CHECKING:
-    from moe_train.config.schema import Recipe
 
 
 @dataclass
@@ -29,8 +25,8 @@ class StabilityConfig:
     rollback_margin: int = 10  # updates between the checkpoint and the first spike at least
     rollback_limit: int = 3  # rollbacks after which the next one ends the run
 
-    def check(self, recipe: "Recipe") -> Iterator[Problem]:
-        """Yields what makes this unusable in `recipe`."""
+    def check(self, checkpoint_every: int, keep_last: int) -> Iterator[Problem]:
+        """Yields what makes this unusable with checkpoints every so many steps, of which the last ones are kept."""
         for key, lowest in (
             ("skip_limit", 1),
             ("spike_window", 2),
@@ -49,26 +45,25 @@ class StabilityConfig:
         if self.spike_threshold <= 0:
             yield Problem("stability.spike_threshold", self.spike_threshold, "must be above 0", "use 6")
         if self.rollback:
-            yield from self._needs_checkpoints(recipe)
+            yield from self._needs_checkpoints(checkpoint_every, keep_last)
 
-    def _needs_checkpoints(self, recipe: "Recipe") -> Iterator[Problem]:
-        checkpoint = recipe.checkpoint
-        if checkpoint.every < 1:
+    def _needs_checkpoints(self, every: int, keep_last: int) -> Iterator[Problem]:
+        if every < 1:
             yield Problem(
                 "stability.rollback",
                 "true",
-                f"needs checkpoints to go back to, but checkpoint.every={checkpoint.every} writes none before the end",
+                f"needs checkpoints to go back to, but checkpoint.every={every} writes none before the end",
                 "set checkpoint.every=100, or stability.rollback=false",
             )
             return
         bad = max(self.spike_patience, self.skip_limit if self.skip_non_finite else 1)
         # This many checkpoints may be written after the newest one that is old enough, up to the last bad update.
-        newer = 1 + (bad - 1 + self.rollback_margin) // checkpoint.every
-        if 0 < checkpoint.keep_last <= newer:
+        newer = 1 + (bad - 1 + self.rollback_margin) // every
+        if 0 < keep_last <= newer:
             yield Problem(
                 "checkpoint.keep_last",
-                checkpoint.keep_last,
+                keep_last,
                 f"may leave none that is stability.rollback_margin={self.rollback_margin} updates older than the first "
-                f"of {bad} bad ones in a row, with checkpoint.every={checkpoint.every}",
+                f"of {bad} bad ones in a row, with checkpoint.every={every}",
                 f"set checkpoint.keep_last={newer + 1} or more, or 0 to keep all",
             )

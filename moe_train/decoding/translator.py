@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from moe_train.config.schema import DecodingConfig
 from moe_train.data.batch import Batch
 from moe_train.decoding.generate import generate
 from moe_train.model.forward import Forward
@@ -20,6 +21,9 @@ class Translator:
 
     forward: Forward
     world: World
+    decoding: DecodingConfig
+    length: int
+    """Most tokens of a translation."""
 
     @torch.no_grad()
     def translate(self, batch: Batch, step: int) -> Int[Tensor, "B N"]:
@@ -27,7 +31,7 @@ class Translator:
 
         Collective.
         """
-        model, recipe = self.forward.model, self.forward.recipe
+        model = self.forward.model
         assert isinstance(model, Translating), "config.check accepts pairs only for such models"
         model.eval()
         with self.forward.precision(batch):
@@ -35,8 +39,8 @@ class Translator:
                 model,
                 batch,
                 self.forward.forward_pass(step),
-                recipe.decoding,
-                recipe.data.sequence_length,
+                self.decoding,
+                self.length,
                 self._all_agree,
             )
         free_gathered(model)

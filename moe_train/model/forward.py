@@ -1,4 +1,4 @@
-"""Runs a model on batches as a recipe says: with its precision, and with draws and schedules that depend on the step.
+"""Runs a model on batches of a run: with its precision, and with draws and schedules that depend on the step.
 
 Apart from the training step, because validation and translation run the model in the same way.
 """
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 
-from moe_train.config.schema import Recipe
 from moe_train.data.batch import Batch
 from moe_train.model.model import Model
 from moe_train.moe.routing import Pass
@@ -20,7 +19,11 @@ class Forward:
     """Forward passes of `model`, which may be distributed: calls are collective where it is."""
 
     model: Model
-    recipe: Recipe
+    seed: int
+    steps: int
+    """Updates of the whole run."""
+    use_bf16: bool
+    """Matrix products run in bf16."""
 
     def __call__(self, batch: Batch, step: int, pass_index: int = 0) -> ModelOutput:
         """Returns the model's output for a batch after `step` updates.
@@ -34,11 +37,10 @@ class Forward:
         """Returns what the layers know of a pass."""
         return Pass(
             training=self.model.training,
-            progress=step / self.recipe.steps,
-            random=RandomStream(self.recipe.seed, step, pass_index),
+            progress=step / self.steps,
+            random=RandomStream(self.seed, step, pass_index),
         )
 
     def precision(self, batch: Batch) -> torch.autocast:
-        """Returns the context manager under which the model's matrix products have the recipe's precision."""
-        use_bf16 = self.recipe.precision == "bf16"
-        return torch.autocast(batch.tokens.device.type, torch.bfloat16, enabled=use_bf16)
+        """Returns the context manager under which the model's matrix products have their precision."""
+        return torch.autocast(batch.tokens.device.type, torch.bfloat16, enabled=self.use_bf16)

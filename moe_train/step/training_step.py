@@ -30,7 +30,7 @@ class TrainingStep:
 
     def __init__(self, recipe: Recipe, mesh: Mesh, engine: Engine) -> None:
         self.recipe, self.mesh, self.engine = recipe, mesh, engine
-        self.forward = Forward(engine.model, recipe)
+        self.forward = Forward(engine.model, recipe.seed, recipe.steps, recipe.precision == "bf16")
         self.objective = build("objective", recipe.objective)
         self.schedule = build("optim.schedule", recipe.optim.schedule, steps=recipe.steps)
         self.routers = [layer.router for _, layer in moe_layers_of(engine.model)]

@@ -2,13 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
+from moe_train.config.kinds.facts import Facts
 from moe_train.config.kinds.kind import KindConfig
 from moe_train.config.problem import Problem
-
-if TYPE_CHECKING:
-    from moe_train.config.schema import Recipe
 
 
 @dataclass
@@ -47,7 +45,7 @@ class HuggingFaceCorpusConfig(CorpusConfig):
     text_field: str = "text"
     max_documents: int | None = None  # null: all
 
-    def check(self, recipe: "Recipe") -> Iterator[Problem]:
+    def check(self, recipe: Facts) -> Iterator[Problem]:
         if not self.path:
             yield Problem(
                 "data.corpus.path", "''", "must name a data set or a folder", "set data.corpus.path"
@@ -75,7 +73,7 @@ class BPEConfig(TokenizerConfig):
     def size(self) -> int:
         return self.vocab_size
 
-    def check(self, recipe: "Recipe") -> Iterator[Problem]:
+    def check(self, recipe: Facts) -> Iterator[Problem]:
         if self.vocab_size < 258:
             yield Problem(
                 "data.tokenizer.vocab_size",

@@ -2,13 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from moe_train.config.kinds.facts import Facts
 from moe_train.config.kinds.kind import KindConfig
 from moe_train.config.problem import Problem
-
-if TYPE_CHECKING:
-    from moe_train.config.schema import Recipe
 
 MOST_RANKS = 64
 """MAX_RANKS of moe_kernels, repeated here so that reading a recipe does not import torch."""
@@ -32,7 +29,7 @@ class LocalDispatchConfig(DispatchConfig):
 
     kind: str = "local"
 
-    def check(self, recipe: "Recipe") -> Iterator[Problem]:
+    def check(self, recipe: Facts) -> Iterator[Problem]:
         if recipe.parallel.expert > 1:
             yield Problem(
                 "moe.dispatch.kind",
@@ -61,7 +58,7 @@ class OneSidedDispatchConfig(DispatchConfig):
     slab_mib: int = 64  # room for the most rows that a worker may receive in a layer
     num_slabs: int = 64  # in use at once: two for each layer and microbatch in progress, plus six
 
-    def check(self, recipe: "Recipe") -> Iterator[Problem]:
+    def check(self, recipe: Facts) -> Iterator[Problem]:
         if recipe.parallel.expert > MOST_RANKS:
             yield Problem(
                 "moe.dispatch.kind",
@@ -81,7 +78,7 @@ class HierarchicalDispatchConfig(DispatchConfig):
     kind: str = "hierarchical"
     ranks_per_host: int | None = None  # consecutive workers on one host; null: detected
 
-    def check(self, recipe: "Recipe") -> Iterator[Problem]:
+    def check(self, recipe: Facts) -> Iterator[Problem]:
         size, expert = self.ranks_per_host, recipe.parallel.expert
         if size is not None and (size < 1 or expert % size):
             yield Problem(

@@ -6,12 +6,9 @@ line in `registry.py`, a file with the implementation, and a recipe.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from moe_train.config.kinds.facts import Facts
 from moe_train.config.problem import Problem
-
-if TYPE_CHECKING:
-    from moe_train.config.schema import Recipe
 
 
 @dataclass
@@ -20,6 +17,6 @@ class KindConfig:
 
     kind: str = ""
 
-    def check(self, recipe: "Recipe") -> Iterator[Problem]:
+    def check(self, recipe: Facts) -> Iterator[Problem]:
         """Yields the problems of this choice in `recipe`."""
         return iter(())

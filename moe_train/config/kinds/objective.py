@@ -2,13 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
+from moe_train.config.kinds.facts import Facts
 from moe_train.config.kinds.kind import KindConfig
 from moe_train.config.problem import Problem
-
-if TYPE_CHECKING:
-    from moe_train.config.schema import Recipe
 
 
 @dataclass
@@ -32,7 +30,7 @@ class ObjectiveConfig(KindConfig):
         """Forward passes over every batch of an update."""
         return 1
 
-    def reads_pairs(self, recipe: "Recipe") -> bool:
+    def reads_pairs(self, recipe: Facts) -> bool:
         """Returns whether it is trained on the sentence pairs of a parallel corpus."""
         return False
 
@@ -58,16 +56,16 @@ class ConsistencyConfig(ObjectiveConfig):
     def num_passes(self) -> int:
         return 2
 
-    def reads_pairs(self, recipe: "Recipe") -> bool:
+    def reads_pairs(self, recipe: Facts) -> bool:
         return recipe.model.architecture == "encoder_decoder"
 
-    def check(self, recipe: "Recipe") -> Iterator[Problem]:
+    def check(self, recipe: Facts) -> Iterator[Problem]:
         if self.alpha < 0:
             yield Problem("objective.alpha", self.alpha, "must be at least 0", "THOR uses 5")
         yield from _smoothing(self.label_smoothing)
         yield from self._check_passes(recipe)
 
-    def _check_passes(self, recipe: "Recipe") -> Iterator[Problem]:
+    def _check_passes(self, recipe: Facts) -> Iterator[Problem]:
         moe, dropout = recipe.moe, recipe.model.dropout
         numbers = moe.num_experts if isinstance(moe.num_experts, list) else [moe.num_experts]
         draws = any(map(moe.router.draws_in_training, numbers)) or moe.expert_dropout > 0
@@ -96,10 +94,10 @@ class TranslationConfig(ObjectiveConfig):
 
     architectures: ClassVar[tuple[str, ...]] = ("encoder_decoder",)
 
-    def reads_pairs(self, recipe: "Recipe") -> bool:
+    def reads_pairs(self, recipe: Facts) -> bool:
         return True
 
-    def check(self, recipe: "Recipe") -> Iterator[Problem]:
+    def check(self, recipe: Facts) -> Iterator[Problem]:
         yield from _smoothing(self.label_smoothing)
 
 
@@ -127,7 +125,7 @@ class MaskedConfig(ObjectiveConfig):
         """Returns the number of tokens to predict in every sequence: at least one."""
         return min(max(round(self.rate * sequence_length), 1), sequence_length)
 
-    def check(self, recipe: "Recipe") -> Iterator[Problem]:
+    def check(self, recipe: Facts) -> Iterator[Problem]:
         if not 0 < self.rate < 1:
             yield Problem("objective.rate", self.rate, "must be between 0 and 1", "BERT uses 0.15")
         for key, share in (("masked_share", self.masked_share), ("random_share", self.random_share)):
@@ -169,7 +167,7 @@ class SpanCorruptionConfig(ObjectiveConfig):
         cut, spans = self.num_cut(sequence_length), self.num_spans(sequence_length)
         return sequence_length - cut + spans + 1, cut + spans + 1
 
-    def check(self, recipe: "Recipe") -> Iterator[Problem]:
+    def check(self, recipe: Facts) -> Iterator[Problem]:
         length = recipe.data.sequence_length
         if not 0 < self.rate < 1:
             yield Problem("objective.rate", self.rate, "must be between 0 and 1", "T5 uses 0.15")

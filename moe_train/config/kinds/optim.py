@@ -2,13 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+from moe_train.config.kinds.facts import Facts
 from moe_train.config.kinds.kind import KindConfig
 from moe_train.config.problem import Problem
-
-if TYPE_CHECKING:
-    from moe_train.config.schema import Recipe
 
 
 @dataclass
@@ -41,7 +38,7 @@ class CosineScheduleConfig(ScheduleConfig):
     def spans_run(self) -> bool:
         return True
 
-    def check(self, recipe: "Recipe") -> Iterator[Problem]:
+    def check(self, recipe: Facts) -> Iterator[Problem]:
         yield from _final_fraction(self.final_fraction)
 
 
@@ -56,7 +53,7 @@ class LinearScheduleConfig(ScheduleConfig):
     def spans_run(self) -> bool:
         return True
 
-    def check(self, recipe: "Recipe") -> Iterator[Problem]:
+    def check(self, recipe: Facts) -> Iterator[Problem]:
         yield from _final_fraction(self.final_fraction)
 
 
@@ -74,7 +71,7 @@ class InverseSqrtScheduleConfig(ScheduleConfig):
     kind: str = "inverse_sqrt"
     hold_steps: int = 0  # updates at the peak; T5 and GLaM: 10000, without warm-up
 
-    def check(self, recipe: "Recipe") -> Iterator[Problem]:
+    def check(self, recipe: Facts) -> Iterator[Problem]:
         if self.hold_steps < 0:
             yield Problem(
                 "optim.schedule.hold_steps",
@@ -93,7 +90,7 @@ class OptimConfig(KindConfig):
     clip: float | None = 1.0  # largest global gradient norm; null: no clipping
     schedule: ScheduleConfig = field(default_factory=CosineScheduleConfig)
 
-    def check(self, recipe: "Recipe") -> Iterator[Problem]:
+    def check(self, recipe: Facts) -> Iterator[Problem]:
         if self.lr <= 0:
             yield Problem("optim.lr", self.lr, "must be above 0", "set optim.lr, for example 1e-3")
         if self.weight_decay < 0:
@@ -128,7 +125,7 @@ class AdamWConfig(OptimConfig):
     beta2: float = 0.95
     epsilon: float = 1e-8
 
-    def check(self, recipe: "Recipe") -> Iterator[Problem]:
+    def check(self, recipe: Facts) -> Iterator[Problem]:
         yield from super().check(recipe)
         for key, value in (("optim.beta1", self.beta1), ("optim.beta2", self.beta2)):
             if not 0 <= value < 1:
@@ -153,7 +150,7 @@ class AdafactorConfig(OptimConfig):
     epsilon2: float = 1e-3  # smallest root mean square of a parameter that scales a step
     factor_from: int = 128  # a matrix with a narrower side is not factored; 1: all are
 
-    def check(self, recipe: "Recipe") -> Iterator[Problem]:
+    def check(self, recipe: Facts) -> Iterator[Problem]:
         yield from super().check(recipe)
         if not 0 <= self.beta1 < 1:
             yield Problem("optim.beta1", self.beta1, "must be in [0, 1)", "use 0 for no first moment, or 0.9")
@@ -185,7 +182,7 @@ class SGDConfig(OptimConfig):
     kind: str = "sgd"
     momentum: float = 0.0
 
-    def check(self, recipe: "Recipe") -> Iterator[Problem]:
+    def check(self, recipe: Facts) -> Iterator[Problem]:
         yield from super().check(recipe)
         if not 0 <= self.momentum < 1:
             yield Problem("optim.momentum", self.momentum, "must be in [0, 1)", "use 0.9, or 0 for none")

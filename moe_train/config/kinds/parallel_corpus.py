@@ -2,13 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from moe_train.config.kinds.data import CorpusConfig
+from moe_train.config.kinds.facts import Facts
 from moe_train.config.problem import Problem
-
-if TYPE_CHECKING:
-    from moe_train.config.schema import Recipe
 
 DEBIAN_LANGUAGES = ("de", "fr")
 """Languages that the texts of `parallel_debian` are translated into, all from English."""
@@ -24,7 +22,7 @@ class ParallelCorpusConfig(CorpusConfig):
 
     parallel: ClassVar[bool] = True
 
-    def check(self, recipe: "Recipe") -> Iterator[Problem]:
+    def check(self, recipe: Facts) -> Iterator[Problem]:
         if self.source_language == self.target_language:
             yield Problem(
                 "data.corpus.target_language",
@@ -50,7 +48,7 @@ class ParallelDebianCorpusConfig(ParallelCorpusConfig):
         """The language that is not English."""
         return self.target_language if self.source_language == "en" else self.source_language
 
-    def check(self, recipe: "Recipe") -> Iterator[Problem]:
+    def check(self, recipe: Facts) -> Iterator[Problem]:
         yield from super().check(recipe)
         languages = {self.source_language, self.target_language}
         if "en" not in languages or not languages <= {"en", *DEBIAN_LANGUAGES}:
@@ -69,7 +67,7 @@ class ParallelFilesCorpusConfig(ParallelCorpusConfig):
     kind: str = "parallel_files"
     path: str = ""  # the folder
 
-    def check(self, recipe: "Recipe") -> Iterator[Problem]:
+    def check(self, recipe: Facts) -> Iterator[Problem]:
         yield from super().check(recipe)
         if not self.path:
             yield Problem(

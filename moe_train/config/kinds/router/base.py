@@ -2,13 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
+from moe_train.config.kinds.facts import Facts
 from moe_train.config.kinds.router.router import GateConfig, capacity_must_be_null
 from moe_train.config.problem import Problem
-
-if TYPE_CHECKING:
-    from moe_train.config.schema import Recipe
 
 
 @dataclass
@@ -22,11 +20,11 @@ class BaseRouterConfig(GateConfig):
     def draws_in_training(self, num_experts: int) -> bool:
         return self.jitter > 0
 
-    def check(self, recipe: "Recipe") -> Iterator[Problem]:
+    def check(self, recipe: Facts) -> Iterator[Problem]:
         yield from super().check(recipe)
         yield from capacity_must_be_null(recipe)
 
-    def notes(self, recipe: "Recipe") -> Iterator[str]:
+    def notes(self, recipe: Facts) -> Iterator[str]:
         yield (
             f"moe.router.kind={self.kind}: in training an expert is assigned with regard to all tokens of the group, "
             "later ones too; in validation it is not, so validation is causal"

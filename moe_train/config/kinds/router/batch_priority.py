@@ -2,13 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from moe_train.config.kinds.facts import Facts
 from moe_train.config.kinds.router.router import BalanceLossConfig, BalanceOver, k_must_fit
 from moe_train.config.problem import Problem
-
-if TYPE_CHECKING:
-    from moe_train.config.schema import Recipe
 
 
 @dataclass
@@ -39,7 +37,7 @@ class BatchPriorityRouterConfig(BalanceLossConfig):
     def draws_in_training(self, num_experts: int) -> bool:
         return (self.noise > 0 or self.jitter > 0) and num_experts > 1
 
-    def check(self, recipe: "Recipe") -> Iterator[Problem]:
+    def check(self, recipe: Facts) -> Iterator[Problem]:
         yield from super().check(recipe)
         yield from k_must_fit(self.k, recipe)
         if self.noise < 0:

@@ -2,13 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from moe_train.config.kinds.facts import Facts
 from moe_train.config.kinds.router.router import BalanceLossConfig, BalanceOver, k_must_fit
 from moe_train.config.problem import Problem
-
-if TYPE_CHECKING:
-    from moe_train.config.schema import Recipe
 
 
 @dataclass
@@ -35,7 +33,7 @@ class DeepSeekRouterConfig(BalanceLossConfig):
         is_constant = num_experts == 1 and (self.scores == "softmax" or self.normalize)
         return self.jitter > 0 and not is_constant
 
-    def check(self, recipe: "Recipe") -> Iterator[Problem]:
+    def check(self, recipe: Facts) -> Iterator[Problem]:
         yield from super().check(recipe)
         experts = recipe.moe.num_experts
         yield from k_must_fit(self.k, recipe)

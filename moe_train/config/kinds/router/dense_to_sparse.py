@@ -2,13 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
+from moe_train.config.kinds.facts import Facts
 from moe_train.config.kinds.router.router import BalanceLossConfig, BalanceOver, capacity_must_be_null
 from moe_train.config.problem import Problem
-
-if TYPE_CHECKING:
-    from moe_train.config.schema import Recipe
 
 
 @dataclass
@@ -37,7 +35,7 @@ class DenseToSparseRouterConfig(BalanceLossConfig):
     def draws_in_training(self, num_experts: int) -> bool:
         return num_experts > 1
 
-    def check(self, recipe: "Recipe") -> Iterator[Problem]:
+    def check(self, recipe: Facts) -> Iterator[Problem]:
         yield from super().check(recipe)
         yield from capacity_must_be_null(recipe)
         yield from self._check_phase(recipe)
@@ -84,7 +82,7 @@ class DenseToSparseRouterConfig(BalanceLossConfig):
                 "use 0.001",
             )
 
-    def _check_phase(self, recipe: "Recipe") -> Iterator[Problem]:
+    def _check_phase(self, recipe: Facts) -> Iterator[Problem]:
         if not 0 <= self.diversify_steps < recipe.steps:
             yield Problem(
                 "moe.router.diversify_steps",
@@ -100,7 +98,7 @@ class DenseToSparseRouterConfig(BalanceLossConfig):
                 "use 0.1",
             )
 
-    def notes(self, recipe: "Recipe") -> Iterator[str]:
+    def notes(self, recipe: Facts) -> Iterator[str]:
         phase, experts = self.diversify_steps, recipe.moe.num_experts
         if phase:
             yield (

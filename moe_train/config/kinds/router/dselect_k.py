@@ -2,13 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
+from moe_train.config.kinds.facts import Facts
 from moe_train.config.kinds.router.router import BalanceLossConfig, BalanceOver, capacity_must_be_null
 from moe_train.config.problem import Problem
-
-if TYPE_CHECKING:
-    from moe_train.config.schema import Recipe
 
 
 @dataclass
@@ -35,7 +33,7 @@ class DSelectKRouterConfig(BalanceLossConfig):
         """Returns the router's outputs: for each selector the binary digits of an expert's number, and its weight."""
         return self.k * ((num_experts - 1).bit_length() + 1)
 
-    def check(self, recipe: "Recipe") -> Iterator[Problem]:
+    def check(self, recipe: Facts) -> Iterator[Problem]:
         yield from super().check(recipe)
         yield from capacity_must_be_null(recipe)
         experts = recipe.moe.num_experts
@@ -56,7 +54,7 @@ class DSelectKRouterConfig(BalanceLossConfig):
         if self.gamma <= 0:
             yield Problem("moe.router.gamma", self.gamma, "must be above 0", "use 1")
 
-    def notes(self, recipe: "Recipe") -> Iterator[str]:
+    def notes(self, recipe: Facts) -> Iterator[str]:
         yield (
             f"moe.router.kind={self.kind}: FLOPs and active parameters are those of k={self.k} experts per token; "
             f"until the selectors have settled a token has up to {recipe.moe.num_experts}, and the logged load says "

@@ -2,13 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
+from moe_train.config.kinds.facts import Facts
 from moe_train.config.kinds.router.router import GateConfig, capacity_must_be_null
 from moe_train.config.problem import Problem
-
-if TYPE_CHECKING:
-    from moe_train.config.schema import Recipe
 
 
 @dataclass
@@ -30,7 +28,7 @@ class ExpertChoiceRouterConfig(GateConfig):
     def num_choices(self) -> int:
         return max(round(self.tokens_per_expert), 1)
 
-    def check(self, recipe: "Recipe") -> Iterator[Problem]:
+    def check(self, recipe: Facts) -> Iterator[Problem]:
         yield from super().check(recipe)
         yield from capacity_must_be_null(recipe)
         if not 0 < self.tokens_per_expert <= recipe.moe.num_experts:

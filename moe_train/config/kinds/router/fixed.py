@@ -1,12 +1,9 @@
 """Defines the base of routers without parameters."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from moe_train.config.kinds.router.router import RouterConfig
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass

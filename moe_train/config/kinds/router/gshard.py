@@ -2,13 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from moe_train.config.kinds.facts import Facts
 from moe_train.config.kinds.router.router import BalanceLossConfig, BalanceOver
 from moe_train.config.problem import Problem
-
-if TYPE_CHECKING:
-    from moe_train.config.schema import Recipe
 
 
 @dataclass
@@ -33,7 +31,7 @@ class GShardRouterConfig(BalanceLossConfig):
         by_chance = self.second_expert == "random" or (self.second_expert == "sampling" and num_experts > 2)
         return by_chance or super().draws_in_training(num_experts)
 
-    def check(self, recipe: "Recipe") -> Iterator[Problem]:
+    def check(self, recipe: Facts) -> Iterator[Problem]:
         if recipe.moe.num_experts < 2:
             yield Problem(
                 "moe.num_experts",

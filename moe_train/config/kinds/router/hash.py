@@ -2,15 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from moe_train.config.kinds.facts import Facts
 from moe_train.config.kinds.objective import MaskedConfig
 from moe_train.config.kinds.router.fixed import FixedRouterConfig
 from moe_train.config.problem import Problem
-
-if TYPE_CHECKING:
-    from moe_train.config.schema import Recipe
-
 
 NUM_CONTEXTS = 512
 """Number of commonest tokens whose neighbours are counted, on both sides, to cluster the vocabulary."""
@@ -28,7 +25,7 @@ class HashRouterConfig(FixedRouterConfig):
     )
     buckets: int = 100_003  # bigram: entries of the table; a prime number spreads pairs best
 
-    def check(self, recipe: "Recipe") -> Iterator[Problem]:
+    def check(self, recipe: Facts) -> Iterator[Problem]:
         size = recipe.data.tokenizer.size + recipe.objective.num_extra_tokens
         if self.table == "bigram" and self.buckets < size:
             yield Problem(
@@ -40,7 +37,7 @@ class HashRouterConfig(FixedRouterConfig):
         if self.table in ("clustered", "dispersed"):
             yield from self._check_clusters(size, recipe.moe.num_experts)
 
-    def notes(self, recipe: "Recipe") -> Iterator[str]:
+    def notes(self, recipe: Facts) -> Iterator[str]:
         objective = recipe.objective
         if isinstance(objective, MaskedConfig) and objective.masked_share > 0 and self.table != "bigram":
             yield (

@@ -2,20 +2,17 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from moe_train.config.kinds.facts import Facts
 from moe_train.config.kinds.router.router import RouterConfig, capacity_must_be_null
 from moe_train.config.problem import Problem
-
-if TYPE_CHECKING:
-    from moe_train.config.schema import Recipe
 
 
 @dataclass
 class MixingRouterConfig(RouterConfig):
     """Is the base of soft and smear, in which every token uses all experts, each sequence by itself."""
 
-    def check(self, recipe: "Recipe") -> Iterator[Problem]:
+    def check(self, recipe: Facts) -> Iterator[Problem]:
         yield from capacity_must_be_null(recipe)
         if recipe.moe.expert_dropout:
             yield Problem(

@@ -1,12 +1,9 @@
 """Holds the options of `moe.router.kind=random`."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from moe_train.config.kinds.router.fixed import FixedRouterConfig
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass

@@ -2,13 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
+from moe_train.config.kinds.facts import Facts
 from moe_train.config.kinds.kind import KindConfig
 from moe_train.config.problem import Problem
-
-if TYPE_CHECKING:
-    from moe_train.config.schema import Recipe
 
 BalanceOver = Literal["sequence", "group", "batch"]
 BALANCE_COEFFICIENTS = (
@@ -69,7 +67,7 @@ class RouterConfig(KindConfig):
         """Yields the problems of this choice in the stack `name`, whose sequences have `length` tokens."""
         return iter(())
 
-    def notes(self, recipe: "Recipe") -> Iterator[str]:
+    def notes(self, recipe: Facts) -> Iterator[str]:
         """Yields what is valid in `recipe` but may surprise."""
         return iter(())
 
@@ -88,7 +86,7 @@ class GateConfig(RouterConfig):
         """Returns whether there is jitter; a single expert has weight 1 whatever its logit, except after a sigmoid."""
         return self.jitter > 0 and num_experts > 1
 
-    def check(self, recipe: "Recipe") -> Iterator[Problem]:
+    def check(self, recipe: Facts) -> Iterator[Problem]:
         if not 0 <= self.jitter < 1:
             yield Problem("moe.router.jitter", self.jitter, "must be in [0, 1)", "use 0.01, or 0 for none")
         yield from self._check_coefficients()
@@ -118,7 +116,7 @@ class BalanceLossConfig(GateConfig):
         return self.balance_over == "batch" and any(getattr(self, name, 0) for name in BALANCE_COEFFICIENTS)
 
 
-def capacity_must_be_null(recipe: "Recipe") -> Iterator[Problem]:
+def capacity_must_be_null(recipe: Facts) -> Iterator[Problem]:
     """Refuses capacity factors for routers that have no capacity limit."""
     for key in ("capacity_factor", "eval_capacity_factor"):
         factor = getattr(recipe.moe, key)
@@ -131,7 +129,7 @@ def capacity_must_be_null(recipe: "Recipe") -> Iterator[Problem]:
             )
 
 
-def k_must_fit(k: int, recipe: "Recipe") -> Iterator[Problem]:
+def k_must_fit(k: int, recipe: Facts) -> Iterator[Problem]:
     """Requires 1 to moe.num_experts experts per token."""
     experts = recipe.moe.num_experts
     if not 1 <= k <= experts:

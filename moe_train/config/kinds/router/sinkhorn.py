@@ -2,13 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
+from moe_train.config.kinds.facts import Facts
 from moe_train.config.kinds.router.base import BaseRouterConfig
 from moe_train.config.problem import Problem
-
-if TYPE_CHECKING:
-    from moe_train.config.schema import Recipe
 
 
 @dataclass
@@ -21,7 +19,7 @@ class SinkhornRouterConfig(BaseRouterConfig):
     tolerance: float = 1e-4  # mean change of the columns' factors at which the scaling ends
     max_iterations: int = 200  # of the scaling, if it does not end before
 
-    def check(self, recipe: "Recipe") -> Iterator[Problem]:
+    def check(self, recipe: Facts) -> Iterator[Problem]:
         yield from super().check(recipe)
         if self.tolerance <= 0:
             yield Problem("moe.router.tolerance", self.tolerance, "must be above 0", "use 1e-4")

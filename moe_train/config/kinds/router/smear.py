@@ -2,13 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from moe_train.config.kinds.facts import Facts
 from moe_train.config.kinds.router.mixing import MixingRouterConfig
 from moe_train.config.problem import Problem
-
-if TYPE_CHECKING:
-    from moe_train.config.schema import Recipe
 
 
 @dataclass
@@ -38,7 +35,7 @@ class SmearRouterConfig(MixingRouterConfig):
     def draws_in_training(self, num_experts: int) -> bool:
         return self.drop_experts > 0 and num_experts > 1
 
-    def check(self, recipe: "Recipe") -> Iterator[Problem]:
+    def check(self, recipe: Facts) -> Iterator[Problem]:
         yield from super().check(recipe)
         if self.segment is not None and self.segment < 1:
             yield Problem(
@@ -60,7 +57,7 @@ class SmearRouterConfig(MixingRouterConfig):
                 f"use an eighth of that, {max(length // 8, 1)}, or null for one merge a sequence",
             )
 
-    def notes(self, recipe: "Recipe") -> Iterator[str]:
+    def notes(self, recipe: Facts) -> Iterator[str]:
         yield (
             f"moe.router.kind={self.kind}: FLOPs are those of the merge and of one expert, active parameters those of "
             "one expert; the logged load gives a token to the expert with the largest part in its merge"

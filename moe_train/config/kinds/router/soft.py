@@ -2,13 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from moe_train.config.kinds.facts import Facts
 from moe_train.config.kinds.router.mixing import MixingRouterConfig
 from moe_train.config.problem import Problem
-
-if TYPE_CHECKING:
-    from moe_train.config.schema import Recipe
 
 
 @dataclass
@@ -34,7 +31,7 @@ class SoftRouterConfig(MixingRouterConfig):
     def experts_per_token(self, num_experts: int, length: int) -> float:
         return num_experts * self.slots_per_expert / length
 
-    def check(self, recipe: "Recipe") -> Iterator[Problem]:
+    def check(self, recipe: Facts) -> Iterator[Problem]:
         yield from super().check(recipe)
         if self.slots_per_expert < 1:
             fair = -(-recipe.data.sequence_length // recipe.moe.num_experts)
@@ -45,7 +42,7 @@ class SoftRouterConfig(MixingRouterConfig):
                 f"use {fair} for as many slots as tokens",
             )
 
-    def notes(self, recipe: "Recipe") -> Iterator[str]:
+    def notes(self, recipe: Facts) -> Iterator[str]:
         slots = recipe.moe.num_experts * self.slots_per_expert
         yield (
             f"moe.router.kind={self.kind}: FLOPs are those of {slots} slots per sequence, active parameters of one "

@@ -2,13 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from moe_train.config.kinds.facts import Facts
 from moe_train.config.kinds.router.router import BalanceLossConfig, BalanceOver
 from moe_train.config.problem import Problem
-
-if TYPE_CHECKING:
-    from moe_train.config.schema import Recipe
 
 
 @dataclass
@@ -29,7 +27,7 @@ class SwitchRouterConfig(BalanceLossConfig):
         draws = self.policy == "sampling" or self.input_dropout > 0 or self.jitter > 0
         return draws and num_experts > 1
 
-    def check(self, recipe: "Recipe") -> Iterator[Problem]:
+    def check(self, recipe: Facts) -> Iterator[Problem]:
         if not 0 <= self.input_dropout < 1:
             yield Problem(
                 "moe.router.input_dropout", self.input_dropout, "must be in [0, 1)", "use 0.1, or 0 for none"
@@ -37,7 +35,7 @@ class SwitchRouterConfig(BalanceLossConfig):
         yield from super().check(recipe)
         yield from self._check_reroutes(recipe)
 
-    def _check_reroutes(self, recipe: "Recipe") -> Iterator[Problem]:
+    def _check_reroutes(self, recipe: Facts) -> Iterator[Problem]:
         key, value, experts = "moe.router.reroutes", self.reroutes, recipe.moe.num_experts
         if not 0 <= value < experts:
             yield Problem(
@@ -58,7 +56,7 @@ class SwitchRouterConfig(BalanceLossConfig):
                 "set moe.capacity_factor, or leave it at 0",
             )
 
-    def notes(self, recipe: "Recipe") -> Iterator[str]:
+    def notes(self, recipe: Facts) -> Iterator[str]:
         if self.reroutes:
             yield (
                 f"moe.router.reroutes={self.reroutes}: all first choices are served before any second one, so whether "

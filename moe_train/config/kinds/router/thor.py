@@ -2,16 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
+from moe_train.config.kinds.facts import Facts
 from moe_train.config.kinds.router.router import (
     RouterConfig,
     capacity_must_be_null,
 )
 from moe_train.config.problem import Problem
-
-if TYPE_CHECKING:
-    from moe_train.config.schema import Recipe
 
 
 @dataclass
@@ -31,7 +29,7 @@ class ThorRouterConfig(RouterConfig):
     def draws_in_training(self, num_experts: int) -> bool:
         return num_experts > 1
 
-    def check(self, recipe: "Recipe") -> Iterator[Problem]:
+    def check(self, recipe: Facts) -> Iterator[Problem]:
         yield from capacity_must_be_null(recipe)
         if recipe.objective.kind != "consistency":
             yield Problem(

@@ -2,13 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from moe_train.config.kinds.facts import Facts
 from moe_train.config.kinds.router.router import BalanceLossConfig, BalanceOver, k_must_fit
 from moe_train.config.problem import Problem
-
-if TYPE_CHECKING:
-    from moe_train.config.schema import Recipe
 
 
 @dataclass
@@ -25,7 +22,7 @@ class TopKRouterConfig(BalanceLossConfig):
     def num_choices(self) -> int:
         return self.k
 
-    def check(self, recipe: "Recipe") -> Iterator[Problem]:
+    def check(self, recipe: Facts) -> Iterator[Problem]:
         yield from k_must_fit(self.k, recipe)
         if self.k == 1 and self.normalize:
             yield Problem(
