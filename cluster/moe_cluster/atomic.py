@@ -1,5 +1,4 @@
-"""Files that are there as a whole or not at all: content replaced in one step, what survives a power failure, and
-whether there is room for it."""
+"""Writes files atomically and durably, and checks for room on a disk."""
 
 import os
 import shutil
@@ -9,7 +8,7 @@ NO_ROOM_BYTES = 64 * 1024
 
 
 def replace_text(path: Path, text: str, durable: bool = False) -> None:
-    """`replace_content` of a text in UTF-8."""
+    """Replace `path` by a text in UTF-8: see `replace_content`."""
     replace_content(path, text.encode(), durable)
 
 
@@ -43,5 +42,5 @@ def make_durable(path: Path) -> None:
 
 
 def has_no_room(folder: Path) -> bool:
-    """Whether the disk under `folder` hardly takes a small file any more."""
+    """Whether the disk under `folder` has no room for a small file."""
     return shutil.disk_usage(folder).free < NO_ROOM_BYTES

@@ -1,7 +1,7 @@
-"""The contract between a launcher and the trainer: arguments, environment, folders, exit codes.
+"""Defines the contract between a launcher and the trainer: arguments, environment, folders, exit codes.
 
-A launcher (this package) starts `python -P -m moe_train.worker` and knows nothing else of training; the trainer
-knows nothing of who started it. All they agree on is on this page, and both import it.
+A launcher (this package) starts `python -P -m moe_train.worker` and knows nothing else of training; the trainer does
+not know who started it. Everything they agree on is in this file, which both import.
 
 Arguments   python -P -m moe_train.worker RECIPE --run-dir DIR --resume auto|never|STEP
             RECIPE is a resolved recipe file (no `_base`, no overrides).
@@ -50,12 +50,12 @@ FAILED = 1
 USAGE = 2
 """The recipe or the command line cannot be used; starting again changes nothing."""
 PREEMPTED = 75
-"""Asked to stop, saved, and resumable: not a failure (75 is EX_TEMPFAIL of sysexits.h)."""
+"""Stopped on request, saved, and resumable: not a failure (75 is EX_TEMPFAIL of sysexits.h)."""
 
 ATTEMPT_VARIABLE = "MOE_TRAIN_ATTEMPT"
 """Number of this attempt at the run, from 1; what an older attempt commits later is not used."""
 LAUNCHER_VARIABLE = "MOE_TRAIN_LAUNCHER_PID"
-"""Process id of a launcher on this host. A worker that finds it gone ends: nobody looks after it."""
+"""Process id of a launcher on this host. A worker ends if that process is gone."""
 
 JOB_VARIABLE = "MOE_TRAIN_JOB"
 """`CLUSTER:ID` of the job that a launcher belongs to; a job that was queued again is still the same one."""
@@ -81,47 +81,47 @@ ENDED = "ended"
 
 
 def node_log(node: str) -> str:
-    """Name of the launcher's log of one node, beside LAUNCHER_LOG, where each node has a launcher of its own."""
+    """Returns the name of one node's log, beside LAUNCHER_LOG, where each node has a launcher of its own."""
     return f"launcher-{node}.log"
 
 
 def attempt_dir(run_dir: Path, attempt: int) -> Path:
-    """Folder of one attempt."""
+    """Returns the folder of one attempt."""
     return run_dir / "attempts" / str(attempt)
 
 
 def rank_dir(run_dir: Path, attempt: int, rank: int) -> Path:
-    """Folder where rank `rank` of attempt `attempt` writes its log, error, heartbeat and layout."""
+    """Returns the folder where a rank of an attempt writes its log, error, heartbeat and layout."""
     return attempt_dir(run_dir, attempt) / f"rank-{rank}"
 
 
 def in_attempts(run_dir: Path, name: str) -> list[Path]:
-    """The files of that name in the folders of the run's attempts, in the attempts' order."""
+    """Returns the files of that name in the folders of the run's attempts, in the attempts' order."""
     return sorted(run_dir.glob(f"attempts/*/{name}"), key=lambda path: int(path.parent.name))
 
 
 def trainer_arguments(recipe: Path, run_dir: Path, resume: str) -> list[str]:
-    """Arguments of the trainer module, after `python -P -m moe_train.worker`."""
+    """Returns the arguments of the trainer module, after `python -P -m moe_train.worker`."""
     return [str(recipe), "--run-dir", str(run_dir), "--resume", resume]
 
 
 def request_stop(run_dir: Path, attempt: int, reason: str) -> None:
-    """Ask all workers of an attempt to save and end, on whatever host they are. Raises OSError."""
+    """Ask all workers of an attempt, on any host, to save and stop. Raises OSError."""
     _write_reason(attempt_dir(run_dir, attempt) / STOP_FILE, reason)
 
 
 def request_end(run_dir: Path, attempt: int, reason: str) -> None:
-    """Have all workers of an attempt that still can end at once, unsaved, on whatever host they are. Raises OSError."""
+    """Ask all workers of an attempt, on any host, to end at once without saving. Raises OSError."""
     _write_reason(attempt_dir(run_dir, attempt) / END_FILE, reason)
 
 
 def requested_stop(run_dir: Path, attempt: int) -> str | None:
-    """The reason given to `request_stop` for this attempt; None: nobody asked."""
+    """Returns the reason given to `request_stop` for this attempt; None without a request."""
     return _read_reason(attempt_dir(run_dir, attempt) / STOP_FILE)
 
 
 def requested_end(run_dir: Path, attempt: int) -> str | None:
-    """The reason given to `request_end` for this attempt; None: nobody asked."""
+    """Returns the reason given to `request_end` for this attempt; None without a request."""
     return _read_reason(attempt_dir(run_dir, attempt) / END_FILE)
 
 

@@ -1,15 +1,15 @@
-"""What a launcher or a cluster can explain to its user; the command line shows the sentence and nothing else."""
+"""Defines the errors of launchers and clusters; the command line prints their message and no traceback."""
 
 from moe_cluster.contract import FAILED, USAGE
 
 
 class ClusterError(Exception):
-    """The cluster did not do what was asked; the message has its own words and the way out."""
+    """Reports that a cluster failed or refused; the message quotes it and has the way out."""
 
     exit_code = FAILED
 
 
 class JobError(ClusterError):
-    """A job that cannot be submitted as it was asked for: nothing was started."""
+    """Reports a job that is invalid: nothing was started."""
 
     exit_code = USAGE

@@ -1,7 +1,7 @@
-"""How a job gets to a cluster and what can be asked about it afterwards: one protocol, one line for each backend.
+"""Defines the protocol by which jobs are submitted to a cluster and queried; each backend is one line.
 
-An executor keeps nothing between calls: what is known of a job stands in the run's folder (records.py) and with the
-scheduler, so any machine that sees both can ask. Each is imported only when it is used.
+An executor has no state between calls: all facts about a job are in the run's folder (records.py) and with the
+scheduler, so any machine that sees both can ask. A backend is imported only when it is used.
 """
 
 import importlib
@@ -22,7 +22,7 @@ EXECUTORS: Mapping[str, str] = {
 
 
 class JobState(StrEnum):
-    """What a scheduler says of a job, in words that all schedulers share."""
+    """Lists the states of a job that all schedulers share."""
 
     PENDING = "pending"
     RUNNING = "running"
@@ -34,59 +34,59 @@ class JobState(StrEnum):
 
     @property
     def is_over(self) -> bool:
-        """The job will not run (again)."""
+        """Whether the job will not run (again)."""
         return self not in (JobState.PENDING, JobState.RUNNING)
 
 
 @dataclass(frozen=True)
 class JobStatus:
-    """One answer of a scheduler."""
+    """Holds one answer of a scheduler."""
 
     state: JobState
     reason: str = ""
     """The scheduler's own words: why a job waits or how it ended."""
     nodes: tuple[str, ...] = ()
     restarts: int = 0
-    """How often the scheduler started it again."""
+    """How often the scheduler restarted it."""
 
 
 class Executor(Protocol):
-    """One cluster. Built as `Executor(options)` with the options of a JobSpec; raises JobError for what it cannot use.
+    """Submits jobs to one cluster. `Executor(options)` takes the options of a JobSpec, or raises JobError.
 
-    Every method but `render` talks to the scheduler, and raises ClusterError with its words if it refuses or cannot
-    be reached.
+    Every method but `render` calls the scheduler, and raises ClusterError with its message if it refuses or does not
+    answer.
     """
 
     def render(self, job: JobSpec) -> str:
-        """Exactly what `submit` would hand over, as text; asks nobody, starts nothing."""
+        """Returns exactly what `submit` would submit, as text; calls and starts nothing."""
         ...
 
     def submit(self, job: JobSpec) -> str:
-        """Hand the job over and return its id at once."""
+        """Submit the job and return its id at once."""
         ...
 
     def submit_many(self, jobs: Sequence[JobSpec], at_once: int | None) -> Iterable[str]:
-        """The jobs of a sweep, `at_once` of them at a time (None: as many as fit).
+        """Submit the jobs of a sweep, of which at most `at_once` run concurrently (None: no limit).
 
-        Their ids come in order, each once its job is taken: if a later one is refused, the earlier ones run.
+        Returns their ids in order, each when its job is accepted: if a later one is refused, the earlier ones run.
         """
         ...
 
     def status(self, job_id: str, run_dir: Path) -> JobStatus:
-        """What the scheduler says of the job."""
+        """Ask the scheduler for the job's status."""
         ...
 
     def logs(self, job_id: str, run_dir: Path, follow: bool) -> Iterator[str]:
-        """Lines of the job's own output; with `follow`, until the job is over."""
+        """Yield the lines of the job's own output; with `follow`, until the job ends."""
         ...
 
     def cancel(self, job_id: str, run_dir: Path) -> None:
-        """End the job; the run saves what it can in the time that the scheduler gives."""
+        """Cancel the job; the run saves a checkpoint if the scheduler leaves it enough time."""
         ...
 
 
 def executor(kind: str, options: Mapping[str, str]) -> Executor:
-    """The executor called `kind`. Raises JobError for a name that there is not."""
+    """Returns the executor for `kind`. Raises JobError for an unknown name."""
     if kind not in EXECUTORS:
         raise JobError(
             f"--cluster {kind}: there is no such backend; use one of {', '.join(sorted(EXECUTORS))}"

@@ -1,7 +1,7 @@
-"""How one attempt is run where the command stands: on this host, in a Slurm allocation, on a Ray cluster.
+"""Defines the protocol by which one attempt is run: on this host, in a Slurm allocation, on a Ray cluster.
 
-`moe-train run --launcher NAME` makes attempts one after the other; a launcher runs one, waits for its end and says how
-it ended. Which nodes it uses is its business; a worker learns all it needs from `contract.py`.
+`moe-train run --launcher NAME` makes attempts one after the other; a launcher runs one, waits for its end and returns
+its outcome. The launcher chooses the nodes; workers get all they need through `contract.py`.
 """
 
 import importlib
@@ -25,16 +25,16 @@ LAUNCHERS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an attempt ended: an exit code of the contract, and who broke first if it failed."""
+    """Holds how an attempt ended: an exit code of the contract, and the first cause if it failed."""
 
     exit_code: int
     first_cause: FirstCause | None = None
     resizes: bool = False
-    """It was stopped, and saved, to go on at once with another number of workers."""
+    """It was stopped and saved, to continue at once with another number of workers."""
 
 
 def outcome_of(folder: Path, exit_code: int) -> Outcome:
-    """How the attempt in `folder` ended, from what its workers and torch elastic, which exited so, left there."""
+    """Returns how the attempt in `folder` ended, from the files of its workers and torch elastic's `exit_code`."""
     if exit_code == DONE:
         return Outcome(DONE)
     endings = read_endings(folder)
@@ -45,34 +45,33 @@ def outcome_of(folder: Path, exit_code: int) -> Outcome:
 
 
 class Launcher(Protocol):
-    """Runs attempts. Built as `Launcher(environment)`; raises JobError if it stands in the wrong place."""
+    """Runs attempts. `Launcher(environment)` raises JobError if it cannot run where the command is."""
 
     def choose_workers(
         self, run_dir: Path, allowed: Sequence[int], stop: StopRequest, say: Callable[[str], None]
     ) -> int | None:
-        """How many workers the next attempt at the run in `run_dir` gets: one of `allowed`, ascending, as many as there
-        is room for now on nodes that earlier attempts have not found unfit (`node/bad_nodes.py`).
+        """Returns the number of workers of the next attempt at the run in `run_dir`: the largest of `allowed`, which
+        ascends, for which there is room now on nodes that no earlier attempt found unfit (`node/bad_nodes.py`).
 
-        Waits where there is no room yet; None if it was asked to stop meanwhile. Raises ClusterError if there will be
-        no room.
+        Waits for room; returns None if a stop is requested meanwhile. Raises ClusterError if there will be no room.
         """
         ...
 
     def run(self, attempt: Attempt, stop: StopRequest, say: Callable[[str], None]) -> Outcome:
-        """Run one attempt and wait for its end; `say` is told what a person at the terminal should know.
+        """Run one attempt and wait for its end; `say` prints messages for the user.
 
-        For the main thread only. Looks at `stop` all the while. Raises KeyboardInterrupt, all processes gone, when
-        that becomes urgent.
+        Runs in the main thread only, and watches `stop`. Raises KeyboardInterrupt, after ending all processes, if that
+        becomes urgent.
         """
         ...
 
     def command(self, attempt: Attempt) -> str:
-        """For a dry run: what would be started, as a line of text."""
+        """Returns what would be started, as a line of text for a dry run."""
         ...
 
 
 def launcher(kind: str, environment: Mapping[str, str]) -> Launcher:
-    """The launcher called `kind`. Raises JobError for a name that there is not, or in the wrong place."""
+    """Returns the launcher for `kind`. Raises JobError for an unknown name, or if it cannot run here."""
     if kind not in LAUNCHERS:
         raise JobError(
             f"--launcher {kind}: there is no such launcher; use one of {', '.join(sorted(LAUNCHERS))}"

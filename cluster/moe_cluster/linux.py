@@ -1,8 +1,7 @@
-"""What Linux offers to keep a tree of processes together, parent-death signals and adopted orphans, and to know a host.
+"""Wraps Linux calls that keep a tree of processes together (parent-death signals, adopted orphans) and describe a host.
 
-torch elastic gives every worker a session of its own, so no process group holds them all. A launcher that
-adopts orphans finds every process it caused, however deep, among its own children once the ones between are
-dead.
+torch elastic gives every worker its own session, so no process group holds them all. A launcher that adopts orphans
+finds every descendant, however deep, among its own children once the processes between are dead.
 """
 
 import contextlib
@@ -37,15 +36,15 @@ def die_with_parent(parent: int) -> None:
 
 
 def start_deaf(parent: int, numbers: Iterable[int]) -> None:
-    """For a new process, before it runs its program: it ignores these signals until that minds them, since a cluster
-    sends its own to all processes of a job, also to one that only starts; and it dies with its parent."""
+    """Prepare a new process before it runs its program: it ignores these signals until the program handles them,
+    because a cluster sends them to all processes of a job, even while they start; and it dies with its parent."""
     for number in numbers:
         signal.signal(number, signal.SIG_IGN)
     die_with_parent(parent)
 
 
 def stop_signals() -> tuple[signal.Signals, ...]:
-    """The signals that ask a process to stop: a hang-up is one of them, unless nohup had it ignored."""
+    """Returns the signals that ask a process to stop; SIGHUP is one of them unless nohup ignores it."""
     hang_up = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
     return (signal.SIGINT, signal.SIGTERM, *hang_up)
 
@@ -62,7 +61,7 @@ def is_alive(pid: int) -> bool:
 
 
 def start_time(pid: int) -> int:
-    """When a process began, in clock ticks since the system's start; 0 if there is none with this id."""
+    """Returns when a process started, in clock ticks since boot; 0 if no process has this id."""
     fields = _stat(pid)
     return int(fields[19]) if fields is not None else 0
 
@@ -78,7 +77,7 @@ STATES = {
 
 
 def state_of(pid: int) -> str:
-    """What a process of this host that does not tell of itself is doing, in words."""
+    """Describes the state of a process of this host that has no heartbeat."""
     fields = _stat(pid)
     return (
         f"process {pid} {'is gone' if fields is None else STATES.get(fields[0], 'is in state ' + fields[0])}"
@@ -86,7 +85,7 @@ def state_of(pid: int) -> str:
 
 
 def catches(pid: int, number: int) -> bool:
-    """Whether a process of this host has a handler for this signal; not if it is gone."""
+    """Whether a process of this host is alive and has a handler for this signal."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace").splitlines()
     except (FileNotFoundError, ProcessLookupError):
@@ -96,7 +95,7 @@ def catches(pid: int, number: int) -> bool:
 
 
 def address_of(interface: str) -> str | None:
-    """The IPv4 address of a network interface of this host; None if it has none or there is no such interface."""
+    """Returns the IPv4 address of a network interface of this host; None if it has none or does not exist."""
     question = struct.pack("256s", interface.encode()[:15])
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         try:
@@ -107,26 +106,26 @@ def address_of(interface: str) -> str | None:
 
 
 def interface_of(address: str) -> str:
-    """The network interface that has this IPv4 address, or "": gloo takes the one of the host's name, often
-    127.0.1.1, unless it is given another."""
+    """Returns the network interface with this IPv4 address, or "". Unless gloo is given one, it uses that of the host's
+    name, often 127.0.1.1."""
     return next((name for _, name in socket.if_nameindex() if address_of(name) == address), "")
 
 
 def free_port(address: str) -> int:
-    """A port of an address of this host that nobody has; the moment until somebody takes it is not guarded."""
+    """Returns a free port of an address of this host; it is not reserved."""
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
         probe.bind((address, 0))
         return int(probe.getsockname()[1])
 
 
 def children(parent: int) -> set[int]:
-    """Ids of the processes whose parent is `parent`, zombies included."""
-    found = set()
+    """Returns the ids of the processes whose parent is `parent`, zombies included."""
+    pids = set()
     for entry in Path("/proc").iterdir():
         fields = _stat(int(entry.name)) if entry.name.isdigit() else None
         if fields is not None and int(fields[1]) == parent:
-            found.add(int(entry.name))
-    return found
+            pids.add(int(entry.name))
+    return pids
 
 
 def end_children(keep: set[int], patience_s: float) -> None:
@@ -143,7 +142,7 @@ def end_children(keep: set[int], patience_s: float) -> None:
 
 
 def _stat(pid: int) -> list[str] | None:
-    """State, parent, ... of a process; the name before them may hold spaces and brackets."""
+    """Returns state, parent, ... of a process; its name, which comes before, may contain spaces and brackets."""
     try:
         return (
             Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()

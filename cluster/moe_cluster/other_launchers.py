@@ -1,7 +1,7 @@
 """Removes the variables with which launchers tell a process which worker it is.
 
-A pod or a shell of a cluster may have them set for a process that nobody launched: `moe-train` alone says how many
-workers there are, and its own launchers set what their workers need.
+A pod or a shell of a cluster may have them set for a process that nobody launched. Only `moe-train` decides how many
+workers there are, and its launchers set the variables that their workers need.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ PREFIXES = (
 
 
 def without_other_launchers(environment: Mapping[str, str]) -> dict[str, str]:
-    """Returns `environment` without what other launchers say of their workers."""
+    """Returns `environment` without the variables of other launchers."""
     return {name: value for name, value in environment.items() if not is_of_launcher(name)}
 
 

@@ -1,8 +1,8 @@
-"""Lets a program outlive its standard output and standard error: closed, on a full disk, unread, in any encoding.
+"""Lets a program survive the loss of its standard output and standard error: closed, full disk, no reader, encoding.
 
-A daemon starts programs without them, and a job's output may lie on another disk than its run. Where the output is the
-result of a command, losing it is an error with one message; where it only tells how something goes, nothing ends for
-that. Whoever starts a process of ours calls `protect_output` before it opens a file.
+A daemon starts programs without them, and a job's output may be on another disk than its run. If the output is the
+result of a command, losing it is an error with one message; if it only reports progress, it is ignored. Every process
+of ours calls `protect_output` before it opens a file.
 """
 
 import contextlib
@@ -21,14 +21,14 @@ PATIENCE_S = 5.0
 
 
 class OutputError(ClusterError):
-    """Standard output did not take the result of a command."""
+    """Reports that the result of a command could not be written to standard output."""
 
 
 def protect_output(is_result: bool) -> None:
-    """Have standard output and standard error take whatever is written to them.
+    """Make writes to standard output and standard error never fail.
 
-    `is_result`: what does not reach standard output raises OutputError, or BrokenPipeError where its reader has gone.
-    Streams that are not the process's own, such as a test's, stay as they are.
+    With `is_result`, output that is lost raises OutputError, or BrokenPipeError if its reader has gone. Streams that
+    are not the process's own, such as a test's, stay unchanged.
     """
     _open_missing()
     if sys.stdout is sys.__stdout__ or _raw(sys.stdout):
@@ -38,7 +38,7 @@ def protect_output(is_result: bool) -> None:
 
 
 def output_stream(descriptor: int, like: IO[str] | None, is_result: bool) -> io.TextIOWrapper:
-    """A stream to `descriptor` in the encoding of `like`; letters that this lacks become question marks."""
+    """Returns a stream to `descriptor` in the encoding of `like`; characters that it lacks become question marks."""
     if like is not None:
         with contextlib.suppress(OSError):  # what a full disk did not take before is lost
             like.flush()
@@ -49,7 +49,7 @@ def output_stream(descriptor: int, like: IO[str] | None, is_result: bool) -> io.
 
 
 def lost_output(stream: IO[str]) -> OSError | None:
-    """Why a stream of `output_stream` has not taken all that was written; None: it has."""
+    """Returns the error by which a stream of `output_stream` lost output; None if it lost nothing."""
     raw = _raw(stream)
     return raw.failure if raw else None
 
@@ -68,14 +68,14 @@ def run_main(main: Callable[[], int | None]) -> int:
 
 
 def finish_output(code: int) -> int:
-    """`code`, once standard output has taken all of the result. Raises like a write to it."""
+    """Flush standard output, then return `code`. Raises like a write to it."""
     sys.stdout.flush()
     return code
 
 
 def _open_missing() -> None:
-    """Have closed descriptors lead nowhere: else the next files that are opened get their numbers, and whatever native
-    code and other programs print would be written into them."""
+    """Open closed standard descriptors on /dev/null: else the next files opened get their numbers, and the output of
+    native code and other programs would be written into them."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -90,7 +90,7 @@ def _raw(stream: IO[str]) -> "_Descriptor | None":
 
 
 class _Descriptor(io.FileIO):
-    """A file descriptor that takes what is written even if it cannot; a result is missed once, with an error."""
+    """Writes to a file descriptor and drops what it does not take; a lost result raises an error once."""
 
     def __init__(self, descriptor: int, is_result: bool) -> None:
         super().__init__(descriptor, "w", closefd=False)
@@ -113,6 +113,6 @@ class _Descriptor(io.FileIO):
             if isinstance(self.failure, BrokenPipeError):
                 raise self.failure
             raise OutputError(
-                f"standard output: cannot be written ({self.failure.strerror}); free space, or send it elsewhere"
+                f"standard output: cannot be written ({self.failure.strerror}); free space, or redirect it elsewhere"
             )
         return size

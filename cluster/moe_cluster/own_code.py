@@ -1,7 +1,7 @@
-"""Starts Python processes that run the code of the process that starts them, wherever they stand.
+"""Starts Python processes that run the same code as their parent, in any working directory.
 
-`python -m` puts the working directory first on the module path, so a `queue.py` or an old `moe_train` there would take
-the place of the module that is meant. Every process of ours starts with `-P`, which leaves that directory out.
+`python -m` puts the working directory first on the module path, so a `queue.py` or an old `moe_train` there would
+shadow the intended module. Every process of ours starts with `-P`, which leaves that directory out.
 """
 
 import importlib.util
@@ -38,8 +38,8 @@ def package_folders() -> list[str]:
 
 
 def _folders_before_library() -> list[str]:
-    """The folders of our packages that this process searches before the standard library: a new process searches
-    those behind it, such as site-packages, by itself."""
+    """Returns the folders of our packages that this process searches before the standard library. A new process
+    searches those after it, such as site-packages, by default."""
     library = str(Path(os.__file__).parent)
     before = sys.path[: sys.path.index(library)] if library in sys.path else []
     searched = {os.path.abspath(entry) for entry in before}

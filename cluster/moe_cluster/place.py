@@ -1,4 +1,4 @@
-"""Records where a folder stands, in the folder, and so tells it from a copy of it."""
+"""Records a folder's own place, to distinguish it from a copy."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,10 +6,10 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Place:
-    """A folder by its path and by its number in its file system.
+    """Identifies a folder by its path and by its inode.
 
-    A folder that is moved within a file system keeps its number, and one that another host mounts elsewhere does too;
-    a copy has neither.
+    A folder that is moved within a file system, or mounted elsewhere by another host, keeps its inode; a copy has
+    neither path nor inode.
     """
 
     path: str
@@ -18,9 +18,9 @@ class Place:
 
     @classmethod
     def of(cls, folder: Path) -> "Place":
-        """The place of `folder`. Raises OSError if it is not there."""
+        """Returns the place of `folder`. Raises OSError if it does not exist."""
         return cls(str(folder.resolve()), folder.stat().st_ino)
 
     def is_of(self, folder: Path) -> bool:
-        """Whether this is the place of `folder`. Raises OSError if that is not there."""
+        """Whether this is the place of `folder`. Raises OSError if that does not exist."""
         return str(folder.resolve()) == self.path or folder.stat().st_ino == self.inode

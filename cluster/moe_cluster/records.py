@@ -1,7 +1,7 @@
-"""Which jobs a run was given to: one line each in the run's folder, so that any machine that sees it can ask.
+"""Records the jobs of a run, one line each in the run's folder, so that any machine that sees it can query them.
 
-A job belongs to the folder that it was made for. A copy of the folder has a copy of the file, and disowns its jobs.
-Nothing secret is in a record: tokens and keys stay in the environment of whoever submits or asks.
+A job belongs to the folder that it was made for; a copy of the folder has a copy of the file, and disowns its jobs.
+Records hold no secrets: tokens and keys stay in the environment of the command.
 """
 
 import json
@@ -20,7 +20,7 @@ JOBS_DIR = "jobs"
 
 @dataclass(frozen=True)
 class JobRecord:
-    """One submission."""
+    """Holds one submission."""
 
     cluster: str
     """Kind of the executor."""
@@ -29,7 +29,7 @@ class JobRecord:
     """Seconds since 1970."""
     user: str
     host: str
-    """Where it was submitted."""
+    """The host that submitted it."""
     resources: Resources
     options: Mapping[str, str] = field(default_factory=dict)
     directives: tuple[str, ...] = ()
@@ -37,22 +37,22 @@ class JobRecord:
     max_restarts: int = 0
     environment: Mapping[str, str] = field(default_factory=dict)
     setup: tuple[str, ...] = ()
-    """As `directives`, these two are without the site's."""
+    """Like `directives`, these two do not include the site's."""
     place: Place | None = None
-    """Of the folder that the job was made for; None in records of older versions."""
+    """Place of the folder that the job was made for; None in records of older versions."""
 
     def __str__(self) -> str:
         return f"{self.cluster}:{self.id}"
 
 
 def append(run_dir: Path, record: JobRecord) -> None:
-    """Add a line, or nothing of it. Raises OSError that names the file."""
+    """Add a whole line or nothing. Raises OSError that names the file."""
     line = (json.dumps(asdict(record)) + "\n").encode()
     path = run_dir / FILE_NAME
     with path.open("ab", buffering=0) as file:
         before = file.tell()
         try:
-            while line:  # a disk with room for a part takes that part, and says nothing until asked again
+            while line:  # a nearly full disk takes a part, and fails only at the next write
                 line = line[file.write(line) :]
         except OSError as error:
             file.truncate(before)
@@ -61,15 +61,12 @@ def append(run_dir: Path, record: JobRecord) -> None:
 
 
 def read(run_dir: Path) -> list[JobRecord]:
-    """The records of the folder's own jobs, the newest last; empty where nothing was submitted.
-
-    Raises ClusterError for a damaged line.
-    """
+    """Read the records of the folder's own jobs, the newest last. Raises ClusterError for a damaged line."""
     return [record for record in _all(run_dir) if _belongs(record, run_dir)]
 
 
 def disowned(run_dir: Path) -> list[JobRecord]:
-    """The records of jobs that were made for the folder of which this one is a copy. Raises ClusterError."""
+    """Read the records of jobs that belong to the folder of which this one is a copy. Raises ClusterError."""
     return [record for record in _all(run_dir) if not _belongs(record, run_dir)]
 
 
@@ -89,18 +86,18 @@ def _all(run_dir: Path) -> list[JobRecord]:
 
 
 def jobs_dir(spec: JobSpec) -> Path:
-    """The folder of what belongs to a run's jobs; made if it is not there. Raises ClusterError."""
-    return made(spec.run_dir / JOBS_DIR)
+    """Create and return the folder of a run's jobs. Raises ClusterError."""
+    return create_folder(spec.run_dir / JOBS_DIR)
 
 
-def made(folder: Path) -> Path:
-    """The same folder, which is there on return. Raises ClusterError."""
+def create_folder(folder: Path) -> Path:
+    """Create a folder if it is missing, and return it. Raises ClusterError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ClusterError(
-            f"{folder}: cannot be made ({error.strerror}); correct its permissions, or choose another folder; nothing "
-            "was submitted"
+            f"{folder}: cannot be created ({error.strerror}); correct its permissions, or choose another folder; "
+            "nothing was submitted"
         ) from None
     return folder
 
@@ -109,10 +106,10 @@ def _parsed(path: Path, number: int, line: str) -> JobRecord:
     try:
         entry = json.loads(line)
         resources, directives = Resources(**entry.pop("resources")), tuple(entry.pop("directives"))
-        stood, setup = entry.pop("place", None), tuple(entry.pop("setup", ()))
-        place = Place(**stood) if stood else None
+        place_fields, setup = entry.pop("place", None), tuple(entry.pop("setup", ()))
+        place = Place(**place_fields) if place_fields else None
         return JobRecord(resources=resources, directives=directives, setup=setup, place=place, **entry)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ClusterError(
-            f"{path}: line {number} is not a record of a job ({error}); remove that line, and the others count"
+            f"{path}: line {number} is not a record of a job ({error}); remove that line to keep the others"
         ) from None

@@ -1,4 +1,4 @@
-"""When a run that failed or was stopped is started again: patience is counted in attempts without a new checkpoint."""
+"""Decides when a run that failed or was stopped is restarted, by counting attempts without a new checkpoint."""
 
 import json
 from dataclasses import dataclass
@@ -17,27 +17,28 @@ from moe_cluster.contract import (
 )
 
 MOST_STOPS = 4
-"""Attempts in a row that are stopped before they save anything new."""
+"""The limit of attempts in a row that are stopped before they save anything new."""
 MOST_LOSSES = 4
-"""Times in a row that a cluster starts a job again, a node of it lost, before anything new is saved."""
+"""The limit of times in a row that a cluster restarts a job after losing a node, before anything new is saved."""
 FIRST_WAIT_S = 1.0
 LONGEST_WAIT_S = 60.0
 
 
 @dataclass
 class Restarts:
-    """Counts failures in a row; a checkpoint that is newer than at the last failure starts the count afresh."""
+    """Counts failures in a row; a new checkpoint since the last failure resets the count."""
 
     limit: int
-    """Restarts in a row without a new checkpoint."""
+    """The limit of restarts in a row without a new checkpoint."""
     in_a_row: int = 0
     saved_step: int = -1
     """Newest checkpoint at the last failure; -1: none."""
 
     def after_failure(self, saved_step: int) -> float | None:
-        """Seconds to wait before the next attempt; None if there is none. `saved_step`: the newest checkpoint, or -1.
+        """Returns the seconds to wait before the next attempt; None if there is none. `saved_step`: the newest
+        checkpoint, or -1.
 
-        The first restart comes at once; each one more in a row waits twice as long as the one before.
+        The first restart comes at once; each further one in a row waits twice as long as the one before.
         """
         if saved_step > self.saved_step:
             self.in_a_row = 0
@@ -49,7 +50,7 @@ class Restarts:
 
 
 def stops_in_vain(run_dir: Path) -> int:
-    """How many of the last attempts in a row were stopped and left no newer checkpoint than the one before them did."""
+    """Counts the last attempts in a row that were stopped without a new checkpoint."""
     ends = outcomes(run_dir)
     saved = [None, *(end.get("saved") for end in ends)]
     stops = 0
@@ -61,29 +62,29 @@ def stops_in_vain(run_dir: Path) -> int:
 
 
 def record_loss(run_dir: Path, attempt: int, job: str) -> None:
-    """Write down that the cluster has started `job` again, of which `attempt` was the last. Raises OSError."""
+    """Record that the cluster restarted `job` after `attempt`. Raises OSError."""
     replace_text(attempt_dir(run_dir, attempt) / LOST_FILE, json.dumps({"job": job}) + "\n")
 
 
 def lost_attempts(run_dir: Path, job: str) -> list[int]:
-    """The attempts after which the cluster had to start `job` again, ascending; not those that it had told to stop, or
+    """Returns the attempts after which the cluster had to restart `job`, ascending; not those that it had stopped, or
     after which the job itself asked for other nodes.
 
-    Whether their launcher saw them fail depends on which node was lost; so that does not count.
+    Whether their launcher saw them fail depends on which node was lost, so that is ignored.
     """
-    noted = [path.parent for path in in_attempts(run_dir, LOST_FILE) if _read(path).get("job") == job]
-    lost = [folder for folder in noted if not (folder / BAD_NODES_FILE).exists()]
+    restarted = [path.parent for path in in_attempts(run_dir, LOST_FILE) if _read(path).get("job") == job]
+    lost = [folder for folder in restarted if not (folder / BAD_NODES_FILE).exists()]
     ended = (DONE, PREEMPTED)
     return [int(folder.name) for folder in lost if _read(folder / OUTCOME_FILE).get("exit_code") not in ended]
 
 
 def outcomes(run_dir: Path) -> list[dict[str, Any]]:
-    """Of the attempts whose end a launcher saw, in their order."""
+    """Returns the outcomes of the attempts whose end a launcher saw, in their order."""
     return [end for path in in_attempts(run_dir, OUTCOME_FILE) if (end := _read(path))]
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Empty where there is no such file, or one of which a node that died wrote no content."""
+    """Read a file of JSON; empty if it is missing, or a dying node left it without content."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (FileNotFoundError, ValueError):

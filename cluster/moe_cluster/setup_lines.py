@@ -1,4 +1,4 @@
-"""The lines of shell that a site or a user puts before a job's command."""
+"""Checks the shell commands that a site or a user puts before a job's command."""
 
 import subprocess
 from collections.abc import Sequence
@@ -16,4 +16,4 @@ def require_shell(setup: Sequence[str]) -> None:
         return
     if checked.returncode:
         words = checked.stderr.strip().partition("\n")[0]
-        raise JobError(f"--setup {setup[-1]}: is no complete shell ({words}); correct the lines of setup")
+        raise JobError(f"--setup {setup[-1]}: is incomplete shell ({words}); correct the setup commands")

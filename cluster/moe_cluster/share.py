@@ -1,6 +1,6 @@
-"""States what one worker on a Ray cluster needs, as it travels from an executor to the launcher.
+"""Describes the resources of one worker on a Ray cluster, which an executor passes to the launcher.
 
-Every executor that starts a Ray cluster passes it on, so it stands here and not with Ray's own files.
+Every executor that starts a Ray cluster passes it on, so it is here and not with Ray's own files.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ SHARE_VARIABLE = "MOE_TRAIN_RAY_SHARE"
 
 @dataclass(frozen=True)
 class Share:
-    """What one worker needs, and how many of them a node may hold."""
+    """Holds the resources of one worker, and the limit of workers on a node."""
 
     resources: Mapping[str, float]
     """In Ray's names: CPU, GPU, memory (bytes)."""

@@ -1,11 +1,11 @@
-"""What holds for all jobs of a person or a site: ~/.config/moe-train/cluster.yaml, so that no recipe needs to say it.
+"""Reads the defaults for all jobs of a user or site, ~/.config/moe-train/cluster.yaml, which keep recipes portable.
 
 default: slurm                       # backend of `submit` without --cluster
 slurm:
   options: {partition: gpu, account: physics}
   directives: ["--mail-type=END"]
   environment: {NCCL_SOCKET_IFNAME: ib0}
-  setup: ["module load cuda/13"]     # lines of shell before the command, as they are
+  setup: ["module load cuda/13"]     # shell commands to run before the job's command
 ray:
   options: {address: "http://head:8265"}
 """
@@ -26,14 +26,14 @@ FILE_NAME = "moe-train/cluster.yaml"
 
 
 class _TextLoader(yaml.SafeLoader):
-    """Keeps every plain value but null as it was written: an account 007 is no number, and `on` is not True."""
+    """Keeps every plain value but null as text: an account 007 is not a number, and `on` is not True."""
 
     yaml_implicit_resolvers = TEXT_RESOLVERS
 
 
 @dataclass(frozen=True)
 class Site:
-    """What one backend's jobs have beside what is asked for."""
+    """Holds the defaults for the jobs of one backend."""
 
     options: Mapping[str, str] = field(default_factory=dict)
     directives: tuple[str, ...] = ()
@@ -43,24 +43,24 @@ class Site:
 
 @dataclass(frozen=True)
 class Sites:
-    """All of a file."""
+    """Holds the content of the file."""
 
     default: str = "local"
     by_cluster: Mapping[str, Site] = field(default_factory=dict)
 
     def of(self, cluster: str) -> Site:
-        """What holds for a backend; nothing if the file does not name it."""
+        """Returns the defaults for a backend; empty if the file does not name it."""
         return self.by_cluster.get(cluster, Site())
 
 
 def sites_file(environment: Mapping[str, str]) -> Path:
-    """Where the file lies: below XDG_CONFIG_HOME, or ~/.config."""
-    home = environment.get("HOME") or os.path.expanduser("~")  # which stays `~` for a user without a home
+    """Returns the path of the file: below XDG_CONFIG_HOME, or ~/.config."""
+    home = environment.get("HOME") or os.path.expanduser("~")  # stays `~` for a user without a home
     return Path(environment.get("XDG_CONFIG_HOME") or f"{home}/.config") / FILE_NAME
 
 
 def read_sites(path: Path) -> Sites:
-    """What `path` says; nothing if it is not there. Raises JobError with the key that is wrong."""
+    """Read the file at `path`; empty if it is missing. Raises JobError that names the invalid key."""
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_TextLoader) or {}
     except FileNotFoundError:
@@ -70,11 +70,11 @@ def read_sites(path: Path) -> Sites:
             f"{path}: cannot be read as YAML ({str(error).splitlines()[0]}); correct or remove it"
         ) from None
     if not isinstance(content, dict):
-        raise JobError(f"{path}: must be a mapping from backends to what holds for their jobs")
-    known = ("default", *EXECUTORS)
+        raise JobError(f"{path}: must be a mapping from backends to the defaults for their jobs")
+    keys = ("default", *EXECUTORS)
     for key in content:
-        if key not in known:
-            raise JobError(f"{path}: {key}: there is no such key; use {', '.join(known)}")
+        if key not in keys:
+            raise JobError(f"{path}: {key}: there is no such key; use {', '.join(keys)}")
     default = content.pop("default", "local")
     if not isinstance(default, str) or default not in EXECUTORS:
         raise JobError(f"{path}: default={default}: must be one of {', '.join(EXECUTORS)}")
@@ -85,7 +85,7 @@ def _site(path: Path, cluster: str, entry: Any) -> Site:
     names = [each.name for each in fields(Site)]
     if not isinstance(entry, dict) or any(key not in names for key in entry):
         raise JobError(f"{path}: {cluster}: must be a mapping with keys among {', '.join(names)}")
-    found: dict[str, Any] = {}
+    defaults: dict[str, Any] = {}
     for key, value in entry.items():
         is_mapping = key in ("options", "environment")
         if not isinstance(value, dict if is_mapping else list):
@@ -97,5 +97,7 @@ def _site(path: Path, cluster: str, entry: Any) -> Site:
                 raise JobError(
                     f"{path}: {cluster}.{key}: {'' if name is None else f'{name}='}{item!r}: must be text or a number"
                 )
-        found[key] = {str(name): str(item) for name, item in pairs} if is_mapping else tuple(map(str, value))
-    return Site(**found)
+        defaults[key] = (
+            {str(name): str(item) for name, item in pairs} if is_mapping else tuple(map(str, value))
+        )
+    return Site(**defaults)

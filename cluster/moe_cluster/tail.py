@@ -10,34 +10,33 @@ from moe_cluster.errors import ClusterError
 
 POLL_S = 0.5
 SCHEDULER_S = 3.0
-"""Between two questions to a scheduler while a log is followed: it answers those of all users."""
+"""Seconds between two requests to a scheduler, which serves all users, while a log is followed."""
 
-# Colours and other signs that steer a terminal.
+# Colours and other control sequences of a terminal.
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-# What a Ray driver puts before a line of another process: "(RayTrainWorker pid=133, ip=10.0.0.2) ".
+# The prefix of another process's line in a Ray driver's output: "(RayTrainWorker pid=133, ip=10.0.0.2) ".
 RAY_PROCESS = re.compile(r"\((?:[^()]* )?pid=\d+(?:, ip=[^()]*)?\) ?|\(raylet(?:, ip=[^()]*)?\) ")
 
 
 def plain(line: str) -> str:
-    """Returns a line as it was written, for a file or a program: without a terminal's colours, and without the process
-    that Ray names before it."""
+    """Returns a line for a file or a program, without a terminal's colours and Ray's prefix."""
     line = CONTROL.sub("", line)
-    named = RAY_PROCESS.match(line)
-    return line[named.end() :] if named else line
+    prefix = RAY_PROCESS.match(line)
+    return line[prefix.end() :] if prefix else line
 
 
 def lines_of(path: Path, is_over: Callable[[], bool], ask_every_s: float = POLL_S) -> Iterator[str]:
-    """Lines of `path` without their newline, also those to come, until `is_over()` and nothing more has come.
+    """Yield the lines of `path` without their newline, and follow it until `is_over()` and the file has ended.
 
-    The file may not be there yet. `ask_every_s`: seconds between two calls of `is_over`, for one that asks a scheduler.
+    The file may be missing at first. `ask_every_s`: seconds between two calls of `is_over`, which may ask a scheduler.
     Raises ClusterError if the file cannot be read.
     """
     position, rest = 0, b""
-    asked, last = -math.inf, False
+    last_call, last = -math.inf, False
     while True:
-        if time.monotonic() - asked >= ask_every_s:
-            last = is_over()  # asked before the file is read: what was written until then is not missed
-            asked = time.monotonic()
+        if time.monotonic() - last_call >= ask_every_s:
+            last = is_over()  # before the file is read, so that no line written until then is missed
+            last_call = time.monotonic()
         if new := _from(path, position):
             position += len(new)
             *whole, rest = (rest + new).split(b"\n")
@@ -50,7 +49,7 @@ def lines_of(path: Path, is_over: Callable[[], bool], ask_every_s: float = POLL_
 
 
 def _from(path: Path, position: int) -> bytes:
-    """What a file has from a place on; nothing where it is not there yet."""
+    """Read a file from a position on; empty if it does not exist yet."""
     try:
         with path.open("rb") as file:
             file.seek(position)
@@ -58,6 +57,4 @@ def _from(path: Path, position: int) -> bytes:
     except FileNotFoundError:
         return b""
     except OSError as error:
-        raise ClusterError(
-            f"{path}: cannot be read ({error.strerror}); ask its owner for permission"
-        ) from None
+        raise ClusterError(f"{path}: cannot be read ({error.strerror}); correct its permissions") from None

@@ -1,4 +1,4 @@
-"""Keeps YAML 1.1 from giving a plain value a type before anyone knows what its key holds."""
+"""Keeps YAML 1.1 from converting a plain value before the type of its key is known."""
 
 import yaml
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from moe_cluster.errors import ClusterError, JobError
 from moe_cluster.executor import JobState, JobStatus
 from moe_cluster.job import JobSpec
-from moe_cluster.records import JOBS_DIR, jobs_dir, made
+from moe_cluster.records import JOBS_DIR, create_folder, jobs_dir
 from moe_cluster.slurm import client, sbatch
 from moe_cluster.slurm.options import PYTHON, require_options
 from moe_cluster.tail import SCHEDULER_S, lines_of
@@ -35,7 +35,7 @@ class SlurmExecutor:
         if len(jobs) == 1:
             return [self.submit(jobs[0])]
         text = sbatch.array_script(jobs, at_once, self.python)
-        common = made(sbatch.common_folder(jobs) / JOBS_DIR)
+        common = create_folder(sbatch.common_folder(jobs) / JOBS_DIR)
         folders = [jobs_dir(job) for job in jobs]
         array = _submitted(text, common)
         ids = [f"{array}_{number}" for number in range(len(jobs))]

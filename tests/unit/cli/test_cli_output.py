@@ -93,7 +93,7 @@ def test_a_result_that_cannot_be_written_is_one_message(folder: Path, finished: 
     done = shell(folder, f"moe-train {words} >/dev/full")
     assert done.returncode == 1, done.stderr
     (message,) = [line for line in done.stderr.splitlines() if "error" in line]
-    assert message == f"{FULL}free space, or send it elsewhere"
+    assert message == f"{FULL}free space, or redirect it elsewhere"
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
 

@@ -43,5 +43,5 @@ def test_a_job_whose_file_does_not_fit_is_one_sentence_and_nothing_is_left(tmp_p
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "jobs").touch()
-    with pytest.raises(ClusterError, match=r"jobs: cannot be made .*nothing was submitted"):
+    with pytest.raises(ClusterError, match=r"jobs: cannot be created .*nothing was submitted"):
         LocalExecutor({}).submit(JobSpec("small", tmp_path, ("run", "small.yaml")))

@@ -84,7 +84,7 @@ def test_a_folder_that_cannot_be_made_is_one_sentence_and_asks_slurm_nothing(
     sweep = jobs(tmp_path / "sweep", "a", "b")
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep/jobs").touch()
-    with pytest.raises(ClusterError, match=r"sweep/jobs: cannot be made .*nothing was submitted"):
+    with pytest.raises(ClusterError, match=r"sweep/jobs: cannot be created .*nothing was submitted"):
         SlurmExecutor({}).submit_many(sweep, at_once=None)
     assert not given.exists()
 

@@ -189,7 +189,7 @@ def test_no_value_can_begin_a_line_of_its_own(place: str, end: str) -> None:
         ({"options": {"prefix": "apptainer exec 'a"}}, ("has a quote that does not end",)),
         ({"options": {"prefix": "a", "launcher": "ray"}}, ("launcher=ray", "runs in no container")),
         ({"options": {"stage": "scratch"}}, ("--option stage=scratch: must be an absolute path",)),
-        ({"setup": ("if true; then",)}, ("--setup", "is no complete shell")),
+        ({"setup": ("if true; then",)}, ("--setup", "is incomplete shell")),
     ],
 )
 def test_what_no_script_may_hold_is_refused_with_the_way_out(change: dict, parts: tuple[str, ...]) -> None:
