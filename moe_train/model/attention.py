@@ -1,4 +1,4 @@
-"""Multi-head attention to the own sequence, with the positions of the recipe, or to an encoder's output.
+"""Implements multi-head attention to the own sequence, with the recipe's positions, or to an encoder's output.
 
 Transformer-XL's positions stand in transformer_xl.py.
 
@@ -24,10 +24,10 @@ HIDDEN = -1e9
 
 
 class Attention(nn.Module):
-    """softmax(q k^T / sqrt(W) + bias) v, then a projection; no biases in the matrices."""
+    """Computes softmax(q k^T / sqrt(W) + bias) v, then a projection; the matrices have no biases."""
 
     def __init__(self, spec: ModelSpec, *, is_causal: bool = True, reads_memory: bool = False):
-        """`reads_memory`: it attends to an encoder's output, which has no positions."""
+        """With `reads_memory`, it attends to an encoder's output, which has no positions."""
         super().__init__()
         width, of_heads = spec.d_model, spec.attention_width
         self.head_width, self.is_causal = spec.head_width, is_causal
@@ -48,7 +48,7 @@ class Attention(nn.Module):
         bias: Float[Tensor, "#B #H #S R"] | None,
         memory: Float[Tensor, "B R D"] | None = None,
     ) -> Float[Tensor, "B S D"]:
-        """Attend to `memory`, or to the positions of `x` (to this and earlier ones if it is causal).
+        """Attends to `memory`, or to the positions of `x` (only to this and earlier ones if it is causal).
 
         `bias` is added to the scores. In causal attention it holds -inf above the diagonal. Memory has no positions.
         """
@@ -69,7 +69,7 @@ class Attention(nn.Module):
 
 
 def rotate(x: Float[Tensor, "B H S W"], base: float = 10_000.0) -> Float[Tensor, "B H S W"]:
-    """Turn the pair (i, i + W/2) by position * base^(-2i/W)   # RoFormer (2104.09864) eq. 34, halves paired."""
+    """Rotates the pair (i, i + W/2) by position * base^(-2i/W)   # RoFormer (2104.09864) eq. 34, halves paired."""
     half = x.shape[-1] // 2
     rate = base ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
     angle = torch.outer(torch.arange(x.shape[-2], device=x.device, dtype=torch.float32), rate)
@@ -79,7 +79,7 @@ def rotate(x: Float[Tensor, "B H S W"], base: float = 10_000.0) -> Float[Tensor,
 
 
 def hide_padding(is_real: Bool[Tensor, "B R"]) -> Float[Tensor, "B 1 1 R"]:
-    """The bias that keeps attention away from padding."""
+    """Returns the bias that keeps attention away from padding."""
     bias = torch.zeros(is_real.shape, device=is_real.device)
     return bias.masked_fill(~is_real, HIDDEN)[:, None, None]
 
@@ -90,7 +90,7 @@ def hide_later(length: int, device: torch.device) -> Float[Tensor, "1 1 S S"]:
 
 
 class RelativeBias(nn.Module):
-    """T5's bucketed relative position bias (1910.10683, sec. 2.1), one table for all layers of a stack."""
+    """Computes T5's bucketed relative position bias (1910.10683, sec. 2.1), one table for all layers of a stack."""
 
     def __init__(self, num_heads: int, *, is_causal: bool = True):
         super().__init__()
@@ -98,11 +98,11 @@ class RelativeBias(nn.Module):
         self.weight = nn.Parameter(torch.empty(NUM_BUCKETS, num_heads))
 
     def initial(self, name: str) -> Initial:
-        """How the table begins: as an embedding whose width is the number of heads."""
+        """Returns how the table begins: as an embedding whose width is the number of heads."""
         return Normal(fan_in=self.weight.shape[1])
 
     def forward(self, length: int) -> Float[Tensor, "H S S"]:
-        """Bias of query position i on key position j; if it is causal, -inf where j is in the future."""
+        """Returns the bias of query position i on key position j; if it is causal, -inf where j is later."""
         positions = torch.arange(length, device=self.weight.device)
         distance = positions[:, None] - positions[None, :]
         buckets = bucket(distance) if self.is_causal else bucket_both_ways(distance)
@@ -111,7 +111,7 @@ class RelativeBias(nn.Module):
 
 
 def bucket(distance: Int[Tensor, "S S"], num_buckets: int = NUM_BUCKETS) -> Int[Tensor, "S S"]:
-    """Half of the buckets for exact distances from 0 on, the others logarithmic up to MAX_DISTANCE."""
+    """Uses half of the buckets for exact distances from 0 on, the others logarithmically up to MAX_DISTANCE."""
     exact = num_buckets // 2
     past = distance.clamp(min=0)
     far = torch.log(past.clamp(min=1) / exact) / math.log(MAX_DISTANCE / exact) * (num_buckets - exact)
@@ -119,6 +119,6 @@ def bucket(distance: Int[Tensor, "S S"], num_buckets: int = NUM_BUCKETS) -> Int[
 
 
 def bucket_both_ways(distance: Int[Tensor, "S S"]) -> Int[Tensor, "S S"]:
-    """T5's encoder: the first half of the buckets for this and earlier positions, the second for later ones."""
+    """Follows T5's encoder: the first half of the buckets for this and earlier positions, the second for later ones."""
     half = NUM_BUCKETS // 2
     return bucket(distance.abs(), half) + half * (distance < 0)

@@ -18,7 +18,7 @@ from moe_train.random import generator_for
 
 
 def build(spec: ModelSpec, *, seed: int = 0, vocabulary: Vocabulary | None = None) -> Model:
-    """The model on the CPU; without a vocabulary, tables of routers count every token the same."""
+    """Returns the model on the CPU; without a vocabulary, tables of routers count every token the same."""
     model = build_on_meta(spec)
     begins = initials(model, spec.init_scale)
     model.to_empty(device="cpu")
@@ -33,7 +33,7 @@ def build(spec: ModelSpec, *, seed: int = 0, vocabulary: Vocabulary | None = Non
 
 
 def tables(model: Model, vocabulary: Vocabulary | None, seed: int) -> Iterator[tuple[TableRouter, Tensor]]:
-    """Each router with a fixed table, and its table, on the CPU."""
+    """Yields each router with a fixed table, and its table, on the CPU."""
     for name, layer in moe_layers_of(model):
         if isinstance(layer.router, TableRouter):
             assert vocabulary is not None, f"moe.router.kind={layer.spec.router.kind} needs the vocabulary"

@@ -1,4 +1,4 @@
-"""Parameters and FLOPs of a model: the one formula, used by every comparison. Never imports torch.
+"""Counts parameters and FLOPs of a model by the one formula that every comparison uses. Never imports torch.
 
 A product with a weight matrix costs 2 FLOPs per weight and token; attention's two products with the sequence
 cost 4 * S * (heads * head width) per token and layer. Looking an embedding up is free, the output head is not,
@@ -17,7 +17,7 @@ RELATIVE_BUCKETS = 32
 
 @dataclass(frozen=True)
 class ModelCount:
-    """What a model holds and costs."""
+    """Holds the size and cost of a model."""
 
     parts: Mapping[str, int]
     """Parameters of each part of the model; tied embeddings are counted once, as `embedding`."""
@@ -32,7 +32,7 @@ class ModelCount:
         return sum(self.parts.values())
 
     def flops_per_token(self, window: int, num_passes: int = 1) -> int:
-        """FLOPs of one token of text in training, forward and backward in all passes of the objective.
+        """Returns the FLOPs of one token of text in training, forward and backward in all passes of the objective.
 
         A sequence, or a pair, is made of `window` tokens of text. Recomputation is not counted.
         """
@@ -40,7 +40,7 @@ class ModelCount:
 
 
 def count(spec: ModelSpec) -> ModelCount:
-    """Count the parameters and FLOPs of a model."""
+    """Counts the parameters and FLOPs of a model."""
     of_stacks = [_stack_parts(spec, stack) for stack in spec.stacks]
     embedding = spec.vocabulary_size * spec.d_model
     parts = {
@@ -60,7 +60,7 @@ def count(spec: ModelSpec) -> ModelCount:
 
 
 def _stack_parts(spec: ModelSpec, stack: StackSpec) -> dict[str, int]:
-    """Parameters of each part of one stack."""
+    """Returns the parameters of each part of one stack."""
     d, num_attentions = spec.d_model, 2 if stack.reads_encoder else 1
     num_dense = stack.num_layers - len(stack.moe)
     positions = {
@@ -81,7 +81,7 @@ def _stack_parts(spec: ModelSpec, stack: StackSpec) -> dict[str, int]:
 
 
 def _stack_flops(spec: ModelSpec, stack: StackSpec, parts: Mapping[str, int]) -> int:
-    """FLOPs of one sequence's forward pass through a stack.
+    """Returns the FLOPs of one sequence's forward pass through a stack.
 
     Cross-attention makes its keys and values from the source, and scores each token against all of it.
     """
@@ -99,24 +99,24 @@ def _stack_flops(spec: ModelSpec, stack: StackSpec, parts: Mapping[str, int]) ->
 
 
 def _distances(spec: ModelSpec, stack: StackSpec) -> int:
-    """Distances with which Transformer-XL's positions score a token."""
+    """Returns the number of distances for which Transformer-XL's positions score a token."""
     if spec.positions != "transformer_xl":
         return 0
     return stack.length if stack.is_causal else 2 * stack.length - 1
 
 
 def _routed(moe: MoESpec, length: int) -> float:
-    """Multiplications of one token in a layer's router and routed experts: as the kind of router says."""
+    """Returns the multiplications of one token in a layer's router and routed experts, by the kind of router."""
     router, number = moe.router, moe.num_experts
     in_router = router.num_products(moe.d_model, number, length)
     return float(in_router + router.experts_per_token(number, length) * _expert_weights(moe))
 
 
 def _expert_weights(moe: MoESpec) -> int:
-    """Parameters of one expert."""
+    """Returns the parameters of one expert."""
     return _matrices(moe.activation) * moe.d_model * moe.d_ff
 
 
 def _matrices(activation: str) -> int:
-    """Weight matrices of a feed-forward block or an expert."""
+    """Returns the number of weight matrices of a feed-forward block or an expert."""
     return 3 if activation in GATED else 2

@@ -1,4 +1,4 @@
-"""The dense feed-forward block, without biases. D model width, F hidden width."""
+"""Implements the dense feed-forward block, without biases. D model width, F hidden width."""
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -8,7 +8,7 @@ from moe_train.config.spec import GATED
 
 
 class FeedForward(nn.Module):
-    """relu or gelu between two matrices, or swiglu or geglu (2002.05202) with a third, `w_gate`."""
+    """Computes relu or gelu between two matrices, or swiglu or geglu (2002.05202) with a third, `w_gate`."""
 
     def __init__(self, d_model: int, d_ff: int, activation: str):
         super().__init__()
@@ -18,7 +18,7 @@ class FeedForward(nn.Module):
         self.w_out = nn.Linear(d_ff, d_model, bias=False)
 
     def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
-        """The block's output; the residual is added outside."""
+        """Returns the block's output; the residual is added outside."""
         hidden = self.w_in(x)
         if self.w_gate is not None:
             gate = F.silu if self.activation == "swiglu" else F.gelu

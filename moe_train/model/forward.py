@@ -16,7 +16,7 @@ from moe_train.results import ModelOutput
 
 @dataclass(frozen=True)
 class Forward:
-    """Forward passes of `model`, which may be distributed: calls are collective where it is."""
+    """Runs forward passes of `model`, which may be distributed; then calls are collective."""
 
     model: Model
     seed: int

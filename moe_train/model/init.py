@@ -16,7 +16,7 @@ from moe_train.random import generator_for
 
 
 def initials(model: nn.Module, scale: float) -> dict[str, Initial]:
-    """How each parameter of a whole model begins, by name; `scale` is model.init_scale."""
+    """Returns how each parameter of a whole model begins, by name; `scale` is model.init_scale."""
     return {name: _initial(model, name, scale) for name, _ in model.named_parameters()}
 
 
@@ -29,7 +29,7 @@ def _initial(model: nn.Module, name: str, scale: float) -> Initial:
 
 
 def initial_of(module: nn.Module, name: str) -> Initial:
-    """How a parameter begins: as its module says, or as the models' embeddings, projections and norms do."""
+    """Returns how a parameter begins: as its module says, or as the models' embeddings, projections and norms do."""
     if isinstance(module, OwnsWeights):
         return module.initial(name)
     if isinstance(module, nn.RMSNorm | nn.LayerNorm) and name == "weight":
@@ -52,7 +52,7 @@ def initial_value(
     offsets: tuple[int, ...] | None = None,
     shape: tuple[int, ...] | None = None,
 ) -> Float[Tensor, "..."]:
-    """The box of parameter `name` that starts at `offsets` and has `shape`, in fp32 on the CPU; or all of it."""
+    """Returns the box of parameter `name` at `offsets` with `shape`, or all of it, in fp32 on the CPU."""
     offsets, shape = offsets or (0,) * len(global_shape), global_shape if shape is None else shape
     if isinstance(initial, Constant):
         return torch.full(shape, initial.value)
@@ -78,7 +78,7 @@ def _normal(seed: int, name: str, initial: Normal, shape: tuple[int, ...]) -> Te
 
 
 def _orthogonal(seed: int, name: str, initial: Orthogonal, shape: tuple[int, ...]) -> Tensor:
-    """Made in fp64, so that ranks agree in fp32."""
+    """Makes an orthogonal matrix in fp64, so that ranks agree in fp32."""
     value = torch.empty(shape, dtype=torch.float64)
     return torch.nn.init.orthogonal_(value, initial.gain, generator=generator_for(seed, name)).float()
 

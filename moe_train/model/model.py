@@ -1,4 +1,4 @@
-"""What the rest of the system asks of a model, whatever its architecture: so nothing outside has to know which it is.
+"""Defines what the rest of the system needs of a model, so that nothing outside depends on its architecture.
 
 B sequences, S tokens, R tokens of a source, D model width, V vocabulary.
 """
@@ -16,7 +16,7 @@ from moe_train.results import ModelOutput
 
 
 class Model(nn.Module, ABC):
-    """A model of the next token, or of hidden ones. It returns a `ModelOutput`."""
+    """Predicts the next token, or hidden ones. It returns a `ModelOutput`."""
 
     entry_points: ClassVar[tuple[str, ...]] = ()
     """Methods that are called in place of `forward`, which FSDP2 must hook itself into as well."""
@@ -33,7 +33,7 @@ class Model(nn.Module, ABC):
 
 @runtime_checkable
 class Translating(Protocol):
-    """A model that encodes a source once, and then continues prefixes given what it made of it."""
+    """Encodes a source once, and then continues prefixes given the result."""
 
     def encode(self, source: Int[Tensor, "B R"], context: RouteContext) -> StackOutput:
         """Returns what `decode` reads of a source."""

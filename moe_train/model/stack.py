@@ -1,4 +1,4 @@
-"""A stack of transformer blocks, plain single-device PyTorch; `transformer.py` makes models of one or two of them.
+"""Implements a stack of transformer blocks in plain single-device PyTorch; `transformer.py` makes models of them.
 
 B sequences, S tokens, T rows (B * S unless `model.depth` leaves some out), R tokens of the encoder's output,
 D model width.
@@ -22,7 +22,7 @@ from moe_train.results import MoEStats
 
 
 class Block(nn.Module):
-    """Attention, in a decoder that reads an encoder a second one, and a feed-forward block (dense or MoE).
+    """Applies attention, in a decoder that reads an encoder a second one, and a feed-forward block (dense or MoE).
 
     Each stands behind a norm and beside a residual.
     """
@@ -77,7 +77,7 @@ class Block(nn.Module):
 
 
 class StackOutput(NamedTuple):
-    """What a stack returns."""
+    """Holds what a stack returns."""
 
     states: Float[Tensor, "B S D"]
     moe: tuple[MoEStats, ...]
@@ -85,7 +85,7 @@ class StackOutput(NamedTuple):
 
 
 class Stack(nn.Module):
-    """Positions, blocks and the last norm; `prefix` tells the random draws of two stacks apart."""
+    """Applies positions, blocks and the last norm; `prefix` distinguishes the random draws of two stacks."""
 
     def __init__(self, spec: ModelSpec, stack: StackSpec, prefix: str = ""):
         super().__init__()

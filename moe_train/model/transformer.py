@@ -1,4 +1,4 @@
-"""The models, plain single-device PyTorch: parallelism is applied from outside (distribute/).
+"""Defines the models in plain single-device PyTorch: parallelism is applied from outside (distribute/).
 
 A decoder or an encoder is one stack between an embedding and an output head; an encoder-decoder is two stacks, of which
 the second reads the output of the first (Vaswani et al., 1706.03762, sec. 3). One embedding serves both, and the head
@@ -24,7 +24,7 @@ from moe_train.results import ModelOutput
 
 
 class Transformer(Stack, Model):
-    """A decoder (causal) or an encoder: embedding, one stack, output head."""
+    """Implements a decoder (causal) or an encoder: embedding, one stack, output head."""
 
     def __init__(self, spec: ModelSpec):
         (stack,) = spec.stacks
@@ -38,7 +38,7 @@ class Transformer(Stack, Model):
         return list(self.layers)  # type: ignore[arg-type]
 
     def inputs(self, batch: Batch, forward_pass: Pass) -> tuple[Any, ...]:
-        """The tokens of the batch."""
+        """Returns the tokens of the batch."""
         rows = Rows(batch.sequence_ids, batch.tokens, batch.is_real)
         return batch.tokens, RouteContext(forward_pass, rows)
 
@@ -50,7 +50,7 @@ class Transformer(Stack, Model):
 
 
 class EncoderDecoder(Model):
-    """An encoder, and a causal decoder whose blocks attend to its output too."""
+    """Implements an encoder, and a causal decoder whose blocks also attend to its output."""
 
     entry_points = ("encode", "decode")
 
@@ -68,7 +68,7 @@ class EncoderDecoder(Model):
         return [*self.encoder.layers, *self.decoder.layers]
 
     def inputs(self, batch: Batch, forward_pass: Pass) -> tuple[Any, ...]:
-        """What the decoder writes, and the source that it reads."""
+        """Returns the decoder's tokens, and the source."""
         assert batch.source is not None, "config.check lets only objectives with a source train these"
         rows = Rows(batch.sequence_ids, batch.tokens, batch.is_real)
         source = Rows(batch.sequence_ids, batch.source, batch.source_is_real)
@@ -118,7 +118,7 @@ class EncoderDecoder(Model):
 
 
 def build_on_meta(spec: ModelSpec) -> Model:
-    """The model without storage: what gets sharded before any rank holds a weight."""
+    """Returns the model without storage, to be sharded before any rank holds a weight."""
     with torch.device("meta"):
         return Transformer(spec) if len(spec.stacks) == 1 else EncoderDecoder(spec)
 

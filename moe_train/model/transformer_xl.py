@@ -1,4 +1,4 @@
-"""Transformer-XL's relative positions (Dai et al., 1901.02860, sec. 3.3): a term of the scores, of each layer its own.
+"""Implements Transformer-XL's relative positions (1901.02860, sec. 3.3): a term of the scores, different in each layer.
 
 score_ij = (q_i + u) . k_j + (q_i + v) . (W_R r_(i-j)), over sqrt(W). r is the sinusoid of a distance, W_R a matrix, and
 u and v take the place of the query's own position. The paper's memory of the segment before is not here.
@@ -16,7 +16,7 @@ from moe_train.initial import Constant, Initial
 
 
 class DistanceScores(nn.Module):
-    """W_R, u and v of one layer."""
+    """Holds W_R, u and v of one layer."""
 
     def __init__(self, d_model: int, num_heads: int, head_width: int, *, is_causal: bool):
         super().__init__()
@@ -26,14 +26,13 @@ class DistanceScores(nn.Module):
         self.distance_bias = nn.Parameter(torch.empty(num_heads * head_width))  # v
 
     def initial(self, name: str) -> Initial:
-        """u and v begin at 0; the authors' code draws them with a deviation of 0.02."""
+        """Initialises u and v to 0; the authors' code draws them with a deviation of 0.02."""
         return Constant(0.0)
 
     def forward(
         self, query: Float[Tensor, "B H S W"]
     ) -> tuple[Float[Tensor, "B H S W"], Float[Tensor, "B H S S"]]:
-        """The queries that meet the keys, q + u, and what is added to their scores; if it is causal, -inf above the
-        diagonal."""
+        """Returns the queries q + u, and what is added to their scores; if it is causal, -inf above the diagonal."""
         length = query.shape[-2]
         content, position = (
             query + bias.to(query.dtype).view(-1, 1, self.head_width)
@@ -51,7 +50,7 @@ class DistanceScores(nn.Module):
 
 
 def sinusoids(distances: Int[Tensor, " M"], d_model: int) -> Float[Tensor, "M D"]:
-    """sin and then cos of distance * 10000^(-2i/D), for i below D / 2   # Vaswani et al. (1706.03762) sec. 3.5"""
+    """Returns sin, then cos of distance * 10000^(-2i/D), for i below D / 2   # Vaswani et al. (1706.03762) sec. 3.5"""
     half = d_model // 2
     rate = 10_000.0 ** (-torch.arange(half, device=distances.device, dtype=torch.float32) / half)
     angle = torch.outer(distances.float(), rate)
@@ -59,7 +58,7 @@ def sinusoids(distances: Int[Tensor, " M"], d_model: int) -> Float[Tensor, "M D"
 
 
 def shift(by_distance: Float[Tensor, "B H S M"]) -> Float[Tensor, "B H S S"]:
-    """From columns by distance, S - 1 first, to columns by key: entry (i, j) is that of the distance i - j.
+    """Shifts columns by distance, S - 1 first, to columns by key: entry (i, j) is that of the distance i - j.
 
     Row i must move S - 1 - i places to the left. With one column more, read as rows that are one shorter, each row
     begins one place later than the one before (appendix B). Distances that are not among the columns give entries

@@ -1,4 +1,4 @@
-"""What experts do between their products, and its gradients by hand. Activations work on rows of whatever expert.
+"""Applies experts' activations and their gradients by hand, to rows of any expert.
 
 R rows, F hidden width.
 """
@@ -11,13 +11,15 @@ from torch import Tensor
 
 
 def _gelu(x: Float[Tensor, "... F"]) -> Float[Tensor, "... F"]:
-    """GELU without oneDNN, which makes and keeps a program for every number of rows that it meets: experts meet new
-    ones in every step, for ever. It takes contiguous tensors only."""
+    """Computes GELU without oneDNN, which compiles and keeps a program for every number of rows.
+
+    Experts get new numbers of rows in every step. oneDNN takes only contiguous tensors, so a transposed view avoids it.
+    """
     return torch.nn.functional.gelu(x.mT).mT
 
 
 def _gelu_gradient_(grad: Float[Tensor, "R F"], x: Float[Tensor, "R F"]) -> Float[Tensor, "R F"]:
-    """The gradient of `_gelu`, in the place of `grad`, and like it without oneDNN."""
+    """Computes the gradient of `_gelu` in place of `grad`, and like it without oneDNN."""
     torch.ops.aten.gelu_backward.grad_input(grad.mT, x.mT, grad_input=grad.mT)
     return grad
 
@@ -26,12 +28,12 @@ GATES: dict[str, Callable[..., Tensor]] = {"swiglu": torch.nn.functional.silu, "
 
 
 def activate_(activation: str, hidden: Tensor, gate: Tensor | None) -> Tensor:
-    """The activated hidden rows. relu overwrites them: its output is all that its gradient needs."""
+    """Returns the activated hidden rows. relu overwrites them: its output is all that its gradient needs."""
     return hidden.relu_() if activation == "relu" else activated(activation, hidden, gate)
 
 
 def activated(activation: str, hidden: Tensor, gate: Tensor | None) -> Tensor:
-    """The activated rows of what `activate_` has left in `hidden`."""
+    """Returns the activated rows from what `activate_` left in `hidden`."""
     if activation == "relu":
         return hidden
     if activation == "gelu":
@@ -43,7 +45,7 @@ def activated(activation: str, hidden: Tensor, gate: Tensor | None) -> Tensor:
 def activation_gradient(
     activation: str, grad: Tensor, hidden: Tensor, gate: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Gradients with respect to hidden and gate; relu and gelu overwrite `grad`."""
+    """Returns the gradients with respect to hidden and gate; relu and gelu overwrite `grad`."""
     if activation == "relu":
         return torch.ops.aten.threshold_backward.grad_input(grad, hidden, 0, grad_input=grad), None
     if activation == "gelu":

@@ -1,4 +1,4 @@
-"""Sinkhorn's soft assignment of a group's tokens; the hard one, with the largest total score, is moe_kernels'.
+"""Computes Sinkhorn's soft assignment of a group's tokens; the hard one, with the best total score, is moe_kernels'.
 
 G groups side by side, S tokens of a group, E experts.
 """
@@ -17,7 +17,7 @@ def sinkhorn_plan(
     max_iterations: int,
     is_real: Bool[Tensor, "G S"] | None = None,
 ) -> Float[Tensor, "G S E"]:
-    """exp(scores) with rows and columns scaled so that each token has 1 / S and each expert 1 / E in all.
+    """Scales rows and columns of exp(scores) so that each token has 1 / S and each expert 1 / E in total.
 
     Rows and columns take turns, until the columns' factors change by less than `tolerance`, relatively and on average:
     megatron-core's `sinkhorn`, in logarithms so that nothing overflows. Each group stops by itself, so the groups

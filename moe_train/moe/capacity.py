@@ -1,4 +1,4 @@
-"""The capacity limit: which tokens of a routing group an expert accepts; how many, `config/capacity.py` says.
+"""Applies the capacity limit: which tokens of a group an expert accepts; `config/capacity.py` says how many.
 
 A routing group is a whole number of sequences, never "the tokens of a rank": so the same tokens are dropped
 on every layout. It counts places of these sequences (rows.py), whether a row has come for each or not.
@@ -16,7 +16,7 @@ from moe_train.moe.rows import Rows
 def within_capacity(
     routing: Routing, group_tokens: int, slots: int, rows: Rows | None = None
 ) -> Bool[Tensor, " N"]:
-    """Which edges fit: in each group of `group_tokens` places an expert takes its first `slots` edges.
+    """Returns which edges fit: in each group of `group_tokens` places an expert takes its first `slots` edges.
 
     All first choices come before any second choice, and among equal choices earlier tokens come first
     (GShard, 2006.16668, alg. 1; Switch, 2101.03961, sec. 2.2). Causal with one choice; with more, a second
@@ -38,29 +38,29 @@ def within_capacity(
 def first_with_room(
     routing: Routing, group_tokens: int, slots: int, rows: Rows | None = None
 ) -> Bool[Tensor, " N"]:
-    """Which edge a token uses: that of its earliest choice whose expert has one of its `slots` left, if there is one.
+    """Returns the edge that each token uses: its earliest choice whose expert has one of its `slots` left, if any.
 
-    Choice by choice, and earlier tokens first: who was refused in one round asks again in the next, behind all who
+    Choice by choice, and earlier tokens first: a token refused in one round asks again in the next, behind all that
     were served (mesh-tensorflow's `_ntlb_gating`: Switch's "no token left behind").
     """
     segment = _segments(routing, group_tokens, rows)
     num_places = routing.num_tokens if rows is None else rows.values.numel()
     groups = -(-num_places // group_tokens)
     room = segment.new_full((groups * routing.num_experts,), slots)
-    used = torch.zeros_like(segment, dtype=torch.bool)
-    is_waiting = used.new_ones(routing.num_tokens)
+    is_used = torch.zeros_like(segment, dtype=torch.bool)
+    is_waiting = is_used.new_ones(routing.num_tokens)
     for choice in range(routing.num_choices):
         asking = ((routing.choices == choice) & is_waiting[routing.token_ids]).nonzero().squeeze(1)
         order = asking[torch.argsort(segment[asking], stable=True)]
         served = order[_rank_in_run(segment[order]) < room[segment[order]]]
-        used[served] = True
+        is_used[served] = True
         is_waiting[routing.token_ids[served]] = False
         room -= torch.bincount(segment[served], minlength=len(room))
-    return used
+    return is_used
 
 
 def _segments(routing: Routing, group_tokens: int, rows: Rows | None) -> Int[Tensor, " N"]:
-    """A number for each edge that those to one expert from one routing group share; rows are full unless given."""
+    """Numbers edges so that those from one routing group to one expert share a number; rows are full unless given."""
     places = routing.token_ids if rows is None else rows.places_of(routing.token_ids)
     return places // group_tokens * routing.num_experts + routing.expert_ids
 

@@ -1,4 +1,4 @@
-"""The experts of one layer: stacked weights, one matrix product per expert and matrix, gradients in place.
+"""Implements the experts of one layer: stacked weights, one matrix product per expert and matrix, gradients in place.
 
 On GPUs that have products of all experts at once, those are taken instead (grouped.py).
 
@@ -25,7 +25,7 @@ from moe_train.moe.grouped import FeedForwardAtOnce, has_grouped_products
 
 
 class ExpertWeights(nn.Module):
-    """E feed-forward networks without biases: relu or gelu, or swiglu or geglu with a third matrix `w_gate`.
+    """Holds E feed-forward networks without biases: relu or gelu, or swiglu or geglu with a third matrix `w_gate`.
 
     What is done with them is the business of subclasses, and so are their gradients.
     """
@@ -43,24 +43,24 @@ class ExpertWeights(nn.Module):
         """`w_out` begins at 0, so that the experts add nothing at first."""
 
     def initial(self, name: str) -> Initial:
-        """How each expert's matrix begins: by itself, whichever rank holds it."""
+        """Returns how each expert's matrix begins: by itself, on any rank."""
         if name == "w_out" and self.begins_at_zero:
             return Constant(0.0)
         return Normal(fan_in=getattr(self, name).shape[1], is_stacked=True)
 
     def keep_gradients(self) -> GradientBuffers:
-        """From now on write weight gradients into persistent buffers, and return them."""
+        """Writes weight gradients into persistent buffers from now on, and returns them."""
         self.buffers_for_gradients = GradientBuffers(list(self.parameters()))
         return self.buffers_for_gradients
 
     def for_function(self) -> list[Float[Tensor, "E _ _"]]:
-        """The weights, for a function whose backward pass writes their gradients into the buffers if there are any."""
+        """Returns the weights for a function whose backward pass writes their gradients into the buffers, if any."""
         weights = [weight for weight in (self.w_in, self.w_gate, self.w_out) if weight is not None]
         return [weight.detach() if self.buffers_for_gradients else weight for weight in weights]
 
 
 class Experts(ExpertWeights):
-    """Networks that are each applied to rows of their own."""
+    """Applies each network to its own rows."""
 
     def forward(
         self,
@@ -69,7 +69,7 @@ class Experts(ExpertWeights):
         empty_like: Callable[[Tensor], Tensor] = torch.empty_like,
         dropout: Float[Tensor, "R F"] | None = None,
     ) -> Float[Tensor, "R D"]:
-        """Apply expert e to the e-th run of rows; `counts` gives the length of each run.
+        """Applies expert e to the e-th run of rows; `counts` gives the length of each run.
 
         `empty_like` makes the memory for the results and for the gradient of `rows`; `dropout`, where there is any,
         holds factors of the activated hidden units.
@@ -91,7 +91,7 @@ class Experts(ExpertWeights):
 
 
 class GroupedFeedForward(torch.autograd.Function):
-    """Feed-forward of each expert on its run of rows; backward writes weight gradients in place."""
+    """Applies each expert's feed-forward to its run of rows; backward writes weight gradients in place."""
 
     @staticmethod
     def forward(
@@ -154,7 +154,7 @@ class GroupedFeedForward(torch.autograd.Function):
 
 
 def weight_gradient(out: Tensor, left: Tensor, right: Tensor, add: bool, scale: float) -> None:
-    """out (+)= scale * left^T right, in the products' own precision; without rows, out = 0 or stays."""
+    """Computes out (+)= scale * left^T right, in the products' own precision; without rows, out = 0 or stays."""
     if out.dtype == left.dtype:
         torch.addmm(out, left.t(), right, beta=1 if add else 0, alpha=scale, out=out)
     elif add:

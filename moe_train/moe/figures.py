@@ -30,7 +30,7 @@ Totals = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class LayerPass:
-    """One forward pass of one layer over this rank's tokens."""
+    """Holds one forward pass of one layer over this rank's tokens."""
 
     assigned: Routing
     """The assignments before the capacity limit."""
@@ -41,7 +41,7 @@ class LayerPass:
 
 @dataclass(frozen=True)
 class Figure:
-    """A key of the `moe` part of a training row, which has a value for each layer."""
+    """Defines a key of the `moe` part of a training row, with a value for each layer."""
 
     name: str
     show: Callable[[Totals], Any] | None
@@ -54,14 +54,14 @@ class Figure:
 
 
 def total(name: str, count: Callable[[LayerPass], Tensor], *, is_per_expert: bool = False) -> Figure:
-    """A whole number, of which a row shows the sum."""
+    """Defines a whole number, of which a row shows the sum."""
     return Figure(name, itemgetter(name), count, is_per_expert)
 
 
 def mean_over_tokens(
     name: str, count: Callable[[LayerPass], Tensor], *, is_never_zero: bool = False
 ) -> Figure:
-    """A sum over tokens, which a row divides by their number; `is_never_zero`: 0 says that there was none."""
+    """Defines a sum over tokens, which a row divides by their number; with `is_never_zero`, 0 means none."""
     return Figure(name, partial(_over_tokens, name, is_never_zero), count, is_fraction=True)
 
 

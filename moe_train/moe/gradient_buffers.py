@@ -1,11 +1,11 @@
-"""Gradients of stacked weights that live as long as the weights, for experts whose gradients nobody else owns."""
+"""Keeps gradients of stacked weights as long as the weights, for experts whose gradients nothing else owns."""
 
 import torch
 from torch import nn
 
 
 class GradientBuffers:
-    """Persistent `.grad` tensors of stacked weights, written by the matrix products of the backward pass.
+    """Holds persistent `.grad` tensors of stacked weights, written by the matrix products of the backward pass.
 
     The first backward pass after `reset` overwrites, later ones add: nothing is ever filled with zeros first.
     """
@@ -17,5 +17,5 @@ class GradientBuffers:
             parameter.grad = tensor
 
     def reset(self) -> None:
-        """What `zero_grad` is for other parameters."""
+        """Does what `zero_grad` does for other parameters."""
         self.is_fresh = True

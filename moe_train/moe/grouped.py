@@ -1,4 +1,4 @@
-"""The experts of one layer on a GPU: one product of all experts for each matrix, instead of one for each expert.
+"""Runs the experts of one layer on a GPU: one product of all experts per matrix, instead of one per expert.
 
 The same numbers as `GroupedFeedForward` in experts.py, its twin: torch's grouped product takes the rows of all experts
 and where each run ends. With many experts of few rows it is several times as fast (docs/gpu.md). It is for bfloat16.
@@ -25,7 +25,7 @@ BYTES_OF_A_STRIDE = 16
 
 
 def has_grouped_products(rows: Float[Tensor, "R D"], weights: Float[Tensor, "E D F"]) -> bool:
-    """Whether these rows can go through all experts at once, and that is the fast way."""
+    """Returns whether these rows can go through all experts at once, and that is the fast way."""
     return (
         rows.is_cuda
         and len(rows) > 0
@@ -36,7 +36,7 @@ def has_grouped_products(rows: Float[Tensor, "R D"], weights: Float[Tensor, "E D
 
 
 class FeedForwardAtOnce(torch.autograd.Function):
-    """Feed-forward of each expert on its run of rows; backward writes weight gradients in place."""
+    """Applies each expert's feed-forward to its run of rows; backward writes weight gradients in place."""
 
     @staticmethod
     def forward(
@@ -97,14 +97,14 @@ class FeedForwardAtOnce(torch.autograd.Function):
 
 
 def run_ends(counts: Sequence[int], device: torch.device) -> Int[Tensor, " E"]:
-    """Where each expert's run of rows ends."""
+    """Returns where each expert's run of rows ends."""
     return torch.tensor(counts, dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device, non_blocking=True)
 
 
 def into(
     empty_like: Callable[[Tensor], Tensor], rows: Float[Tensor, "R D"], values: Float[Tensor, "R D"]
 ) -> Float[Tensor, "R D"]:
-    """`values` in the memory that `empty_like` gives, where that is not any memory."""
+    """Returns `values` in the memory that `empty_like` gives, unless that may be any memory."""
     return values if empty_like is torch.empty_like else empty_like(rows).copy_(values)
 
 

@@ -1,4 +1,4 @@
-"""k-means with its seeding, exact to repeat: float64, draws of a given generator, a bounded number of steps.
+"""Implements k-means with its seeding, reproducible exactly: float64, draws of a given generator, bounded steps.
 
 Lloyd's iterations from centres that are drawn far apart (k-means++, Arthur and Vassilvitskii, 2007).
 P points, N numbers of one, K clusters.
@@ -14,7 +14,7 @@ ROWS_AT_A_TIME = 8192
 
 
 def k_means(points: Float[Tensor, "P N"], clusters: int, generator: torch.Generator) -> Int[Tensor, " P"]:
-    """The cluster of every point. None is empty, unless there are fewer points than clusters."""
+    """Returns the cluster of every point. None is empty, unless there are fewer points than clusters."""
     centres = _far_apart(points, clusters, generator)
     cluster_ids = torch.full((len(points),), -1)
     for _ in range(MAX_ITERATIONS):
@@ -30,7 +30,7 @@ def k_means(points: Float[Tensor, "P N"], clusters: int, generator: torch.Genera
 def _far_apart(
     points: Float[Tensor, "P N"], clusters: int, generator: torch.Generator
 ) -> Float[Tensor, "K N"]:
-    """Points, each drawn in proportion to its squared distance from those before it."""
+    """Draws points, each in proportion to its squared distance from those before it."""
     distance = points.new_ones(len(points))
     chosen: list[Tensor] = []
     for _ in range(clusters):
@@ -44,7 +44,7 @@ def _far_apart(
 def _nearest(
     points: Float[Tensor, "P N"], centres: Float[Tensor, "K N"]
 ) -> tuple[Int[Tensor, " P"], Float[Tensor, " P"]]:
-    """The nearest centre of every point, and the squared distance, less the point's own square."""
+    """Returns the nearest centre of every point, and the squared distance, less the point's own square."""
     squares = centres.square().sum(1)
     found = [(squares - 2 * rows @ centres.t()).min(1) for rows in points.split(ROWS_AT_A_TIME)]
     return torch.cat([each.indices for each in found]), torch.cat([each.values for each in found])
@@ -53,6 +53,6 @@ def _nearest(
 def _without_empty(
     cluster_ids: Int[Tensor, " P"], distance: Float[Tensor, " P"], clusters: int
 ) -> Int[Tensor, " P"]:
-    """The same, but each cluster without a point gets one of those that are farthest from their centre."""
+    """Returns the same, but each cluster without a point gets one of those that are farthest from their centre."""
     empty = (torch.bincount(cluster_ids, minlength=clusters) == 0).nonzero().flatten()[: len(cluster_ids)]
     return cluster_ids.index_copy(0, distance.topk(len(empty)).indices, empty)

@@ -1,4 +1,4 @@
-"""Auxiliary losses of routers, each a pure function of logits and choices.
+"""Computes auxiliary losses of routers, each a pure function of logits and choices.
 
 Losses of tokens (z, entropy) are means over routing groups of equal size. A balance loss is one of sums over a set of
 tokens (`SetLoss`): a sequence, a routing group or the global batch, as `moe.router.balance_over` says, and a mean over
@@ -22,12 +22,12 @@ from moe_train.results import SetLoss
 
 
 def watched(values: Float[Tensor, "*S"], coefficient: float) -> Float[Tensor, "*S"]:
-    """`values` for a loss with this coefficient: at 0 it is there to be seen alone, and costs no backward pass."""
+    """Returns `values` for a loss with this coefficient: at 0 it is only reported, and costs no backward pass."""
     return values if coefficient else values.detach()
 
 
 def mean_or_zero(values: Float[Tensor, "G ..."]) -> Float[Tensor, ""]:
-    """The mean of all values; 0 where there are none, of which torch's mean is NaN."""
+    """Returns the mean of all values; 0 where there are none, of which torch's mean is NaN."""
     return values.mean() if len(values) else values.sum()
 
 
@@ -43,7 +43,7 @@ class TokenSets:
 
     @classmethod
     def of(cls, over: Literal["sequence", "group", "batch"], group: int, rows: Rows) -> "TokenSets":
-        """What `moe.router.balance_over` names, with `group` sequences in a routing group."""
+        """Makes the sets that `moe.router.balance_over` names, with `group` sequences in a routing group."""
         sizes = {"sequence": rows.length, "group": group * rows.length, "batch": None}
         return cls(sizes[over], rows.real, None if rows.is_full else rows)
 
@@ -53,7 +53,7 @@ class TokenSets:
         return self.is_real is None and self.rows is None
 
     def totals(self, values: Float[Tensor, "T E"]) -> Float[Tensor, "G E"]:
-        """The sum over each set's (real) tokens."""
+        """Returns the sum over each set's (real) tokens."""
         if self.is_real is not None:
             values = values * self.is_real.unsqueeze(1)
         if self.size is None:
@@ -62,14 +62,14 @@ class TokenSets:
         return by_place.unflatten(0, (-1, self.size)).sum(1)
 
     def mean(self, values: Float[Tensor, " T"]) -> Float[Tensor, ""]:
-        """The mean over (real) tokens. Where some sets are not whole, it is the mean of the sets' means."""
+        """Returns the mean over (real) tokens. Where some sets are not whole, it is the mean of the sets' means."""
         if self.are_whole:
             return values.sum() / max(len(values), 1)
         totals = self.totals(values.unsqueeze(1))
         return mean_or_zero(totals / self.num_tokens(len(values), values).clamp(min=1))
 
     def counts(self, expert_ids: Int[Tensor, "T K"], num_experts: int) -> Int[Tensor, "G E"]:
-        """How many of each set's (real) tokens go to each expert."""
+        """Returns how many of each set's (real) tokens go to each expert."""
         tokens, choices = expert_ids.shape
         edges = expert_ids.reshape(-1)
         num_sets = 1
@@ -86,7 +86,7 @@ class TokenSets:
         return torch.bincount(edges, minlength=num_sets * num_experts).view(num_sets, num_experts)
 
     def num_tokens(self, tokens: int, like: Float[Tensor, "..."]) -> Float[Tensor, "G 1"]:
-        """How many of `tokens` tokens (real ones) each set has, in the precision of `like`."""
+        """Returns how many of `tokens` tokens (real ones) each set has, in the precision of `like`."""
         if self.is_real is not None:
             return self.totals(self.is_real.unsqueeze(1).to(like.dtype))
         if self.rows is not None:
@@ -97,14 +97,14 @@ class TokenSets:
     def loss(
         self, totals: Float[Tensor, "G N"], of_totals: Callable[[Float[Tensor, "G N"]], Float[Tensor, ""]]
     ) -> SetLoss:
-        """The loss `of_totals(totals)`, a mean over sets; the totals of a set are the sums of those of its parts."""
+        """Returns the loss `of_totals(totals)`, a mean over sets; a set's totals are the sums of those of its parts."""
         return SetLoss(totals, of_totals, is_part=self.size is None)
 
 
 def balance_loss(
     probabilities: Float[Tensor, "T E"], expert_ids: Int[Tensor, "T K"], sets: TokenSets
 ) -> SetLoss:
-    """E * sum_i f_i * P_i, a mean over sets   # Switch (2101.03961) eq. 4-6.
+    """Returns E * sum_i f_i * P_i, a mean over sets   # Switch (2101.03961) eq. 4-6.
 
     f_i: share of the set's assignments that go to expert i, before the capacity limit, without gradient.
     P_i: mean probability of expert i in the set. 1 when both are uniform, up to E at full collapse; it can
@@ -118,7 +118,7 @@ def balance_loss(
 
 
 def share_times_probability(totals: Float[Tensor, "G N"], choices: int) -> Float[Tensor, ""]:
-    """E * sum_i f_i * P_i of each expert's tokens, each expert's probabilities and all tokens, summed over a set."""
+    """Returns E * sum_i f_i * P_i of experts' tokens, experts' probabilities and all tokens, summed over a set."""
     experts = totals.shape[1] // 2
     counts, sums, tokens = totals.split((experts, experts, 1), dim=1)
     tokens = tokens.clamp(min=1)
@@ -126,12 +126,12 @@ def share_times_probability(totals: Float[Tensor, "G N"], choices: int) -> Float
 
 
 def z_loss(logits: Float[Tensor, "T E"], groups: TokenSets | None = None) -> Float[Tensor, ""]:
-    """mean_t (logsumexp_i z_ti)^2   # ST-MoE (2202.08906) eq. 5."""
+    """Returns mean_t (logsumexp_i z_ti)^2   # ST-MoE (2202.08906) eq. 5."""
     return (groups or TokenSets(1)).mean(torch.logsumexp(logits, dim=-1).square())
 
 
 def entropies(log_probabilities: Float[Tensor, "T E"]) -> Float[Tensor, " T"]:
-    """The entropy of each row in nats, -sum_i p_i ln p_i, with a finite gradient where some p_i underflows.
+    """Returns the entropy of each row in nats, -sum_i p_i ln p_i, with a finite gradient where some p_i underflows.
 
     Of p itself the derivative, -(ln p + 1), is infinite there; of ln p it is -p (ln p + 1), which vanishes with p.
     """
@@ -141,7 +141,7 @@ def entropies(log_probabilities: Float[Tensor, "T E"]) -> Float[Tensor, " T"]:
 def active_balance_loss(
     weights: Float[Tensor, "T E"], active: Bool[Tensor, "T E"], sets: TokenSets
 ) -> SetLoss:
-    """E * sum_i mean_t(w_ti) * mean_t(i is active for t), a mean over sets   # EvoMoE (2112.14397), code.
+    """Returns E * sum_i mean_t(w_ti) * mean_t(i is active for t), a mean over sets   # EvoMoE (2112.14397), code.
 
     There w_ti is 0 in training where i is not active; here it is what the gate gives i, as in Switch. With one active
     expert per token this is `balance_loss`; with all of them and weights that sum to 1 it is E.
@@ -154,6 +154,6 @@ def active_balance_loss(
 
 
 def cv_squared(totals: Float[Tensor, "G E"]) -> Float[Tensor, ""]:
-    """var_i / mean_i^2, a mean over sets   # Shazeer et al. (1701.06538) eq. 6-11; population variance."""
+    """Returns var_i / mean_i^2, a mean over sets   # Shazeer et al. (1701.06538) eq. 6-11; population variance."""
     mean = totals.mean(1, keepdim=True)
     return mean_or_zero((totals - mean).square().mean(1, keepdim=True) / (mean.square() + 1e-10))

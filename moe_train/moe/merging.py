@@ -1,4 +1,4 @@
-"""Experts whose weights are averaged: products of parts and stacked weights, with gradients in place as in experts.py.
+"""Merges experts by averaging weights: products of parts and stacked weights, with gradients in place as in experts.py.
 
 M merged experts, E experts held here, D model width, F hidden width.
 """
@@ -15,17 +15,17 @@ from moe_train.moe.gradient_buffers import GradientBuffers
 
 
 class MergingExperts(ExpertWeights):
-    """E feed-forward networks, of which any number of mixtures can be had."""
+    """Holds E feed-forward networks, of which any number of mixtures can be made."""
 
     def forward(self, parts: Float[Tensor, "M E"]) -> tuple[Float[Tensor, "M _ _"], ...]:
-        """Each weight of each mixture, sum_e parts[m, e] * weight[e], in fp32: `w_in`, `w_gate` if gated, `w_out`."""
+        """Returns the mixtures' weights, sum_e parts[m, e] * weight[e], in fp32: `w_in`, `w_gate` if gated, `w_out`."""
         return MergeWeights.apply(
             parts, self.buffers_for_gradients, self.gradient_scale, *self.for_function()
         )
 
 
 class MergeWeights(torch.autograd.Function):
-    """Weighted sums of stacked weights; backward writes weight gradients in place."""
+    """Computes weighted sums of stacked weights; backward writes weight gradients in place."""
 
     @staticmethod
     def forward(

@@ -1,4 +1,4 @@
-"""Moving rows between token order and expert order, with hand-written gradients.
+"""Moves rows between token order and expert order, with hand-written gradients.
 
 Both ways are gathers: each row is read once and written once, in one pass that also weighs and sums, and sums
 run in a fixed order (no atomics, no `index_add`), so forward and backward are reproducible bit by bit.
@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 
 class GatherRows(torch.autograd.Function):
-    """rows[n] = x[token_ids[n]]; backward sums a token's rows over its choices."""
+    """Computes rows[n] = x[token_ids[n]]; backward sums a token's rows over its choices."""
 
     @staticmethod
     def forward(
@@ -37,7 +37,7 @@ class GatherRows(torch.autograd.Function):
 
 
 class CombineRows(torch.autograd.Function):
-    """y[t] = sum over a token's choices of weight * row; `slots` are those of the rows."""
+    """Computes y[t] = sum over a token's choices of weight * row; `slots` are those of the rows."""
 
     @staticmethod
     def forward(
@@ -65,7 +65,7 @@ class CombineRows(torch.autograd.Function):
 def sum_places(
     rows: Float[Tensor, "N D"], places: Int[Tensor, "T K"], weights: Float[Tensor, "T K"] | None
 ) -> Float[Tensor, "T D"]:
-    """For each token the weighted sum of its rows, first choice first; an edge that is missing has weight 0.
+    """Sums each token's weighted rows, first choice first; a missing edge has weight 0.
 
     `embedding_bag` is the one operation that gathers, weighs and sums in a single pass over the rows.
     """

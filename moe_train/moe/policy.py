@@ -1,4 +1,4 @@
-"""Learning to route by reward: what a router that drew its experts learns from the loss of the predictions made there.
+"""Teaches a router that drew its experts, by the losses of the predictions made with them.
 
 REINFORCE (Williams, 1992), as Clark et al., 2202.01169, sec. 3, have it in RL-R: the reward of the expert drawn for a
 token is the log-likelihood that the model gives to the token after it, less a learned baseline. The gradient of
@@ -17,12 +17,12 @@ from moe_train.results import MoEStats, Policy
 
 
 def token_losses(logits: Float[Tensor, "B S V"], targets: Int[Tensor, "B S"]) -> Float[Tensor, " P"]:
-    """The loss of each prediction in nats, without gradient: what a policy is to make small."""
+    """Returns the loss of each prediction in nats, without gradient, which a policy minimises."""
     return F.cross_entropy(logits.detach().flatten(0, 1).float(), targets.flatten(), reduction="none")
 
 
 def rewarded(stats: MoEStats, losses: Float[Tensor, " P"]) -> MoEStats:
-    """The statistics with the losses `policy` and `value` of a layer whose experts were drawn; else as they are."""
+    """Adds the losses `policy` and `value` to the statistics of a layer whose experts were drawn."""
     policy = stats.policy
     if policy is None:
         return stats

@@ -1,4 +1,4 @@
-"""The one currency between router, dispatcher, losses and monitor: a list of edges from tokens to experts.
+"""Defines the currency of router, dispatcher, losses and monitor: a list of edges from tokens to experts.
 
 T tokens on this rank, D model width, E experts, N edges, B sequences, V vocabulary.
 """
@@ -22,7 +22,7 @@ SMALLEST_SUM = 1e-9
 
 @dataclass(frozen=True)
 class Pass:
-    """What holds for a whole forward pass, whatever rows a layer sees."""
+    """Describes a whole forward pass, independently of the rows that a layer sees."""
 
     training: bool
     progress: float
@@ -37,7 +37,7 @@ class Pass:
 
 @dataclass(frozen=True)
 class RouteContext:
-    """All a router, or any other layer, may know besides its input: in which pass it runs, and on which rows."""
+    """Holds everything a layer may know besides its input: in which pass it runs, and on which rows."""
 
     forward_pass: Pass
     rows: Rows
@@ -63,7 +63,7 @@ class RouteContext:
 
 
 class Spread(NamedTuple):
-    """How undecided a router is: of the softmax over all experts, without gradient."""
+    """Measures how undecided a router is: of the softmax over all experts, without gradient."""
 
     entropy: Float[Tensor, ""]
     """Sum over (real) tokens, in nats."""
@@ -73,7 +73,7 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True)
 class Routing:
-    """Edges token -> expert. A token may have any number of edges; an expert too."""
+    """Holds edges token -> expert. A token may have any number of edges; an expert too."""
 
     token_ids: Int[Tensor, " N"]
     expert_ids: Int[Tensor, " N"]
@@ -102,7 +102,7 @@ class Routing:
     """Of a router that learns by reward (moe/policy.py)."""
 
     def keep(self, mask: Bool[Tensor, " N"]) -> "Routing":
-        """The same routing with only the edges where `mask` is true."""
+        """Returns the same routing with only the edges where `mask` is true."""
         kept = mask.nonzero().squeeze(1)
         return replace(
             self,
@@ -113,15 +113,15 @@ class Routing:
         )
 
     def first_choices(self) -> "Routing":
-        """The same routing with each token's first choice alone."""
+        """Returns the same routing with each token's first choice alone."""
         return self.keep(self.choices == 0).as_first_choices()
 
     def as_first_choices(self) -> "Routing":
-        """The same routing, of which each token has one edge at most, which then is its first choice."""
+        """Returns the same routing with each token's only edge as its first choice."""
         return replace(self, choices=torch.zeros_like(self.choices), num_choices=1)
 
     def normalized(self) -> "Routing":
-        """The same routing with each token's weights divided by their sum; a sum of next to nothing stays that."""
+        """Divides each token's weights by their sum, unless the sum is almost 0."""
         totals = self.weights.new_zeros(self.num_tokens).index_add(0, self.token_ids, self.weights)
         return replace(self, weights=self.weights / totals[self.token_ids].clamp(min=SMALLEST_SUM))
 
@@ -130,13 +130,13 @@ class Router(Protocol):
     """Decides which experts see which tokens. Built as `Router(config, d_model=, num_experts=, group=, site=)`."""
 
     def __call__(self, x: Float[Tensor, "T D"], context: RouteContext) -> Routing:
-        """Route the tokens `x`; pure but for its own parameters and buffers."""
+        """Routes the tokens `x`; pure except for its own parameters and buffers."""
         ...
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a router may know of the run's tokens before the first step."""
+    """Describes the run's tokens to a router before the first step."""
 
     size: int
     count: Callable[[], Int[Tensor, " V"]]
@@ -146,7 +146,7 @@ class Vocabulary:
 
     @classmethod
     def without_text(cls, size: int) -> "Vocabulary":
-        """Of a model whose tables will be loaded, or do not matter: every token counts the same."""
+        """Describes the tokens of a model whose tables will be loaded or do not matter: every token counts the same."""
         return cls(
             size,
             lambda: torch.ones(size, dtype=torch.int64),
@@ -155,7 +155,7 @@ class Vocabulary:
 
 
 class TableRouter(ABC):
-    """A router with a fixed table, its buffer `table`, which is made before the first step and saved with the model.
+    """Is a router with a fixed table, its buffer `table`, made before the first step and saved with the model.
 
     Its class derives from this one: from Python 3.12 on a buffer is no attribute that a protocol could ask for.
     """
@@ -164,22 +164,22 @@ class TableRouter(ABC):
 
     @abstractmethod
     def make_table(self, vocabulary: Vocabulary, generator: torch.Generator) -> Int[Tensor, "..."]:
-        """The table, on the CPU; `generator` is in the same state on every rank."""
+        """Returns the table, on the CPU; `generator` is in the same state on every rank."""
 
 
 @runtime_checkable
 class LoadRouter(Protocol):
-    """A router with buffers that follow the loads of its experts; they begin at 0 and are saved with the model."""
+    """Is a router with buffers that follow the loads of its experts; they begin at 0 and are saved with the model."""
 
     def after_update(self, load: Int[Tensor, " E"]) -> None:
-        """Called after every update with each expert's assignments in the global batch."""
+        """Is called after every update with each expert's assignments in the global batch."""
         ...
 
 
 @runtime_checkable
 class SpawningRouter(Protocol):
-    """A router that trains expert 0 alone at first, and then has all experts made out of it."""
+    """Is a router that trains expert 0 alone at first, and then has all experts made from it."""
 
     def spawn_mask(self, updates: int) -> float | None:
-        """The share of weights that every copy lacks, if they are made after this number of updates; None: not then."""
+        """Returns the share of weights that every copy lacks if copies are made after this update; None otherwise."""
         ...

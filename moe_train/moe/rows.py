@@ -17,7 +17,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of one rank's microbatch that a layer sees."""
+    """Describes the rows of one rank's microbatch that a layer sees."""
 
     sequence_ids: Int[Tensor, " B"]
     """Number of each sequence in the run's global order, which draws depend on."""
@@ -60,12 +60,12 @@ class Rows:
         return has_row if self.is_real is None else has_row & self.is_real
 
     def take(self, laid_out: Shaped[Tensor, "B S ..."]) -> Shaped[Tensor, "T ..."]:
-        """What belongs to the rows, of what every place has."""
+        """Selects the rows' values from the values of all places."""
         flat = laid_out.flatten(0, 1)
         return flat if self.places is None else flat[self.places]
 
     def lay_out(self, rows: Shaped[Tensor, "T ..."]) -> Shaped[Tensor, "B S ..."]:
-        """What rows have, at their places; zeros at places without a row."""
+        """Lays the rows' values out at their places; zeros at places without a row."""
         shape = (*self.values.shape, *rows.shape[1:])
         if self.places is None:
             return rows.view(shape)
@@ -73,13 +73,13 @@ class Rows:
         return flat.index_copy(0, self.places, rows).view(shape)
 
     def lay_out_groups(self, rows: Shaped[Tensor, "T ..."], sequences: int) -> Shaped[Tensor, "G P ..."]:
-        """The same, by groups of so many sequences."""
+        """Lays values out in groups of `sequences` sequences."""
         return self.lay_out(rows).flatten(0, 1).unflatten(0, (-1, sequences * self.length))
 
     def only(self, kept: Int[Tensor, " N"]) -> "Rows":
-        """Those of the rows with these ascending indices."""
+        """Returns only the rows with these ascending indices."""
         return replace(self, places=kept if self.places is None else self.places[kept])
 
     def places_of(self, indices: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
-        """The places of the rows with these indices."""
+        """Returns the places of the rows with these indices."""
         return indices if self.places is None else self.places[indices]

@@ -1,4 +1,4 @@
-"""A number for every token of a step that does not depend on where it is, in a form that can be dispatched.
+"""Numbers every token of a step independently of where it is, in a form that can be dispatched.
 
 Dispatchers move rows of floating-point numbers, of which fp32 holds integers below 2^24 exactly.
 T tokens, R rows.
@@ -16,7 +16,7 @@ NUM_DIGITS = 4
 
 
 def token_numbers(rows: Rows) -> Int[Tensor, " T"]:
-    """sequence number * sequence length + position."""
+    """Returns sequence number * sequence length + position."""
     positions = torch.arange(rows.length, device=rows.values.device)
     return rows.take(rows.sequence_ids.unsqueeze(1) * rows.length + positions)
 
@@ -28,6 +28,6 @@ def packed(numbers: Int[Tensor, " T"]) -> Float[Tensor, "T 4"]:
 
 
 def unpack(digits: Float[Tensor, "R 4"]) -> Int[Tensor, " R"]:
-    """The numbers again."""
+    """Converts dispatched rows back into numbers."""
     shifts = torch.arange(NUM_DIGITS, device=digits.device) * DIGIT_BITS
     return (digits.long() << shifts).sum(1)

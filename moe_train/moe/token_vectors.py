@@ -1,4 +1,4 @@
-"""Vectors of tokens from their neighbours in the training text: tokens that stand in like places have like vectors.
+"""Makes vectors of tokens from their neighbours in the training text, so that tokens used alike have similar ones.
 
 Roller et al. (2106.04426) cluster the embeddings of a trained model, which no run has before its first step. These are
 had from counting alone: positive pointwise mutual information with the token before and the token after, reduced to
@@ -15,7 +15,7 @@ VECTOR_SIZE = 64
 
 
 def token_vectors(neighbours: Int[Tensor, "V C"]) -> Float[Tensor, "V N"]:
-    """Vectors of length 1 in float64, from how often each token stands in each context; 0 for one that never does.
+    """Returns vectors of length 1 in float64, from the tokens' counts in each context; 0 for one without any.
 
     Takes twice the memory of `neighbours`. The directions are eigenvectors of a [C, C] matrix, so nothing is random.
     """

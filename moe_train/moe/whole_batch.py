@@ -22,7 +22,7 @@ from moe_train.results import MoEStats
 
 
 def batch_sums(data: Axis, stats: Sequence[Sequence[MoEStats]], num_passes: int) -> Float64[Tensor, "P N"]:
-    """The batch's sums in each pass, from the statistics of all passes over a rank's microbatches. Collective.
+    """Returns the batch's sums in each pass, from the statistics of all passes over a rank's microbatches. Collective.
 
     They have no gradient. `stats` has the passes over the first microbatch first.
     """
@@ -34,7 +34,7 @@ def batch_sums(data: Axis, stats: Sequence[Sequence[MoEStats]], num_passes: int)
 def of_whole_batch(
     layers: Sequence[MoEStats], sums: Float64[Tensor, " N"], shares: int
 ) -> tuple[MoEStats, ...]:
-    """The statistics of a pass over a share, with the losses of the batch that has these `sums`."""
+    """Returns the statistics of a pass over a share, with the losses of the batch that has these `sums`."""
     whole, start = [], 0
     for layer in layers:
         losses = dict(layer.losses)
@@ -50,7 +50,7 @@ def of_whole_batch(
 def watched_over_batch(
     data: Axis, stats: Sequence[Sequence[MoEStats]], num_passes: int
 ) -> list[tuple[MoEStats, ...]]:
-    """The statistics of an update, of whose losses of the batch nothing was learned: they are there to be seen.
+    """Returns an update's statistics with losses of the batch from which nothing was learned, to be reported.
 
     Collective. `stats` has the passes over the first microbatch first.
     """
@@ -67,6 +67,6 @@ def watched_over_batch(
 
 
 def _own_sums(layers: Sequence[MoEStats]) -> Float64[Tensor, " N"]:
-    """What the losses of the batch are made of in one pass over a share."""
+    """Returns the sums for the losses of the batch in one pass over a share."""
     sums = [part.totals.detach().flatten() for layer in layers for part in layer.batch_losses.values()]
     return torch.cat(sums).double() if sums else torch.zeros(0, dtype=torch.float64)

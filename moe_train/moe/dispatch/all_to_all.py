@@ -1,4 +1,4 @@
-"""Expert parallelism by collectives: counts first, then one all-to-all of rows each way.
+"""Implements expert parallelism by collectives: counts first, then one all-to-all of rows each way.
 
 Rank r of W holds experts r*E/W ... (r+1)*E/W - 1. Sorted by expert, the rows of a rank are already sorted by
 destination; what arrives is sorted by source and then expert, so one more permutation makes it expert-major.
@@ -22,7 +22,7 @@ from moe_train.moe.routing import Routing
 
 @dataclass(frozen=True)
 class ExchangePlan:
-    """How the rows of one dispatch travelled."""
+    """Records how the rows of one dispatch were exchanged."""
 
     order: ExpertOrder
     send: list[int]
@@ -36,7 +36,7 @@ class ExchangePlan:
 
 
 class AllToAllDispatcher:
-    """Rows to the rank of their expert and back, over gloo or NCCL."""
+    """Sends rows to the rank of their expert and back, over gloo or NCCL."""
 
     def __init__(
         self,
@@ -83,5 +83,5 @@ class AllToAllDispatcher:
 
 
 def _reorder(rows: Tensor, order: Int[Tensor, " R"], inverse: Int[Tensor, " R"]) -> Tensor:
-    """rows[order], whose gradient is a gather too."""
+    """Computes rows[order], whose gradient is a gather too."""
     return GatherRows.apply(rows, order, inverse.unsqueeze(1), None)

@@ -1,4 +1,4 @@
-"""The default choice of a dispatcher: the cheapest that reaches all experts."""
+"""Chooses the default dispatcher: the cheapest that reaches all experts."""
 
 import torch.distributed as dist
 
@@ -13,8 +13,11 @@ from moe_train.moe.dispatch.local import LocalDispatcher
 def choose(
     config: DispatchConfig, *, num_experts: int, group: dist.ProcessGroup | None, timeout_s: float
 ) -> Dispatcher:
-    """`local` where this worker holds all experts, `one_sided` on one host, `hierarchical` on several that have
-    several workers each; `all_to_all` where those cannot be had. Collective over `group`."""
+    """Returns `local` if this worker holds all experts, `one_sided` on one host, `hierarchical` on several hosts.
+
+    `hierarchical` needs several workers on each host. Falls back to `all_to_all` if those are not available. Collective
+    over `group`.
+    """
     if group is None:
         return LocalDispatcher(config, num_experts=num_experts, group=None)
     if not one_sided.is_on_cpu(group):

@@ -1,4 +1,4 @@
-"""What every dispatcher does: bring each edge's row to the worker of its expert, and bring the results back.
+"""Defines dispatchers, which bring each edge's row to the worker of its expert, and the results back.
 
 T tokens on this rank, D model width, R rows this rank's experts receive.
 """
@@ -16,7 +16,7 @@ from moe_train.moe.routing import Routing
 
 @dataclass(frozen=True)
 class Dispatched:
-    """Rows for this rank's experts, and what `combine` needs to send their results back."""
+    """Holds the rows for this rank's experts, and what `combine` needs to send their results back."""
 
     rows: Float[Tensor, "R D"]
     """Ordered by local expert; within one, by source rank (`hierarchical`: by its number on its host, then by host)
@@ -31,15 +31,15 @@ class Dispatched:
 
 @runtime_checkable
 class Dispatcher(Protocol):
-    """Built as `Dispatcher(config, num_experts=, group=, timeout_s=)`, and shared by all layers with that group.
+    """Dispatches rows; built as `Dispatcher(config, num_experts=, group=, timeout_s=)`, shared by the group's layers.
 
     `group` is the expert-parallel process group or None; `timeout_s`, how long a worker waits for another.
     """
 
     def dispatch(self, x: Float[Tensor, "T D"], routing: Routing) -> Dispatched:
-        """Send each edge's row to its expert. Collective over the expert group."""
+        """Sends each edge's row to its expert. Collective over the expert group."""
         ...
 
     def combine(self, rows: Float[Tensor, "R D"], dispatched: Dispatched) -> Float[Tensor, "T D"]:
-        """Bring the experts' rows back, weigh them and sum them per token. Collective over the expert group."""
+        """Brings the experts' rows back, weights them and sums them per token. Collective over the expert group."""
         ...

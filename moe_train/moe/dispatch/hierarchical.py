@@ -1,4 +1,4 @@
-"""Expert parallelism over several hosts: a row travels once to each host that needs it, then as in one_sided.py.
+"""Implements expert parallelism over several hosts: a row is sent once to each host, then as in one_sided.py.
 
 The work is done by moe_kernels/hierarchical.py. That a token with two experts on another host sends one row and gets
 one back is what it saves over `all_to_all`.
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 def join(
     config: HierarchicalDispatchConfig, *, num_experts: int, group: dist.ProcessGroup | None, timeout_s: float
 ) -> Dispatcher:
-    """The dispatcher across hosts; where it cannot be had, `all_to_all`, and why. Collective over `group`."""
+    """Returns the dispatcher across hosts; where it cannot be had, `all_to_all`, and why. Collective over `group`."""
     if group is None:
         return one_sided.join(config, num_experts=num_experts, group=None, timeout_s=timeout_s)
     if not one_sided.is_on_cpu(group):

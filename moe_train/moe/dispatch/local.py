@@ -1,4 +1,4 @@
-"""The dispatcher for a worker that holds all experts: a permutation, no communication."""
+"""Implements the dispatcher for a worker that holds all experts: a permutation, without communication."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from moe_train.moe.routing import Routing
 
 @dataclass(frozen=True)
 class ExpertOrder:
-    """The edges of a routing in expert order (stable: edges to one expert stay in the routing's order).
+    """Holds the edges of a routing in expert order (stable: edges to one expert keep the routing's order).
 
     E experts; T, K, N, slots and places as in moe/permute.py.
     """
@@ -32,7 +32,7 @@ class ExpertOrder:
 
     @classmethod
     def of(cls, routing: Routing) -> "ExpertOrder":
-        """Sort the edges of `routing`."""
+        """Sorts the edges of `routing`."""
         order = torch.argsort(routing.expert_ids, stable=True)
         slots = routing.token_ids * routing.num_choices + routing.choices
         sorted_slots = slots[order]
@@ -51,7 +51,7 @@ class ExpertOrder:
         )
 
     def gather(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "N D"]:
-        """One row of `x` per edge."""
+        """Gathers one row of `x` per edge."""
         return GatherRows.apply(x, self.token_ids, self.places, self.present)
 
     def combine(self, rows: Float[Tensor, "N D"]) -> Float[Tensor, "T D"]:

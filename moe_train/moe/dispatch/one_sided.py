@@ -1,4 +1,4 @@
-"""Expert parallelism inside a host: every row is written straight into its place at its expert's worker.
+"""Implements expert parallelism within a host: every row is written straight into its place at its expert's worker.
 
 The work is done by moe_kernels (kernels/README.md has the protocol); here edges become its tables and back.
 T tokens on this rank, K choices, N edges, R rows this rank's experts receive, D model width.
@@ -28,7 +28,7 @@ ALONE_SLABS = 32
 
 @dataclass(frozen=True)
 class Sent:
-    """What combine needs: how the rows travelled, and what to weigh them with."""
+    """Holds what combine needs: how the rows were sent, and their weights."""
 
     exchanged: Any
     """The exchange's own business."""
@@ -36,7 +36,7 @@ class Sent:
 
 
 class OneSidedDispatcher:
-    """Rows through memory that the workers of a host share; `Hierarchical` takes them to that host first.
+    """Exchanges rows through memory shared by a host's workers; `Hierarchical` brings them to that host first.
 
     On CUDA the one host synchronisation of a dispatch is that of `exchange.dispatch`: experts are a loop of products,
     whose sizes must be known. Combine and the backward passes have none.
@@ -58,7 +58,7 @@ class OneSidedDispatcher:
 
 
 def tables(routing: Routing) -> tuple[Int[Tensor, "T K"], Float[Tensor, "T K"]]:
-    """The edges by token and choice: expert ids (int32, -1 where there is no edge) and weights (0 there)."""
+    """Returns the edges by token and choice: expert ids (int32, -1 where there is no edge) and weights (0 there)."""
     shape = (routing.num_tokens, routing.num_choices)
     places = routing.token_ids * routing.num_choices + routing.choices
     expert_ids = torch.full((shape[0] * shape[1],), -1, dtype=torch.int32, device=places.device)
@@ -70,7 +70,7 @@ def tables(routing: Routing) -> tuple[Int[Tensor, "T K"], Float[Tensor, "T K"]]:
 def join(
     config: DispatchConfig, *, num_experts: int, group: dist.ProcessGroup | None, timeout_s: float
 ) -> Dispatcher:
-    """The one-sided dispatcher; where it cannot be had, `all_to_all`, and why. Collective over `group`.
+    """Returns the one-sided dispatcher; where it cannot be had, `all_to_all`, and why. Collective over `group`.
 
     On CUDA it has run between processes that share one GPU, not between several, so it is taken where `config` asks for
     it by name.
@@ -95,7 +95,7 @@ def join(
 
 
 def _alone(num_experts: int, timeout_s: float) -> Dispatcher:
-    """For a worker that holds all experts of a layer, on a device not yet known: on the CPU if there is no other."""
+    """Makes the exchange for a worker that holds all experts, on an unknown device: on the CPU if there is no other."""
     if torch.cuda.is_available():
         return AllToAllDispatcher(AllToAllDispatchConfig(), num_experts=num_experts, group=None)
     try:
@@ -105,12 +105,12 @@ def _alone(num_experts: int, timeout_s: float) -> Dispatcher:
 
 
 def is_on_cpu(group: dist.ProcessGroup) -> bool:
-    """Whether the workers of `group` train on the CPU."""
+    """Returns whether the workers of `group` train on the CPU."""
     return "nccl" not in str(dist.get_backend_config(group))
 
 
 def fall_back(num_experts: int, group: dist.ProcessGroup | None, timeout_s: float, reason: str) -> Dispatcher:
-    """`all_to_all`, and one line that says why."""
+    """Returns `all_to_all`, and logs the reason in one line."""
     log.info("Experts are exchanged by all_to_all, since %s.", reason)
     config = AllToAllDispatchConfig()
     return AllToAllDispatcher(config, num_experts=num_experts, group=group, timeout_s=timeout_s)

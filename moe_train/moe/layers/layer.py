@@ -1,4 +1,4 @@
-"""One Mixture-of-Experts layer: route, limit, dispatch, apply the experts, combine.
+"""Implements a Mixture-of-Experts layer: route, limit, dispatch, apply the experts, combine.
 
 T tokens, D model width, E experts.
 """
@@ -24,18 +24,18 @@ from moe_train.results import MoEStats
 
 
 def moe_layer(spec: MoESpec, site: str) -> "MoELayer":
-    """The layer that the kind of router asks for: `MoELayer`, or one without edges."""
+    """Returns the layer that the kind of router asks for: `MoELayer`, or one without edges."""
     kind: type[MoELayer] = layer_class(spec.router.kind) or MoELayer
     return kind(spec, site)
 
 
 def moe_layers_of(model: nn.Module) -> list[tuple[str, "MoELayer"]]:
-    """Name and module of every MoE layer, lowest first, an encoder's before those of its decoder."""
+    """Returns name and module of every MoE layer, lowest first, an encoder's before those of its decoder."""
     return [(name, module) for name, module in model.named_modules() if isinstance(module, MoELayer)]
 
 
 class MoELayer(nn.Module):
-    """Router, dispatcher and experts. Statistics are returned, never stored: recomputation cannot count twice.
+    """Combines router, dispatcher and experts. It returns statistics and stores none, so recomputation counts once.
 
     Layers without edges (soft.py, smear.py) are subclasses: the rest of the system finds a router and experts in them.
     """
@@ -59,12 +59,12 @@ class MoELayer(nn.Module):
         self.dropout_site = f"{site}.expert_dropout"
 
     def make_experts(self) -> ExpertWeights:
-        """All experts of the layer; distribute/expert.py leaves a worker its share."""
+        """Returns all experts of the layer; distribute/expert.py leaves a worker its share."""
         spec = self.spec
         return Experts(spec.num_experts, spec.d_model, spec.d_ff, spec.activation)
 
     def connect(self, group: dist.ProcessGroup, dispatcher: Callable[[], Dispatcher]) -> None:
-        """Shard the experts over `group`; `dispatcher` returns the one that all layers of this size share."""
+        """Shards the experts over `group`; `dispatcher` returns the one that all layers of this size share."""
         self.dispatcher = dispatcher()
         self.first_expert = dist.get_rank(group) * (self.spec.num_experts // dist.get_world_size(group))
 
@@ -77,14 +77,14 @@ class MoELayer(nn.Module):
     def router_input(
         self, x: Float[Tensor, "T D"], residual: Float[Tensor, "T D"] | None
     ) -> Float[Tensor, "T D"]:
-        """What the router scores: the experts' rows, or the residual stream if it asks for that and there is one."""
+        """Returns the router's input: the experts' rows, or the residual stream if the router asks for it."""
         asks = getattr(self.router, "scores_residual", False)
         return residual if asks and residual is not None else x
 
     def forward(
         self, x: Float[Tensor, "T D"], context: RouteContext, residual: Float[Tensor, "T D"] | None = None
     ) -> tuple[Float[Tensor, "T D"], MoEStats]:
-        """The weighted sum of each token's experts; 0 for a token that all its experts refused.
+        """Returns the weighted sum of each token's experts; 0 for a token that all its experts refused.
 
         `x` is the norm of the `residual` stream.
         """
@@ -104,7 +104,7 @@ class MoELayer(nn.Module):
     def _expert_dropout(
         self, routing: Routing, dispatched: Dispatched, context: RouteContext
     ) -> Float[Tensor, "R F"] | None:
-        """Factors of the hidden units of the rows that arrived here; None where nothing is dropped.
+        """Returns dropout factors for the hidden units of the rows that arrived here; None without dropout.
 
         A factor is a function of (seed, step, token, expert, unit), wherever the token comes from, so each row's token
         is told by a second exchange, of a few numbers for each row. Collective as that is.
@@ -122,7 +122,7 @@ class MoELayer(nn.Module):
         return (draws >= rate).to(dispatched.rows.dtype) / (1 - rate)
 
     def _limit(self, routing: Routing, context: RouteContext) -> Routing:
-        """Drop the edges beyond the capacity of their expert in their group, and alternatives that are not needed."""
+        """Drops the edges beyond the capacity of their expert in their group, and alternatives that are not needed."""
         factor = self.spec.capacity_factor if context.training else self.spec.eval_capacity_factor
         if factor is None:
             return routing.first_choices() if routing.alternatives else routing
@@ -143,6 +143,6 @@ class MoELayer(nn.Module):
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """The precision of matrix products here: autocast's, or the input's own."""
+    """Returns the precision of matrix products here: autocast's, or the input's own."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype

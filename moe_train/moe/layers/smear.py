@@ -1,4 +1,4 @@
-"""The layer of SMEAR: every segment of a sequence has an expert of its own, merged from the weights of all.
+"""Implements the layer of SMEAR: every segment of a sequence has its own expert, merged from the weights of all.
 
 Rows stay where they are and weights travel. Where workers share the experts out, each of them makes its part of every
 segment's merge for all workers of the group, and the parts are added where the segment is: so no worker ever holds
@@ -34,18 +34,18 @@ class SmearLayer(MoELayer):
     group: dist.ProcessGroup | None = None
 
     def make_experts(self) -> MergingExperts:
-        """Experts that are merged, not fed."""
+        """Makes experts that are merged instead of applied to rows."""
         spec = self.spec
         return MergingExperts(spec.num_experts, spec.d_model, spec.d_ff, spec.activation)
 
     def connect(self, group: dist.ProcessGroup, dispatcher: Callable[[], Dispatcher]) -> None:
-        """Share the experts out over `group`; no rows are dispatched."""
+        """Distributes the experts over `group`; no rows are dispatched."""
         self.group = group
 
     def forward(
         self, x: Float[Tensor, "T D"], context: RouteContext, residual: Float[Tensor, "T D"] | None = None
     ) -> tuple[Float[Tensor, "T D"], MoEStats]:
-        """Each token through its segment's merged expert; `load` gives it to the expert with the largest part."""
+        """Applies each segment's merged expert; `load` counts a token for the expert with the largest part."""
         parts, spread = self.router(self.router_input(x, residual), context)
         merged = [weight.to(compute_dtype(x)) for weight in self._merged(parts)]
         sequences, length = context.rows.values.shape
@@ -62,7 +62,7 @@ class SmearLayer(MoELayer):
         return context.rows.take(by_place).to(x.dtype), stats_of(routing, routing, context)
 
     def _merged(self, parts: Float[Tensor, "G E"]) -> list[Float[Tensor, "G _ _"]]:
-        """The weights of each segment's expert. Collective over the group.
+        """Returns the weights of each segment's expert. Collective over the group.
 
         Ranks may have different numbers of segments in validation, so they tell them first.
         """
@@ -84,7 +84,7 @@ class SmearLayer(MoELayer):
 def _feed_forward(
     activation: str, rows: Float[Tensor, "G S D"], weights: list[Float[Tensor, "G _ _"]]
 ) -> Float[Tensor, "G S D"]:
-    """Each segment through its own block."""
+    """Applies each segment's own block."""
     w_in, *w_gate, w_out = weights
     hidden = torch.bmm(rows.to(w_in.dtype), w_in)
     if w_gate:

@@ -1,4 +1,4 @@
-"""The layer of Soft MoE: experts work on slots, which are mixtures of a sequence's tokens.
+"""Implements the layer of Soft MoE: experts work on slots, which are mixtures of a sequence's tokens.
 
 Edges from tokens cannot say this, for every token is in every slot; but a slot is a row for one expert, so from there
 on dispatchers and experts serve as in any other layer, wherever the experts are.
@@ -17,12 +17,12 @@ from moe_train.results import MoEStats
 
 
 class SoftLayer(MoELayer):
-    """Mix tokens into slots, apply each slot's expert, mix the results into tokens."""
+    """Mixes tokens into slots, applies each slot's expert, and mixes the results into tokens."""
 
     def forward(
         self, x: Float[Tensor, "T D"], context: RouteContext, residual: Float[Tensor, "T D"] | None = None
     ) -> tuple[Float[Tensor, "T D"], MoEStats]:
-        """A mixture of all slots' results for every token; `load` counts slots, which no choice can make uneven."""
+        """Returns a mixture of all slots' results for every token; `load` counts slots, which are always even."""
         dispatch, combine, spread = self.router(self.router_input(x, residual), context)
         dtype = compute_dtype(x)
         rows = context.rows.lay_out(x)

@@ -1,4 +1,4 @@
-"""BASE: in training a linear assignment gives every expert the same number of tokens.
+"""Implements BASE: in training a linear assignment gives every expert the same number of tokens.
 
 Lewis et al., 2103.16716, sec. 2-3, and fairseq's `base_layer.py`: the score of a token and an expert is x . w_e.
 Scores are of the residual stream, experts get its norm. The balanced assignment with the largest total score is found
@@ -27,18 +27,18 @@ from moe_train.moe.routing import RouteContext, Routing
 
 
 class BaseRouter(GateRouter):
-    """One expert per token: assigned in training, the best in validation."""
+    """Routes each token to one expert: assigned in training, the best in validation."""
 
     config: BaseRouterConfig
 
     scores_residual = True
 
     def initial(self, name: str) -> Initial:
-        """The experts' vectors begin orthogonal."""
+        """Starts the experts' vectors orthogonal."""
         return Orthogonal(gain=0.1)
 
     def forward(self, x: Float[Tensor, "T D"], context: RouteContext) -> Routing:
-        """Route every token to one expert."""
+        """Routes every token to one expert."""
         with torch.autocast(x.device.type, enabled=False):
             scores = self.logits(x, context)
             rows, groups = context.rows, TokenSets.of("group", self.group, context.rows)
@@ -63,7 +63,7 @@ class BaseRouter(GateRouter):
     def assign(
         self, scores: Float[Tensor, "G S E"], is_real: Bool[Tensor, "G S"] | None
     ) -> Int[Tensor, "G S"]:
-        """The expert of every token, each group by itself; of padding, which goes nowhere, it does not matter."""
+        """Returns the expert of every token, each group by itself; that of padding is arbitrary."""
         if is_real is None:
             return balanced_assignment(scores).long()
         expert_ids = torch.zeros_like(is_real, dtype=torch.int64)

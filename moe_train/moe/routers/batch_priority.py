@@ -1,4 +1,4 @@
-"""V-MoE's router with batch-prioritised routing: where experts are full, the surest tokens are served first.
+"""Implements V-MoE's router with batch-prioritised routing: full experts serve the most certain tokens first.
 
 Riquelme et al., 2106.05974, sec. 2-4, and google-research/vmoe. p = softmax(x W + noise) with noise of standard
 deviation 1 / E (as in the code) in training; the k largest of the noisy p, not renormalised. Losses: CV^2 of the
@@ -24,12 +24,12 @@ from moe_train.moe.routing import RouteContext, Routing
 
 
 class BatchPriorityRouter(GateRouter):
-    """The k largest of a noisy softmax, in order of the tokens' largest gate or of their sum."""
+    """Takes the k largest of a noisy softmax, in order of the tokens' largest gate or of their sum."""
 
     config: BatchPriorityRouterConfig
 
     def forward(self, x: Float[Tensor, "T D"], context: RouteContext) -> Routing:
-        """Route every token to k experts."""
+        """Routes every token to k experts."""
         with torch.autocast(x.device.type, enabled=False):
             clean = noisy = self.logits(x, context)
             deviation = self.config.noise / self.num_experts if context.training else 0.0
@@ -62,7 +62,7 @@ class BatchPriorityRouter(GateRouter):
         expert_ids: Int[Tensor, "T K"],
         deviation: float,
     ) -> Float[Tensor, "T E"]:
-        """How likely each expert is among the k, were its noise drawn again; without noise whether it is."""
+        """Returns each expert's chance to be among the k if its noise were drawn again; without noise, 0 or 1."""
         if deviation == 0:
             return torch.zeros_like(clean).scatter(1, expert_ids, 1.0)
         threshold = noisy.gather(1, expert_ids[:, -1:])

@@ -1,4 +1,4 @@
-"""DeepSeek's gate: V3 (2412.19437, eq. 12-20) by default, V1 (2401.06066) and V2 (2405.04434) by its keys.
+"""Implements DeepSeek's gate: V3 (2412.19437, eq. 12-20) by default, V1 (2401.06066) and V2 (2405.04434) by its keys.
 
 s = sigmoid(x W), softmax in V1 and V2. The k experts with the largest s + b are chosen; their weights are the s
 without b, divided by their sum, times `weight_scale`. With groups a token takes its experts from the `top_groups`
@@ -28,7 +28,7 @@ from moe_train.moe.routing import RouteContext, Routing
 
 
 class DeepSeekRouter(GateRouter):
-    """The k experts with the largest biased scores, weighed by the plain ones."""
+    """Takes the k experts with the largest biased scores, weighted by the plain ones."""
 
     config: DeepSeekRouterConfig
 
@@ -46,7 +46,7 @@ class DeepSeekRouter(GateRouter):
         self.register_buffer("bias", torch.zeros(num_experts))
 
     def forward(self, x: Float[Tensor, "T D"], context: RouteContext) -> Routing:
-        """Route every token to k experts."""
+        """Routes every token to k experts."""
         config = self.config
         with torch.autocast(x.device.type, enabled=False):
             by_token = self.logits(x, context)
@@ -70,7 +70,7 @@ class DeepSeekRouter(GateRouter):
         )
 
     def expert_logits(self, logits: Float[Tensor, "T E"]) -> Float[Tensor, "T E"]:
-        """Of sigmoids their logarithms, so that the softmax is each one's share of their sum."""
+        """Returns the logarithms of sigmoids, so that the softmax is each one's share of their sum."""
         return F.logsigmoid(logits) if self.config.scores == "sigmoid" else logits
 
     def _losses(
@@ -97,7 +97,7 @@ class DeepSeekRouter(GateRouter):
         return losses | {"z": z_loss(watched(logits, self.coefficients["z"]), groups)}
 
     def _allowed(self, biased: Float[Tensor, "E T"]) -> Float[Tensor, "E T"]:
-        """The scores, -inf outside of the best groups of each token."""
+        """Returns the scores, -inf outside of the best groups of each token."""
         config = self.config
         if config.top_groups == config.num_groups:
             return biased
@@ -109,6 +109,6 @@ class DeepSeekRouter(GateRouter):
 
     @torch.no_grad()
     def after_update(self, load: Int[Tensor, " E"]) -> None:
-        """Make experts with less than the mean load likelier, and the others less likely."""
+        """Raises the bias of experts with less than the mean load, and lowers that of the others."""
         excess = load.sum() - load * len(load)  # E times (mean - load): integers, so exact
         self.bias.add_(self.config.bias_rate * torch.sign(excess))

@@ -1,4 +1,4 @@
-"""EvoMoE: one expert at first, then all experts by the Dense-to-Sparse gate, in the end one of them.
+"""Implements EvoMoE: one expert at first, then all by the Dense-to-Sparse gate, in the end one per token.
 
 Nie et al., 2112.14397, sec. 3, and the authors' code. Expert-diversify: for `diversify_steps` updates all tokens go to
 expert 0 with weight 1, without a gate; then every expert becomes a masked copy of it (distribute/spawn.py has the
@@ -31,7 +31,7 @@ from moe_train.moe.routing import RouteContext, Routing
 
 
 class DenseToSparseRouter(GateRouter):
-    """From one expert to a mixture of all, and on to top-1 by a falling temperature."""
+    """Routes to one expert, then to a mixture of all, and on to top-1 by a falling temperature."""
 
     config: DenseToSparseRouterConfig
 
@@ -42,7 +42,7 @@ class DenseToSparseRouter(GateRouter):
         self.coefficients = {"balance": config.balance_coefficient, "z": config.z_coefficient}
 
     def forward(self, x: Float[Tensor, "T D"], context: RouteContext) -> Routing:
-        """Route every token to a number of experts that the logits decide, once there is a gate."""
+        """Routes every token to a number of experts that the logits decide, once there is a gate."""
         gate_step = context.forward_pass.step - self.config.diversify_steps
         if gate_step < 0:
             return self._to_the_first(len(x))
@@ -71,11 +71,11 @@ class DenseToSparseRouter(GateRouter):
         )
 
     def spawn_mask(self, updates: int) -> float | None:
-        """Expert 0 has been trained alone for `diversify_steps` updates, if there is such a phase."""
+        """Returns the mask of copies after `diversify_steps` updates of expert 0 alone; None otherwise."""
         return self.config.diversify_mask if 0 < updates == self.config.diversify_steps else None
 
     def temperature(self, gate_step: int) -> float:
-        """tau after so many updates of the gate: from `temperature_start` to `temperature_end` within `decay_steps`."""
+        """Returns tau after some updates of the gate: `temperature_start` to `temperature_end` in `decay_steps`."""
         start, end = self.config.temperature_start, self.config.temperature_end
         share = min(gate_step / self.config.decay_steps, 1.0)
         if self.config.decay == "exponential":
@@ -87,7 +87,7 @@ class DenseToSparseRouter(GateRouter):
         return self.config.hard_step is not None and gate_step >= self.config.hard_step
 
     def _to_the_first(self, tokens: int) -> Routing:
-        """All tokens to expert 0. The gate has no losses there, only a gradient of zeros."""
+        """Routes all tokens to expert 0. The gate has no losses there, only a gradient of zeros."""
         nothing = self.weight.sum() * 0.0
         return table_routing(
             torch.zeros(tokens, 1, dtype=torch.int64, device=self.weight.device),
@@ -99,5 +99,5 @@ class DenseToSparseRouter(GateRouter):
 
 
 def _one_hot(scores: Float[Tensor, "T E"]) -> Bool[Tensor, "T E"]:
-    """Where the largest score of each token stands."""
+    """Returns where the largest score of each token stands."""
     return F.one_hot(scores.argmax(1), scores.shape[1]).bool()

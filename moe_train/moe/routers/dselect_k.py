@@ -43,7 +43,7 @@ class DSelectKRouter(GateRouter):
         return Normal(fan_in=self.weight.shape[0], scale=1e-4)
 
     def forward(self, x: Float[Tensor, "T D"], context: RouteContext) -> Routing:
-        """Route every token to the experts that its selectors' codes leave."""
+        """Routes every token to the experts that its selectors' codes leave."""
         config = self.config
         with torch.autocast(x.device.type, enabled=False):
             outputs = self.logits(x, context)
@@ -72,7 +72,7 @@ class DSelectKRouter(GateRouter):
         )
 
     def softmaxes(self, logits: Float[Tensor, "T N"]) -> Sequence[Float[Tensor, "T K"]]:
-        """The one over selectors, of the last outputs."""
+        """Returns the softmax over selectors, of the last outputs."""
         return (logits[:, -self.config.num_choices :],)
 
     def expert_logits(self, logits: Float[Tensor, "T N"]) -> Float[Tensor, "T E"]:
@@ -82,7 +82,7 @@ class DSelectKRouter(GateRouter):
         return weights.clamp(min=SMALLEST).log()
 
     def _steps(self, outputs: Float[Tensor, "T N"]) -> Float[Tensor, "T K M"]:
-        """The smooth step of each selector's digits, which are all outputs but the last."""
+        """Returns the smooth step of each selector's digits, which are all outputs but the last."""
         k = self.config.num_choices
         return smooth_step(outputs[:, :-k].unflatten(1, (k, outputs.shape[1] // k - 1)), self.config.gamma)
 
@@ -94,7 +94,7 @@ def smooth_step(t: Float[Tensor, "*S"], gamma: float) -> Float[Tensor, "*S"]:
 
 
 def code_products(steps: Float[Tensor, "T K M"], of_selector: Float[Tensor, "T K"]) -> Float[Tensor, "T K E"]:
-    """Each selector's weight of each expert: its own, times step or 1 - step for every digit of the expert's number.
+    """Returns each selector's weight of each expert: its own, times step or 1 - step for every digit of the number.
 
     From the lowest digit on, each digit doubles the experts told apart: 2 E products, where one by one it is E log E.
     """
@@ -106,7 +106,7 @@ def code_products(steps: Float[Tensor, "T K M"], of_selector: Float[Tensor, "T K
 
 
 def digit_entropy(steps: Float[Tensor, "T K M"]) -> Float[Tensor, "T K M"]:
-    """Entropy of each digit in nats. A selector's is their sum, for its weights are products over the digits."""
+    """Returns the entropy of each digit in nats; a selector's is their sum, as its weights are products over digits."""
     steps = steps.clamp(1e-6, 1 - 1e-6)  # where one is settled, its entropy and the gradient are 0
     rest = 1 - steps
     return -(steps * steps.log() + rest * rest.log())

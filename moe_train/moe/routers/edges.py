@@ -1,4 +1,4 @@
-"""From a table of choices, or of weights, to edges. T tokens, E experts, K choices."""
+"""Makes edges from a table of choices or of weights. T tokens, E experts, K choices."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -26,7 +26,7 @@ def table_routing(
     normalize_kept: bool = False,
     policy: Policy | None = None,
 ) -> Routing:
-    """Each token to the K experts of its row, the first choice first: edges by token, then by choice."""
+    """Routes each token to the K experts of its row, the first choice first: edges by token, then by choice."""
     tokens, choices = expert_ids.shape
     index = torch.arange(tokens * choices, device=expert_ids.device)
     return Routing(
@@ -56,7 +56,7 @@ def masked_routing(
     losses: Mapping[str, Loss] | None = None,
     coefficients: Mapping[str, float] | None = None,
 ) -> Routing:
-    """Each token to the experts where `active` is true, however many: the largest weight is its first choice.
+    """Routes each token to the experts where `active` is true, however many: the largest weight is its first choice.
 
     `num_choices` is the most that a token can have; None: all experts.
     """
@@ -81,7 +81,7 @@ def masked_routing(
 
 
 def _by_set(losses: Mapping[str, Loss]) -> dict[str, Any]:
-    """`losses` and `batch_losses` of a `Routing`."""
+    """Returns `losses` and `batch_losses` of a `Routing`."""
     sets = {name: loss for name, loss in losses.items() if isinstance(loss, SetLoss)}
     return {
         "losses": {**losses, **{name: loss.value for name, loss in sets.items()}},
@@ -90,7 +90,7 @@ def _by_set(losses: Mapping[str, Loss]) -> dict[str, Any]:
 
 
 def _by_token_and_weight(token_ids: Int[Tensor, " N"], weights: Float[Tensor, " N"]) -> Int[Tensor, " N"]:
-    """The order of edges by token and then by falling weight, one sort of them all; equal ones stay as they stand."""
+    """Returns the order of edges by token, then by falling weight, by one stable sort."""
     bits = weights.view(torch.int32)
     bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # integers in the order of the numbers, negative ones too
     return (token_ids * 2**32 - bits).argsort(stable=True)

@@ -1,4 +1,4 @@
-"""Expert choice: experts choose tokens.
+"""Implements expert choice: experts choose tokens.
 
 Zhou et al., 2202.09368, sec. 3.2, and flaxformer's `ExpertsChooseMaskedRouter`: with S = softmax(x W) over the experts
 each expert takes the tokens with its largest S, as many as `tokens_per_expert` fair shares, and weighs them by S,
@@ -23,12 +23,12 @@ from moe_train.moe.routing import RouteContext, Routing
 
 
 class ExpertChoiceRouter(GateRouter):
-    """The best tokens of each expert, the same way in training and validation."""
+    """Gives each expert its best tokens, the same way in training and validation."""
 
     config: ExpertChoiceRouterConfig
 
     def forward(self, x: Float[Tensor, "T D"], context: RouteContext) -> Routing:
-        """Give every expert its tokens; loss `z` is computed so that it can be watched."""
+        """Gives every expert its tokens; loss `z` is always computed, to be reported."""
         with torch.autocast(x.device.type, enabled=False):
             logits = self.logits(x, context)
             probabilities = torch.log_softmax(logits, dim=1).exp()
@@ -47,7 +47,7 @@ class ExpertChoiceRouter(GateRouter):
     def _chosen(
         self, scores: Float[Tensor, "G S E"], is_real: Bool[Tensor, "G S"] | None
     ) -> Bool[Tensor, "G S E"]:
-        """Where an expert takes a token; of equal scores that of the earlier token."""
+        """Returns where an expert takes a token; of equal scores that of the earlier token."""
         tokens = scores.shape[1]
         # Integers in the order of (score, earlier token), no two of them equal: so `topk` has no choice on any device.
         # Scores are not negative, and the bits of such numbers have their order.
@@ -65,6 +65,6 @@ class ExpertChoiceRouter(GateRouter):
         return chosen.transpose(1, 2)
 
     def tokens_taken(self, group_tokens: int) -> int:
-        """Tokens that an expert takes from a group: S * tokens_per_expert / E, rounded down, at least one if any."""
+        """Returns how many tokens an expert takes of a group: S * tokens_per_expert / E rounded down, or 1 if any."""
         taken = math.floor(group_tokens * self.config.tokens_per_expert / self.num_experts)
         return min(max(taken, 1), group_tokens)

@@ -1,4 +1,4 @@
-"""Routers that score experts by logits, and the one place where such a router says what its logits are.
+"""Defines routers that score experts by logits, which such a router returns in one place.
 
 The contract (tests/unit/moe/test_router_contract.py) asks every router whose recipe is a `GateConfig` for `logits`,
 `softmaxes` and `expert_logits`. A gate that is no matrix product, a cosine's for one, overrides `logits` alone.
@@ -18,7 +18,7 @@ from moe_train.moe.routing import RouteContext, Spread
 
 
 class GateRouter(nn.Module):
-    """A router with a matrix of logits, x W, and jitter of its input in training."""
+    """Is the base of routers with a matrix of logits, x W, and jitter of its input in training."""
 
     config: GateConfig
 
@@ -28,21 +28,21 @@ class GateRouter(nn.Module):
         self.weight = nn.Parameter(torch.empty(d_model, num_experts))
 
     def initial(self, name: str) -> Initial:
-        """How the matrix begins. A logit has as many inputs as the model is wide."""
+        """Returns how the matrix begins. A logit has as many inputs as the model is wide."""
         return Normal(fan_in=self.weight.shape[0])
 
     def logits(self, x: Float[Tensor, "T D"], context: RouteContext) -> Float[Tensor, "T N"]:
-        """The gate's outputs in fp32 before any noise, from which `forward` goes on; call it with autocast off."""
+        """Returns the gate's outputs in fp32 before any noise, for `forward`; call it with autocast off."""
         return gate_logits(jittered(x.float(), self.config.jitter, self.site, context), self.weight)
 
     def softmaxes(self, logits: Float[Tensor, "T N"]) -> Sequence[Float[Tensor, "T _"]]:
-        """The logits of each of its softmaxes; the z-loss is the sum of theirs."""
+        """Returns the logits of each of its softmaxes; the z-loss is the sum of theirs."""
         return (logits,)
 
     def expert_logits(self, logits: Float[Tensor, "T N"]) -> Float[Tensor, "T E"]:
-        """A logit for each expert: `router_entropy` and `router_top_probability` are of the softmax over them all."""
+        """Returns a logit for each expert; `router_entropy` and `router_top_probability` are of their softmax."""
         return logits
 
     def spread(self, logits: Float[Tensor, "T N"], context: RouteContext) -> Spread:
-        """How undecided the router is about the (real) tokens."""
+        """Returns how undecided the router is about the (real) tokens."""
         return spread_of(self.expert_logits(logits.detach()), context.rows.real)

@@ -1,4 +1,4 @@
-"""GShard's top-2 gate (Lepikhin et al., 2006.16668, alg. 1), as in lingvo's `Top2GatingOnLogits`; GLaM's too.
+"""Implements GShard's top-2 gate (2006.16668, alg. 1), as in lingvo's `Top2GatingOnLogits`; GLaM uses it too.
 
 p = softmax(x W); e1 = argmax p; e2 by `second_expert`:
   all       the second largest
@@ -28,12 +28,12 @@ EPSILON = 1e-9
 
 
 class GShardRouter(GateRouter):
-    """The best expert, and a second one that may be left to chance."""
+    """Takes the best expert, and a second one that may be random."""
 
     config: GShardRouterConfig
 
     def forward(self, x: Float[Tensor, "T D"], context: RouteContext) -> Routing:
-        """Route every token to one or two experts."""
+        """Routes every token to one or two experts."""
         with torch.autocast(x.device.type, enabled=False):
             logits = self.logits(x, context)
             groups = TokenSets.of("group", self.group, context.rows)
@@ -65,13 +65,13 @@ class GShardRouter(GateRouter):
     def _sampled(
         self, logits: Float[Tensor, "T E"], first: Int[Tensor, "T 1"], context: RouteContext
     ) -> Int[Tensor, "T 2"]:
-        """The first choice, and one drawn from the softmax without it."""
+        """Returns the first choice, and one drawn from the softmax without it."""
         noisy = logits + gumbel(logits.shape[1], self.site, context)
         second = noisy.scatter_(1, first, -torch.inf).argmax(1, keepdim=True)
         return torch.cat((first, second), dim=1)
 
     def _used(self, weights: Float[Tensor, "T 2"], context: RouteContext) -> Bool[Tensor, "T 2"]:
-        """All first choices, and the second ones that chance lets through."""
+        """Returns all first choices, and the second ones that chance lets through."""
         draws = context.uniform(f"{self.site}.second")
         used = torch.ones_like(weights, dtype=torch.bool)
         used[:, 1] = draws < weights[:, 1] / self.config.second_threshold

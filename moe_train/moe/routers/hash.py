@@ -31,7 +31,7 @@ from moe_train.moe.routing import RouteContext, Routing, TableRouter, Vocabulary
 
 
 class HashRouter(TableRouter, nn.Module):
-    """One expert per token, by its id."""
+    """Routes each token to one expert, by its id."""
 
     vocabulary_size: int
 
@@ -41,7 +41,7 @@ class HashRouter(TableRouter, nn.Module):
         self.register_buffer("table", None)
 
     def make_table(self, vocabulary: Vocabulary, generator: torch.Generator) -> Int[Tensor, " N"]:
-        """The expert of every id, or of every bucket."""
+        """Returns the expert of every id, or of every bucket."""
         kind, size = self.config.table, vocabulary.size
         self.vocabulary_size = size
         if kind == "balanced":
@@ -56,7 +56,7 @@ class HashRouter(TableRouter, nn.Module):
         return torch.randint(self.num_experts, (entries,), generator=generator)
 
     def forward(self, x: Float[Tensor, "T D"], context: RouteContext) -> Routing:
-        """Look every token up; the rows themselves are not looked at."""
+        """Looks up every token by its id, without reading the rows."""
         assert self.table is not None, "the table is made before the first step: see distribute/apply.py"
         expert_ids = self.table[context.rows.take(self._entries(context.rows.values))].unsqueeze(1)
         weights = torch.ones(expert_ids.shape, device=expert_ids.device)
@@ -73,7 +73,7 @@ class HashRouter(TableRouter, nn.Module):
 def balanced_table(
     counts: Int[Tensor, " V"], num_experts: int, generator: torch.Generator
 ) -> Int[Tensor, " V"]:
-    """Ids by falling count, each to the expert that has the least of the text so far.
+    """Assigns ids by falling count, each to the expert that has the least of the text so far.
 
     Ids of equal count come in a drawn order, and experts have drawn numbers. An id that never occurs counts as one
     that occurs once: so they too are spread.
@@ -92,7 +92,7 @@ def balanced_table(
 def dispersed_table(
     cluster_ids: Int[Tensor, " V"], counts: Int[Tensor, " V"], num_experts: int
 ) -> Int[Tensor, " V"]:
-    """Each cluster's ids over all experts: their numbers of a cluster differ by one at most.
+    """Returns each cluster's ids over all experts: their numbers of a cluster differ by one at most.
 
     E ids at a time by falling count, the commonest to the expert with the least of the text so far.
     """
@@ -109,7 +109,7 @@ def dispersed_table(
 def _clusters(
     vectors: Float[Tensor, "V N"], num_experts: int, generator: torch.Generator
 ) -> tuple[Int[Tensor, " V"], Bool[Tensor, " V"]]:
-    """E clusters of the ids that have a vector, and which these are; all others are one cluster more, number E."""
+    """Clusters the ids that have a vector into E clusters; all others make one more, number E."""
     is_known = vectors.any(1)
     cluster_ids = torch.full((len(vectors),), num_experts)
     if is_known.any():

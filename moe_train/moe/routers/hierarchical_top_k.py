@@ -1,4 +1,4 @@
-"""The hierarchical gate of the sparsely-gated layer: noisy top-k over groups of experts, then inside each chosen group.
+"""Implements the hierarchical noisy top-k gate: over groups of experts, then within each chosen group.
 
 Shazeer et al., 1701.06538, appendix B: every group i has a gate of its own over its experts j, and
 y = sum_ij Gp(x)_i * G_i(x)_j * E_ij(x)                                            # eq. 12
@@ -34,7 +34,7 @@ from moe_train.results import SetLoss
 
 
 class Gate(NamedTuple):
-    """What one noisy top-k gate says of R rows over O options, of which it keeps K."""
+    """Holds the result of one noisy top-k gate of R rows over O options, of which it keeps K."""
 
     kept: Int[Tensor, "R K"]
     weights: Float[Tensor, "R K"]
@@ -43,7 +43,7 @@ class Gate(NamedTuple):
 
 
 class HierarchicalTopKRouter(GateRouter):
-    """K groups of a token, M experts of each; losses `importance` and `load`."""
+    """Routes a token to K groups, and M experts of each; losses `importance` and `load`."""
 
     config: HierarchicalTopKRouterConfig
 
@@ -56,11 +56,11 @@ class HierarchicalTopKRouter(GateRouter):
         self.group_noise_weight = nn.Parameter(torch.empty(d_model, config.num_groups))
 
     def initial(self, name: str) -> Initial:
-        """All matrices begin at 0, as in noisy_top_k.py."""
+        """Starts all matrices at 0, as in noisy_top_k.py."""
         return Constant(0.0)
 
     def forward(self, x: Float[Tensor, "T D"], context: RouteContext) -> Routing:
-        """Route every token to K * M experts."""
+        """Routes every token to K * M experts."""
         config, tokens, num_experts = self.config, x.shape[0], self.weight.shape[1]
         with torch.autocast(x.device.type, enabled=False):
             logits = self.logits(x, context)
@@ -106,26 +106,26 @@ class HierarchicalTopKRouter(GateRouter):
         )
 
     def logits(self, x: Float[Tensor, "T D"], context: RouteContext) -> Float[Tensor, "T N"]:
-        """Of groups, then of the experts of each."""
+        """Returns the logits of groups, then of the experts of each."""
         x = jittered(x.float(), self.config.jitter, self.site, context)
         return torch.cat((gate_logits(x, self.group_weight), gate_logits(x, self.weight)), dim=1)
 
     def softmaxes(self, logits: Float[Tensor, "T N"]) -> Sequence[Float[Tensor, "T _"]]:
-        """One over groups, and one inside each of them."""
+        """Returns one softmax over groups, and one within each of them."""
         of_groups, inside = logits.tensor_split([self.config.num_groups], dim=1)
         return (of_groups, *inside.chunk(self.config.num_groups, dim=1))
 
     def expert_logits(self, logits: Float[Tensor, "T N"]) -> Float[Tensor, "T E"]:
-        """Logarithms of an expert's probability in its group times that of the group."""
+        """Returns the logarithms of an expert's probability in its group times that of the group."""
         of_groups, *inside = (torch.log_softmax(each, dim=1) for each in self.softmaxes(logits))
         return (of_groups.unsqueeze(2) + torch.stack(inside, dim=1)).flatten(1)
 
     def _by_group(self, values: Float[Tensor, "T E"]) -> Float[Tensor, "R J"]:
-        """A row for each token and group."""
+        """Returns a row for each token and group."""
         return values.unflatten(1, (self.config.num_groups, -1)).flatten(0, 1)
 
     def _load(self, groups: Gate, inside: Gate, sets: TokenSets) -> SetLoss:
-        """CV^2 of the smooth estimate of each expert's load   # eq. 14."""
+        """Returns CV^2 of the smooth estimate of each expert's load   # eq. 14."""
         member = torch.zeros_like(groups.chances).scatter(1, groups.kept, 1.0)
         among = (inside.chances * member.unsqueeze(2)).flatten(1)
         totals = sets.totals(torch.cat((groups.chances, member, among), dim=1))
@@ -134,12 +134,12 @@ class HierarchicalTopKRouter(GateRouter):
     def _balance(
         self, logits: Float[Tensor, "T N"], expert_ids: Int[Tensor, "T L"], sets: TokenSets
     ) -> SetLoss:
-        """The balance loss, an expert's probability being its group's times its own in it, without noise."""
+        """Returns the balance loss, an expert's probability being its group's times its own in it, without noise."""
         probabilities = self.expert_logits(watched(logits, self.config.balance_coefficient)).exp()
         return balance_loss(probabilities, expert_ids, sets)
 
     def _z(self, logits: Float[Tensor, "T N"], context: RouteContext) -> Float[Tensor, ""]:
-        """The z-losses of all gates, summed."""
+        """Returns the z-losses of all gates, summed."""
         gates = self.softmaxes(watched(logits, self.config.z_coefficient))
         groups = TokenSets.of("group", self.group, context.rows)
         losses = [z_loss(gate, groups) for gate in gates]
@@ -147,12 +147,12 @@ class HierarchicalTopKRouter(GateRouter):
 
 
 def load_imbalance(totals: Float[Tensor, "B N"], num_groups: int) -> Float[Tensor, ""]:
-    """CV^2 of the loads in B sets."""
+    """Returns CV^2 of the loads in B sets."""
     return cv_squared(estimated_load(totals, num_groups))
 
 
 def estimated_load(totals: Float[Tensor, "B N"], num_groups: int) -> Float[Tensor, "B E"]:
-    """Each expert's load, from sums of the chances of groups, of their members, and of experts' chances there."""
+    """Returns each expert's load, from sums of the chances of groups, their members, and experts' chances there."""
     chances, members, among = totals.tensor_split((num_groups, 2 * num_groups), dim=1)
     shares = among.unflatten(1, (num_groups, -1)) / members.clamp(min=1).unsqueeze(2)
     return (chances.unsqueeze(2) * shares).flatten(1)
@@ -165,7 +165,7 @@ def _noisy(
     site: str,
     context: RouteContext,
 ) -> tuple[Float[Tensor, "T O"], Float[Tensor, "T O"] | None]:
-    """The logits with noise, and its standard deviation; None outside of training   # eq. 4."""
+    """Returns the logits with noise, and its standard deviation; None outside of training   # eq. 4."""
     if not context.training:
         return clean, None
     deviation = F.softplus(gate_logits(x, noise_weight)) + NOISE_FLOOR
@@ -175,7 +175,7 @@ def _noisy(
 def _gate(
     clean: Float[Tensor, "R O"], noisy: Float[Tensor, "R O"], deviation: Float[Tensor, "R O"] | None, k: int
 ) -> Gate:
-    """The k largest of each row, a softmax over them   # eq. 3, 5."""
+    """Returns the k largest of each row, a softmax over them   # eq. 3, 5."""
     options = clean.shape[1]
     values, chosen = largest(noisy.t().contiguous(), min(k + 1, options))
     kept = chosen[:, :k]

@@ -1,4 +1,4 @@
-"""The sparsely-gated layer (Shazeer et al., 1701.06538, sec. 2.1 and 4), as in tensor2tensor's `noisy_top_k_gating`.
+"""Implements the sparsely-gated layer (1701.06538, sec. 2.1 and 4), as in tensor2tensor's `noisy_top_k_gating`.
 
 H = x Wg + eps * (softplus(x Wn) + 0.01) with eps ~ N(0, 1) in training, H = x Wg in validation   # eq. 4
 G = softmax over the k largest of H, 0 elsewhere                                                 # eq. 3, 5
@@ -29,7 +29,7 @@ NOISE_FLOOR = 0.01
 
 
 class NoisyTopKRouter(GateRouter):
-    """The k largest of noisy logits; losses `importance` and `load`."""
+    """Takes the k largest of noisy logits; losses `importance` and `load`."""
 
     config: NoisyTopKRouterConfig
 
@@ -40,11 +40,11 @@ class NoisyTopKRouter(GateRouter):
         self.noise_weight = nn.Parameter(torch.empty(d_model, num_experts))
 
     def initial(self, name: str) -> Initial:
-        """Both matrices begin at 0, as in the paper's appendix A: all experts are equally likely at first."""
+        """Starts both matrices at 0, as in the paper's appendix A: all experts are equally likely at first."""
         return Constant(0.0)
 
     def forward(self, x: Float[Tensor, "T D"], context: RouteContext) -> Routing:
-        """Route every token to k experts."""
+        """Routes every token to k experts."""
         config, k, num_experts = self.config, self.config.num_choices, self.weight.shape[1]
         with torch.autocast(x.device.type, enabled=False):
             clean = noisy = self.logits(x, context)
@@ -91,6 +91,6 @@ def chance_of_choice(
     values: Float[Tensor, "T M"],
     k: int,
 ) -> Float[Tensor, "T E"]:
-    """P(x, i) of eq. 9: `values` are the k + 1 largest of `noisy`, largest first."""
+    """Returns P(x, i) of eq. 9: `values` are the k + 1 largest of `noisy`, largest first."""
     threshold = torch.where(noisy > values[:, k:], values[:, k:], values[:, k - 1 : k])
     return torch.special.ndtr((clean - threshold) / deviation)

@@ -1,4 +1,4 @@
-"""M6-T's k top-1 (Yang et al., 2105.15082, sec. 3.2): k prototypes of E/k experts, Switch in each of them.
+"""Implements M6-T's k top-1 (2105.15082, sec. 3.2): k prototypes of E/k experts, Switch in each of them.
 
 p^(j) = softmax over the experts of prototype j, y = sum_j p^(j)_e E_e(x) with e the largest of each: the FLOPs of
 top-k without a sequence of k argmaxes. Weights are not renormalised. The balance loss is a sum over prototypes of
@@ -22,12 +22,12 @@ from moe_train.moe.routing import RouteContext, Routing
 
 
 class PrototypesRouter(GateRouter):
-    """The best expert of every prototype; prototype j has the experts j * E/K and up."""
+    """Takes the best expert of every prototype; prototype j has the experts j * E/K and up."""
 
     config: PrototypesRouterConfig
 
     def forward(self, x: Float[Tensor, "T D"], context: RouteContext) -> Routing:
-        """Route every token to one expert of each prototype."""
+        """Routes every token to one expert of each prototype."""
         prototypes, num_experts = self.config.prototypes, self.weight.shape[1]
         size = num_experts // prototypes
         with torch.autocast(x.device.type, enabled=False):
@@ -46,7 +46,7 @@ class PrototypesRouter(GateRouter):
         )
 
     def softmaxes(self, logits: Float[Tensor, "T E"]) -> Sequence[Float[Tensor, "T M"]]:
-        """One for each prototype."""
+        """Returns one softmax for each prototype."""
         return logits.chunk(self.config.prototypes, dim=1)
 
     def _losses(

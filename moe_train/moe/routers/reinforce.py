@@ -1,4 +1,4 @@
-"""RL-R: a policy draws a token's expert, and learns from the loss of the prediction made for that token.
+"""Implements RL-R: a policy draws a token's expert, and learns from the loss of the prediction made for that token.
 
 Clark et al., 2202.01169, sec. 3: p = softmax(x W) is a policy; in training a token's expert is drawn from it, in
 validation it is the likeliest. The expert's output is not weighed, so no gradient of the task reaches W through it:
@@ -26,7 +26,7 @@ from moe_train.results import Policy
 
 
 class ReinforceRouter(GateRouter):
-    """One expert per token: drawn in training, the likeliest in validation."""
+    """Routes each token to one expert: drawn in training, the likeliest in validation."""
 
     config: ReinforceRouterConfig
 
@@ -38,11 +38,11 @@ class ReinforceRouter(GateRouter):
         self.value_offset = nn.Parameter(torch.empty(1))
 
     def initial(self, name: str) -> Initial:
-        """The baseline begins at 0, and the policy as any gate does."""
+        """Starts the baseline at 0, and the policy like any gate."""
         return super().initial(name) if name == "weight" else Constant(0.0)
 
     def forward(self, x: Float[Tensor, "T D"], context: RouteContext) -> Routing:
-        """Route every token to one expert, with weight 1."""
+        """Routes every token to one expert, with weight 1."""
         with torch.autocast(x.device.type, enabled=False):
             logits = self.logits(x, context)
             log_probabilities = torch.log_softmax(logits, dim=1)

@@ -1,4 +1,4 @@
-"""What routers with a learned gate do alike: jitter, logits, softmax and the k largest of it, and its spread.
+"""Shares code of routers with a learned gate: jitter, logits, softmax and its k largest, and its spread.
 
 Where torch's operations do it, scores are kept expert by expert ([E, T]): over few experts a softmax is many times
 faster along a leading dim. T tokens, D model width, E experts, K choices.
@@ -21,7 +21,7 @@ SMALLEST = torch.finfo(torch.float32).tiny
 
 
 def jittered(x: Float[Tensor, "T D"], size: float, site: str, context: RouteContext) -> Float[Tensor, "T D"]:
-    """x * U(1 - size, 1 + size), elementwise, in training only   # mesh-tensorflow's `_switch_gating`."""
+    """Returns x * U(1 - size, 1 + size), elementwise, in training only   # mesh-tensorflow's `_switch_gating`."""
     if not context.training or size == 0:
         return x
     draws = context.uniform(f"{site}.jitter", x.shape[1])
@@ -31,7 +31,7 @@ def jittered(x: Float[Tensor, "T D"], size: float, site: str, context: RouteCont
 def partly_zeroed(
     x: Float[Tensor, "T D"], rate: float, site: str, context: RouteContext
 ) -> Float[Tensor, "T D"]:
-    """Dropout in training only: elements are 0 with probability `rate`, others divided by 1 - rate."""
+    """Applies dropout in training only: elements are 0 with probability `rate`, others divided by 1 - rate."""
     if not context.training or rate == 0:
         return x
     draws = context.uniform(f"{site}.dropout", x.shape[1])
@@ -39,13 +39,13 @@ def partly_zeroed(
 
 
 def gate_logits(x: Float[Tensor, "T D"], weight: Float[Tensor, "D E"]) -> Float[Tensor, "T E"]:
-    """x W in fp32; call it with autocast off."""
+    """Computes x W in fp32; call it with autocast off."""
     return F.linear(x.float(), weight.float().t())
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The softmax of a router's logits, and what it comes to."""
+    """Holds the softmax of a router's logits, and the choices that follow."""
 
     probabilities: Float[Tensor, "T E"]
     expert_ids: Int[Tensor, "T K"]
@@ -58,7 +58,7 @@ class Choice:
 
 
 def softmax_choice(logits: Float[Tensor, "T E"], k: int, groups: TokenSets | None = None) -> Choice:
-    """Softmax over the experts and the k largest; ties go to the lower index.
+    """Takes the softmax over the experts and its k largest; ties go to the lower index.
 
     On the CPU one kernel does it, forward and backward (moe_kernels, `router`); without one, on other devices, beyond
     the kernel's sizes and with padding or absent rows `by_operations` does. Both choose by the logits, so alike.
@@ -80,7 +80,7 @@ def softmax_choice(logits: Float[Tensor, "T E"], k: int, groups: TokenSets | Non
 
 
 def by_operations(logits: Float[Tensor, "T E"], k: int, groups: TokenSets | None = None) -> Choice:
-    """`softmax_choice` by torch's operations, one after another."""
+    """Computes `softmax_choice` by torch's operations, one after another."""
     groups = groups or TokenSets(1)
     by_expert = logits.t().contiguous()
     log_probabilities = torch.log_softmax(by_expert, dim=0)
@@ -93,7 +93,7 @@ def by_operations(logits: Float[Tensor, "T E"], k: int, groups: TokenSets | None
 
 
 def largest(scores: Float[Tensor, "E T"], k: int) -> tuple[Float[Tensor, "T K"], Int[Tensor, "T K"]]:
-    """The k largest of each token, largest first; ties go to the lower index (`topk` does not promise that)."""
+    """Returns the k largest of each token, largest first; ties go to the lower index (`topk` does not promise that)."""
     if k == 1:
         values, expert_ids = scores.max(0)
         return values.unsqueeze(1), expert_ids.unsqueeze(1)

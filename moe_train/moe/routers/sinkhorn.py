@@ -1,4 +1,4 @@
-"""S-BASE: BASE with Sinkhorn's plan instead of the exact assignment.
+"""Implements S-BASE: BASE with Sinkhorn's plan instead of the exact assignment.
 
 Clark et al., 2202.01169, sec. 3.1, and megatron-core's `sinkhorn_load_balancing`: in training exp(scores) is scaled
 until every token has the same mass and every expert too, and a token goes to the expert of its largest entry; the
@@ -20,18 +20,18 @@ from moe_train.moe.routers.gate import GateRouter
 
 
 class SinkhornRouter(BaseRouter):
-    """BaseRouter with another assignment."""
+    """Replaces the assignment of BaseRouter."""
 
     config: SinkhornRouterConfig
     scores_residual = False
 
     def initial(self, name: str) -> Initial:
-        """The matrix begins as that of any gate."""
+        """Starts the matrix like that of any gate."""
         return GateRouter.initial(self, name)
 
     def assign(
         self, scores: Float[Tensor, "G S E"], is_real: Bool[Tensor, "G S"] | None
     ) -> Int[Tensor, "G S"]:
-        """The largest entry of each token's row in the plan."""
+        """Returns the largest entry of each token's row in the plan."""
         config = self.config
         return sinkhorn_plan(scores, config.tolerance, config.max_iterations, is_real).argmax(2)

@@ -1,4 +1,4 @@
-"""SMEAR's weights: how much of each expert is in the one that a sequence, or a segment of it, is given.
+"""Computes SMEAR's weights: the part of each expert in the one merged for a sequence or a segment of it.
 
 Muqeeth et al., 2306.03745, sec. 3, and r-three/smear: the mean of a sequence's tokens and the experts' vectors are both
 layer-normalised, the logits are their products times a learned gain that begins at 0.01, and p is their softmax. In
@@ -30,7 +30,7 @@ FLOOR = 1e-10
 
 
 class Merges(NamedTuple):
-    """What each segment's expert is merged of; a sequence's segments follow each other."""
+    """Holds the parts from which each segment's expert is merged; a sequence's segments follow each other."""
 
     parts: Float[Tensor, "G E"]
     """Of each expert, in fp32; they sum to 1."""
@@ -39,7 +39,7 @@ class Merges(NamedTuple):
 
 
 class SmearRouter(nn.Module):
-    """From tokens to the parts of the experts in each segment's own."""
+    """Turns tokens into the parts of the experts in each segment's own."""
 
     def __init__(self, config: SmearRouterConfig, *, d_model: int, num_experts: int, group: int, site: str):
         super().__init__()
@@ -49,11 +49,11 @@ class SmearRouter(nn.Module):
         self.gain = nn.Parameter(torch.empty(d_model))
 
     def initial(self, name: str) -> Initial:
-        """How the experts' vectors and their gain begin."""
+        """Returns how the experts' vectors and their gain begin."""
         return Normal(fan_in=self.weight.shape[0]) if name == "weight" else Constant(0.01)
 
     def forward(self, x: Float[Tensor, "T D"], context: RouteContext) -> Merges:
-        """The parts of every segment."""
+        """Returns the parts of every segment."""
         with torch.autocast(x.device.type, enabled=False):
             width = x.shape[1:]
             pooled = self._pooled(x.float(), context.rows).flatten(0, 1)
@@ -71,17 +71,17 @@ class SmearRouter(nn.Module):
             return Merges(parts / parts.sum(1, keepdim=True), spread)
 
     def of_tokens(self, values: Shaped[Tensor, "G ..."], rows: Rows) -> Shaped[Tensor, "T ..."]:
-        """What each segment has, for each of its rows."""
+        """Returns each segment's value for each of its rows."""
         length = rows.length
         by_sequence = values.unflatten(0, (-1, self.num_segments(length)))
         return rows.take(by_sequence.repeat_interleave(self.config.segment or length, dim=1)[:, :length])
 
     def num_segments(self, length: int) -> int:
-        """Segments of a sequence of `length` tokens; the last may be shorter than the others."""
+        """Returns the number of segments in a sequence of `length` tokens; the last may be shorter."""
         return -(-length // (self.config.segment or length))
 
     def _pooled(self, x: Float[Tensor, "T D"], rows: Rows) -> Float[Tensor, "B G D"]:
-        """The mean of the real tokens that decide on each segment; 0 where there is none."""
+        """Returns the mean of the real tokens that decide on each segment; 0 where there is none."""
         by_place = rows.lay_out(x)
         real = torch.ones(by_place.shape[:2], device=x.device)
         if rows.occupied is not None:

@@ -1,4 +1,4 @@
-"""Soft MoE's weights: which tokens make up a slot, and which slots make up a token.
+"""Computes Soft MoE's weights: which tokens make up a slot, and which slots make up a token.
 
 Puigcerver et al., 2308.00951, sec. 2, and google-research/vmoe's `soft_moe/router.py`: logits are scale * cos(x, phi)
 of every token with every slot, scale a learned number that begins at 1; a slot is a mixture of all tokens of its
@@ -24,7 +24,7 @@ EPSILON = 1e-6
 
 
 class SlotWeights(NamedTuple):
-    """Both mixtures, in fp32. A token that is padding or has no row is in no slot, and gets nothing."""
+    """Holds both mixtures, in fp32. A token that is padding or has no row is in no slot, and gets nothing."""
 
     dispatch: Float[Tensor, "B S N"]
     """Part of each token in a slot; sums to 1 over the real tokens of the sequence."""
@@ -35,7 +35,7 @@ class SlotWeights(NamedTuple):
 
 
 class SoftRouter(nn.Module):
-    """From tokens to both mixtures."""
+    """Turns tokens into both mixtures."""
 
     def __init__(self, config: SoftRouterConfig, *, d_model: int, num_experts: int, group: int, site: str):
         super().__init__()
@@ -45,11 +45,11 @@ class SoftRouter(nn.Module):
         self.scale = nn.Parameter(torch.empty(1))
 
     def initial(self, name: str) -> Initial:
-        """How the slots' vectors, of which only the directions count, and their scale begin."""
+        """Returns how the slots' vectors, of which only the directions matter, and their scale begin."""
         return Normal(fan_in=self.weight.shape[0], scale=1.0) if name == "weight" else Constant(1.0)
 
     def forward(self, x: Float[Tensor, "T D"], context: RouteContext) -> SlotWeights:
-        """Both mixtures of every sequence."""
+        """Returns both mixtures of every sequence."""
         with torch.autocast(x.device.type, enabled=False):
             tokens = _unit(x.float(), dim=1)
             by_row = tokens @ (self.scale * _unit(self.weight, dim=0))
@@ -66,5 +66,5 @@ class SoftRouter(nn.Module):
 
 
 def _unit(vectors: Float[Tensor, "A B"], dim: int) -> Float[Tensor, "A B"]:
-    """Vectors along `dim` of length 1."""
+    """Scales vectors along `dim` to length 1."""
     return vectors * torch.rsqrt(vectors.square().sum(dim, keepdim=True) + EPSILON)

@@ -1,4 +1,4 @@
-"""THOR: no router at all. In every forward pass a layer draws one expert, and all tokens go to it.
+"""Implements THOR, which has no router: in every forward pass a layer draws one expert for all tokens.
 
 Zuo et al., 2110.04260, sec. 3, and the authors' code: an update makes two passes over its batch (see
 objectives/consistency.py), each with a draw of its own for every layer, and the two may coincide (the paper speaks of
@@ -22,14 +22,14 @@ from moe_train.random import RandomStream
 
 
 class ThorRouter(nn.Module):
-    """One expert per layer and pass, with weight 1."""
+    """Uses one expert per layer and pass, with weight 1."""
 
     def __init__(self, config: ThorRouterConfig, *, d_model: int, num_experts: int, group: int, site: str):
         super().__init__()
         self.config, self.num_experts, self.site = config, num_experts, site
 
     def forward(self, x: Float[Tensor, "T D"], context: RouteContext) -> Routing:
-        """Send all tokens to the expert that was drawn; in validation, follow `inference`."""
+        """Sends all tokens to the expert that was drawn; in validation, follows `inference`."""
         tokens, rows = x.shape[0], context.rows
         if not context.training and self.config.inference == "ensemble":
             every = torch.arange(self.num_experts, device=x.device).expand(tokens, -1)

@@ -1,4 +1,4 @@
-"""Softmax routing to the k largest experts: Switch with k = 1, Mixtral's way with k = 2.
+"""Implements softmax routing to the k largest experts: Switch with k = 1, Mixtral's with k = 2.
 
 Switch is Fedus et al., 2101.03961, sec. 2: one expert per token, its output times its probability, which is
 not renormalised (the only path of the task's gradient into the router). Input jitter as in mesh-tensorflow's
@@ -24,7 +24,7 @@ from moe_train.moe.routing import RouteContext, Routing
 
 
 class TopKRouter(GateRouter):
-    """Logits in fp32, softmax over all experts, the k largest; ties go to the lower expert id."""
+    """Takes logits in fp32, the softmax over all experts and its k largest; ties go to the lower expert id."""
 
     config: SwitchRouterConfig | TopKRouterConfig
 
@@ -45,7 +45,7 @@ class TopKRouter(GateRouter):
         self.input_dropout = config.input_dropout if isinstance(config, SwitchRouterConfig) else 0.0
 
     def forward(self, x: Float[Tensor, "T D"], context: RouteContext) -> Routing:
-        """Route every token; losses `balance` and `z` are always computed, so that they can be watched."""
+        """Routes every token; losses `balance` and `z` are always computed, to be reported."""
         with torch.autocast(x.device.type, enabled=False):
             logits = self.logits(x, context)
             groups = TokenSets.of("group", self.group, context.rows)
@@ -75,6 +75,6 @@ class TopKRouter(GateRouter):
         )
 
     def logits(self, x: Float[Tensor, "T D"], context: RouteContext) -> Float[Tensor, "T E"]:
-        """Of the input with jitter and dropout."""
+        """Returns the logits of the input with jitter and dropout."""
         x = jittered(x.float(), self.config.jitter, self.site, context)
         return gate_logits(partly_zeroed(x, self.input_dropout, self.site, context), self.weight)
