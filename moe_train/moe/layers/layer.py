@@ -78,8 +78,7 @@ class MoELayer(nn.Module):
         self, x: Float[Tensor, "T D"], residual: Float[Tensor, "T D"] | None
     ) -> Float[Tensor, "T D"]:
         """Returns the router's input: the experts' rows, or the residual stream if the router asks for it."""
-        asks = getattr(self.router, "scores_residual", False)
-        return residual if asks and residual is not None else x
+        return residual if self.spec.router.scores_residual and residual is not None else x
 
     def forward(
         self, x: Float[Tensor, "T D"], context: RouteContext, residual: Float[Tensor, "T D"] | None = None

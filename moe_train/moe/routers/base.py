@@ -31,8 +31,6 @@ class BaseRouter(GateRouter):
 
     config: BaseRouterConfig
 
-    scores_residual = True
-
     def initial(self, name: str) -> Initial:
         """Starts the experts' vectors orthogonal."""
         return Orthogonal(gain=0.1)

@@ -23,7 +23,6 @@ class SinkhornRouter(BaseRouter):
     """Replaces the assignment of BaseRouter."""
 
     config: SinkhornRouterConfig
-    scores_residual = False
 
     def initial(self, name: str) -> Initial:
         """Starts the matrix like that of any gate."""

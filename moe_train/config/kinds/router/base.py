@@ -13,6 +13,7 @@ from moe_train.config.problem import Problem
 class BaseRouterConfig(GateConfig):
     """Configures BASE (2103.16716): equal loads in training by a linear assignment, the best expert in validation."""
 
+    scores_residual: ClassVar[bool] = True
     begins_as_identity: ClassVar[bool] = True
 
     kind: str = "base"

@@ -27,6 +27,8 @@ class RouterConfig(KindConfig):
     """Whether routing depends on an expert's number (a code, the outcome of a draw) instead of learned weights."""
     may_split_equal_tokens: ClassVar[bool] = False
     """Whether equal tokens can get different experts: by their ids, by chance, or by their order."""
+    scores_residual: ClassVar[bool] = False
+    """Whether the router sees the residual stream instead of its norm, which is what experts receive."""
     begins_as_identity: ClassVar[bool] = False
     """Whether the experts' last matrix begins at 0, so that an MoE layer begins as its residual."""
     validation_follows_step: ClassVar[bool] = False

@@ -13,6 +13,7 @@ from moe_train.config.problem import Problem
 class SinkhornRouterConfig(BaseRouterConfig):
     """Configures S-BASE (2202.01169): nearly equal loads in training, by Sinkhorn's scaling."""
 
+    scores_residual: ClassVar[bool] = False
     begins_as_identity: ClassVar[bool] = False
 
     kind: str = "sinkhorn"
