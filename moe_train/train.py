@@ -42,8 +42,6 @@ from moe_train.identity import is_same_run
 from moe_train.model.count import count
 from moe_train.moe.routing import Vocabulary
 from moe_train.moe.token_vectors import token_vectors
-from moe_train.monitor.recent import bucket_steps
-from moe_train.monitor.window import LoadWindow
 from moe_train.objectives.objective import Objective
 from moe_train.parallel.host_memory import keep_freed_memory
 from moe_train.parallel.plan import Mesh, ParallelPlan
@@ -51,7 +49,6 @@ from moe_train.parallel.turn import first_of_host
 from moe_train.parallel.world import Meeting, World
 from moe_train.resumption import require_same_recipe
 from moe_train.run_folder import accept_recipe, mark_finished
-from moe_train.stability import Stability
 from moe_train.step.training_step import TrainingStep
 from moe_train.trainer import Trainer
 from moe_train.worker.process import Process
@@ -178,11 +175,9 @@ def _trainer(
         validation=_validation(recipe, data, mesh, recipe.data.validation_sequences),
         checkpointer=checkpointer,
         callbacks=CallbackGroup(callbacks),
-        window=LoadWindow(spec_of(recipe).num_experts, world.device, bucket_steps(recipe)),
         watch=process,
         fingerprint=data.fingerprint,
         translation=_translation(recipe, data, mesh),
-        stability=Stability(recipe.stability),
     )
 
 

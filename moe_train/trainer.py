@@ -1,19 +1,21 @@
 """The loop: next batch, step, row, validation, checkpoint. Everything a run does between its first and last step.
 
 Rows, validation and checkpoints come at the same steps on every layout. After step K its row is written first, then
-its validation, then its checkpoint: so a resume from K finds all that belongs to K already on disk.
+its validation, then its checkpoint: so a resume from K finds all that belongs to K already on disk. What guards ask for
+(`guards/`) is done after the row.
 """
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 from moe_cluster.contract import DONE, PREEMPTED
 from moe_train.callbacks.group import CallbackGroup
+from moe_train.callbacks.journal import Journal
 from moe_train.checkpoint.checkpointer import Checkpointer
 from moe_train.config.changes import comparable
+from moe_train.config.resolve import spec_of
 from moe_train.config.schema import Recipe
 from moe_train.data.batch import Batch
 from moe_train.data.loader import Loader
@@ -21,11 +23,12 @@ from moe_train.data.pair_loader import PairLoader
 from moe_train.decoding.translations import TranslationTest
 from moe_train.decoding.translator import Translator
 from moe_train.errors import TrainingError
-from moe_train.monitor.window import LoadWindow
+from moe_train.guards.recovery import Recovery
+from moe_train.monitor.recent import bucket_steps
+from moe_train.monitor.window import LoadSummary, LoadWindow
 from moe_train.parallel.memory_use import memory_bytes
 from moe_train.parallel.plan import Mesh
 from moe_train.results import StepResult
-from moe_train.stability import Setback, Stability
 from moe_train.step.training_step import TrainingStep
 from moe_train.worker.progress import CHECKPOINT, TRANSLATING, VALIDATING
 
@@ -34,7 +37,7 @@ AFTER_ERROR_S = 10.0
 
 
 class Watch(Protocol):
-    """What the loop tells the process it runs in, and asks of it."""
+    """What the loop reports to the process it runs in, and asks it."""
 
     @property
     def stop_requested(self) -> bool:
@@ -54,41 +57,42 @@ class Watch(Protocol):
         ...
 
 
-@dataclass
 class Trainer:
-    """One attempt at a run, on one rank. All ranks call `fit` together."""
+    """Makes one attempt at a run, on one rank. All ranks call `fit` together."""
 
-    recipe: Recipe
-    mesh: Mesh
-    training_step: TrainingStep
-    loader: Loader | PairLoader
-    validation: list[Batch]
-    checkpointer: Checkpointer
-    callbacks: CallbackGroup
-    window: LoadWindow
-    watch: Watch
-    fingerprint: str
-    """Of the data, kept in every checkpoint."""
-    stability: Stability
-    translation: TranslationTest | None = None
-    """What is translated and scored at each validation."""
-    step: int = 0
-    """Updates made so far."""
-
-    def __post_init__(self) -> None:
-        self._seconds = 0.0  # spent on steps since the last row
-        self._tokens = 0  # seen in them
-        self._saved_step = self.step
+    def __init__(
+        self,
+        recipe: Recipe,
+        mesh: Mesh,
+        training_step: TrainingStep,
+        loader: Loader | PairLoader,
+        validation: list[Batch],
+        fingerprint: str,
+        checkpointer: Checkpointer,
+        callbacks: CallbackGroup,
+        watch: Watch,
+        translation: TranslationTest | None = None,
+    ) -> None:
+        """`fingerprint` is that of the data; `translation` is what is translated and scored at each validation."""
+        self.recipe, self.mesh, self.training_step = recipe, mesh, training_step
+        self.loader, self.validation, self.fingerprint = loader, validation, fingerprint
+        self.checkpointer, self.callbacks, self.watch = checkpointer, callbacks, watch
+        self.translation = translation
+        self.journal = Journal(callbacks, mesh.world.attempt)
+        self.recovery = Recovery(recipe, training_step.engine, checkpointer, self.journal, watch.during)
+        self.window = LoadWindow(spec_of(recipe).num_experts, mesh.world.device, bucket_steps(recipe))
+        self.step = 0  # updates made so far
+        self._saved_step = 0
+        self._seconds, self._tokens = 0.0, 0  # of the steps since the last row
 
     def restore(self, meta: Mapping[str, Any]) -> None:
-        """Go on from a loaded checkpoint: its step, its open logging window, its callbacks' states."""
-        self.step = self._saved_step = int(meta["step"])
-        self.window.load_state(meta["window"], self.mesh.data)
-        self.stability.load_state_dict(meta.get("stability", {}))
+        """Continues from a loaded checkpoint: its step, its open logging window, its guards and callbacks."""
+        self._continue_from(meta)
+        self.recovery.restore(meta)
         self.callbacks.load_state_dict(meta["callbacks"])
 
     def fit(self) -> int:
-        """Train to the last step, or until a rank is asked to stop; returns an exit code of the contract."""
+        """Trains to the last step, or until a rank is asked to stop; returns an exit code of the contract."""
         if self.step == 0:
             self._validate()
         stopped = False
@@ -104,69 +108,72 @@ class Trainer:
             raise
         with self.watch.during(CHECKPOINT):
             self.checkpointer.wait()
-        self._tell_commits()
-        self._tell("stopped" if stopped else "finished")
+        self.journal.commits(self.checkpointer.poll())
+        self.journal.event("stopped" if stopped else "finished", self.step)
         return PREEMPTED if stopped else DONE
 
     def _advance(self) -> bool:
-        """One step and what is due after it; returns whether all ranks must stop now."""
+        """Makes one step and what is due after it; returns whether all ranks must stop now."""
         result = self._step()
         self.step = result.step
         self.window.add(result.stats, self.step)
         self.watch.beat(self.step)
         self.callbacks.on_step(self.step)
         last = self.step == self.recipe.steps
-        setback = self.stability.judge(result)
         if result.is_skipped:
-            self._tell("skipped", grad_norm=result.grad_norm, skipped_updates=self.stability.counts.skipped)
-        if last or self.step % self.recipe.log_every == 0:
-            self._write_row(result)
-        if setback is not None and self._went_back(setback):
+            self.recovery.count_skipped(result)
+        loads = self._write_row(result) if last or self.step % self.recipe.log_every == 0 else None
+        meta = self.recovery.respond(result, loads)
+        if meta is not None:
+            self._continue_from(meta)
             return result.stop
         if last or _due(self.step, self.recipe.validate_every):
             self._validate()
         if last or result.stop or _due(self.step, self.recipe.checkpoint.every):
             self._save()
-        self._tell_commits()
+        self.journal.commits(self.checkpointer.poll())
         return result.stop
 
     def _step(self) -> StepResult:
         began = time.perf_counter()
         data, device = self.mesh.data, self.mesh.world.device
-        place = self.step + self.stability.counts.passed_over
+        place = self.step + self.recovery.counts.passed_over
         batches = self.loader.batch(place, data.rank, data.size, self.recipe.data.micro_batch)
         try:
             result = self.training_step.update(
-                [batch.to(device) for batch in batches], self.step, self.watch.stop_requested
+                [batch.to(device) for batch in batches],
+                self.step,
+                self.watch.stop_requested,
+                self.recovery.controls,
             )
         except TrainingError as error:
-            self._tell("not_finite", message=str(error))
+            self.journal.event("not_finite", self.step, message=str(error))
             raise
         self._seconds += time.perf_counter() - began
         self._tokens += result.tokens
         return result
 
-    def _write_row(self, result: StepResult) -> None:
-        """Reduce the window and write a training row."""
+    def _write_row(self, result: StepResult) -> LoadSummary:
+        """Reduces the window and writes a training row."""
         summary = self.window.reduce(self.mesh.data, {"loss": result.loss, **result.losses})
         means = dict(summary.scalars)
-        row = {
-            **self._where(),
-            "loss": means.pop("loss"),
-            "losses": means,
-            "lr": result.lr,
-            "grad_norm": result.grad_norm,
-            "tokens_seen": self.step * result.tokens,
-            "tokens_per_second": self._tokens / self._seconds,
-            "memory_bytes": memory_bytes(self.mesh.world.device),
-            "moe": summary.as_row(),
-        }
+        self.journal.row(
+            self.step,
+            loss=means.pop("loss"),
+            losses=means,
+            lr=result.lr,
+            grad_norm=result.grad_norm,
+            tokens_seen=self.step * result.tokens,
+            tokens_per_second=self._tokens / self._seconds,
+            memory_bytes=memory_bytes(self.mesh.world.device),
+            moe=summary.as_row(),
+        )
         self._seconds, self._tokens = 0.0, 0
-        self.callbacks.on_row(row)
+        return summary
 
     def _validate(self) -> None:
         with self.watch.during(VALIDATING):
-            loss = self.training_step.evaluate(self._told(self.validation), self.step)
+            loss = self.training_step.evaluate(self._reported(self.validation), self.step)
         scores: dict[str, float] = {}
         if self.translation:
             translator = Translator(
@@ -177,10 +184,10 @@ class Trainer:
             )
             with self.watch.during(TRANSLATING):
                 scores = self.translation.scores(translator, self.step)
-        self.callbacks.on_row({**self._where(), "validation_loss": loss, **scores})
+        self.journal.row(self.step, validation_loss=loss, **scores)
 
-    def _told(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches, each of which is a part of the phase: done when the next one is asked for."""
+    def _reported(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Yields the batches, each of which is a part of the phase: done when the next one is taken."""
         for batch in batches:
             yield batch
             self.watch.beat_part()
@@ -192,60 +199,17 @@ class Trainer:
             "data_fingerprint": self.fingerprint,
             "window": self.window.state(self.mesh.data),
             "callbacks": self.callbacks.state_dict(),
-            "stability": self.stability.state_dict(),
+            "recovery": self.recovery.state_dict(),
         }
         with self.watch.during(CHECKPOINT):
             self.checkpointer.save(self.step, self.training_step.engine.state(), meta)
         self._saved_step = self.step
 
-    def _tell_commits(self) -> None:
-        for step in self.checkpointer.poll():
-            self.callbacks.on_row({"event": "checkpoint", "step": step, "attempt": self.mesh.world.attempt})
-
-    def _went_back(self, setback: Setback) -> bool:
-        """Go on from an earlier checkpoint with the data that comes next; False if there is none to go back to.
-
-        The run is then as if the batches since that checkpoint had never been there. Raises TrainingError if it cannot
-        go on.
-        """
-        config, counts, left = self.recipe.stability, self.stability.counts, self.step
-        with self.watch.during(CHECKPOINT):
-            self.checkpointer.wait()
-        self._tell_commits()
-        if not config.rollback:
-            self._give_up(setback, "stability.rollback=false")
-        if counts.rollbacks >= config.rollback_limit:
-            self._give_up(setback, f"stability.rollback_limit={config.rollback_limit} is reached")
-        with self.watch.during(CHECKPOINT):
-            meta = self.checkpointer.roll_back(
-                self.stability.newest_healthy(setback), self.training_step.engine.state()
-            )
-        if meta is None:
-            if setback.must_go_back:
-                self._give_up(setback, "there is no checkpoint from before")
-            self._tell("spike", reason=setback.reason)
-            return False
+    def _continue_from(self, meta: Mapping[str, Any]) -> None:
+        """Takes the step and the open logging window of a loaded checkpoint."""
         self.step = self._saved_step = int(meta["step"])
         self.window.load_state(meta["window"], self.mesh.data)
-        self.stability.go_back(left - self.step, meta.get("stability", {}))
         self._seconds, self._tokens = 0.0, 0
-        passed_over = self.stability.counts.passed_over
-        self._tell("rollback", from_step=left, reason=setback.reason, passed_over_batches=passed_over)
-        return True
-
-    def _give_up(self, setback: Setback, why: str) -> NoReturn:
-        message = (
-            f"step {self.step}: {setback.reason}, and the run does not roll back ({why}); lower "
-            f"optim.lr={self.recipe.optim.lr}, or go on from an earlier checkpoint with --resume STEP"
-        )
-        self._tell("unstable", message=message)
-        raise TrainingError(message)
-
-    def _tell(self, event: str, **details: Any) -> None:
-        self.callbacks.on_row({"event": event, **self._where(), **details})
-
-    def _where(self) -> dict[str, int]:
-        return {"step": self.step, "attempt": self.mesh.world.attempt}
 
 
 def _due(step: int, every: int) -> bool:

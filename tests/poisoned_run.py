@@ -14,14 +14,10 @@ from moe_train.callbacks.callback import Callback
 from moe_train.callbacks.group import CallbackGroup
 from moe_train.checkpoint.checkpointer import Checkpointer
 from moe_train.checkpoint.lineage import record_start
-from moe_train.config.resolve import spec_of
 from moe_train.config.schema import Recipe
 from moe_train.data.batch import Batch
-from moe_train.monitor.recent import bucket_steps
-from moe_train.monitor.window import LoadWindow
 from moe_train.parallel.plan import Mesh, ParallelPlan
 from moe_train.parallel.world import World
-from moe_train.stability import Stability
 from moe_train.step.training_step import TrainingStep
 from moe_train.trainer import Trainer
 
@@ -117,10 +113,8 @@ def make(
         validation=loader.batch(10_000, world.rank, world.size, None),
         checkpointer=checkpointer,
         callbacks=CallbackGroup({"rows": rows}),
-        window=LoadWindow(spec_of(recipe).num_experts, world.device, bucket_steps(recipe)),
         watch=StopAt(stop_at),
         fingerprint="text",
-        stability=Stability(recipe.stability),
     )
     found = checkpointer.choose("latest")
     if found is not None:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator
 from operator import attrgetter
 
+from moe_train.config.guards import guard_problems
 from moe_train.config.kinds.kind import KindConfig
 from moe_train.config.placement import placement_problems
 from moe_train.config.plug_ins import callback_problem
@@ -32,6 +33,7 @@ def problems(recipe: Recipe, workers: int | None = None) -> list[Problem]:
         *_corpus(recipe),
         *_kinds(recipe),
         *_callbacks(recipe),
+        *guard_problems(recipe),
     ]
     return of_sections or [
         *_layout(recipe, workers),

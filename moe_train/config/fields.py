@@ -40,7 +40,10 @@ def in_words(declared: Any) -> str:
     if get_origin(declared) is Literal:
         return f"one of {', '.join(get_args(declared))}"
     if get_origin(declared) is list:
-        is_text = get_args(declared) == (str,)
+        (item,) = get_args(declared)
+        if is_dataclass(item):
+            return "a list of sections, such as [{kind: spike}]"
+        is_text = item is str
         return "a list of text, such as [a, b]" if is_text else "a list of whole numbers, such as [1, 3]"
     return IN_WORDS.get(declared, "a section with keys of its own")
 
@@ -91,7 +94,11 @@ def _may_hold(declared: Any, value: Any) -> bool:
         return any(_may_hold(option, value) for option in get_args(declared))
     if get_origin(declared) is not list:
         return not isinstance(value, list)
-    return isinstance(value, list) and not any(isinstance(item, list | dict) for item in value)
+    if not isinstance(value, list):
+        return False
+    if is_dataclass(get_args(declared)[0]):
+        return all(isinstance(item, dict) for item in value)
+    return not any(isinstance(item, list | dict) for item in value)
 
 
 def _is_whole(text: str) -> bool:

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from moe_train.config.fields import as_written, known_fields, misshapen, read_numbers, unknown
 from moe_train.config.find import find_base, find_recipe
+from moe_train.config.guards import read_guards
 from moe_train.config.refusals import unknown_key, wrong_kind, wrong_value
 from moe_train.config.registry import REGISTRY
 from moe_train.config.schema import Recipe
@@ -56,8 +57,9 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     ]:
         raise RecipeError("\n".join(problems))
     read_numbers(merged, fields)
+    guards = read_guards(merged.get("guards", []))
     try:
-        resolved = OmegaConf.merge(schema, OmegaConf.create(merged))
+        resolved = OmegaConf.merge(schema, OmegaConf.create({**merged, "guards": guards}))
         for key, value in misshapen(
             cast(dict[str, Any], OmegaConf.to_container(resolved, resolve=True)), fields
         ):
@@ -190,7 +192,7 @@ def _chosen_kinds(merged: dict[str, Any]) -> dict[str, type]:
         node = _at(merged, place)
         kind = node.get("kind", next(iter(kinds))) if isinstance(node, dict) else next(iter(kinds))
         if not isinstance(kind, str) or kind not in kinds:
-            raise RecipeError(wrong_kind(place, kind))
+            raise RecipeError(wrong_kind(place, kind, list(kinds)))
         configs[place] = kinds[kind].config
     return configs
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from operator import attrgetter
 
 from moe_train.config.capacity import capacity, chance_cv, dropped_share, effective_factor
-from moe_train.config.registry import REGISTRY
+from moe_train.config.registry import GUARDS, REGISTRY
 from moe_train.config.resolve import spec_of, with_equal_layers
 from moe_train.config.schema import Recipe
 from moe_train.config.spec import StackSpec
@@ -70,8 +70,9 @@ def notes(recipe: Recipe) -> list[str]:
 
 def _of_packages(recipe: Recipe) -> Iterator[str]:
     """Yields the packages that anyone who repeats the run needs too."""
-    for place, kinds in REGISTRY.items():
-        kind = attrgetter(place)(recipe).kind
+    chosen = {place: (kinds, attrgetter(place)(recipe).kind) for place, kinds in REGISTRY.items()}
+    chosen |= {f"guards[{place}]": (GUARDS, guard.kind) for place, guard in enumerate(recipe.guards)}
+    for place, (kinds, kind) in chosen.items():
         if package := kinds[kind].package:
             yield f"{place}.kind={kind}: comes from the package {package}, which every worker must have"
 

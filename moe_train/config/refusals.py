@@ -25,9 +25,8 @@ def unknown_key(key: str, value: Any, fields: Mapping[str, Any], kinds: Mapping[
     )
 
 
-def wrong_kind(place: str, kind: Any) -> str:
-    """Returns the error for an unknown `kind` at a place."""
-    kinds = list(REGISTRY[place])
+def wrong_kind(place: str, kind: Any, kinds: list[str]) -> str:
+    """Returns the error for a `kind` at a place that is not among its `kinds`."""
     guess = closest(kind.lower(), kinds) if isinstance(kind, str) else ""
     return (
         f"{place}.kind={as_written(kind)}: is not a known kind; choose one of {', '.join(kinds)}"
@@ -38,7 +37,7 @@ def wrong_kind(place: str, kind: Any) -> str:
 def wrong_value(key: str, value: Any, fields: Mapping[str, Any], schema: DictConfig) -> str:
     """Returns the error for a value that is not of its key's type."""
     text, field_type = as_written(value), fields[key]
-    if isinstance(value, str) and "${" in value:
+    if "${" in text:
         return f"{key}={text}: cannot be resolved to {in_words(field_type)}; give the full name of an existing key"
     if value == UNSET:
         return f"{key}={text}: is OmegaConf's placeholder for a missing value; write the value"

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from moe_train.config.kinds import data, depth, dispatch, engine, objective, optim, parallel_corpus
+from moe_train.config.kinds.guard.guard import GuardConfig
 from moe_train.config.kinds.kind import KindConfig
 from moe_train.config.kinds.router.router import RouterConfig
 from moe_train.config.plug_ins import Kind, Kinds
@@ -24,6 +25,14 @@ def _router(name: str, code: str | None = None, layer: str | None = None) -> Kin
     module, _, router = name.partition(":")
     options = importlib.import_module(f"moe_train.config.kinds.router.{module}")
     return Kind(getattr(options, f"{router}Config"), f"moe_train.moe.routers.{code or name}", layer)
+
+
+def _guard(name: str) -> Kind:
+    """Returns the kind of a guard by "file:Class": its options are the dataclass ClassConfig in
+    config/kinds/guard/FILE.py, its code the class in guards/FILE.py."""
+    module, _, guard = name.partition(":")
+    options = importlib.import_module(f"moe_train.config.kinds.guard.{module}")
+    return Kind(getattr(options, f"{guard}Config"), f"moe_train.guards.{name}")
 
 
 OWN_KINDS: Mapping[str, Mapping[str, Kind]] = {
@@ -126,10 +135,20 @@ REGISTRY: Mapping[str, Kinds] = {
 }
 """The kinds of every place, including those of installed packages."""
 
+GUARDS = Kinds(
+    "guards",
+    "moe_train.guards",
+    GuardConfig,
+    {
+        "spike": _guard("spike:SpikeGuard"),
+    },
+)
+"""The kinds of the list `guards`, which holds any number of them where a place of REGISTRY holds one."""
+
 
 def implementation(place: str, kind: str) -> Any:
     """Returns the class or function that `kind` names at `place` ("moe.router", ...), imported now."""
-    entry = REGISTRY[place][kind]
+    entry = (GUARDS if place == GUARDS.place else REGISTRY[place])[kind]
     return _imported(entry.implementation, f"{place}.kind={kind}", entry.package)
 
 

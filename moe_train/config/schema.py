@@ -12,6 +12,7 @@ from moe_train.config.kinds.data import BPEConfig, CorpusConfig, FilesCorpusConf
 from moe_train.config.kinds.depth import DepthConfig, FullDepthConfig
 from moe_train.config.kinds.dispatch import AutoDispatchConfig, DispatchConfig
 from moe_train.config.kinds.engine import EngineConfig, NativeEngineConfig
+from moe_train.config.kinds.guard.guard import GuardConfig
 from moe_train.config.kinds.objective import LanguageConfig, ObjectiveConfig
 from moe_train.config.kinds.optim import AdamWConfig, OptimConfig
 from moe_train.config.kinds.router.router import RouterConfig
@@ -153,6 +154,7 @@ class Recipe:
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
     optim: OptimConfig = field(default_factory=AdamWConfig)
     stability: StabilityConfig = field(default_factory=StabilityConfig)
+    guards: list[GuardConfig] = field(default_factory=list)  # judge every update, beside those of `stability`
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     engine: EngineConfig = field(default_factory=NativeEngineConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -1,6 +1,7 @@
 """The losses of one update: all passes over this rank's microbatches, and the backward pass of each.
 
-A total is the objective's loss plus the auxiliary losses of every MoE layer in every pass, each times its coefficient.
+A total is the objective's loss plus the auxiliary losses of every MoE layer in every pass, each times its coefficient,
+which a guard may have scaled (controls.py).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from moe_train.controls import Controls, of_loss
 from moe_train.data.batch import Batch
 from moe_train.model.forward import Forward
 from moe_train.moe.policy import rewarded, token_losses
@@ -60,7 +62,9 @@ class LossPasses:
     data: Axis
     """Whose workers have the microbatches of the global batch."""
 
-    def run(self, batches: Sequence[Batch], step: int, backward: Backward) -> UpdateLosses:
+    def run(
+        self, batches: Sequence[Batch], step: int, backward: Backward, controls: Controls
+    ) -> UpdateLosses:
         """Calls `backward` once for each microbatch. Collective."""
         shares = len(batches) * self.data.size
         sums = self._batch_sums(batches, step) if len(batches) > 1 and self.learns_from_batch else None
@@ -78,7 +82,9 @@ class LossPasses:
                     for output, of_pass in zip(passes, sums, strict=True)
                 ]
             loss = self.objective.training_loss([output.logits for output in passes], batch)
-            total = loss.total + sum(_auxiliary(layer) for output in passes for layer in output.moe)
+            total = loss.total + sum(
+                _auxiliary(layer, controls, step) for output in passes for layer in output.moe
+            )
             backward(total / len(batches), index == len(batches) - 1)
             losses.append(loss.detached())
             stats.extend(tuple(_detached(layer) for layer in output.moe) for output in passes)
@@ -106,9 +112,12 @@ def _rewarded(output: ModelOutput, batch: Batch) -> ModelOutput:
     return output._replace(moe=tuple(rewarded(layer, losses) for layer in output.moe))
 
 
-def _auxiliary(stats: MoEStats) -> Tensor | int:
-    """Returns a layer's auxiliary losses, each times its coefficient."""
-    return sum(stats.coefficients[name] * loss for name, loss in stats.losses.items())
+def _auxiliary(stats: MoEStats, controls: Controls, step: int) -> Tensor | int:
+    """Returns a layer's auxiliary losses, each times its coefficient and the factor of its control."""
+    return sum(
+        stats.coefficients[name] * controls.factor(of_loss(name), step) * loss
+        for name, loss in stats.losses.items()
+    )
 
 
 def _detached(stats: MoEStats) -> MoEStats:

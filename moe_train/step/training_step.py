@@ -12,6 +12,7 @@ from torch import Tensor
 
 from moe_train.config.registry import build
 from moe_train.config.schema import Recipe
+from moe_train.controls import LEARNING_RATE, UNCHANGED, Controls
 from moe_train.data.batch import Batch
 from moe_train.distribute.spawn import spawn_experts
 from moe_train.engines.engine import Engine
@@ -48,20 +49,22 @@ class TrainingStep:
         engine: Engine = build("engine", recipe.engine, recipe=recipe, mesh=mesh, vocabulary=vocabulary)
         return cls(recipe, mesh, engine)
 
-    def update(self, batches: Sequence[Batch], step: int, stop_requested: bool) -> StepResult:
+    def update(
+        self, batches: Sequence[Batch], step: int, stop_requested: bool, controls: Controls = UNCHANGED
+    ) -> StepResult:
         """Makes one update from this rank's microbatches; `step` counts the updates already made.
 
         Raises TrainingError if the gradient is not finite and the recipe does not skip such updates.
         """
         self.engine.clear_gradients()
         self.engine.model.train()
-        losses = self.passes.run(batches, step, self.engine.backward)
+        losses = self.passes.run(batches, step, self.engine.backward, controls)
         task, others = losses.means()
         # Whether any rank was asked to stop rides on the reduction of the norm.
         shared = torch.stack([task.double(), task.new_tensor(float(stop_requested)).double()])
         norm, (loss_sum, stops) = self.engine.reduce(shared)
         is_skipped = self._is_skipped(norm, step)
-        lr = self.recipe.optim.lr * self.schedule(step)
+        lr = self.recipe.optim.lr * self.schedule(step) * controls.factor(LEARNING_RATE, step)
         if not is_skipped:
             self.engine.update(lr, norm)
             self._follow_loads(losses.stats)

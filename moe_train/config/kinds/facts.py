@@ -71,6 +71,12 @@ class ParallelFacts(Protocol):
     expert: int
 
 
+class StabilityFacts(Protocol):
+    """Describes what rules may read of `stability`."""
+
+    rollback: bool
+
+
 class Facts(Protocol):
     """Describes what rules may read of the recipe."""
 
@@ -86,3 +92,5 @@ class Facts(Protocol):
     def data(self) -> DataFacts: ...
     @property
     def parallel(self) -> ParallelFacts: ...
+    @property
+    def stability(self) -> StabilityFacts: ...

@@ -5,11 +5,11 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-from moe_train.config.registry import OWN_KINDS
+from moe_train.config.registry import GUARDS, OWN_KINDS
 from moe_train.config.schema import Recipe
 
 PAGE = Path(__file__).parents[3] / "docs" / "recipes.md"
-ROW = re.compile(r"^\| `([a-z0-9_.]+)` \| (.*?) \|", re.MULTILINE)
+ROW = re.compile(r"^\| `([a-z0-9_.[\]]+)` \| (.*?) \|", re.MULTILINE)
 NAMED_OTHERWISE = {"name": "(the file)", "paper": "(empty)"}
 
 
@@ -39,6 +39,8 @@ def test_the_page_of_recipes_has_every_key_with_its_defaults():
         for kind in kinds.values():
             collect(kind.config(), f"{place}.", expected)
         expected[f"{place}.kind"] = {next(iter(kinds))}
+    for kind in GUARDS.own.values():
+        collect(kind.config(), "guards[].", expected)
     page = dict(ROW.findall(PAGE.read_text()))
     assert page.keys() == expected.keys()
     for key, cell in page.items():

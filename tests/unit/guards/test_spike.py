@@ -3,7 +3,7 @@
 import json
 import math
 
-from moe_train.monitor.spikes import SpikeWatch
+from moe_train.guards.spike import SpikeWatch
 
 
 def watch(*losses: float, window: int = 5, threshold: float = 6.0) -> SpikeWatch:
