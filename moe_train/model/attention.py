@@ -85,7 +85,7 @@ def hide_padding(is_real: Bool[Tensor, "B R"]) -> Float[Tensor, "B 1 1 R"]:
 
 
 def hide_later(length: int, device: torch.device) -> Float[Tensor, "1 1 S S"]:
-    """The bias that keeps each position from those after it."""
+    """Returns the bias that keeps each position from those after it."""
     return torch.full((1, 1, length, length), -math.inf, device=device).triu(1)
 
 

@@ -24,7 +24,7 @@ from moe_train.moe.rows import Rows
 
 @dataclass(frozen=True)
 class Part:
-    """Rows that go through blocks without the others."""
+    """Holds rows that go through blocks without the others."""
 
     x: Float[Tensor, "N D"]
     """What the next block gets."""
@@ -41,7 +41,7 @@ class Part:
 
 
 class Depth(Protocol):
-    """Built as `Depth(config, spec=, stack=, site=)`, one for each stack; it may be a module."""
+    """Chooses the rows of each block; built as `Depth(config, spec=, stack=, site=)` per stack; may be a module."""
 
     def before(self, layer: int, x: Float[Tensor, "T D"], context: RouteContext) -> Part | None:
         """Returns the part that goes through block `layer`; None: all rows do.

@@ -128,7 +128,7 @@ class Stack(nn.Module):
         return StackOutput(rows.lay_out(self.norm(x)), tuple(stats))
 
     def _bias(self, rows: Rows) -> Float[Tensor, "B_or_1 H_or_1 S_or_1 S"] | None:
-        """What is added to the scores: relative positions, and what hides padding and places without a row.
+        """Returns what is added to the scores: relative positions, and what hides padding and places without a row.
 
         Padding comes after all real tokens, so causal attention never sees it.
         """
@@ -142,7 +142,7 @@ class Stack(nn.Module):
 
 
 def dropout(x: Float[Tensor, "T D"], rate: float, site: str, context: RouteContext) -> Float[Tensor, "T D"]:
-    """Inverted dropout whose mask is a function of (seed, step, site, sequence, position): the same on every layout."""
+    """Applies inverted dropout; its mask depends only on (seed, step, site, sequence, position), on any layout."""
     if rate == 0 or not context.training:
         return x
     keep = context.uniform(site, x.shape[1]) >= rate

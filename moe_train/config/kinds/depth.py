@@ -1,4 +1,4 @@
-"""What a recipe may say about `model.depth`: one dataclass a kind; see kind.py."""
+"""Defines the section `model.depth`: one dataclass per kind; see kind.py."""
 
 from dataclasses import dataclass
 
@@ -7,11 +7,11 @@ from moe_train.config.kinds.kind import KindConfig
 
 @dataclass
 class DepthConfig(KindConfig):
-    """Base of all kinds of depth: which rows go through which blocks."""
+    """Is the base of all kinds of depth, which choose the rows that go through each block."""
 
 
 @dataclass
 class FullDepthConfig(DepthConfig):
-    """Every row goes through every block."""
+    """Sends every row through every block."""
 
     kind: str = "full"

@@ -83,7 +83,7 @@ class DenseToSparseRouter(GateRouter):
         return start + share * (end - start)
 
     def is_hard(self, gate_step: int) -> bool:
-        """One expert per token from here on."""
+        """Returns whether a token has one expert from here on."""
         return self.config.hard_step is not None and gate_step >= self.config.hard_step
 
     def _to_the_first(self, tokens: int) -> Routing:

@@ -1,4 +1,4 @@
-"""DSelect-k: a differentiable choice of at most k experts, by binary codes.
+"""Implements DSelect-k: a differentiable choice of at most k experts, by binary codes.
 
 Hazimeh et al., 2106.03760, sec. 3, and google-research's `dselect_k_moe`. Each of k selectors has m = log2(E) outputs
 z; with the smooth step S its weight for expert i is the product over i's binary digits of S(z) where the digit is 1
@@ -28,7 +28,7 @@ from moe_train.moe.routing import RouteContext, Routing
 
 
 class DSelectKRouter(GateRouter):
-    """All experts with a weight above 0: many at first, at most k once the selectors are sure."""
+    """Uses all experts with a weight above 0: many at first, at most k once the selectors have settled."""
 
     config: DSelectKRouterConfig
 
@@ -39,7 +39,7 @@ class DSelectKRouter(GateRouter):
         self.weight = nn.Parameter(torch.empty(d_model, config.num_outputs(num_experts)))
 
     def initial(self, name: str) -> Initial:
-        """Outputs begin at about +-0.01, in the middle of the smooth step (the code: within gamma / 100)."""
+        """Starts outputs at about +-0.01, in the middle of the smooth step (the code: within gamma / 100)."""
         return Normal(fan_in=self.weight.shape[0], scale=1e-4)
 
     def forward(self, x: Float[Tensor, "T D"], context: RouteContext) -> Routing:
@@ -76,7 +76,7 @@ class DSelectKRouter(GateRouter):
         return (logits[:, -self.config.num_choices :],)
 
     def expert_logits(self, logits: Float[Tensor, "T N"]) -> Float[Tensor, "T E"]:
-        """Logarithms of the selectors' mixture, which is the softmax of these; next to none for a weight of 0."""
+        """Returns logarithms of the selectors' mixture, whose softmax it is; almost -inf for a weight of 0."""
         (mixture,) = self.softmaxes(logits)
         weights = code_products(self._steps(logits), torch.softmax(mixture, dim=1)).sum(1)
         return weights.clamp(min=SMALLEST).log()
@@ -88,7 +88,7 @@ class DSelectKRouter(GateRouter):
 
 
 def smooth_step(t: Float[Tensor, "*S"], gamma: float) -> Float[Tensor, "*S"]:
-    """0 below -gamma/2, 1 above gamma/2, -2 t^3 / gamma^3 + 3 t / (2 gamma) + 1/2 between."""
+    """Returns 0 below -gamma/2, 1 above gamma/2, -2 t^3 / gamma^3 + 3 t / (2 gamma) + 1/2 between."""
     u = (t / gamma).clamp(-0.5, 0.5)
     return -2 * u**3 + 1.5 * u + 0.5
 
