@@ -20,14 +20,17 @@ def code_blocks(page: str, heading: str = "") -> list[str]:
 
 
 class CopiedTree:
-    """The packages and tests copied, the rest of the repository linked. `touched` are files that were there before."""
+    """The package, tests and pages copied, the rest of the repository linked.
+
+    `touched` are files that were there before.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.touched: set[str] = set()
-        for name in ("moe_train", "tests"):
+        for name in ("moe_train", "tests", "docs"):
             shutil.copytree(ROOT / name, path / name, ignore=shutil.ignore_patterns("__pycache__"))
-        for name in ("cluster", "kernels", "tools", "recipes", "docs"):
+        for name in ("cluster", "kernels", "tools", "recipes"):
             (path / name).symlink_to(ROOT / name)
         shutil.copy(ROOT / "pyproject.toml", path)
 

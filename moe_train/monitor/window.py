@@ -110,18 +110,24 @@ class LoadWindow:
         return {"counts": measured, "recent": self._recent.state(data)}
 
     def load_state(self, state: Mapping[str, Any], data: Axis) -> None:
-        """Go on with the window of `state`, on any number of ranks: rank 0 takes all that was counted."""
-        named = by_name(state, max(self._num_experts, default=0))
+        """Continue the window of `state`, on any number of ranks: rank 0 takes all that was counted.
+
+        A window that is still empty lacks nothing, whatever the checkpoint counts.
+        """
+        if not self._num_experts:
+            return
+        named = by_name(state, max(self._num_experts))
         self._recent.load_state(named["recent"], data)
         saved = {name: torch.tensor(count, dtype=torch.int64) for name, count in named["counts"].items()}
+        is_empty = bool(saved) and not any(count.any() for count in saved.values())
         self._missing = {
             name
             for name, counts in self._counts.items()
-            if name not in saved or saved[name].numel() != counts.numel()
+            if not is_empty and (name not in saved or saved[name].numel() != counts.numel())
         }
         for name, counts in self._counts.items():
             counts.zero_()
-            if data.is_first and name not in self._missing:
+            if data.is_first and not is_empty and name not in self._missing:
                 counts.copy_(saved[name].view(counts.shape))
         if data.is_first:
             unknown = (saved.keys() | named["recent"].keys()) - self._counts.keys()

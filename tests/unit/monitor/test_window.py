@@ -213,6 +213,14 @@ def test_what_a_checkpoint_did_not_count_is_null_in_the_row_of_its_window_alone(
     assert resumed.reduce(ALONE, {}) == whole.reduce(ALONE, {})
 
 
+def test_a_window_that_begins_after_a_resume_is_whole() -> None:
+    window = LoadWindow([2], CPU)
+    window.load_state({"counts": {"load": [[0, 0]], "tokens": [0]}}, ALONE)
+    window.add(((stats([3, 1], 1, 2.0, top=2.0),),), step=1)
+    row = window.reduce(ALONE, {}).as_row()
+    assert (row["dropped"], row["router_entropy"]) == ([1], [0.5])
+
+
 def test_a_count_that_this_version_does_not_know_is_reported_and_passed_over(caplog) -> None:
     whole, resumed = LoadWindow([2], CPU), LoadWindow([2], CPU)
     whole.add(((stats([3, 1], 1, 2.0, top=2.0),),), step=1)
