@@ -30,6 +30,7 @@ from moe_train.config.kinds.router.top_k import TopKRouterConfig
 from moe_train.config.resolve import moe_spec
 from moe_train.config.schema import ModelConfig, MoEConfig, Recipe
 from moe_train.moe.layers.layer import MoELayer
+from moe_train.moe.layers.routed import RoutedLayer
 from moe_train.moe.routing import Pass, RouteContext
 from moe_train.moe.rows import Rows
 from moe_train.parallel.host_memory import keep_freed_memory
@@ -146,7 +147,7 @@ def our_layer(case: Case) -> MoELayer:
     recipe = Recipe(
         model=ModelConfig(d_model=case.d_model), moe=MoEConfig(capacity_factor=None, router=router)
     )
-    layer = MoELayer(moe_spec(recipe, case.num_experts), "bench")
+    layer = RoutedLayer(moe_spec(recipe, case.num_experts), "bench")
     layer.to(case.device, case.dtype)
     layer.router.float()
     for parameter in layer.parameters():

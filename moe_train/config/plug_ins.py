@@ -26,7 +26,7 @@ class Kind:
     config: type[KindConfig]
     implementation: str
     layer: str | None = None
-    """For a router: the layer it needs, if that is not `moe_train.moe.layers.layer:MoELayer`."""
+    """For a router: the layer it needs, if that is not ROUTED_LAYER of registry.py."""
     package: str | None = None
     """Name and version of the package it comes from; None: moe-train."""
 

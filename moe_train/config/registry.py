@@ -35,6 +35,9 @@ def _guard(name: str) -> Kind:
     return Kind(getattr(options, f"{guard}Config"), f"moe_train.guards.{name}")
 
 
+ROUTED_LAYER = "moe_train.moe.layers.routed:RoutedLayer"
+"""The layer of routers whose kind names none."""
+
 OWN_KINDS: Mapping[str, Mapping[str, Kind]] = {
     "moe.router": {
         "switch": _router("switch:SwitchRouter", code="top_k:TopKRouter"),
@@ -153,9 +156,9 @@ def implementation(place: str, kind: str) -> Any:
 
 
 def layer_class(kind: str) -> Any:
-    """Returns the class of layer that `kind` of router works in, imported now; None for the usual one."""
+    """Returns the class of layer that `kind` of router works in, imported now."""
     entry = REGISTRY["moe.router"][kind]
-    return None if entry.layer is None else _imported(entry.layer, f"moe.router.kind={kind}", entry.package)
+    return _imported(entry.layer or ROUTED_LAYER, f"moe.router.kind={kind}", entry.package)
 
 
 def build(place: str, config: KindConfig, /, **context: Any) -> Any:

@@ -1,0 +1,92 @@
+"""Implements the layer of routers that return edges: route, limit, dispatch, apply the experts, combine.
+
+T tokens, D model width, E experts.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor
+
+from moe_train.config.capacity import capacity
+from moe_train.config.spec import MoESpec
+from moe_train.moe.capacity import first_with_room, within_capacity
+from moe_train.moe.dispatch.dispatcher import Dispatched, Dispatcher
+from moe_train.moe.figures import stats_of
+from moe_train.moe.layers.layer import MoELayer, compute_dtype
+from moe_train.moe.routing import RouteContext, Routing
+from moe_train.moe.token_numbers import packed, token_numbers, unpack
+from moe_train.results import MoEStats
+
+
+class RoutedLayer(MoELayer):
+    """Sends each token to the experts of its edges that have room for it."""
+
+    def __init__(self, spec: MoESpec, site: str):
+        super().__init__(spec, site)
+        self.first_expert = 0
+        self.dropout_site = f"{site}.expert_dropout"
+
+    def connect(self, group: dist.ProcessGroup, dispatcher: Callable[[], Dispatcher]) -> None:
+        """Shards the experts over `group`."""
+        super().connect(group, dispatcher)
+        self.first_expert = dist.get_rank(group) * (self.spec.num_experts // dist.get_world_size(group))
+
+    def forward(
+        self, x: Float[Tensor, "T D"], context: RouteContext, residual: Float[Tensor, "T D"] | None = None
+    ) -> tuple[Float[Tensor, "T D"], MoEStats]:
+        """Returns the weighted sum of each token's experts; 0 for a token that all its experts refused."""
+        routing: Routing = self.router(self.router_input(x, residual), context)
+        if (real := context.rows.real) is not None:
+            routing = routing.keep(real[routing.token_ids])  # padding goes nowhere and takes no slot
+        kept = self._limit(routing, context)
+        asked = routing.first_choices() if routing.alternatives else routing
+        if routing.normalize_kept:
+            kept = kept.normalized()
+        dispatched = self.dispatcher.dispatch(x.to(compute_dtype(x)), kept)
+        dropout = self._expert_dropout(kept, dispatched, context)
+        rows = self.experts(dispatched.rows, dispatched.counts, dispatched.empty_like, dropout)
+        y = self.dispatcher.combine(rows, dispatched)
+        return y.to(x.dtype), stats_of(asked, kept, context)
+
+    def _expert_dropout(
+        self, routing: Routing, dispatched: Dispatched, context: RouteContext
+    ) -> Float[Tensor, "R F"] | None:
+        """Returns dropout factors for the hidden units of the rows that arrived here; None without dropout.
+
+        A factor is a function of (seed, step, token, expert, unit), wherever the token comes from, so each row's token
+        is told by a second exchange, of a few numbers for each row. Collective as that is.
+        """
+        rate = self.spec.expert_dropout
+        if rate == 0 or not context.training:
+            return None
+        with torch.no_grad():
+            tokens = unpack(self.dispatcher.dispatch(packed(token_numbers(context.rows)), routing).rows)
+        local = torch.arange(len(dispatched.counts), device=tokens.device)
+        sizes = torch.tensor(dispatched.counts, device=tokens.device)
+        experts = local.repeat_interleave(sizes) + self.first_expert
+        streams = tokens * routing.num_experts + experts
+        draws = context.forward_pass.random.uniform(self.dropout_site, streams, self.experts.w_out.shape[1])
+        return (draws >= rate).to(dispatched.rows.dtype) / (1 - rate)
+
+    def _limit(self, routing: Routing, context: RouteContext) -> Routing:
+        """Drops the edges beyond the capacity of their expert in their group, and alternatives that are not needed."""
+        factor = self.spec.capacity_factor if context.training else self.spec.eval_capacity_factor
+        if factor is None:
+            return routing.first_choices() if routing.alternatives else routing
+        group_tokens = self.spec.group_sequences * context.rows.length
+        slots = capacity(
+            self.spec.capacity_convention,
+            factor,
+            group_tokens,
+            routing.num_experts,
+            1 if routing.alternatives else routing.num_choices,
+            self.spec.min_capacity,
+        )
+        if routing.alternatives:
+            return routing.keep(
+                first_with_room(routing, group_tokens, slots, context.rows)
+            ).as_first_choices()
+        return routing.keep(within_capacity(routing, group_tokens, slots, context.rows))
