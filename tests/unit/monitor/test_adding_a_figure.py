@@ -29,7 +29,7 @@ def after(tmp_path: Path) -> CopiedTree:
     (row,) = re.findall(
         r"^    (\| `kept_weight` .*\n)", (ROOT / "docs/extending.md").read_text(), re.MULTILINE
     )
-    tree.insert("moe_train/moe/figures.py", '    Figure("experts_per_token"', line)
+    tree.insert("moe_train/moe/figures.py", '    Figure("experts_per_token"', f"    {line.strip()},\n")
     tree.insert("docs/metrics.md", "| `experts_per_token` |", row)
     return tree
 
