@@ -120,7 +120,7 @@ def test_a_router_that_learned_nothing_is_undecided_between_all_experts(kind, tr
     if padded:
         here = with_padding(here, torch.arange(LENGTH) < torch.tensor([[LENGTH], [5], [1]]))
     _, stats = layer(tokens(), here)
-    num_tokens = int(here.num_real)
+    num_tokens = int(here.rows.num_real)
     learns = layer.spec.router.num_parameters(WIDTH, EXPERTS) > 0
     entropy, top = (num_tokens * math.log(EXPERTS), num_tokens / EXPERTS) if learns else (0, 0)
     assert float(stats.counts["router_entropy"]) == pytest.approx(entropy, rel=1e-5)
