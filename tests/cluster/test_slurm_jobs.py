@@ -461,7 +461,7 @@ def test_a_run_that_needs_another_node_than_an_unfit_one_is_queued_again_without
     record = run.wait_for_job("COMPLETED")
     assert f"ExcNodeList={unfit}" in record
     assert "Restarts=1 " in record
-    assert f"{unfit} is left out: /dev/shm" in run.output
+    assert f"{unfit} is excluded: /dev/shm" in run.output
     assert run.attempts == 2
     assert run.numbers() == undisturbed.numbers()
     seen = "named by the preflight; requeued with it excluded, done on the others"
@@ -476,7 +476,7 @@ def test_a_run_that_can_do_without_an_unfit_node_goes_on_at_once(
     recovery_s = back_at_work(run, began)
     record = run.wait_for_job("COMPLETED")
     assert "Restarts=0 " in record
-    assert f"{unfit} is left out: /dev/shm" in run.output
+    assert f"{unfit} is excluded: /dev/shm" in run.output
     assert [run.workers_of(attempt) for attempt in (1, 2)] == [2, 1]
     last = (STEPS, "validation_loss")
     assert run.numbers()[last] == pytest.approx(undisturbed.numbers()[last], rel=1e-3)

@@ -34,7 +34,7 @@ def test_an_unfit_node_is_left_out_by_slurms_name_for_it(
     run = terminal.submit("unfit", "--nodes", "1:2")
     assert "Restarts=0 " in run.wait_for_job("COMPLETED")
     cluster.inside("node2", "rm", "/dev/shm/fill")
-    assert "node2 is left out: /dev/shm" in run.output
+    assert "node2 is excluded: /dev/shm" in run.output
     assert [run.workers_of(attempt) for attempt in (1, 2)] == [2, 1]
     beats = [path.read_text() for path in run.folder.glob("attempts/1/rank-*/heartbeat.json")]
     assert sorted(json.loads(beat)["host"] for beat in beats) == ["host-of-node1", "host-of-node2"]

@@ -1,7 +1,7 @@
-"""torch elastic for the workers of one host: started, told to stop and reaped, on a laptop or on a node of a cluster.
+"""Starts, stops and reaps torch elastic for the workers of one host, on a laptop or on a node of a cluster.
 
-torch elastic runs in a session of its own, so a Ctrl-C at the terminal reaches only whoever called, who asks the
-workers to stop. If that one is killed, the kernel kills torch elastic and each worker after it.
+torch elastic runs in its own session, so a Ctrl-C at the terminal reaches only the launcher, which asks the workers to
+stop. If the launcher is killed, the kernel kills torch elastic and then each worker.
 """
 
 import contextlib
@@ -22,19 +22,18 @@ from moe_cluster.own_code import module_command, with_own_code
 from moe_cluster.stop import StopRequest
 
 LOOPBACK = "127.0.0.1"
-"""The workers of one host meet at this address, so that they need no name of the host."""
+"""The workers of one host rendezvous at this address, so that no host name has to resolve."""
 POLL_S = 0.1
 FORWARD_EVERY_S = 1.0
-"""So often are heartbeats read for workers that were not told yet: it is a question to a file system that all share."""
+"""Seconds between two reads of the heartbeats of workers without a stop signal, from a shared file system."""
 ORPHAN_PATIENCE_S = 2.0
-# A cluster sends its signals to every process of a job. torch elastic would end the workers at such a one before
-# they have saved, and a worker that is not up yet would die of it; so both ignore them, and a worker is told once
-# it minds.
+# A cluster sends its signals to every process of a job. torch elastic would end the workers before they have saved, and
+# a worker that is still starting would die; so both ignore them, and a worker gets the signal once it handles it.
 IGNORED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def elastic_command(attempt: Attempt, num_workers: int, rendezvous: Sequence[str]) -> list[str]:
-    """The command that starts this host's share of an attempt's workers; `rendezvous` says how hosts meet."""
+    """Returns the command that starts this host's workers; `rendezvous` has the options by which hosts meet."""
     own = ["--max-restarts", "0", "--signals-to-handle", "SIGQUIT", "--nproc-per-node", str(num_workers)]
     python, *words = module_command(attempt.module, *attempt.arguments)
     # torch elastic's own `-m` would take a module of the working directory.
@@ -43,19 +42,19 @@ def elastic_command(attempt: Attempt, num_workers: int, rendezvous: Sequence[str
 
 
 def on_loopback(environment: Mapping[str, str]) -> dict[str, str]:
-    """Returns the environment of workers that all are on this host: gloo does not look the host's name up, unless a
-    user names an interface."""
+    """Returns the environment of workers on this host alone: gloo uses loopback, unless the user names an interface."""
     interface = interface_of(LOOPBACK)
     return {**({"GLOO_SOCKET_IFNAME": interface} if interface else {}), **environment}
 
 
 def has_begun(attempt: Attempt) -> bool:
-    """Returns whether a worker of the attempt, on whatever host, has told of itself."""
+    """Whether a worker of the attempt, on any host, has a heartbeat."""
     return any(attempt_dir(attempt.run_dir, attempt.number).glob(f"rank-*/{HEARTBEAT_FILE}"))
 
 
 def with_threads(environment: Mapping[str, str], num_workers: int) -> dict[str, str]:
-    """The environment of so many workers of this host: without OMP_NUM_THREADS its cores are shared out."""
+    """Returns the environment of `num_workers` on this host: without OMP_NUM_THREADS each gets an equal share of its
+    cores."""
     threads = environment.get("OMP_NUM_THREADS") or max(1, len(os.sched_getaffinity(0)) // num_workers)
     return {**environment, "OMP_NUM_THREADS": str(threads)}
 
@@ -68,10 +67,10 @@ def run_elastic(
     stop: StopRequest,
     must_end: Callable[[], bool] = lambda: False,
 ) -> int:
-    """Run `command` to its end, what it says going to `log`; returns its exit code, all its processes gone.
+    """Run `command` to its end with its output in `log`, and leave no process behind; returns its exit code.
 
-    `must_end` is asked all the while; when it says yes everything is killed, and FAILED is returned. Counts every new
-    child of this process as the attempt's. Raises KeyboardInterrupt when `stop` becomes urgent.
+    `must_end` is polled; if it returns True everything is killed, and FAILED is returned. Counts every new child of
+    this process as the attempt's. Raises KeyboardInterrupt when `stop` becomes urgent.
     """
     adopt_orphans()
     strangers = children(os.getpid())
@@ -115,16 +114,16 @@ def _wait(
 
 
 def forward_stop(attempt: Attempt, settled: set[Path]) -> None:
-    """Send SIGTERM to each worker of this host that minds signals and was not told yet.
+    """Send SIGTERM once to each worker of this host that handles signals.
 
-    A worker that is still importing has no heartbeat; it is told when it has one. `settled` are the heartbeats of
-    those that were told or are another host's to tell.
+    A worker that is still importing has no heartbeat, and gets the signal when it has one. `settled` has the heartbeats
+    of workers that got it or are on another host.
     """
     heartbeats = attempt_dir(attempt.run_dir, attempt.number).glob(f"rank-*/{HEARTBEAT_FILE}")
     for heartbeat in set(heartbeats) - settled:
         try:
             facts = json.loads(heartbeat.read_text())
-        except (OSError, ValueError):  # a network file system lost it to the next one: there is another look
+        except (OSError, ValueError):  # a network file system was replacing it: the next call reads it again
             continue
         settled.add(heartbeat)
         if facts["host"] == socket.gethostname():

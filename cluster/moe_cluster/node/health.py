@@ -1,10 +1,10 @@
-"""What a node is like before work begins on it: disk, clock, memory, name, GPUs, versions; and what is wrong with it.
+"""Reports a node's disks, clock, memory, name, GPUs and versions before work begins on it, and its problems.
 
     python -P -m moe_cluster.node.health --run-dir DIR [--json]           # this node
     python -P -m moe_cluster.node.health --compare node1.json node2.json  # problems of all, and where they differ
 
-Workers report it of their nodes at their start (`preflight.py`); a launcher or a person may ask before. What is wrong
-is decided in `health_rules.py`.
+Workers report their nodes at their start (`preflight.py`); a user may ask before. `health_rules.py` decides what is a
+problem.
 """
 
 import argparse
@@ -39,13 +39,13 @@ SHM = Path("/dev/shm")
 
 @dataclass(frozen=True)
 class Report:
-    """One node, as `--json` writes it. None: it cannot be known here."""
+    """Describes one node, as `--json` writes it. None: unknown."""
 
     host: str
     address: str | None
-    """What the host's own name stands for, where workers of other nodes look for it."""
+    """The address of the host's own name, where workers of other nodes look for it."""
     interface: str | None
-    """GLOO_SOCKET_IFNAME, which goes before that address."""
+    """GLOO_SOCKET_IFNAME, which takes precedence over that address."""
     can_listen: bool
     run_dir_free_gib: float | None
     """None: the folder cannot be written."""
@@ -53,23 +53,23 @@ class Report:
     shm_free_gib: float | None
     memory_free_gib: float
     clock_ahead_s: float | None
-    """Of the clock of whoever stores the run folder."""
+    """Compared with the clock of the server that stores the run folder."""
     gpus: list[Gpu]
     gpu_note: str
-    """Why there is none."""
+    """The reason if there is none."""
     xids: list[str]
-    """What NVIDIA's driver wrote to the kernel's log, where that can be read."""
+    """Messages of NVIDIA's driver in the kernel's log, if that is readable."""
     versions: dict[str, str | None] = field(default_factory=dict)
-    """Of python, torch and moe-train, its commit and a digest of its code."""
+    """Versions of python, torch and moe-train, its commit and a digest of its code."""
 
 
 def report(run_dir: Path, now: Callable[[], float] = time.time, is_alone: bool = False) -> Report:
-    """This node, seen from this process; writes and removes a small file in `run_dir`. `now`: the clock to judge.
+    """Report this node as this process sees it, using a temporary file in `run_dir`. `now`: the clock to check.
 
-    `is_alone`: without what is only compared with other nodes, and without a look for GPUs' faults where there is no
-    GPU. It takes milliseconds then, and asks no name server.
+    `is_alone`: skip what is only compared with other nodes, and faults of GPUs if there is no GPU. It then takes
+    milliseconds, and asks no name server.
     """
-    found, note = gpus()
+    devices, note = gpus()
     return Report(
         host=own_name(),
         address=None if is_alone else _address(),
@@ -80,21 +80,21 @@ def report(run_dir: Path, now: Callable[[], float] = time.time, is_alone: bool =
         shm_free_gib=_free_gib(SHM),
         memory_free_gib=_memory_free_gib(),
         clock_ahead_s=_clock_ahead(run_dir, now),
-        gpus=found,
+        gpus=devices,
         gpu_note=note,
-        xids=_xids() if found or not is_alone else [],
+        xids=_xids() if devices or not is_alone else [],
         versions={} if is_alone else versions(),
     )
 
 
 def read(text: str) -> Report:
-    """A report from the JSON of `--json`. Raises ValueError, KeyError or TypeError for anything else."""
+    """Parse the JSON of `--json`. Raises ValueError, KeyError or TypeError for anything else."""
     content = json.loads(text)
     return Report(**{**content, "gpus": [Gpu(**gpu) for gpu in content["gpus"]]})
 
 
 def versions() -> dict[str, str | None]:
-    """What must be the same on all nodes, without importing any of it."""
+    """Returns the versions that must be equal on all nodes, without importing the packages."""
     return {
         "python": platform.python_version(),
         "torch": _installed("torch"),
@@ -141,7 +141,7 @@ def _memory_free_gib() -> float:
 
 
 def _clock_ahead(run_dir: Path, now: Callable[[], float]) -> float | None:
-    """A file gets its time from whoever stores it: on a shared folder, from the one clock that all nodes see."""
+    """Compare the clock with a new file's time, which on a shared folder comes from one server for all nodes."""
     probe = run_dir / f".clock-{socket.gethostname()}-{os.getpid()}"
     try:
         before = now()
@@ -155,23 +155,23 @@ def _clock_ahead(run_dir: Path, now: Callable[[], float]) -> float | None:
 
 
 def _xids() -> list[str]:
-    found = []
+    messages = []
     with suppress(OSError):  # only root may read it, and in a container nobody
         log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
         try:
             for record in _records(log):
                 if XID_SIGN in record:
-                    found.append(record.partition(";")[2].strip())
+                    messages.append(record.partition(";")[2].strip())
         finally:
             os.close(log)
-    return found
+    return messages
 
 
 def _records(log: int) -> Iterator[str]:
     while True:
         try:
             yield os.read(log, 8192).decode(errors="replace")
-        except BrokenPipeError:  # it was overwritten while we read: go on with the next
+        except BrokenPipeError:  # overwritten while we read: continue with the next
             continue
         except BlockingIOError:
             return
@@ -193,7 +193,7 @@ def _commit() -> str | None:
 
 
 def _digest() -> str:
-    """Of the text of our packages: changed files, too, must be the same everywhere."""
+    """Returns a digest of the source of our packages: changed files must be equal on all nodes too."""
     digest = hashlib.sha256()
     for package in PACKAGES:
         spec = importlib.util.find_spec(package)
@@ -205,7 +205,7 @@ def _digest() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the report of this node, or the problems of several; FAILED if there is one that keeps a run from going."""
+    """Print the report of this node, or the problems of several; returns FAILED if one keeps a run from starting."""
     from moe_cluster.node.health_rules import problems
 
     parser = argparse.ArgumentParser(
@@ -214,19 +214,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--run-dir", type=Path, default=Path())
     parser.add_argument("--json", action="store_true", help="print the report as one line of JSON")
     parser.add_argument(
-        "--compare", type=Path, nargs="+", metavar="FILE", help="reports of --json, one a file"
+        "--compare", type=Path, nargs="+", metavar="FILE", help="compare reports of --json, one per file"
     )
     options = parser.parse_args(argv)
     if options.json:
         print(json.dumps(asdict(report(options.run_dir))))
         return DONE
     reports = [read(path.read_text()) for path in options.compare or ()] or [report(options.run_dir)]
-    found = problems(reports)
-    for problem in found:
+    all_problems = problems(reports)
+    for problem in all_problems:
         print(f"{'error' if problem.is_fatal else 'warning'}: {problem}")
-    if not found:
-        print(f"{', '.join(one.host for one in reports)}: nothing found")
-    return FAILED if any(problem.is_fatal for problem in found) else DONE
+    if not all_problems:
+        print(f"{', '.join(one.host for one in reports)}: no problems found")
+    return FAILED if any(problem.is_fatal for problem in all_problems) else DONE
 
 
 if __name__ == "__main__":

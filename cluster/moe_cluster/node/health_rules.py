@@ -1,4 +1,4 @@
-"""What is wrong with nodes, in sentences: with each by itself, and where they differ though they must not."""
+"""Finds the problems of nodes: of each by itself, and where they differ but must not."""
 
 import re
 from collections import defaultdict
@@ -12,14 +12,14 @@ from moe_cluster.node.nvml import Gpu
 LEAST_RUN_DIR_GIB, LEAST_TMP_GIB, LEAST_SHM_GIB, LEAST_MEMORY_GIB = 1.0, 0.25, 0.25, 1.0
 MOST_CLOCK_S = 2.0
 SAME = ("python", "torch", "moe-train", "code")
-"""Versions that must be equal; the code's digest says more than its commit."""
+"""Versions that must be equal; the code's digest also covers uncommitted changes."""
 XID = re.compile(r"Xid \([^)]*\): (\d+)")
 HARDWARE_XIDS = {48, 64, 74, 79, 92, 94, 95, 119, 120, 140}
-"""Of the driver's error numbers those that speak of the GPU or its links, not of a program's mistake."""
+"""The driver's error numbers for faults of the GPU or its links, not of a program."""
 
 
 class About(Enum):
-    """What of a node a run need not use."""
+    """Lists the parts of a node that a run may not need."""
 
     ROOM = "room"
     PORT = "port"
@@ -28,27 +28,27 @@ class About(Enum):
 
 @dataclass(frozen=True)
 class Problem:
-    """One sentence about one node, or several."""
+    """Describes one problem of one node, or of several."""
 
     text: str
     is_fatal: bool = False
-    """No run should start so."""
+    """Whether it keeps a run from starting."""
     host: str = ""
-    """Whose problem it is; empty: of several nodes together."""
+    """The node; empty if it concerns several nodes together."""
     about: About | None = None
-    """What a run may do without, if it is that."""
+    """The part of the node, if a run may not need it."""
 
     def __str__(self) -> str:
         return self.text
 
     @property
     def why(self) -> str:
-        """The sentence without its node."""
+        """Returns the sentence without its node."""
         return self.text.removeprefix(f"{self.host}: ")
 
 
 def problems(reports: Sequence[Report]) -> list[Problem]:
-    """All that is wrong; empty if nothing is."""
+    """Returns all problems of the nodes."""
     alone = [
         replace(problem, host=report.host)
         for report in reports
@@ -58,11 +58,10 @@ def problems(reports: Sequence[Report]) -> list[Problem]:
 
 
 def problems_alone(report: Report, workers: int, uses_gpus: bool) -> list[Problem]:
-    """All that is wrong with the only node of a run of so many workers. Only what it cannot do without keeps it from
-    starting, since there may be no better node to go to.
+    """Returns the problems of the only node of a run. Only what the run needs is fatal, because there may be no better
+    node.
 
-    That is no full /dev/shm or disk, of which it may need nothing; a port if there are several workers; a GPU if all
-    are used.
+    It needs a port if there are several workers, and every GPU if all are used, but no room in /dev/shm or on a disk.
     """
     needed: set[About | None] = {None}
     if workers > 1:
@@ -109,7 +108,7 @@ def _of_node(report: Report, has_others: bool) -> Iterator[Problem]:
         )
     if has_others and report.interface is None and (report.address or "127.").startswith("127."):
         yield Problem(
-            f"{host}: its own name stands for {report.address or 'no address'}, at which no other node finds it; "
+            f"{host}: its own name resolves to {report.address or 'no address'}, at which no other node finds it; "
             "correct /etc/hosts, or set GLOO_SOCKET_IFNAME (and NCCL_SOCKET_IFNAME) to its network interface"
         )
     for gpu in report.gpus:
@@ -117,7 +116,7 @@ def _of_node(report: Report, has_others: bool) -> Iterator[Problem]:
     for line in report.xids:
         found = XID.search(line)
         if found and int(found[1]) in HARDWARE_XIDS:
-            yield Problem(f"{host}: since it was started, the GPU driver has said: {line}; test its GPUs")
+            yield Problem(f"{host}: the GPU driver has reported since boot: {line}; test its GPUs")
 
 
 def _low(host: str, what: str, gib: float, least: float, way_out: str) -> Problem:
@@ -146,7 +145,7 @@ def _of_gpu(host: str, gpu: Gpu) -> Iterator[Problem]:
         )
     if gpu.temperature_c is not None and gpu.slowdown_c is not None and gpu.temperature_c >= gpu.slowdown_c:
         yield Problem(
-            f"{name} is at {gpu.temperature_c} C, and slows down from {gpu.slowdown_c} C on; look at its cooling"
+            f"{name} is at {gpu.temperature_c} C and slows down at {gpu.slowdown_c} C; check its cooling"
         )
 
 
@@ -157,7 +156,7 @@ def _differing_versions(reports: Sequence[Report]) -> Iterator[Problem]:
             hosts[_version(report, name)].append(report.host)
         if len(hosts) > 1:
             yield Problem(
-                f"{name} differs: {_shown(hosts)}; install the same on all nodes, in one place that all of them see",
+                f"{name} differs: {_shown(hosts)}; install the same version on all nodes, e.g. in a shared folder",
                 is_fatal=True,
             )
 
@@ -175,11 +174,11 @@ def _differing_gpus(reports: Sequence[Report]) -> Iterator[Problem]:
         hosts[f"{len(report.gpus)} x {', '.join(kinds)}" if kinds else "no GPU"].append(report.host)
     if len(hosts) > 1:
         yield Problem(
-            f"GPUs differ: {_shown(hosts)}; the slowest node sets the pace, and one without may fail"
+            f"GPUs differ: {_shown(hosts)}; the slowest node sets the pace, and one without GPUs may fail"
         )
 
 
 def _shown(hosts: dict[str, list[str]]) -> str:
-    """ "2.13.0 on node1, node3; 2.12.0 on node2": what most have comes first."""
+    """Lists the values with their hosts, the most frequent first: "2.13.0 on node1, node3; 2.12.0 on node2"."""
     ordered = sorted(hosts.items(), key=lambda entry: -len(entry[1]))
-    return "; ".join(f"{value} on {', '.join(found)}" for value, found in ordered)
+    return "; ".join(f"{value} on {', '.join(names)}" for value, names in ordered)

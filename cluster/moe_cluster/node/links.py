@@ -1,7 +1,7 @@
-"""Connections between workers, tried before they are needed: who answers at an address, and how fast a link is.
+"""Tests connections between workers before they are needed: who answers at an address, and how fast a link is.
 
-One worker listens (`Listener`), others ask (`answer_at`, `mib_per_s`). Sockets and nothing else: a collective would say
-that something timed out, and not what. `preflight.py` says who asks whom.
+One worker listens (`Listener`), others connect (`answer_at`, `mib_per_s`). It uses plain sockets: a collective would
+report that something timed out, but not what. `preflight.py` decides who connects to whom.
 """
 
 import socket
@@ -13,12 +13,12 @@ from types import TracebackType
 
 MIB = 2**20
 PATIENCE_S = 30.0
-"""For one connection, on the side that listens."""
+"""Timeout of one connection on the listening side."""
 HELLO, PROBE = b"hello", b"probe"
 
 
 class Listener:
-    """Answers whoever connects with this worker's rank, or takes and sends bytes for a probe; a context manager."""
+    """Answers connections with this worker's rank, or receives and sends the bytes of a probe; a context manager."""
 
     def __init__(self, address: str, rank: int) -> None:
         """Listen at `address`, a port of the system's choice. Raises OSError."""
@@ -58,7 +58,7 @@ class Listener:
 
 
 def answer_at(address: str, port: int, timeout_s: float) -> int:
-    """The rank that answers there. Raises OSError if none does in time."""
+    """Returns the rank that answers at an address. Raises OSError if none does in time."""
     with socket.create_connection((address, port), timeout_s) as connection:
         connection.sendall(HELLO + b" 0\n")
         word, rank = _line(connection).split()
@@ -70,7 +70,7 @@ def answer_at(address: str, port: int, timeout_s: float) -> int:
 def mib_per_s(
     address: str, port: int, mib: int, timeout_s: float, clock: Callable[[], float] = time.perf_counter
 ) -> float:
-    """MiB a second over the link to a listener: so many there, and then as many back. Raises OSError."""
+    """Measure MiB per second over the link to a listener: `mib` there, then as many back. Raises OSError."""
     size = mib * MIB
     with socket.create_connection((address, port), timeout_s) as connection:
         began = clock()
@@ -80,7 +80,7 @@ def mib_per_s(
 
 
 def _line(connection: socket.socket) -> bytes:
-    """Up to the end of the first line, read byte by byte: what follows it belongs to a probe."""
+    """Read the first line byte by byte: the bytes after it belong to a probe."""
     line = b""
     while not line.endswith(b"\n"):
         byte = connection.recv(1)

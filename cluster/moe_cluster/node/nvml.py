@@ -1,7 +1,7 @@
-"""What NVIDIA's management library tells of the GPUs of this host: which there are, and whether they are sound.
+"""Reads the GPUs of this host and their faults from NVIDIA's management library.
 
-Whatever a GPU or a driver does not tell is null; a host without GPUs or without a driver has none, with the reason.
-Tests give pynvml a library of their own.
+Values that a GPU or a driver does not provide are null; a host without GPUs or a driver has none, with the reason.
+Tests replace the library behind pynvml.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU; None: it does not tell."""
+    """Describes one GPU; None: not provided."""
 
     index: int
     name: str | None = None
@@ -30,11 +30,11 @@ class Gpu:
     is_worn: bool | None = None
     """Faulty rows of memory could not be replaced."""
     error: str | None = None
-    """What NVML said of a GPU that cannot be reached."""
+    """NVML's error if the GPU cannot be reached."""
 
 
 def gpus() -> tuple[list[Gpu], str]:
-    """The GPUs of this host, and why there are none, or an empty text."""
+    """Returns the GPUs of this host, and the reason if there are none."""
     import pynvml
 
     try:
@@ -55,19 +55,19 @@ def _gpu(nvml: Any, index: int) -> Gpu:
     except nvml.NVMLError as error:
         return Gpu(index, error=str(error))
 
-    def told(name: str, *arguments: Any) -> Any:
-        return _told(nvml, lambda: getattr(nvml, name)(handle, *arguments))
+    def value(name: str, *arguments: Any) -> Any:
+        return _value(nvml, lambda: getattr(nvml, name)(handle, *arguments))
 
-    rows = told("nvmlDeviceGetRemappedRows")
+    rows = value("nvmlDeviceGetRemappedRows")
     return Gpu(
         index=index,
-        name=told("nvmlDeviceGetName"),
-        uuid=told("nvmlDeviceGetUUID"),
+        name=value("nvmlDeviceGetName"),
+        uuid=value("nvmlDeviceGetUUID"),
         memory_gib=memory.total / GIB,
         used_gib=memory.used / GIB,
-        temperature_c=told("nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU),
-        slowdown_c=told("nvmlDeviceGetTemperatureThreshold", nvml.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN),
-        ecc_errors=told(
+        temperature_c=value("nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU),
+        slowdown_c=value("nvmlDeviceGetTemperatureThreshold", nvml.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN),
+        ecc_errors=value(
             "nvmlDeviceGetTotalEccErrors", nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC
         ),
         needs_reset=bool(rows[2]) if rows is not None else None,
@@ -75,8 +75,8 @@ def _gpu(nvml: Any, index: int) -> Gpu:
     )
 
 
-def _told(nvml: Any, ask: Callable[[], Any]) -> Any:
+def _value(nvml: Any, query: Callable[[], Any]) -> Any:
     try:
-        return ask()
+        return query()
     except nvml.NVMLError:  # not supported by this GPU or this driver
         return None

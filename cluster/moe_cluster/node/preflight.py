@@ -1,8 +1,8 @@
-"""A short test by all workers of several nodes before they build anything: who reaches whom, how fast, on what nodes.
+"""Tests the network and the nodes of a run before its workers build anything.
 
-A network that lets some pairs of ranks talk and others not makes the first collective hang and names nobody. Here each
-rank connects to each other one and tells through the store, which all must reach anyway. Rank 0 draws the conclusion
-and every rank is told the same; no collective runs. What nodes are like comes along (`health.py`).
+If some pairs of ranks cannot connect, the first collective hangs and names nobody. Here each rank connects to each
+other one and reports through the store, which all must reach anyway. Rank 0 evaluates the reports, and every rank gets
+the same result; no collective runs. The nodes' health is reported too (`health.py`).
 """
 
 import json
@@ -26,17 +26,17 @@ from moe_cluster.node.health_rules import problems
 from moe_cluster.node.links import Listener, answer_at, mib_per_s
 
 CONNECT_S = 5.0
-"""A connection that takes longer is one that cannot be made."""
+"""A connection that takes longer counts as failed."""
 PROBE_MIB, PROBE_S = 4, 30.0
 MOST_PAIRED = 64
 """With more ranks than this each connects to those with its own local rank only: one of each node."""
 SLOW = 0.25
-"""Of the median link; a slower one is told."""
+"""Links below this share of the median speed are reported."""
 SHOWN = 8
 
 
 class Store(Protocol):
-    """What is used of torch.distributed's stores."""
+    """Declares the used part of torch.distributed's stores."""
 
     def set(self, key: str, value: str) -> None: ...
     def get(self, key: str) -> bytes: ...
@@ -45,7 +45,7 @@ class Store(Protocol):
 
 @dataclass(frozen=True)
 class Card:
-    """Where a rank can be found."""
+    """Holds the address of a rank."""
 
     rank: int
     local_rank: int
@@ -59,14 +59,14 @@ class Card:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a rank found out."""
+    """Holds the results of one rank's tests."""
 
     unreachable: dict[int, str] = field(default_factory=dict)
     """Rank -> why it could not be reached."""
     mib_per_s: float | None = None
-    """To the next node; None: not this rank's task, or not reached."""
+    """Speed of the link to the next node; None: another rank's task, or unreachable."""
     health: str | None = None
-    """JSON of this rank's node; None: another rank tells."""
+    """JSON of the report on this rank's node; None: another rank's task."""
 
 
 def preflight(
@@ -80,12 +80,11 @@ def preflight(
     say: Callable[[str], None],
     address: str | None = None,
 ) -> None:
-    """Test the ways between all ranks; every rank calls it. Rank 0's `say` is told what is worth knowing.
+    """Test the connections between all ranks; every rank calls it. Rank 0's `say` gets warnings and speeds.
 
-    `timeout_s`: how long a rank that does not come is waited for. `address`: where this rank listens; None: where gloo
-    will. Raises ClusterError, on every rank, with all pairs that cannot talk and all that is wrong with nodes; those
-    that another attempt should do without are written down first. Raises JobError if another attempt would be no
-    better: only the versions differ.
+    `timeout_s`: how long to wait for a missing rank. `address`: where this rank listens; None: where gloo will. Raises
+    ClusterError, on every rank, with all pairs that cannot connect and all fatal problems of nodes, after recording the
+    nodes that another attempt should exclude. Raises JobError if another attempt would fail too: versions differ.
     """
     address = address or listening_address()
     with Listener(address, rank) as listener:
@@ -102,7 +101,7 @@ def preflight(
     fatal = fatal_among(problems(reports), say if rank == 0 else _nobody)
     bad = {problem.host: problem.why for problem in fatal if problem.host}
     if host := _cut_off(cards, everything):
-        bad.setdefault(host, "no other node can talk to it, and all others can talk to each other")
+        bad.setdefault(host, "no other node can connect to it, and all others can connect to each other")
     if bad and rank == 0:
         write_down(attempt_dir(run_dir, attempt), bad)
     if faults := [*unreached, *map(str, fatal)]:
@@ -113,11 +112,11 @@ def preflight(
 
 
 def listening_address() -> str:
-    """The address at which gloo will listen: that of GLOO_SOCKET_IFNAME, or the one of this host's own name."""
+    """Returns the address at which gloo will listen: that of GLOO_SOCKET_IFNAME, or of this host's own name."""
     interface = os.environ.get("GLOO_SOCKET_IFNAME", "").partition(",")[0]
-    found = address_of(interface) if interface else None
-    if found is not None:
-        return found
+    address = address_of(interface) if interface else None
+    if address is not None:
+        return address
     try:
         return str(socket.getaddrinfo(socket.gethostname(), 0, type=socket.SOCK_STREAM)[0][4][0])
     except OSError:
@@ -125,7 +124,7 @@ def listening_address() -> str:
 
 
 def peers(card: Card, cards: Sequence[Card]) -> list[Card]:
-    """Whom a rank connects to."""
+    """Returns the ranks that a rank connects to."""
     others = [other for other in cards if other.rank != card.rank]
     if len(cards) <= MOST_PAIRED:
         return others
@@ -135,36 +134,38 @@ def peers(card: Card, cards: Sequence[Card]) -> list[Card]:
 def _exchange(
     store: Store, name: str, mine: Mapping[str, Any], size: int, rank: int, timeout_s: float
 ) -> list[dict[str, Any]]:
-    """What all ranks told, in their order. Rank 0 collects, so that the store is asked O(ranks) times in all."""
+    """Returns the reports of all ranks, in their order. Rank 0 collects them, so the store gets O(ranks) requests."""
     store.set(f"{name}/{rank}", json.dumps(mine))
     if rank == 0:
         store.set(f"{name}s", json.dumps(_collected(store, name, size, timeout_s)))
     try:
-        # Rank 0 waits for the slowest, and only then tells who is missing.
+        # Rank 0 waits for the slowest before it reports who is missing.
         store.wait([f"{name}s"], timedelta(seconds=2 * timeout_s))
     except Exception as error:  # a store has no error class of its own
-        raise ClusterError(f"rank 0 did not say who is there ({_first_line(error)}); read its log") from None
-    told = json.loads(store.get(f"{name}s"))
-    if "missing" in told:
-        raise ClusterError(told["missing"])
-    return list(told["all"])
+        raise ClusterError(
+            f"rank 0 did not report which ranks started ({_first_line(error)}); see its log"
+        ) from None
+    reports = json.loads(store.get(f"{name}s"))
+    if "missing" in reports:
+        raise ClusterError(reports["missing"])
+    return list(reports["all"])
 
 
 def _collected(store: Store, name: str, size: int, timeout_s: float) -> dict[str, Any]:
-    found: list[dict[str, Any]] = []
+    reports: list[dict[str, Any]] = []
     missing: list[int] = []
     for rank in range(size):
         try:
             store.wait([f"{name}/{rank}"], timedelta(seconds=timeout_s if not missing else 0.1))
-            found.append(json.loads(store.get(f"{name}/{rank}")))
+            reports.append(json.loads(store.get(f"{name}/{rank}")))
         except Exception:  # a store has no error class of its own
             missing.append(rank)
     if not missing:
-        return {"all": found}
+        return {"all": reports}
     ranks = ", ".join(map(str, missing))
     return {
-        "missing": f"rank {ranks} did not come to the preflight in {timeout_s:.0f} s, {len(found)} of {size} did; "
-        "read launcher.log of the attempt, and look at the nodes that it should run on"
+        "missing": f"rank {ranks} did not reach the preflight within {timeout_s:.0f} s, {len(reports)} of {size} did; "
+        "see launcher.log of the attempt, and check the nodes of the missing ranks"
     }
 
 
@@ -181,7 +182,7 @@ def _look(card: Card, cards: Sequence[Card], run_dir: Path) -> Seen:
         try:
             speed = mib_per_s(after.address, after.port, PROBE_MIB, PROBE_S)
         except OSError as error:
-            unreachable[after.rank] = f"while {PROBE_MIB} MiB were sent: {_first_line(error)}"
+            unreachable[after.rank] = f"while sending {PROBE_MIB} MiB: {_first_line(error)}"
     return Seen(unreachable, speed, json.dumps(asdict(health.report(run_dir))))
 
 
@@ -196,7 +197,7 @@ def _why_unreachable(other: Card) -> str | None:
 
 
 def _firsts(cards: Sequence[Card]) -> list[Card]:
-    """The first rank of each host."""
+    """Returns the first rank of each host."""
     hosts: dict[str, Card] = {}
     for card in cards:
         hosts.setdefault(card.host, card)
@@ -211,13 +212,13 @@ def _unreached(cards: Sequence[Card], everything: Sequence[Seen]) -> list[str]:
     ]
     more = [f"and {len(pairs) - SHOWN} more pairs"] if len(pairs) > SHOWN else []
     way_out = (
-        "look at firewalls and routes between these nodes; GLOO_SOCKET_IFNAME names the interface to use"
+        "check firewalls and routes between these nodes, or set GLOO_SOCKET_IFNAME to the interface to use"
     )
     return [*pairs[:SHOWN], *more, way_out] if pairs else []
 
 
 def _cut_off(cards: Sequence[Card], everything: Sequence[Seen]) -> str | None:
-    """The one host that has a part in each of several pairs of hosts that cannot talk; None if none stands out."""
+    """Returns the one host that is in all of several pairs that cannot connect; None if there is no such host."""
     pairs = {
         frozenset((card.host, cards[other].host))
         for card, seen in zip(cards, everything, strict=True)
@@ -244,7 +245,7 @@ def _speeds(cards: Sequence[Card], everything: Sequence[Seen]) -> list[str]:
 
 
 def _as_seen(content: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON knows text as keys only."""
+    """Convert ranks back to numbers: JSON has only text as keys."""
     return {**content, "unreachable": {int(rank): why for rank, why in content["unreachable"].items()}}
 
 
@@ -254,4 +255,4 @@ def _first_line(error: BaseException) -> str:
 
 
 def _nobody(sentence: str) -> None:
-    """Only rank 0 tells."""
+    """Drop a message: only rank 0 prints."""

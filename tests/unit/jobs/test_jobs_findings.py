@@ -21,6 +21,6 @@ def test_a_straggler_is_told_as_long_as_its_attempt_runs(tmp_path: Path) -> None
         assert (running.state, running.said) == ("running", str(straggler))
         bad_nodes.record(attempt_dir(folder.path, number), {"node3": "its disk is full"})
         assert (
-            read_progress(folder.path, ask=False).said == f"node3 is left out: its disk is full; {straggler}"
+            read_progress(folder.path, ask=False).said == f"node3 is excluded: its disk is full; {straggler}"
         )
     assert read_progress(folder.path, ask=False).said == ""

@@ -42,8 +42,8 @@ def test_a_host_is_the_same_with_its_domain(tmp_path: Path) -> None:
 def test_each_is_told_with_its_reason(tmp_path: Path) -> None:
     record(tmp_path, 1, node1="its disk is full", node2="its GPU 3 does not answer")
     assert left_out(tmp_path).sentences == [
-        "node1 is left out: its disk is full",
-        "node2 is left out: its GPU 3 does not answer",
+        "node1 is excluded: its disk is full",
+        "node2 is excluded: its GPU 3 does not answer",
     ]
 
 

@@ -115,7 +115,7 @@ def test_a_sick_gpu_and_a_lost_one_keep_a_run_from_starting(nvml: dict[str, str]
     assert sick.returncode == 1
     assert "GPU 1 has faulty memory that it cannot replace; exclude the node" in sick.stdout
     assert "GPU 1 has had 3 uncorrected memory errors since its driver was loaded; reset it" in sick.stdout
-    assert "GPU 1 is at 95 C, and slows down from 90 C on; look at its cooling" in sick.stdout
+    assert "GPU 1 is at 95 C and slows down at 90 C; check its cooling" in sick.stdout
     assert "GPU 0" not in sick.stdout
     lost = command("--run-dir", str(tmp_path), **nvml, GPU_LOST="1")
     assert "GPU 1 does not answer (GPU is lost); reset it, or exclude the node" in lost.stdout
@@ -139,7 +139,7 @@ def test_a_sick_gpu_and_a_lost_one_keep_a_run_from_starting(nvml: dict[str, str]
         ({"can_listen": False}, "no port can be opened", True),
         (
             {"xids": ["NVRM: Xid (PCI:0000:3b:00): 79, pid=1, GPU has fallen off the bus."]},
-            "the GPU driver has said: NVRM: Xid (PCI:0000:3b:00): 79",
+            "the GPU driver has reported since boot: NVRM: Xid (PCI:0000:3b:00): 79",
             False,
         ),
         ({"gpus": [Gpu(0, needs_reset=True)]}, "GPU 0 has faulty memory that is replaced at a reset", False),
@@ -241,7 +241,7 @@ def test_nothing_is_said_of_nodes_that_are_well_or_of_a_programs_own_xid() -> No
 def test_a_name_that_stands_for_the_node_itself_is_told_only_where_others_need_it() -> None:
     lonely = replace(WELL, host="node2", address="127.0.1.1")
     (sentence,) = said(WELL, lonely)
-    assert sentence.startswith("node2: its own name stands for 127.0.1.1, at which no other node finds it")
+    assert sentence.startswith("node2: its own name resolves to 127.0.1.1, at which no other node finds it")
     assert said(WELL, replace(lonely, interface="eth0")) == []
 
 

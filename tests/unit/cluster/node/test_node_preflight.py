@@ -161,7 +161,7 @@ def test_ranks_that_do_not_come_are_named(tmp_path: Path) -> None:
     told = fly(tmp_path, 4, absent=(1, 3), timeout_s=1)
     assert set(told.errors) == {0, 2}
     assert told.errors[2].startswith(
-        "rank 1, 3 did not come to the preflight in 1 s, 2 of 4 did; read launcher.log"
+        "rank 1, 3 did not reach the preflight within 1 s, 2 of 4 did; see launcher.log"
     )
 
 

@@ -94,7 +94,7 @@ def test_a_node_that_was_found_unfit_is_left_out_where_the_run_can_do_without(
     here, told = launcher(monkeypatch, tmp_path), []
     leave_out(tmp_path, "node2", "another")
     assert here.choose_workers(tmp_path, (2, 4, 6), StopRequest(), told.append) == 4
-    assert told == ["node2 is left out: its disk is full"]
+    assert told == ["node2 is excluded: its disk is full"]
     command = here.command(Attempt((), 4, tmp_path, 2))
     assert "--nodelist node1,node3" in command
     assert "--nodes node1,node3 --workers 2,2" in command
