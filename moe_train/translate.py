@@ -17,10 +17,8 @@ from moe_train.config.registry import build
 from moe_train.config.resolve import spec_of
 from moe_train.config.schema import Recipe
 from moe_train.data.batch import IGNORED, Batch
-from moe_train.data.cache import cache_dir
 from moe_train.data.corpora.lines import lines_of
-from moe_train.data.pair_loader import validation_pairs
-from moe_train.data.prepare import prepare
+from moe_train.data.feed import Feed, read_tokenizer
 from moe_train.data.tokenizer import PAD_ID, Tokenizer
 from moe_train.decoding.scores import scores
 from moe_train.decoding.translations import TranslationTest
@@ -60,8 +58,7 @@ def main(argv: Sequence[str]) -> int:
             "is none; name a translation run, such as one of recipes/thor/tiny-translation.yaml"
         )
     world = replace(World.from_env(recipe.job.device), attempt=newest_attempt(run_dir))
-    tokenizer: Tokenizer = build("data.tokenizer", recipe.data.tokenizer)
-    tokenizer.load(run_dir / "tokenizer.json")
+    tokenizer = read_tokenizer(recipe, run_dir / "tokenizer.json")
     model, found = _trained(recipe, run_dir, options.step, world)
     forward = Forward(model, recipe.seed, recipe.steps, recipe.precision == "bf16")
     translator = Translator(forward, world, recipe.decoding, recipe.data.sequence_length)
@@ -97,23 +94,15 @@ def _translate_validation(
     recipe: Recipe, translator: Translator, found: Checkpoint, tokenizer: Tokenizer, world: World
 ) -> None:
     """Print source, translation and reference of the validation pairs, then both scores."""
-    data = prepare(recipe.data, cache_dir(world.cache), lambda sentence: print(sentence, file=sys.stderr))
-    if data.fingerprint != found.manifest.meta["data_fingerprint"]:
+    feed = Feed.open(recipe, world.cache, lambda sentence: print(sentence, file=sys.stderr))
+    if feed.data.fingerprint != found.manifest.meta["data_fingerprint"]:
         raise DataError(
             "data.corpus: the corpus changed since the run began, so its validation pairs may include training pairs; "
             "restore the text, or translate a file with --file"
         )
-    batches = validation_pairs(
-        data.validation,
-        recipe.data.sequence_length,
-        max(recipe.decoding.sentences, 1),
-        0,
-        1,
-        SENTENCES_AT_ONCE,
-    )
-    pairs = TranslationTest([batch.to(world.device) for batch in batches], tokenizer, world).translations(
-        translator, found.step
-    )
+    mesh = Mesh.build(ParallelPlan.of(1, None, 1), world)
+    batches = feed.validation(max(recipe.decoding.sentences, 1), mesh, SENTENCES_AT_ONCE)
+    pairs = TranslationTest(batches, tokenizer, world).translations(translator, found.step)
     for pair in pairs:
         print(f"source       {pair.source}\ntranslation  {pair.hypothesis}\nreference    {pair.reference}\n")
     score = scores([pair.hypothesis for pair in pairs], [pair.reference for pair in pairs])
