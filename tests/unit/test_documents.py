@@ -1,4 +1,4 @@
-"""Every relative link of every document leads to a file that exists, and its anchor to a heading of that file."""
+"""Every relative link of a document leads to a file and a heading that exist, and the files that prose names exist."""
 
 import re
 from collections.abc import Iterator
@@ -14,6 +14,20 @@ DOCUMENTS = sorted(
 )
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 CODE = re.compile(r"^```.*?^```|^ {4}.*?$|`[^`\n]*`", re.MULTILINE | re.DOTALL)
+NAMED_FILE = re.compile(r"`([\w.-]+/[\w./-]*(?:\.py|\.cu|/))(?::\d+[^`]*)?`")
+PACKAGES = ("", "moe_train", "cluster", "cluster/moe_cluster", "kernels", "kernels/moe_kernels")
+EXAMPLES = (
+    "acme_moe/",
+    "pbs/",
+    "cosine",
+    "replicated",
+    "scale",
+    "runs/",
+    "attempts/",
+    "checkpoints/",
+    "jobs/",
+    "tokens/",
+)
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
 
@@ -44,6 +58,30 @@ def broken_links(document: Path) -> Iterator[str]:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_link_of_a_document_is_broken(document: Path) -> None:
     assert list(broken_links(document)) == []
+
+
+def missing_files(document: Path) -> set[str]:
+    """The files and folders of ours that a document names in prose and that do not exist."""
+    named = {
+        name for name in NAMED_FILE.findall(document.read_text()) if not any(e in name for e in EXAMPLES)
+    }
+    folders = [*(ROOT / package for package in PACKAGES), document.parent]
+    return {name for name in named if not any((folder / name).exists() for folder in folders)}
+
+
+@pytest.mark.parametrize(
+    "document",
+    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))],
+    ids=str,
+)
+def test_the_files_that_a_document_names_exist(document: Path) -> None:
+    assert missing_files(document) == set()
+
+
+def test_a_missing_file_is_noticed(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("`moe/layers/layer.py`, `moe/gone.py:12 forward`, `tools/gone/`, `checkpoint/`")
+    assert missing_files(page) == {"moe/gone.py", "tools/gone/"}
 
 
 def test_a_broken_link_and_a_missing_anchor_are_noticed(tmp_path: Path) -> None:
