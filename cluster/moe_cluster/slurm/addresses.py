@@ -1,7 +1,7 @@
-"""At which address the other nodes of a Slurm job find this one, and ports there.
+"""Finds the address at which the other nodes of a Slurm job reach this one.
 
-A node's own name is no answer by itself: on Debian it stands for 127.0.1.1, and Slurm's name of a node need not be a
-name of the network at all. Slurm's controller knows an address of each node, and the kernel knows ways.
+A node's own name does not suffice: on Debian it resolves to 127.0.1.1, and Slurm's name of a node may not resolve at
+all. Slurm's controller knows an address of each node, and the kernel knows routes.
 """
 
 import socket
@@ -12,46 +12,48 @@ from moe_cluster.errors import ClusterError
 from moe_cluster.slurm.client import FIELD, call
 
 MOST_ASKED = 4
-"""Nodes of a job whose addresses are asked for: this one, and some to which there may be a way."""
+"""The number of nodes whose addresses are looked up: this one, and some to which there may be a route."""
 DISCARD_PORT = 9
 
 
 def address_in_job(nodes: Sequence[str]) -> str:
-    """The address of this node, the first of `nodes`, at which the others find it; the only one may be anywhere.
+    """Returns the address of this node, the first of `nodes`, at which the others reach it; loopback if it is alone.
 
-    Raises ClusterError if Slurm does not answer, or if other nodes could not find this one.
+    Raises ClusterError if Slurm does not answer, or if other nodes cannot reach this one.
     """
-    known = _known_to_slurm(nodes[:MOST_ASKED])
-    own, *others = (known.get(node, node) for node in nodes[:MOST_ASKED])
+    addresses = _node_addresses(nodes[:MOST_ASKED])
+    own, *others = (addresses.get(node, node) for node in nodes[:MOST_ASKED])
     return own_address(own, others)
 
 
 def own_address(own: str, others: Sequence[str]) -> str:
-    """As `address_in_job`, of addresses or names of this node and of others."""
-    if found := next(filter(_is_seen_from_afar, resolved(own)), ""):
-        return found
+    """Returns the same as `address_in_job`, for addresses or names of this node and of others."""
+    if address := next(filter(_is_reachable, resolved(own)), ""):
+        return address
     if not others:
         return next(iter(resolved(own)), "127.0.0.1")
-    for address in (address for other in others for address in resolved(other)):
-        if (found := towards(address)) and _is_seen_from_afar(found):
-            return found
+    for remote in (remote for other in others for remote in resolved(other)):
+        if (address := towards(remote)) and _is_reachable(address):
+            return address
     raise ClusterError(
-        f"no address of this node is known at which other nodes find it: {_shown(own)}, and there is no way from here "
-        f"to {', '.join(map(_shown, others))}; correct NodeAddr in slurm.conf, or /etc/hosts on the nodes"
+        f"other nodes cannot reach this one: {_shown(own)}, and there is no route from here to "
+        f"{', '.join(map(_shown, others))}; correct NodeAddr in slurm.conf, or /etc/hosts on the nodes"
     )
 
 
 def resolved(name: str) -> list[str]:
-    """The addresses that a name stands for, IPv4 first; none if it is not known."""
+    """Returns the addresses of a name, IPv4 first; none if it does not resolve."""
     try:
-        found = {str(entry[4][0]): entry[0] for entry in socket.getaddrinfo(name, 0, type=socket.SOCK_DGRAM)}
+        families = {
+            str(entry[4][0]): entry[0] for entry in socket.getaddrinfo(name, 0, type=socket.SOCK_DGRAM)
+        }
     except OSError:
         return []
-    return sorted(found, key=lambda address: found[address] != socket.AF_INET)
+    return sorted(families, key=lambda address: families[address] != socket.AF_INET)
 
 
 def towards(address: str) -> str:
-    """The address of this host on the way to another one; empty if there is no way. Nothing is sent."""
+    """Returns this host's own address on the route to another one; empty without a route. Sends nothing."""
     with socket.socket(_family(address), socket.SOCK_DGRAM) as probe:
         try:
             probe.connect((address, DISCARD_PORT))
@@ -61,12 +63,12 @@ def towards(address: str) -> str:
 
 
 def with_port(address: str, port: int) -> str:
-    """ADDRESS:PORT, with the brackets that IPv6 needs."""
+    """Returns ADDRESS:PORT, with the brackets that IPv6 needs."""
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
-def _known_to_slurm(nodes: Sequence[str]) -> dict[str, str]:
-    """Node -> its NodeAddr, an address or a name of the network."""
+def _node_addresses(nodes: Sequence[str]) -> dict[str, str]:
+    """Returns the NodeAddr of each node, an address or a name."""
     lines = call("scontrol", "--oneliner", "show", "node", ",".join(nodes)).splitlines()
     records = [dict(FIELD.findall(line)) for line in lines]
     return {record["NodeName"]: record["NodeAddr"] for record in records if record.get("NodeAddr")}
@@ -76,11 +78,11 @@ def _family(address: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
-def _is_seen_from_afar(address: str) -> bool:
-    found = ip_address(address)
-    return not (found.is_loopback or found.is_unspecified or found.is_link_local)
+def _is_reachable(address: str) -> bool:
+    parsed = ip_address(address)
+    return not (parsed.is_loopback or parsed.is_unspecified or parsed.is_link_local)
 
 
 def _shown(name: str) -> str:
     addresses = [address for address in resolved(name) if address != name]
-    return f"{name} stands for {', '.join(addresses)}" if addresses else name
+    return f"{name} resolves to {', '.join(addresses)}" if addresses else name

@@ -1,9 +1,8 @@
-"""Attempts in the Slurm allocation that this command stands in: `srun` starts an agent (node.py) on each of its
-nodes.
+"""Launches attempts in the Slurm allocation of this command: `srun` starts an agent (node.py) on each node.
 
-Slurm ends the other agents when one fails, and forwards what the batch script is told. A node that is lost is
-Slurm's to replace: it queues the job again, and the batch script begins anew; until then no attempt is made. Of a node
-that a preflight found unfit Slurm knows nothing: the run goes on without it, or is queued again for others.
+Slurm ends the other agents when one fails, and forwards signals from the batch script. Slurm replaces a lost node: it
+requeues the job and the batch script starts again; until then no attempt is made. Slurm does not know which nodes a
+preflight found unfit: the run continues without them, or requeues itself for others.
 """
 
 import contextlib
@@ -49,9 +48,9 @@ from moe_cluster.watch.watch import Watch
 
 POLL_S = 0.1
 LOOK_EVERY_S = 1.0
-"""Between two looks for a newer attempt."""
+"""Seconds between two checks for a newer attempt."""
 TELL_EVERY_S = 1.0
-"""Between two times that the agents are told to stop: what still starts, ignores it."""
+"""Seconds between two stop signals to the agents: one that is still starting ignores them."""
 END_PATIENCE_S = 20.0
 """How long the agents may take to end an attempt that hangs."""
 STOP_PATIENCE_S = 10.0
@@ -59,20 +58,20 @@ STOP_PATIENCE_S = 10.0
 ROLL_CALL_TIMEOUT_S = 30.0
 ROLL_CALL_EVERY_S = 5.0
 NODES_PATIENCE_S = 900.0
-"""How long a node may be silent; by then Slurm has long given it up and queued the job again (SlurmdTimeout)."""
-# Agents start so: Slurm sends its signals to every process of a job, and one that starts would die of them.
+"""How long a node may not answer; Slurm requeues the job much earlier (SlurmdTimeout)."""
+# Starts an agent with signals ignored: Slurm signals every process of a job, and one that starts would die of it.
 UNTOLD = ("sh", "-c", 'trap "" TERM USR1 USR2; exec "$@"', "sh")
-# What srun says of a task, such as "srun: error: node2: task 1: Exited with exit code 1".
+# srun's message about a task, such as "srun: error: node2: task 1: Exited with exit code 1".
 FAILED_TASK = re.compile(r"srun: error: (\S+): tasks? [\d,-]+: (.+)")
 
 
 class SlurmLauncher:
-    """Workers in this allocation: see launcher.py."""
+    """Runs workers in this allocation: see launcher.py."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         if "SLURM_JOB_ID" not in environment:
             raise JobError(
-                "--launcher slurm: this is no Slurm job; submit with `moe-train submit --cluster slurm`, or use "
+                "--launcher slurm: must run inside a Slurm job; submit with `moe-train submit --cluster slurm`, or use "
                 "--launcher local"
             )
         if shutil.which("srun", path=environment.get("PATH")) is None:
@@ -85,18 +84,18 @@ class SlurmLauncher:
 
     @functools.cached_property
     def nodes(self) -> tuple[str, ...]:
-        """Of the allocation, in Slurm's order; the first is where the batch script runs."""
+        """Returns the nodes of the allocation in Slurm's order; the batch script runs on the first."""
         return host_names(self.environment.get("SLURM_JOB_NODELIST", ""))
 
     @property
     def fit_nodes(self) -> tuple[str, ...]:
-        """Those that no preflight has found unfit."""
+        """Returns the nodes that no preflight has found unfit."""
         return tuple(node for node in self.nodes if not self.bad.has(node))
 
     def choose_workers(
         self, run_dir: Path, allowed: Sequence[int], stop: StopRequest, say: Callable[[str], None]
     ) -> int | None:
-        """As many as there is room for on the nodes of the allocation, once all fit ones answer: see launcher.py."""
+        """Returns as many as there is room for on the fit nodes of the allocation, once all answer: see launcher.py."""
         self.bad = left_out(run_dir).among(self.nodes)
         for sentence in self.bad.sentences:
             say(sentence)
@@ -107,22 +106,24 @@ class SlurmLauncher:
             return None
         if not fitting:
             raise ClusterError(
-                f"slurm:{self.job_id}: has room for {room} workers, and the run needs {allowed[0]}; ask for more "
-                "nodes, or more workers on each"
+                f"slurm:{self.job_id}: has room for {room} workers, but the run needs {allowed[0]}; request more "
+                "nodes, or more workers per node"
             )
-        deadline, told = time.monotonic() + NODES_PATIENCE_S, ""
-        while not stop.is_requested and (silent := _roll_call(self._srun(self.fit_nodes))):
+        deadline, last_problem = time.monotonic() + NODES_PATIENCE_S, ""
+        while not stop.is_requested and (problem := _roll_call(self._srun(self.fit_nodes))):
             if time.monotonic() > deadline:
-                raise ClusterError(f"slurm:{self.job_id}: not all nodes answer: {silent}")
-            if silent != told:
-                say(f"waiting for nodes, until Slurm replaces them: {silent}")
-            told = silent
+                raise ClusterError(
+                    f"slurm:{self.job_id}: not all nodes answer ({problem}); check them with sinfo, then resume"
+                )
+            if problem != last_problem:
+                say(f"waiting for nodes, until Slurm replaces them: {problem}")
+            last_problem = problem
             stop.wait(ROLL_CALL_EVERY_S)
         return None if stop.is_requested else fitting[-1]
 
     @property
     def job_id(self) -> str:
-        """Of Slurm."""
+        """Returns Slurm's job id."""
         return self.environment["SLURM_JOB_ID"]
 
     def command(self, attempt: Attempt) -> str:
@@ -165,44 +166,43 @@ class SlurmLauncher:
         return [*self._srun(share.nodes), *own, *step.prefix, *UNTOLD, *agent]
 
     def _srun(self, nodes: Sequence[str]) -> list[str]:
-        """One task on each of `nodes`, with all that the job has there: srun takes over neither from the script's
-        directives."""
+        """Returns the srun command for one task on each of `nodes` with all of the job's cores there: srun inherits
+        neither from the script's directives."""
         cpus = self.environment.get("SLURM_CPUS_PER_TASK") or self._least_cpus()
         command = ["srun", f"--nodes={len(nodes)}", f"--ntasks={len(nodes)}", "--ntasks-per-node=1"]
         return [*command, *([f"--cpus-per-task={cpus}"] if cpus else []), "--nodelist", ",".join(nodes)]
 
     def _least_cpus(self) -> str:
-        """Cores that the job has on each of its nodes, where the script asks for none: whole nodes. Slurm writes them
-        as 16(x3),32."""
+        """Returns the least number of cores on a node, for scripts that request whole nodes; Slurm writes them as
+        16(x3),32."""
         numbers = re.findall(r"(\d+)(?:\(x\d+\))?", self.environment.get("SLURM_JOB_CPUS_PER_NODE", ""))
         return min(numbers, key=int, default="")
 
     def _room(self, most: int) -> int:
-        """Workers on one node."""
-        given = self.environment.get(WORKERS_VARIABLE, "")
-        return int(given) if given.isdecimal() and int(given) else -(-most // len(self.nodes))
+        """Returns the number of workers on one node."""
+        setting = self.environment.get(WORKERS_VARIABLE, "")
+        return int(setting) if setting.isdecimal() and int(setting) else -(-most // len(self.nodes))
 
 
 class Unbegun:
-    """An attempt that is asked to stop before any of its workers has begun: there is nothing to save, and nobody to be
-    told, if none begins soon."""
+    """Decides whether a stop request is hopeless: no worker has begun, so there is nothing to save or to signal."""
 
     def __init__(self, attempt: Attempt) -> None:
         self.is_vain = False
-        """The request has waited for STOP_PATIENCE_S, and no worker has begun."""
-        self._attempt, self._asked_at = attempt, math.inf
+        """No worker has begun within STOP_PATIENCE_S of the request."""
+        self._attempt, self._requested_at = attempt, math.inf
 
     def is_vain_after(self, stop: StopRequest) -> bool:
-        """Looks again; returns `is_vain`."""
+        """Checks again; returns `is_vain`."""
         if stop.is_requested and not self.is_vain:
-            self._asked_at = min(self._asked_at, time.monotonic())
-            is_late = time.monotonic() - self._asked_at > STOP_PATIENCE_S
+            self._requested_at = min(self._requested_at, time.monotonic())
+            is_late = time.monotonic() - self._requested_at > STOP_PATIENCE_S
             self.is_vain = is_late and not has_begun(self._attempt)
         return self.is_vain
 
 
 def _roll_call(srun: Sequence[str]) -> str:
-    """Why not all nodes can start a task; empty if they can."""
+    """Returns why not all nodes can start a task; empty if they can."""
     try:
         done = subprocess.run(
             [*srun, "true"], capture_output=True, text=True, timeout=ROLL_CALL_TIMEOUT_S, check=False
@@ -217,8 +217,8 @@ def _roll_call(srun: Sequence[str]) -> str:
 def _wait(
     srun: "subprocess.Popen[bytes]", stop: StopRequest, must_end: Callable[[], bool], newer: Path
 ) -> int:
-    """Wait for the attempt's end. If there is a `newer` one, this launcher was given up while it was cut off: its srun
-    must do nothing more, since the steps of a job that was queued again have the same ids."""
+    """Wait for the attempt's end. If a `newer` one exists, Slurm has replaced this launcher while it was cut off: its
+    srun must do nothing more, because the steps of a requeued job have the same ids."""
     deadline, next_look, next_tell = math.inf, 0.0, 0.0
     while time.monotonic() < deadline:
         if stop.is_urgent:
@@ -236,12 +236,12 @@ def _wait(
             deadline = time.monotonic() + END_PATIENCE_S
         with contextlib.suppress(subprocess.TimeoutExpired):
             return srun.wait(POLL_S)
-    return FAILED  # a node is silent: Slurm will give it up
+    return FAILED  # a node does not answer: Slurm will replace it
 
 
 def _forsake(srun: "subprocess.Popen[bytes]") -> None:
-    """Kill what srun has left behind to cancel its step, should it die: once the network is back, that would cancel the
-    step which has the same id by then, the newer attempt's."""
+    """Kill the processes by which srun cancels its step when it dies: once the network is back, they would cancel the
+    newer attempt's step, which has the same id."""
     for guard in children(srun.pid):
         with contextlib.suppress(ProcessLookupError):
             os.kill(guard, signal.SIGKILL)
@@ -254,7 +254,7 @@ def _end(srun: "subprocess.Popen[bytes]") -> None:
 
 
 def name_node(outcome: Outcome, folder: Path) -> Outcome:
-    """Where no worker could be named: the node whose agent failed, with the last that was said there."""
+    """Returns the outcome with the node whose agent failed and its last message, if no worker could be named."""
     cause = outcome.first_cause
     if cause is None or cause.rank is not None or recorded_no_start(folder):
         return outcome
@@ -264,6 +264,6 @@ def name_node(outcome: Outcome, folder: Path) -> Outcome:
         return outcome
     node, end = failed[0]
     own = folder / node_log(node)
-    said = last_words(own)
-    error = f"{end}: {said}" if said else end
-    return Outcome(outcome.exit_code, FirstCause(None, node, None, error, own if said else log, FAILED))
+    message = last_words(own)
+    error = f"{end}: {message}" if message else end
+    return Outcome(outcome.exit_code, FirstCause(None, node, None, error, own if message else log, FAILED))

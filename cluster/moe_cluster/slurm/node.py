@@ -1,9 +1,9 @@
-"""One node's share of an attempt: `python -P -m moe_cluster.slurm.node`, which a launcher starts once on each node.
+"""Runs one node's share of an attempt: `python -P -m moe_cluster.slurm.node`, started by a launcher on each node.
 
 It runs torch elastic for the workers of this node, with the guarantees of local/launcher.py: none of its processes
-outlives it, and a worker is told to stop once it minds signals. What torch elastic says goes to
-attempts/K/launcher-NODE.log. Ranks follow the order of `--nodes`. It ends with 0, too, if its workers have ended
-because they were asked to: a launcher ends all nodes when one of them fails, and others may still be saving.
+outlives it, and a worker gets a stop signal once it handles signals. The output of torch elastic goes to
+attempts/K/launcher-NODE.log. Ranks follow the order of `--nodes`. It also exits with 0 if its workers stopped on
+request: a launcher ends all nodes when one fails, and others may still be saving.
 """
 
 import argparse
@@ -24,14 +24,14 @@ from moe_cluster.stop import stop_on_signals
 from moe_cluster.watch.first_cause import read_endings, was_preempted
 
 END_AT_ONCE = signal.SIGUSR2
-"""Tells an agent to end its workers unsaved: they hang. Workers themselves mind no such signal."""
+"""Tells an agent to end its hanging workers without saving. Workers themselves do not handle it."""
 STORE_TIMEOUT_S = 900
 """How long torch elastic waits for the other nodes: some import torch from a slow disk."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """How an attempt's workers are laid out over nodes, as text on the command line of each of them."""
+    """Describes how an attempt's workers are laid out over nodes, for the command line of each agent."""
 
     nodes: tuple[str, ...]
     """In the order of ranks; the workers' store is on the first."""
@@ -41,7 +41,7 @@ class Share:
     """On each node."""
 
     def command(self, attempt: Attempt, python: str = sys.executable) -> list[str]:
-        """The command line of an agent."""
+        """Returns the command line of an agent."""
         shape = ["--nodes", ",".join(self.nodes), "--workers", ",".join(map(str, self.workers))]
         place = [
             "--run-dir",
@@ -56,7 +56,7 @@ class Share:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Be the agent of the node that SLURMD_NODENAME names; returns its exit code."""
+    """Run the agent of the node named by SLURMD_NODENAME; returns its exit code."""
     die_with_parent(os.getppid())
     options = _parser().parse_args(argv)
     share = Share(tuple(options.nodes), options.port, tuple(map(int, options.workers)))
@@ -68,11 +68,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     environment = environment if len(share.nodes) > 1 else on_loopback(environment)
     folder = attempt_dir(attempt.run_dir, attempt.number)
     log = folder / node_log(share.nodes[index])
-    told_to_end: list[int] = []
-    signal.signal(END_AT_ONCE, lambda number, frame: told_to_end.append(number))
+    end_signals: list[int] = []
+    signal.signal(END_AT_ONCE, lambda number, frame: end_signals.append(number))
     with stop_on_signals(lambda sentence: None) as stop:
         command = _command(attempt, share, index)
-        code = run_elastic(command, attempt, environment, log, stop, must_end=lambda: bool(told_to_end))
+        code = run_elastic(command, attempt, environment, log, stop, must_end=lambda: bool(end_signals))
     return DONE if code == DONE or was_preempted(folder, read_endings(log)) else code
 
 

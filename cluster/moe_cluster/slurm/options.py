@@ -1,4 +1,4 @@
-"""What `--option KEY=VALUE` can say of a job on Slurm, and the rules of each, checked before anything is submitted."""
+"""Defines the values of `--option KEY=VALUE` for Slurm, and checks their rules before anything is submitted."""
 
 import re
 import shlex
@@ -54,17 +54,17 @@ CONTROL = re.compile(r"[\x00-\x1f\x7f\u0085\u2028\u2029]")
 
 
 def require_text(what: str, value: str, may_be_empty: bool = False) -> None:
-    """Raise JobError for a value that no line of a script may hold."""
+    """Raise JobError for a value that must not be in a line of a script."""
     if CONTROL.search(value):
         raise JobError(
-            f"{what}={value!r}: holds a line break or another control character; use another value"
+            f"{what}={value!r}: must not contain a line break or another control character; use another value"
         )
     if not value and not may_be_empty:
-        raise JobError(f"{what}: is empty; give it a value, or leave it out")
+        raise JobError(f"{what}: must not be empty; give it a value, or leave it out")
 
 
 def require_options(options: Mapping[str, str]) -> None:
-    """Raise JobError for an option that there is not, or a value that none of them can have."""
+    """Raise JobError for an unknown option, or an invalid value."""
     for name, value in options.items():
         if name not in KNOWN:
             raise JobError(
@@ -85,7 +85,7 @@ def require_options(options: Mapping[str, str]) -> None:
     for name in ("mem-per-gpu", "mem-per-cpu"):
         if name in options and not MEMORY.fullmatch(options[name]):
             raise JobError(
-                f"--option {name}={options[name]}: must be a whole number, with K, M, G or T behind it, e.g. 64G"
+                f"--option {name}={options[name]}: must be a whole number, optionally with K, M, G or T, e.g. 64G"
             )
     _require_container(options)
 
@@ -97,21 +97,22 @@ def require_fitting(options: Mapping[str, str], needs: Resources) -> None:
         _require_gpus(options["gpus-per-node"], needs)
         if "gres" in options:
             raise JobError(
-                f"--option gres={options['gres']}: GPUs are asked for with gpus-per-node; leave one of the two out"
+                f"--option gres={options['gres']}: conflicts with gpus-per-node; leave one of the two out"
             )
     memory = [name for name in ("mem-per-gpu", "mem-per-cpu") if name in options]
     memory += [] if needs.memory_gib is None else ["--memory"]
     if len(memory) > 1:
-        raise JobError(f"--option {memory[0]}={options[memory[0]]}: Slurm takes no {memory[1]} beside it")
+        raise JobError(
+            f"--option {memory[0]}={options[memory[0]]}: conflicts with {memory[1]}; leave one of the two out"
+        )
     if "mem-per-gpu" in options and not gpus:
         raise JobError(
-            f"--option mem-per-gpu={options['mem-per-gpu']}: no GPU is asked for; add --gpus-per-worker 1, or use "
-            "--memory"
+            f"--option mem-per-gpu={options['mem-per-gpu']}: needs GPUs; add --gpus-per-worker 1, or use --memory"
         )
 
 
 def step_of(options: Mapping[str, str]) -> Step:
-    """How the options have the workers of each node started."""
+    """Returns how the options start the workers of each node."""
     words = [f"--{name}={options[name]}" for name in CONTAINER_TEXT if name in options]
     for name in CONTAINER_SWITCHES:
         if name in options:
@@ -137,8 +138,8 @@ def _require_container(options: Mapping[str, str]) -> None:
         )
     if in_pyxis and PREFIX in options:
         raise JobError(
-            f"--option {PREFIX}={options[PREFIX]}: the workers are in the container of {in_pyxis[0]} already; leave "
-            "one of the two out"
+            f"--option {PREFIX}={options[PREFIX]}: conflicts with the container of {in_pyxis[0]}; leave one of the two "
+            "out"
         )
     if CONTAINER_PYTHON in options and not in_pyxis and PREFIX not in options:
         raise JobError(
@@ -147,7 +148,7 @@ def _require_container(options: Mapping[str, str]) -> None:
         )
     if options.get(LAUNCHER) == "ray" and (in_pyxis or PREFIX in options):
         raise JobError(
-            f"--option {LAUNCHER}=ray: a Ray of the job's own runs in no container; use {LAUNCHER}=slurm, or leave "
+            f"--option {LAUNCHER}=ray: cannot run in a container; use {LAUNCHER}=slurm, or leave "
             f"{[*in_pyxis, PREFIX][0]} out"
         )
     _require_mounts(options.get("container-mounts", ""))
@@ -155,12 +156,10 @@ def _require_container(options: Mapping[str, str]) -> None:
         try:
             words = shlex.split(options[PREFIX])
         except ValueError:
-            raise JobError(
-                f"--option {PREFIX}={options[PREFIX]}: has a quote that does not end; close it"
-            ) from None
+            raise JobError(f"--option {PREFIX}={options[PREFIX]}: has an open quote; close it") from None
         if not words:
             raise JobError(
-                f"--option {PREFIX}={options[PREFIX]!r}: holds no word; name a program, or leave it out"
+                f"--option {PREFIX}={options[PREFIX]!r}: must not be blank; name a program, or leave it out"
             )
 
 
@@ -168,7 +167,7 @@ def _require_mounts(mounts: str) -> None:
     for mount in filter(None, mounts.split(",")):
         if not mount.startswith(("/", "./")) or not 1 <= len(mount.split(":")) <= 3:
             raise JobError(
-                f"--option container-mounts={mounts}: {mount} is no SOURCE[:TARGET[:FLAGS]] with an absolute source, "
+                f"--option container-mounts={mounts}: {mount} must be SOURCE[:TARGET[:FLAGS]] with an absolute source, "
                 "e.g. /shared:/shared"
             )
 
@@ -177,10 +176,10 @@ def _require_gpus(value: str, needs: Resources) -> None:
     match, gpus = GPUS.fullmatch(value), needs.gpus_per_worker * needs.workers_per_node
     if not gpus:
         raise JobError(
-            f"--option gpus-per-node={value}: no worker has a GPU; say how many each has with --gpus-per-worker"
+            f"--option gpus-per-node={value}: needs --gpus-per-worker, which is 0; set the GPUs of each worker with it"
         )
     if match is None or int(match[1]) != gpus:
         raise JobError(
-            f"--option gpus-per-node={value}: must be {gpus} or KIND:{gpus}, as --gpus-per-worker "
-            f"{needs.gpus_per_worker} and --workers-per-node {needs.workers_per_node} say"
+            f"--option gpus-per-node={value}: must be {gpus} or KIND:{gpus}, to match --gpus-per-worker "
+            f"{needs.gpus_per_worker} and --workers-per-node {needs.workers_per_node}"
         )

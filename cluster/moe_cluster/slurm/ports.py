@@ -1,4 +1,4 @@
-"""Ports of a job: below those that Linux gives to outgoing connections, and others for each job and attempt."""
+"""Chooses ports for a job below those of Linux's outgoing connections, different for each job and attempt."""
 
 import contextlib
 import socket
@@ -9,13 +9,16 @@ FIRST_PORT, NUM_PORTS = 20000, 12000
 
 
 def free_ports(start: int, count: int) -> list[int]:
-    """So many ports that are free on this host, the first node of its job. Raises ClusterError if there are none."""
-    found: list[int] = []
+    """Returns `count` free ports of this host, the first node of its job. Raises ClusterError if there are too few."""
+    ports: list[int] = []
     for number in range(NUM_PORTS):
         port = FIRST_PORT + (start * 101 + number) % NUM_PORTS
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("", port))
-            found.append(port)
-        if len(found) == count:
-            return found
-    raise ClusterError(f"no port from {FIRST_PORT} on is free on {socket.gethostname()}")
+            ports.append(port)
+        if len(ports) == count:
+            return ports
+    raise ClusterError(
+        f"no port from {FIRST_PORT} to {FIRST_PORT + NUM_PORTS - 1} is free on {socket.gethostname()}; end what uses "
+        "them, or exclude the node"
+    )

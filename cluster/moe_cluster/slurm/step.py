@@ -1,5 +1,4 @@
-"""How the workers of a node are started inside of a job, such as in a container: told by the batch script to the
-launcher that runs in it."""
+"""Describes how a node's workers are started inside a job, e.g. in a container; the batch script passes it on."""
 
 import json
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ STEP_VARIABLE = "MOE_TRAIN_STEP"
 
 @dataclass(frozen=True)
 class Step:
-    """What goes around the command of a node's agent."""
+    """Holds the options and words around the command of a node's agent."""
 
     srun: tuple[str, ...] = ()
     """Further options of `srun`."""
@@ -21,7 +20,7 @@ class Step:
     """The Python in a container; empty: the launcher's own."""
 
     def text(self) -> str:
-        """As it travels; empty if nothing is said."""
+        """Returns it as JSON for STEP_VARIABLE; empty for the defaults."""
         return json.dumps(asdict(self)) if self != Step() else ""
 
 

@@ -54,7 +54,7 @@ def test_a_node_is_where_others_find_it(own: str, others: list[str], expected: s
 @pytest.mark.parametrize("others", [["unknown"], ["127.0.0.1"], ["10.9.9.9"]])
 def test_a_node_that_others_cannot_find_is_told_with_its_address(others: list[str]) -> None:
     with pytest.raises(
-        ClusterError, match=r"debian stands for 127\.0\.1\.1, and there is no way from here to"
+        ClusterError, match=r"debian resolves to 127\.0\.1\.1, and there is no route from here to"
     ):
         own_address("debian", others)
 

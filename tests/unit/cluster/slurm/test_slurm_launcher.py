@@ -64,7 +64,7 @@ def test_the_largest_number_that_there_is_room_for_is_chosen(
     here = launcher(monkeypatch, tmp_path)
     assert here.choose_workers(tmp_path, (2, 4, 6, 8), StopRequest(), say) == 6
     assert here.choose_workers(tmp_path, (2, 4), StopRequest(), say) == 4
-    with pytest.raises(ClusterError, match="has room for 6 workers, and the run needs 8"):
+    with pytest.raises(ClusterError, match="has room for 6 workers, but the run needs 8"):
         here.choose_workers(tmp_path, (8, 16), StopRequest(), say)
 
 
@@ -120,7 +120,7 @@ def test_a_job_without_srun_is_refused_before_anything_starts(tmp_path: Path) ->
 
 
 def test_outside_of_a_job_the_way_in_is_named() -> None:
-    with pytest.raises(JobError, match="this is no Slurm job; submit with"):
+    with pytest.raises(JobError, match="must run inside a Slurm job; submit with"):
         SlurmLauncher({})
 
 

@@ -47,18 +47,22 @@ def test_where_the_run_needs_it_the_job_is_queued_again_for_other_nodes(
         f"update JobId=7 ExcNodeList={names}",
         "release 7",
     ]
-    assert told == [f"the job is queued again, for other nodes than {names}"]
+    assert told == [f"the job is queued again, with {names} excluded"]
 
 
 def test_a_job_that_got_an_excluded_node_again_is_not_queued_for_ever(slurm: Callable[..., Path]) -> None:
     calls = slurm("node2")
-    with pytest.raises(ClusterError, match="got node2 again, which it excludes; mend it: its disk is full"):
+    with pytest.raises(
+        ClusterError, match="got node2 again, although it excludes that node; repair it: its disk is full"
+    ):
         queue_again_without({"node2": "its disk is full"}, "7", StopRequest(), print)
     assert not calls.exists()
 
 
 def test_a_job_that_may_not_exclude_a_node_stays_held_and_says_so(slurm: Callable[..., Path]) -> None:
     calls = slurm("(null)", refused="update")
-    with pytest.raises(ClusterError, match=r"is held, since it cannot exclude node2 .*`scontrol release 7`"):
+    with pytest.raises(
+        ClusterError, match=r"is held, because it cannot exclude node2 .*`scontrol release 7`"
+    ):
         queue_again_without({"node2": "its disk is full"}, "7", StopRequest(), print)
     assert "release 7" not in calls.read_text()
