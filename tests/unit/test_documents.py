@@ -20,6 +20,7 @@ EXAMPLES = (
     "acme_moe/",
     "pbs/",
     "cosine",
+    "overflow",
     "replicated",
     "scale",
     "runs/",
