@@ -1,4 +1,4 @@
-"""What changes on a Ray cluster while an attempt runs: nodes that are lost, and room for more workers."""
+"""Watches a Ray cluster while an attempt runs, for lost nodes and for room for more workers."""
 
 import time
 from collections.abc import Sequence
@@ -8,18 +8,18 @@ from moe_cluster.ray.nodes import RayNode, alive_nodes, fit, room
 from moe_cluster.share import Share
 
 LOOK_EVERY_S = 2.0
-"""Between two looks at the cluster's nodes."""
+"""Seconds between two checks of the cluster's nodes."""
 SETTLE_S = 6.0
-"""A change counts once it has lasted so long. Ray itself believes in a silent node for about a minute."""
+"""A change counts once it has lasted this long. Ray itself takes a dead node for alive for about a minute."""
 
 
 class Changes:
-    """Since an attempt began on `nodes` with so many of the `allowed` numbers of workers."""
+    """Tracks the changes since an attempt began on `nodes` with `workers`, one of the `allowed` numbers."""
 
     def __init__(
         self, nodes: Sequence[RayNode], workers: int, allowed: Sequence[int], share: Share, bad: BadNodes
     ) -> None:
-        """On `bad` nodes there is no room."""
+        """`bad` nodes do not count as room."""
         self._bad = bad
         self._nodes, self._workers, self._share = nodes, workers, share
         self._larger = [number for number in allowed if number > workers]
@@ -32,7 +32,7 @@ class Changes:
         """The largest allowed number of workers above the present one that there has been room for, for a while."""
 
     def look(self) -> None:
-        """Look at the cluster, if it is time to."""
+        """Check the cluster, if it is time to."""
         now = time.monotonic()
         if now - self._looked < LOOK_EVERY_S:
             return

@@ -1,4 +1,4 @@
-"""The Jobs API of a Ray cluster, each question bounded in time and each failure one message with Ray's own words."""
+"""Calls the Jobs API of a Ray cluster with timeouts, and turns each failure into one message that quotes Ray."""
 
 import asyncio
 import contextlib
@@ -16,43 +16,43 @@ from moe_cluster.errors import ClusterError
 from moe_cluster.ray.rest import ANSWER_S, CONNECT_S, no_answer, refused_token
 
 AGAIN_S = 1.0
-"""Before a log is asked for again whose connection broke."""
+"""Seconds before a log is requested again after its connection broke."""
 
 
 class _BoundedClient(JobSubmissionClient):
-    """Ray's client waits for ever on a host that does not answer."""
+    """Adds timeouts to Ray's client, which waits for ever for a host that does not answer."""
 
     def _do_request(self, method: str, endpoint: str, **more: Any) -> requests.Response:
         return super()._do_request(method, endpoint, timeout=(CONNECT_S, ANSWER_S), **more)
 
 
 class Client:
-    """What is asked of one cluster. Every method raises ClusterError if it refuses or does not answer."""
+    """Sends requests to one cluster. Every method raises ClusterError if it refuses or does not answer."""
 
     def __init__(self, address: str) -> None:
         self.address = address
         with self._explained("be reached"):
             self._client = _BoundedClient(address)
-        # It tells of every upload and connection.
+        # It logs every upload and connection.
         logging.getLogger("ray.dashboard").setLevel(logging.WARNING)
 
     def submit(self, request: Mapping[str, Any]) -> str:
-        """Hand over a job; returns its id."""
+        """Submit a job; returns its id."""
         with self._explained(f"take job {request['submission_id']}"):
             return str(self._client.submit_job(**request))
 
     def logs(self, job_id: str) -> str:
-        """All that a job has printed."""
+        """Returns the whole output of a job."""
         with self._explained(f"give the output of job {job_id}"):
             return str(self._client.get_job_logs(job_id))
 
     def stop(self, job_id: str) -> None:
-        """Have SIGTERM sent to a job."""
+        """Send SIGTERM to a job."""
         with self._explained(f"stop job {job_id}"):
             self._client.stop_job(job_id)
 
     def tail(self, job_id: str) -> Iterator[str]:
-        """Pieces of a job's output from its beginning, as they come; ends with the job, or with the connection."""
+        """Yield a job's output from its beginning, piece by piece; ends with the job, or with the connection."""
         pieces: AsyncIterator[str] = self._client.tail_job_logs(job_id)
         with contextlib.closing(asyncio.new_event_loop()) as loop:
             while True:
@@ -66,25 +66,25 @@ class Client:
         try:
             yield
         except AuthenticationError as error:
-            said = _words(error).partition(". ")[0].rstrip(".")  # more follows, for who sets a cluster up
-            raise refused_token(self.address, said) from None
+            words = _words(error).partition(". ")[0].rstrip(".")  # the rest is for administrators
+            raise refused_token(self.address, words) from None
         except (requests.RequestException, ConnectionError) as error:
             raise no_answer(self.address, _words(error)) from None
         except (RuntimeError, ValueError) as error:
             raise ClusterError(
-                f"--address {self.address}: the Ray cluster would not {what}: {_words(error)}"
+                f"--address {self.address}: the Ray cluster could not {what}: {_words(error)}"
             ) from None
 
 
 def followed(client: Client, job_id: str, is_over: Callable[[], bool]) -> Iterator[str]:
-    """Lines of a job's output until it is over; a connection that breaks before that is made again."""
-    seen, line = 0, ""
+    """Yield the lines of a job's output until it ends; reconnects if the connection breaks before that."""
+    length, line = 0, ""
     while True:
         was_over, position = is_over(), 0
         for piece in client.tail(job_id):
-            new = piece[max(0, seen - position) :]
+            new = piece[max(0, length - position) :]
             position += len(piece)
-            seen = max(seen, position)
+            length = max(length, position)
             *lines, line = (line + new).split("\n")
             yield from lines
         if was_over:
@@ -95,6 +95,6 @@ def followed(client: Client, job_id: str, is_over: Callable[[], bool]) -> Iterat
 
 
 def _words(error: BaseException) -> str:
-    """The last line that Ray says, which has the cause; those before are its traceback."""
+    """Returns the last line of Ray's error, which has the cause; those before are a traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip().strip('."')]
     return lines[-1] if lines else type(error).__name__

@@ -1,7 +1,7 @@
-"""Submission to a Ray cluster through its Jobs API: the job's command runs on the head and finds RayLauncher there.
+"""Submits jobs to a Ray cluster through its Jobs API: the job's command runs on the head with RayLauncher.
 
-The code travels with the job, as it is here; recipe and run stand in the run's folder, which all nodes must see. A
-token is what RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) say to Ray itself: it is not read here.
+The local code is uploaded with the job; recipe and run are in the run's folder, which all nodes must see. Ray itself
+reads the token from RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH); it is not read here.
 """
 
 import json
@@ -26,9 +26,9 @@ if TYPE_CHECKING:  # Ray takes a second to import, and `render` and `status` do 
     from moe_cluster.ray.client import Client
 
 EXCLUDED = ("__pycache__",)
-"""Of the packages, which travel with a job."""
+"""Files of the packages that are not uploaded with a job."""
 STOP_WAIT_S = 600
-"""What a cancelled job has to save before Ray kills it; Ray's own default is 3 s."""
+"""Seconds that a cancelled job has to save before Ray kills it; Ray's own default is 3 s."""
 STATES = {
     "PENDING": JobState.PENDING,
     "RUNNING": JobState.RUNNING,
@@ -39,18 +39,21 @@ STATES = {
 
 
 class RayExecutor:
-    """A Ray cluster: see executor.py. Its one option is `address`, that of the cluster's dashboard."""
+    """Implements the executor protocol for a Ray cluster: see executor.py. Its only option is `address`, that of the
+    cluster's dashboard."""
 
     def __init__(self, options: Mapping[str, str]) -> None:
         unknown = set(options) - {"address"}
         if unknown:
-            raise JobError(f"--option {min(unknown)}: --cluster ray has no such option; use address alone")
+            raise JobError(
+                f"--option {min(unknown)}: --cluster ray has no such option; its only one is address"
+            )
         self.address = options.get("address", "")
         if not re.fullmatch(r"https?://[^/\s@]+/?", self.address):
             raise JobError(
                 f"--address {re.sub('//.*@', '//...@', self.address) or '(none)'}: is not the address of a Ray "
-                "cluster's dashboard; use one such as --address http://head:8265 (a token stands in RAY_AUTH_TOKEN or "
-                "RAY_AUTH_TOKEN_PATH, nothing secret in an address)"
+                "cluster's dashboard; use one such as --address http://head:8265 (put a token into RAY_AUTH_TOKEN or "
+                "RAY_AUTH_TOKEN_PATH, never into an address)"
             )
 
     def render(self, job: JobSpec) -> str:
@@ -67,7 +70,7 @@ class RayExecutor:
         """See executor.py."""
         if at_once is not None:
             raise JobError(
-                f"--at-once {at_once}: Ray has no such limit, and jobs wait for room by themselves; leave it out"
+                f"--at-once {at_once}: --cluster ray has no such limit, jobs wait for room by themselves; leave it out"
             )
         requests = [_request(job, f"{_plain(job.name)}-{secrets.token_hex(4)}") for job in jobs]
         client = self._connect()
@@ -97,7 +100,7 @@ class RayExecutor:
 
 
 def _request(job: JobSpec, job_id: str) -> dict[str, Any]:
-    """What the Jobs API is asked for. Raises JobError for what Ray does not have."""
+    """Returns the request to the Jobs API. Raises JobError for options that Ray does not support."""
     _require_possible(job)
     words = ["exec", *module_command("moe_train.cli", *job.command, "--launcher", "ray", python="python")]
     own = {
@@ -118,7 +121,7 @@ def _request(job: JobSpec, job_id: str) -> dict[str, Any]:
 
 
 def _setup(job: JobSpec) -> list[str]:
-    """Lines of the site and of whoever submits, for a plain sh; the job ends at the first that fails."""
+    """Returns the setup commands of site and user, for a plain sh; the job ends at the first that fails."""
     require_shell(job.setup)
     message = """trap 'code=$?; echo "moe-train: setup ended with exit code $code" >&2; exit "$code"' EXIT"""
     return [message, "set -e", *job.setup, "set +e", "trap - EXIT"] if job.setup else []
@@ -134,7 +137,7 @@ def _share(resources: Resources) -> dict[str, Any]:
 
 
 def _require_possible(job: JobSpec) -> None:
-    has_none = "--cluster ray has none; leave it out"
+    has_none = "--cluster ray does not support it; leave it out"
     if job.directives:
         raise JobError(f"--directive {job.directives[0]}: {has_none}")
     if job.resources.time_limit_min is not None:
@@ -148,16 +151,19 @@ def _plain(name: str) -> str:
 
 
 def _status(address: str, job_id: str) -> JobStatus:
-    found = job_details(address, job_id)
-    if found is None:
-        return JobStatus(JobState.UNKNOWN, f"the cluster at {address} knows no job {job_id}")
-    if found.get("status") not in STATES:
-        raise ClusterError(f"the cluster at {address} answers with no state of a job that is known: {found}")
+    details = job_details(address, job_id)
+    if details is None:
+        return JobStatus(JobState.UNKNOWN, f"the cluster at {address} has no job {job_id}")
+    if details.get("status") not in STATES:
+        raise ClusterError(
+            f"--address {address}: the Ray cluster returned an unknown state of job {job_id} ({details}); "
+            "check the version of Ray"
+        )
     state, node = (
-        STATES[found["status"]],
-        re.sub(r"^https?://|:\d+$", "", found.get("driver_agent_http_address") or ""),
+        STATES[details["status"]],
+        re.sub(r"^https?://|:\d+$", "", details.get("driver_agent_http_address") or ""),
     )
-    reason = (found.get("message") or "").partition(", last available logs")[0].strip()
-    if state is JobState.FAILED and found.get("driver_exit_code") == PREEMPTED:
+    reason = (details.get("message") or "").partition(", last available logs")[0].strip()
+    if state is JobState.FAILED and details.get("driver_exit_code") == PREEMPTED:
         state = JobState.CANCELLED
     return JobStatus(state, reason, (node,) if node else ())

@@ -1,8 +1,8 @@
-"""A Ray of one's own inside a Slurm job: `python -P -m moe_cluster.ray.in_slurm COMMAND...`, on the batch node.
+"""Starts a Ray cluster inside a Slurm job: `python -P -m moe_cluster.ray.in_slurm COMMAND...`, on the batch node.
 
-`srun` starts one Ray (node.py) on each node of the allocation, with a token of this job's own; COMMAND runs
-beside them, and when it ends exactly these Ray processes end: they are steps of this job, and a Ray that others
-have on the same machines is neither asked nor stopped. Signals go to COMMAND, whose exit code is the one of all.
+`srun` starts one Ray (node.py) on each node of the allocation, with a token of this job's own. COMMAND runs beside
+them, and when it ends exactly these Ray processes end: they are steps of this job, and other Rays on the same machines
+are left alone. Signals go to COMMAND, whose exit code is returned.
 """
 
 import contextlib
@@ -34,24 +34,24 @@ END_TIMEOUT_S = 30.0
 POLL_S = 0.2
 LOOK_EVERY_S = 1.0
 GONE_PATIENCE_S = 10.0
-"""How long Slurm may take to tell of a job that it has ended some steps of; it sends SIGTERM to the others."""
+"""How long Slurm may take to send SIGTERM to this job after it has ended some of its steps."""
 
 
 class RayOfJob:
-    """Ray on all nodes of an allocation, as a context manager; `environment` is what leads to it."""
+    """Runs Ray on all nodes of an allocation, as a context manager; `environment` connects a process to it."""
 
     def __init__(self, environment: Mapping[str, str], logs: Path, asked: Sequence[int]) -> None:
-        """`logs`: a folder for what Ray's processes say; `asked`: signals that this process has had, to which more may
-        be added."""
+        """`logs`: a folder for the output of Ray's processes; `asked`: the signals that this process has received so
+        far, a list that grows."""
         self._job_id, self._logs, self._asked = environment["SLURM_JOB_ID"], logs, asked
         self._nodes = host_names(environment["SLURM_JOB_NODELIST"])
         self._cpus = environment.get("SLURM_CPUS_PER_TASK", "1")
         self._gpus = environment.get("SLURM_GPUS_ON_NODE", "0")
         self._ports = free_ports(int(self._job_id), 2)
-        # Not by name: Ray asks name servers even for what stands in /etc/hosts.
+        # Not by name: Ray asks name servers even for names in /etc/hosts.
         self._ip = address_in_job(self._nodes)
         self._address = with_port(self._ip, self._ports[0])
-        # A token in the environment is seen by this user's own processes alone, in no command line and in no log.
+        # A token in the environment is visible to this user's processes only, and in no command line or log.
         own = {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
@@ -82,14 +82,14 @@ class RayOfJob:
 
     @property
     def asked(self) -> int:
-        """The signal at which the job should end; 0 if it need not. Before a preemption Slurm tells the steps, and the
-        script only later."""
+        """Returns the signal at which the job should end; 0 without one. Before a preemption Slurm signals the steps
+        earlier than the script."""
         if self._asked:
             return self._asked[0]
         return signal.SIGTERM if any(TOLD in _text(log) for log in self._steps.values()) else 0
 
     def require(self) -> None:
-        """Raise ClusterError if a node has had no Ray for a while, and Slurm is not about to end the job."""
+        """Raise ClusterError if a node has been without Ray for a while, and Slurm is not about to end the job."""
         gone = [log for step, log in self._steps.items() if step.poll() is not None]
         if not gone or self.asked:
             self._gone_since = None
@@ -99,7 +99,7 @@ class RayOfJob:
             raise ClusterError(f"a Ray process of this job exited; see {gone[0]}")
 
     def _start(self, name: str, nodes: Sequence[str], options: Sequence[str]) -> None:
-        """Start Ray on some nodes, and return once it says that it runs on all of them."""
+        """Start Ray on some nodes, and return when it runs on all of them."""
         path = self._logs / f"{self._job_id}-ray-{name}.log"
         where = [
             f"--nodes={len(nodes)}",
@@ -115,7 +115,7 @@ class RayOfJob:
             step = subprocess.Popen(
                 [*srun, *node, *ray],
                 env={name: value for name, value in self.environment.items() if name != "RAY_ADDRESS"},
-                stdin=subprocess.PIPE,  # which each node reads, too: its end is theirs
+                stdin=subprocess.PIPE,  # each node reads it, and ends when it is closed
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -134,7 +134,7 @@ class RayOfJob:
             time.sleep(POLL_S)
 
     def _end(self) -> None:
-        """End these steps; Slurm kills whatever of a step outlives its first process."""
+        """End these steps; Slurm kills processes of a step that outlive its first one."""
         for step in self._steps:
             assert step.stdin
             step.stdin.close()
@@ -148,7 +148,7 @@ class RayOfJob:
 
 
 def main(command: Sequence[str], environment: Mapping[str, str], logs: Path) -> int:
-    """Run `command` with a Ray of its own; returns its exit code, or PREEMPTED if a signal came before it could begin.
+    """Run `command` with its own Ray; returns its exit code, or PREEMPTED if a signal came before it could begin.
 
     Raises ClusterError if Ray does not start.
     """
@@ -173,22 +173,22 @@ def main(command: Sequence[str], environment: Mapping[str, str], logs: Path) -> 
 
 
 def _run(command: Sequence[str], ray: RayOfJob) -> int:
-    """Run `command` to its end. It is told once, when it minds signals: at its end it would die of another.
+    """Run `command` to its end. It gets a signal once, when it handles signals: at its end another would kill it.
 
-    Raises ClusterError, the command killed, if a Ray is gone.
+    Raises ClusterError, after killing the command, if a Ray process exited.
     """
     process = subprocess.Popen(
         command, env=ray.environment, preexec_fn=functools.partial(start_deaf, os.getpid(), SIGNALS)
     )
-    is_told = False
+    is_signalled = False
     try:
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return process.wait(LOOK_EVERY_S)
             ray.require()
-            if not is_told and (number := ray.asked) and catches(process.pid, number):
+            if not is_signalled and (number := ray.asked) and catches(process.pid, number):
                 process.send_signal(number)
-                is_told = True
+                is_signalled = True
     except ClusterError:
         process.kill()
         process.wait()

@@ -1,8 +1,8 @@
-"""The launcher for a Ray cluster: each attempt is one Ray Train run of a fixed size, on nodes chosen for it.
+"""Launches attempts on a Ray cluster: each is one Ray Train run of a fixed size, on nodes chosen for it.
 
-Ray Train places the workers, starts them and tells of their ends; it restarts and resizes nothing itself. Attempts do:
-they are numbered and fenced, and only sizes that the recipe's layout allows come into question. A smaller one follows
-when a node is lost, and a larger one when there has been room for it for a while: the workers save, and go on as more.
+Ray Train places and starts the workers and reports their ends; it does not restart or resize. New attempts do: they are
+numbered and fenced, and have only sizes that the recipe's layout allows. A smaller one follows when a node is lost, a
+larger one when there has been room for it for a while: the workers save, and continue as more.
 """
 
 import contextlib
@@ -39,25 +39,25 @@ JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
 class RayLauncher:
-    """Workers on the nodes of the Ray cluster that this command is part of: see launcher.py."""
+    """Runs workers on the Ray cluster of this command: see launcher.py."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self.share = Share(**json.loads(environment.get(SHARE_VARIABLE, '{"resources": {"CPU": 1}}')))
         self.is_job = JOB_CONFIG_VARIABLE in environment
         self.slurm_job = environment.get(JOB_VARIABLE, "").partition("slurm:")[2]
-        """Of which this Ray is a part: others' nodes are not to be had by waiting. Empty: of none."""
+        """The Slurm job that this Ray is part of, so that waiting brings no other nodes; empty without one."""
         self.allowed: Sequence[int] = ()
         self.bad = BadNodes()
 
     def choose_workers(
         self, run_dir: Path, allowed: Sequence[int], stop: StopRequest, say: Callable[[str], None]
     ) -> int | None:
-        """See launcher.py. Waits without end for the smallest number, and says what it waits for."""
+        """See launcher.py. Waits without limit for the smallest number, and reports what it waits for."""
         self._join()
         self.allowed = allowed
         for sentence in left_out(run_dir).sentences:
             say(sentence)
-        began, told = time.monotonic(), -1
+        began, reported_room = time.monotonic(), -1
         while not stop.is_requested:
             nodes, self.bad = alive_nodes(), left_out(run_dir)
             there = room(fit(nodes, self.bad), self.share)
@@ -69,9 +69,9 @@ class RayLauncher:
             if settled and self.slurm_job and unfit:
                 queue_again_without(unfit, self.slurm_job, stop, say)
                 return None
-            if settled and there != told:
+            if settled and there != reported_room:
                 say(f"waiting for room: {allowed[0]} workers are needed, and there is room for {there}")
-                told = there
+                reported_room = there
             stop.wait(1.0)
         return None
 
@@ -86,7 +86,7 @@ class RayLauncher:
         folder = attempt_dir(attempt.run_dir, attempt.number)
         nodes = chosen_nodes(fit(alive_nodes(), self.bad), attempt.workers, self.share)
         if len(nodes) < attempt.workers:
-            return Outcome(PREEMPTED, resizes=True)  # the room has gone since it was chosen
+            return Outcome(PREEMPTED, resizes=True)  # the room was taken since it was chosen
         running = TrainRun(attempt, self.share, nodes)
         changes = Changes(nodes, attempt.workers, self.allowed, self.share, self.bad)
         watch, reason = Watch(attempt.run_dir, attempt.number, attempt.workers, attempt.start_s), ""
@@ -107,7 +107,8 @@ class RayLauncher:
         return outcome
 
     def _join(self) -> None:
-        """Become a driver of the cluster. Ray's own handler of SIGTERM ends a driver at once; the caller's stays."""
+        """Connect to the cluster as a driver, and keep the caller's signal handlers: Ray's SIGTERM handler would end it
+        at once."""
         if ray.is_initialized():
             return
         for name, value in SETTINGS.items():
@@ -116,7 +117,7 @@ class RayLauncher:
         # A job has its code from the Jobs API.
         runtime_env = None if self.is_job else {"py_modules": package_folders()}
         try:
-            # Ray has all workers of a driver search its working directory first; one that is gone holds no modules.
+            # Ray's workers search the driver's working directory first; a deleted one contains no modules.
             with tempfile.TemporaryDirectory() as empty, contextlib.chdir(empty):
                 ray.init(address="auto", runtime_env=runtime_env)
         except ConnectionError as error:
@@ -130,12 +131,12 @@ class RayLauncher:
 
 
 def _has_placed(folder: Path) -> bool:
-    """Whether Ray Train has begun to start workers. Until then it waits for Ray, with time limits of its own."""
+    """Whether Ray Train has begun to start workers; until then its own time limits apply."""
     return any(folder.glob("rank-*"))
 
 
 def _has_lost(attempt: Attempt, changes: Changes, say: Callable[[str], None]) -> bool:
-    """Whether a node of the attempt is gone; the workers that are left are told to end."""
+    """Whether a node of the attempt is lost; if so, the remaining workers are asked to end."""
     if changes.lost:
         _tell_workers(request_end, attempt, ", ".join(map(_silence, changes.lost)), say)
     return bool(changes.lost)
@@ -144,26 +145,26 @@ def _has_lost(attempt: Attempt, changes: Changes, say: Callable[[str], None]) ->
 def _tell_workers(
     request: Callable[[Path, int, str], None], attempt: Attempt, reason: str, say: Callable[[str], None]
 ) -> None:
-    """Ask the workers to stop or to end; say so where that cannot be written."""
+    """Ask the workers to stop or to end; report it if the request cannot be written."""
     try:
         request(attempt.run_dir, attempt.number, reason)
     except OSError as error:
-        say(f"{reason} (the workers could not be told: {error.filename}: {error.strerror})")
+        say(f"{reason} (the workers could not be asked to stop: {error.filename}: {error.strerror})")
 
 
 def _reason_to_stop(stop: StopRequest, changes: Changes, say: Callable[[str], None]) -> str:
-    """Why the workers have to save and stop; empty if they need not."""
+    """Returns why the workers have to save and stop; empty if they need not."""
     if stop.is_requested:
         return "the launcher was told to stop"
     if changes.room_for is None:
         return ""
-    reason = f"there is room for {changes.room_for} workers: saving, to go on with so many"
+    reason = f"there is room for {changes.room_for} workers: saving, to continue with that number"
     say(reason)
     return reason
 
 
 def _gone(nodes: Sequence[RayNode]) -> dict[str, str]:
-    """Hosts of `nodes` that do not answer any more, with that as a sentence."""
+    """Returns the hosts of `nodes` that no longer answer, each with a sentence."""
     there = {node.id for node in alive_nodes()}
     return {node.host: _silence(node) for node in nodes if node.id not in there}
 

@@ -1,9 +1,9 @@
 """Runs Ray on one node of a Slurm job: `python -P -m moe_cluster.ray.node NAME RAY...`, started by in_slurm.py.
 
-RAY, a `ray start --block` without its folder, is given one of its own below /tmp, and runs until standard input ends.
-Then all of it is killed, and the folder removed. Slurm signals every process of a job that it is about to end; Ray
-would end at once, and with it the workers before they have saved. So signals are blocked here, which all of Ray
-inherits, and are only told of: the launcher, with the workers' help, decides when Ray ends.
+RAY, a `ray start --block` without a folder, gets its own below /tmp, and runs until standard input ends. Then all its
+processes are killed and the folder is removed. Slurm signals every process of a job that it is about to end; Ray would
+end at once, and with it the workers before they have saved. So signals are blocked here, also for all of Ray, and only
+reported: the launcher decides when Ray ends.
 """
 
 import os
@@ -20,19 +20,19 @@ from moe_cluster.linux import adopt_orphans, end_children
 from moe_cluster.output import protect_output
 
 TOLD = "moe-train: this node is told to end"
-"""What is said once a signal has come: Slurm may tell the steps of a job sooner than its script."""
+"""Printed when a signal comes: Slurm may signal the steps of a job earlier than its script."""
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 POLL_S = 0.2
 MOST_RESTARTS = 5
-"""Of a Ray that ended by itself: its raylet was killed, perhaps for want of memory."""
+"""The limit of restarts of a Ray that exited by itself, e.g. because its raylet was killed for lack of memory."""
 FOLDERS = "/tmp"
 """Not TMPDIR: Ray's sockets lie in it, and their paths must not be longer than 107 bytes."""
 
 
 def main(name: str, ray: Sequence[str]) -> int:
-    """Run `ray` until standard input ends; returns DONE, or the exit code of a Ray that ended by itself.
+    """Run `ray` until standard input ends; returns DONE, or the exit code of a Ray that exited by itself.
 
-    Ray of a node other than the head is started again when it ends so.
+    Ray on a node other than the head is restarted if it exits by itself.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     adopt_orphans()

@@ -1,7 +1,7 @@
-"""The nodes of a Ray cluster as a launcher sees them, and for how many workers there is room on them.
+"""Lists the nodes of a Ray cluster that answer, and the number of workers for which they have room.
 
-Ray believes in a dead node for up to a minute, and would wait for workers there. So a node counts only if its raylet
-also accepts a connection: that takes milliseconds on a good node, and ANSWER_S on one that is cut off.
+Ray takes a dead node for alive for up to a minute, and would wait for workers there. So a node counts only if its
+raylet also accepts a connection: that takes milliseconds on a healthy node, and ANSWER_S on one that is cut off.
 """
 
 import socket
@@ -19,24 +19,24 @@ ANSWER_S = 2.0
 
 @dataclass(frozen=True)
 class RayNode:
-    """One node that Ray believes to be alive."""
+    """Describes one node that Ray takes for alive."""
 
     id: str
     address: str
     port: int
-    """Of its raylet."""
+    """Port of its raylet."""
     host: str
     free: Mapping[str, float]
     """Resources that nobody holds."""
 
     def room(self, share: Share) -> int:
-        """Workers that could start here."""
+        """Returns the number of workers that could start here."""
         fits = [int(self.free.get(name, 0.0) / need + 1e-9) for name, need in share.resources.items() if need]
         return min([share.per_node, *fits])
 
 
 def alive_nodes() -> list[RayNode]:
-    """The nodes that Ray believes in and that answer."""
+    """Returns the nodes that Ray takes for alive and that answer."""
     free = ray._private.state.available_resources_per_node()  # Ray has no public way to ask this
     believed = [
         RayNode(
@@ -57,12 +57,12 @@ def alive_nodes() -> list[RayNode]:
 
 
 def fit(nodes: Sequence[RayNode], bad: BadNodes) -> list[RayNode]:
-    """Those of `nodes` that no preflight has found unfit."""
+    """Returns the `nodes` that no preflight has found unfit."""
     return [node for node in nodes if not bad.has(node.host)]
 
 
 def room(nodes: Sequence[RayNode], share: Share) -> int:
-    """Workers that could start on all these nodes together."""
+    """Returns the number of workers that could start on all these nodes together."""
     return sum(node.room(share) for node in nodes)
 
 

@@ -1,7 +1,7 @@
-"""How an attempt on Ray ended: from what its workers left in the shared folder, and from what Ray says of the others.
+"""Determines how an attempt on Ray ended, from its workers' files in the shared folder and from Ray's errors.
 
-A worker's actor writes ending.json once the worker has ended. A rank without one went down with its actor or its node,
-or was still running when the attempt was ended; the launcher's and Ray's own words then say which.
+A worker's actor writes ending.json once the worker has ended. A rank without one was lost with its actor or its node,
+or was still running when the attempt was ended; the launcher's and Ray's errors then say which.
 """
 
 import contextlib
@@ -31,10 +31,9 @@ def outcome_of_ray(
     lost: Mapping[str, str],
     gone: Mapping[str, str],
 ) -> Outcome:
-    """How the attempt in `folder` ended; `error` is Ray Train's.
+    """Returns how the attempt in `folder` ended; `error` is Ray Train's.
 
-    `lost` has the hosts for whose loss the attempt was ended, and `gone` those that do not answer by now, each with a
-    sentence.
+    `lost` has the hosts whose loss ended the attempt, and `gone` those that no longer answer, each with a sentence.
     """
     if error is not None:
         with contextlib.suppress(
@@ -63,7 +62,7 @@ def outcome_of_ray(
 
 
 def _of_loss(folder: Path, lost: Mapping[str, str]) -> FirstCause | None:
-    """The rank on a host that was lost; None if there is none."""
+    """Returns the rank on a host that was lost; None if there is none."""
     for path in sorted(folder.glob(f"rank-*/{HEARTBEAT_FILE}")):
         beat, rank = json.loads(path.read_text()), int(path.parent.name.removeprefix("rank-"))
         if beat["host"] in lost:
@@ -73,7 +72,7 @@ def _of_loss(folder: Path, lost: Mapping[str, str]) -> FirstCause | None:
 
 
 def _endings(folder: Path, workers: int, *, complete: bool) -> list[Ending]:
-    """The workers' endings, the first one first. With `complete`, all of them are about to be there."""
+    """Read the workers' endings, the earliest first. With `complete`, wait until all of them are visible."""
     deadline = time.monotonic() + SHARED_FOLDER_LAG_S
     while True:
         paths = [
@@ -84,13 +83,13 @@ def _endings(folder: Path, workers: int, *, complete: bool) -> list[Ending]:
         if len(paths) == workers or not complete or time.monotonic() >= deadline:
             break
         time.sleep(0.1)
-    found = [(json.loads(path.read_text()), int(path.parent.name.removeprefix("rank-"))) for path in paths]
-    found.sort(key=lambda pair: pair[0]["time"])
-    return [Ending(rank, ending["exit_code"], ending["host"]) for ending, rank in found]
+    endings = [(json.loads(path.read_text()), int(path.parent.name.removeprefix("rank-"))) for path in paths]
+    endings.sort(key=lambda pair: pair[0]["time"])
+    return [Ending(rank, ending["exit_code"], ending["host"]) for ending, rank in endings]
 
 
 def _said_by_ray(error: BaseException | None) -> dict[int, str]:
-    """Ray's words on each rank whose actor failed, in one line."""
+    """Returns Ray's error for each rank whose actor failed, in one line."""
     failures = getattr(error, "worker_failures", {})
     return {rank: _first_line(failure) for rank, failure in failures.items()}
 

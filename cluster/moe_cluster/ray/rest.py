@@ -1,7 +1,7 @@
-"""One question to the Jobs API of a Ray cluster, asked over HTTP as it is documented: how a job stands.
+"""Asks the Jobs API of a Ray cluster for the state of a job, by its documented HTTP interface.
 
-Ray's own client takes longer to import than `moe-train status` may take in all. The token is found where Ray looks for
-it. What cannot be had of a cluster is said here, for that client (client.py) too.
+Ray's own client takes longer to import than `moe-train status` may take in all. The token is read where Ray reads it.
+The errors of requests to a cluster are defined here, for that client (client.py) too.
 """
 
 import json
@@ -18,28 +18,30 @@ from moe_cluster.errors import ClusterError
 
 CONNECT_S, ANSWER_S = 5.0, 30.0
 TOKEN_FILE = Path("~/.ray/auth_token")
-"""Where Ray looks for a token last."""
+"""The last place where Ray looks for a token."""
 
 
 def job_details(
     address: str, job_id: str, environment: Mapping[str, str] = os.environ
 ) -> dict[str, Any] | None:
-    """The fields of Ray's JobDetails; None if the cluster at `address` knows no such job. Raises ClusterError."""
+    """Returns the fields of Ray's JobDetails; None if the cluster at `address` has no such job. Raises ClusterError."""
     try:
-        code, said = _get(address, f"/api/jobs/{quote(job_id, safe='')}", authorization(environment))
+        code, text = _get(address, f"/api/jobs/{quote(job_id, safe='')}", authorization(environment))
         if code == HTTPStatus.OK:
-            return dict(json.loads(said))
+            return dict(json.loads(text))
     except (OSError, HTTPException, ValueError, TypeError) as error:
         raise no_answer(address, error) from None
     if code == HTTPStatus.NOT_FOUND:
         return None
     if code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-        raise refused_token(address, said)
-    raise ClusterError(f"--address {address}: the Ray cluster would not tell of job {job_id}: {said}")
+        raise refused_token(address, text)
+    raise ClusterError(
+        f"--address {address}: the Ray cluster returned no state of job {job_id} ({code}): {text}"
+    )
 
 
 def _get(address: str, path: str, headers: Mapping[str, str]) -> tuple[int, str]:
-    """Status and text of an answer. A host that is gone is given up sooner than one that is slow."""
+    """Returns status and text of an answer. The timeout of a connection is shorter than that of an answer."""
     where = urlsplit(address)
     kind = HTTPSConnection if where.scheme == "https" else HTTPConnection
     with closing(kind(where.netloc, timeout=CONNECT_S)) as connection:
@@ -51,7 +53,7 @@ def _get(address: str, path: str, headers: Mapping[str, str]) -> tuple[int, str]
 
 
 def authorization(environment: Mapping[str, str]) -> dict[str, str]:
-    """The header with the token of RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or TOKEN_FILE, if Ray is told to use one."""
+    """Returns the header with the token of RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or TOKEN_FILE, if Ray uses one."""
     if environment.get("RAY_AUTH_MODE", "").lower() != "token":
         return {}
     token = environment.get("RAY_AUTH_TOKEN", "").strip()
@@ -67,17 +69,17 @@ def authorization(environment: Mapping[str, str]) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
 
 
-def refused_token(address: str, said: str) -> ClusterError:
-    """What to say where the token is not the cluster's."""
+def refused_token(address: str, words: str) -> ClusterError:
+    """Returns the error for a token that is not the cluster's."""
     return ClusterError(
-        f"--address {address}: the Ray cluster refused the token ({said}); set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN "
+        f"--address {address}: the Ray cluster refused the token ({words}); set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN "
         "or RAY_AUTH_TOKEN_PATH to the cluster's own"
     )
 
 
 def no_answer(address: str, why: object) -> ClusterError:
-    """What to say where nobody answers, or not as a Ray cluster does."""
+    """Returns the error for an address where no Ray cluster answers."""
     return ClusterError(
-        f"--address {address}: there is no answer ({why}); is this the address of a Ray cluster's dashboard, and can "
-        "this host reach it?"
+        f"--address {address}: there is no answer ({why}); check that this is the address of a Ray "
+        "cluster's dashboard, and that this host can reach it"
     )

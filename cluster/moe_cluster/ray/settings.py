@@ -1,4 +1,4 @@
-"""Sets what Ray reads from the environment of a job's processes. Without Ray, so that a job can be rendered at once."""
+"""Lists Ray's settings in the environment of a job's processes. Imports no Ray, so a job is rendered at once."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""One Ray Train run for one attempt: which worker goes to which node, and what Ray Train is told to leave alone."""
+"""Runs one Ray Train run for one attempt: chooses a node for each worker, and switches off Ray Train's restarts."""
 
 import threading
 import time
@@ -22,13 +22,14 @@ LONGEST_END_S = 20.0
 
 
 class _NoProcessGroup(Backend):
-    """The workers' processes make their own; each sees all GPUs of the job on its node, as under torchrun."""
+    """Makes no process group, which the workers' own processes do; each sees the job's GPUs on its node, as with
+    torchrun."""
 
     share_cuda_visible_devices = True
 
 
 class OwnProcessGroup(BackendConfig):
-    """In the place of Ray Train's TorchConfig, which would join the actors, not their workers, to a group."""
+    """Replaces Ray Train's TorchConfig, which would join the actors, not their workers, to a group."""
 
     backend = "of the workers"
 
@@ -38,7 +39,7 @@ class OwnProcessGroup(BackendConfig):
 
 
 class TrainRun:
-    """A Ray Train run in a thread, so that the main thread can mind signals."""
+    """Runs Ray Train in a thread, so that the main thread can handle signals."""
 
     def __init__(self, attempt: Attempt, share: Share, nodes: Sequence[RayNode]) -> None:
         """Start `attempt` with a worker on each of `nodes`, which may repeat."""
@@ -50,15 +51,15 @@ class TrainRun:
 
     @property
     def is_ending(self) -> bool:
-        """Whether it was told to end."""
+        """Whether `end` was called."""
         return self._ending_since is not None
 
     def end(self) -> None:
-        """Wait no longer than LONGEST_END_S for workers that were told to end."""
+        """Limit the wait for workers that were asked to end to LONGEST_END_S."""
         self._ending_since = self._ending_since or time.monotonic()
 
     def wait(self, timeout_s: float) -> bool:
-        """Whether it is over, after at most so many seconds, or will be waited for no longer."""
+        """Wait for at most `timeout_s`; returns whether it has ended, or is abandoned."""
         self._thread.join(timeout_s)
         if not self._thread.is_alive():
             return True
@@ -70,12 +71,12 @@ class TrainRun:
     def _fit(self, attempt: Attempt, share: Share, nodes: Sequence[RayNode]) -> None:
         try:
             _trainer(attempt, share, nodes).fit()
-        except Exception as error:  # whatever it is, it is how the attempt ended
+        except Exception as error:  # any error is the attempt's outcome
             self.error = error
 
 
 def chosen_nodes(nodes: Sequence[RayNode], workers: int, share: Share) -> list[RayNode]:
-    """A node for every worker; those with the most room are filled first."""
+    """Returns a node for every worker; those with the most room are filled first."""
     ordered = sorted(nodes, key=lambda node: (-node.room(share), node.address))
     return [node for node in ordered for _ in range(node.room(share))][:workers]
 

@@ -1,9 +1,9 @@
-"""What Ray Train runs on each worker: the trainer as a child process, looked after until its end.
+"""Runs the trainer as a child process in each actor of Ray Train, and supervises it until its end.
 
-Ray Train calls a function in a thread of an actor. The trainer needs a process of its own: it minds signals in its main
+Ray Train calls a function in a thread of an actor. The trainer needs its own process: it handles signals in its main
 thread, sends its output to its log, is killed by the kernel with its parent, and can be killed while it hangs without
-Ray taking that for the loss of an actor. So an actor is to its worker what torch elastic's agent is to one on a single
-machine, and neither knows of torch: the processes meet at a port of rank 0's node.
+Ray taking that for the loss of an actor. So an actor does for its worker what torch elastic's agent does on a single
+machine, and does not import torch: the processes meet at a port of rank 0's node.
 """
 
 import contextlib
@@ -34,17 +34,17 @@ from moe_cluster.own_code import module_command, with_own_code
 
 LOOK_EVERY_S = 0.5
 END_S = 4.0
-"""For a worker that was told to end to do so by itself."""
+"""Seconds for a worker that was asked to end to do so by itself."""
 NOT_PASSED_ON = ("RAY_AUTH_TOKEN", SLURM_NAME_VARIABLE)
-"""A secret of Ray's alone; and a name that Ray does not know a node by, where it runs inside of a Slurm job."""
+"""Ray's own secret, and Slurm's name of a node, which Ray inside a Slurm job does not use."""
 
 
 class WorkerEndedError(Exception):
-    """A worker ended otherwise than it should: Ray Train ends the others."""
+    """Reports that a worker failed, so that Ray Train ends the others."""
 
 
 def train(config: Mapping[str, Any]) -> None:
-    """Be one worker: `config` has `run_dir`, `attempt`, `module`, `arguments` and `environment` (of all workers).
+    """Run one worker: `config` has `run_dir`, `attempt`, `module`, `arguments` and `environment` (of all workers).
 
     Returns when the worker is done or has saved and stopped; raises WorkerEndedError otherwise.
     """
@@ -76,20 +76,20 @@ def train(config: Mapping[str, Any]) -> None:
     }
     folder = rank_dir(Path(config["run_dir"]), config["attempt"], rank)
     exit_code = _run([config["module"], *config["arguments"]], environment, folder)
-    # The end of one that was given up is no news.
-    untold = "" if (folder.parent / END_FILE).exists() else tell_ending(folder, exit_code)
-    if untold or exit_code not in (DONE, PREEMPTED):
-        raise WorkerEndedError(f"rank {rank} on {socket.gethostname()} ended with {exit_code}{untold}")
+    # An attempt that was ended needs no record of its workers' ends.
+    problem = "" if (folder.parent / END_FILE).exists() else record_ending(folder, exit_code)
+    if problem or exit_code not in (DONE, PREEMPTED):
+        raise WorkerEndedError(f"rank {rank} on {socket.gethostname()} ended with {exit_code}{problem}")
 
 
 def passed_on(environment: Mapping[str, str]) -> dict[str, str]:
-    """Returns what a trainer inherits of the environment of Ray's actor, which has that of `ray start`."""
+    """Returns the part of the actor's environment, which is that of `ray start`, for the trainer."""
     inherited = with_own_code(without_other_launchers(environment))
     return {name: value for name, value in inherited.items() if name not in NOT_PASSED_ON}
 
 
-def tell_ending(folder: Path, exit_code: int) -> str:
-    """Write ending.json; returns why that is not possible, as the end of a sentence, and else nothing."""
+def record_ending(folder: Path, exit_code: int) -> str:
+    """Write ending.json; returns the reason if that fails, as the end of a sentence, or ""."""
     ending = {"exit_code": exit_code, "host": socket.gethostname(), "time": time.time()}
     try:
         replace_text(folder / ENDING_FILE, json.dumps(ending) + "\n")  # a full disk would leave it empty

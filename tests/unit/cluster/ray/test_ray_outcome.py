@@ -10,7 +10,7 @@ from moe_cluster.contract import DONE, ENDING_FILE, FAILED, HEARTBEAT_FILE, PREE
 from moe_cluster.ray.nodes import RayNode, room
 from moe_cluster.ray.outcome import outcome_of_ray
 from moe_cluster.ray.trainer import chosen_nodes
-from moe_cluster.ray.workers import passed_on, tell_ending
+from moe_cluster.ray.workers import passed_on, record_ending
 from moe_cluster.share import Share
 
 
@@ -112,12 +112,12 @@ def test_an_ending_that_finds_no_room_is_not_half_there(tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
     try:
-        untold = tell_ending(tmp_path, FAILED)
+        untold = record_ending(tmp_path, FAILED)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert untold == f", and {ENDING_FILE} could not be written (File too large)"
     assert not (tmp_path / ENDING_FILE).exists()
-    assert tell_ending(tmp_path, FAILED) == ""
+    assert record_ending(tmp_path, FAILED) == ""
     assert json.loads((tmp_path / ENDING_FILE).read_text())["exit_code"] == FAILED
 
 

@@ -73,14 +73,14 @@ def test_ray_s_words_for_a_job_become_ours(
 
 @pytest.mark.parametrize("answer", ["{}", details(status="DREAMING")])
 def test_an_answer_without_a_known_state_is_one_sentence(dashboard: Answer, answer: str) -> None:
-    with pytest.raises(ClusterError, match="answers with no state of a job that is known"):
+    with pytest.raises(ClusterError, match="returned an unknown state of job small-1"):
         RayExecutor({"address": dashboard(200, answer)}).status("small-1", RUN_DIR)
 
 
 def test_a_job_that_the_cluster_does_not_know_is_unknown(dashboard: Answer) -> None:
     address = dashboard(404, "Job small-1 does not exist")
     found = RayExecutor({"address": address}).status("small-1", RUN_DIR)
-    assert (found.state, found.reason) == (JobState.UNKNOWN, f"the cluster at {address} knows no job small-1")
+    assert (found.state, found.reason) == (JobState.UNKNOWN, f"the cluster at {address} has no job small-1")
 
 
 def test_a_name_of_a_job_is_no_way_to_another_page(dashboard: Answer) -> None:
@@ -93,7 +93,7 @@ def test_a_name_of_a_job_is_no_way_to_another_page(dashboard: Answer) -> None:
     [
         (401, "Unauthorized: Missing authentication token", "refused the token (Unauthorized: Missing"),
         (403, "Forbidden: Invalid authentication token", "refused the token (Forbidden: Invalid"),
-        (500, "no agent there", "would not tell of job small-1: no agent there"),
+        (500, "no agent there", "returned no state of job small-1 (500): no agent there"),
         (200, "<html>a wiki</html>", "there is no answer"),
     ],
 )
