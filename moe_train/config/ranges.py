@@ -3,47 +3,10 @@
 import math
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
-from operator import attrgetter
 
+from moe_train.config.bounds import bounded_fields
 from moe_train.config.problem import Problem
 from moe_train.config.schema import Recipe
-
-AT_LEAST_ONE = (
-    "steps",
-    "log_every",
-    "model.num_layers",
-    "model.d_model",
-    "model.num_heads",
-    "moe.group_sequences",
-    "data.sequence_length",
-    "data.global_batch",
-    "data.validation_sequences",
-    "decoding.beam_size",
-    "parallel.expert",
-)
-AT_LEAST_ZERO = (
-    "seed",
-    "validate_every",
-    "moe.min_capacity",
-    "moe.shared_experts",
-    "decoding.length_penalty",
-    "decoding.sentences",
-    "checkpoint.every",
-    "checkpoint.keep_last",
-)
-POSITIVE_OR_NULL = (
-    "model.num_encoder_layers",
-    "model.head_width",
-    "model.d_ff",
-    "moe.d_ff",
-    "moe.capacity_factor",
-    "moe.eval_capacity_factor",
-    "data.micro_batch",
-    "parallel.data",
-    "checkpoint.keep_every",
-    "job.threads",
-    "job.timeout_s",
-)
 
 LONGEST_NAME_BYTES = 200
 """Less than the 255 that file systems allow: a run that is moved aside gets a longer name."""
@@ -64,15 +27,9 @@ def not_finite(section: object, prefix: str = "") -> Iterator[Problem]:
 
 def out_of_range(recipe: Recipe) -> Iterator[Problem]:
     """Yields values that are outside their field's range."""
-    for keys, lowest in ((AT_LEAST_ONE, 1), (AT_LEAST_ZERO, 0)):
-        for key in keys:
-            value = attrgetter(key)(recipe)
-            if value is None or value < lowest:
-                yield Problem(key, value, f"must be at least {lowest}", f"set {key}={lowest} or more")
-    for key in POSITIVE_OR_NULL:
-        value = attrgetter(key)(recipe)
-        if value is not None and value <= 0:
-            yield Problem(key, value, "must be above 0", f"set {key} to a positive number or to null")
+    for key, value, bound in bounded_fields(recipe):
+        if problem := bound.problem(key, value):
+            yield problem
     if not 0 < recipe.data.validation_fraction < 1:
         yield Problem(
             "data.validation_fraction", recipe.data.validation_fraction, "must be between 0 and 1", "use 0.05"

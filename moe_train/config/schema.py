@@ -7,6 +7,7 @@ The dataclasses are authoritative and YAML only overrides them. A node with a `k
 from dataclasses import dataclass, field
 from typing import Literal
 
+from moe_train.config.bounds import at_least, positive, positive_or_null
 from moe_train.config.fields import NumberOrNumbers
 from moe_train.config.kinds.data import BPEConfig, CorpusConfig, FilesCorpusConfig, TokenizerConfig
 from moe_train.config.kinds.depth import DepthConfig, FullDepthConfig
@@ -27,12 +28,13 @@ class ModelConfig:
 
     # decoder: causal; encoder: every position sees all; encoder_decoder: one of each, joined by cross-attention
     architecture: Literal["decoder", "encoder", "encoder_decoder"] = "decoder"
-    num_layers: int = 4  # of the decoder; without one, of the encoder
-    num_encoder_layers: int | None = None  # encoder_decoder: of the encoder; null: as many as the decoder
-    d_model: int = 256  # width of the residual stream
-    num_heads: int = 4
-    head_width: int | None = None  # of queries, keys and values; null: d_model / num_heads
-    d_ff: int | None = None  # hidden width of a dense feed-forward block; null: 4 * d_model
+    num_layers: int = at_least(1, 4)  # of the decoder; without one, of the encoder
+    # encoder_decoder: of the encoder; null: as many as the decoder
+    num_encoder_layers: int | None = positive_or_null(None)
+    d_model: int = at_least(1, 256)  # width of the residual stream
+    num_heads: int = at_least(1, 4)
+    head_width: int | None = positive_or_null(None)  # of queries, keys and values; null: d_model / num_heads
+    d_ff: int | None = positive_or_null(None)  # hidden width of a dense feed-forward block; null: 4 * d_model
     activation: Literal["relu", "gelu", "swiglu", "geglu"] = "relu"
     # relative: T5's bucketed bias; transformer_xl: scores of sinusoids of the distance, in each layer its own
     positions: Literal["rotary", "learned", "relative", "transformer_xl"] = "rotary"
@@ -55,20 +57,20 @@ class MoEConfig:
     layers: list[int] | None = None  # the MoE layers one by one; a decoder's layers follow its encoder's
     stacks: Literal["both", "encoder", "decoder"] = "both"  # encoder_decoder: which stacks have MoE layers
     num_experts: NumberOrNumbers = 8  # of every MoE layer; a list: of each of them, the lowest first
-    d_ff: int | None = None  # hidden width of one expert; null: the dense width
+    d_ff: int | None = positive_or_null(None)  # hidden width of one expert; null: the dense width
     activation: Literal["relu", "gelu", "swiglu", "geglu"] | None = None  # of experts; null: the model's
     expert_dropout: float = (
         0.0  # on the hidden units of routed experts, in training; Switch fine-tunes with 0.4
     )
     scale_expert_gradients: bool = False  # by 1 / sqrt(num_experts), as in Artetxe et al. (2112.10684)
-    shared_experts: int = 0  # experts beside the routed ones that every token meets, in every MoE layer
-    capacity_factor: float | None = 1.25  # training; null: dropless
-    eval_capacity_factor: float | None = 2.0  # validation; null: dropless
+    # experts beside the routed ones that every token meets, in every MoE layer
+    shared_experts: int = at_least(0, 0)
+    capacity_factor: float | None = positive_or_null(1.25)  # training; null: dropless
+    eval_capacity_factor: float | None = positive_or_null(2.0)  # validation; null: dropless
     capacity_convention: Literal["mesh", "deepspeed", "vmoe"] = "mesh"  # see moe/capacity.py
-    min_capacity: int = 4  # slots an expert has at least in every routing group
-    group_sequences: int = (
-        1  # sequences in one routing group, in which capacity is counted; see moe.router.balance_over too
-    )
+    min_capacity: int = at_least(0, 4)  # slots an expert has at least in every routing group
+    # sequences in one routing group, in which capacity is counted; see moe.router.balance_over too
+    group_sequences: int = at_least(1, 1)
     router: RouterConfig = field(default_factory=SwitchRouterConfig)
     dispatch: DispatchConfig = field(default_factory=AutoDispatchConfig)
 
@@ -79,39 +81,40 @@ class DataConfig:
 
     corpus: CorpusConfig = field(default_factory=FilesCorpusConfig)
     tokenizer: TokenizerConfig = field(default_factory=BPEConfig)
-    sequence_length: int = 128  # tokens
-    global_batch: int = 32  # sequences per update, over all workers
-    micro_batch: int | None = None  # sequences per worker and forward pass; null: no accumulation
+    sequence_length: int = at_least(1, 128)  # tokens
+    global_batch: int = at_least(1, 32)  # sequences per update, over all workers
+    # sequences per worker and forward pass; null: no accumulation
+    micro_batch: int | None = positive_or_null(None)
     validation_fraction: float = 0.05  # share of the files kept for validation, never trained on
-    validation_sequences: int = 128  # maximum number, the same ones each time
+    validation_sequences: int = at_least(1, 128)  # maximum number, the same ones each time
 
 
 @dataclass
 class DecodingConfig:
     """Configures how a translation run translates, in validation and by `moe-train translate`."""
 
-    beam_size: int = 4  # hypotheses kept for every sentence; 1: greedy
-    length_penalty: float = (
-        0.6  # alpha of GNMT (1609.08144) eq. 14; 0: none, more favours longer translations
-    )
-    sentences: int = 64  # validation pairs that are translated and scored at each validation; 0: none
+    beam_size: int = at_least(1, 4)  # hypotheses kept for every sentence; 1: greedy
+    # alpha of GNMT (1609.08144) eq. 14; 0: none, more favours longer translations
+    length_penalty: float = at_least(0, 0.6)
+    # validation pairs that are translated and scored at each validation; 0: none
+    sentences: int = at_least(0, 64)
 
 
 @dataclass
 class ParallelConfig:
     """Configures the degrees of parallelism. workers = data; the expert degree divides it."""
 
-    data: int | None = None  # null: the number of workers
-    expert: int = 1  # workers that share one set of experts; divides data and moe.num_experts
+    data: int | None = positive_or_null(None)  # null: the number of workers
+    expert: int = at_least(1, 1)  # workers that share one set of experts; divides data and moe.num_experts
 
 
 @dataclass
 class CheckpointConfig:
     """Configures when checkpoints are written and which ones are kept. The last step is always saved."""
 
-    every: int = 100  # steps; 0: only at the end and when asked to stop
-    keep_last: int = 3  # newest checkpoints kept; 0: all
-    keep_every: int | None = None  # and every checkpoint whose step is a multiple of this
+    every: int = at_least(0, 100)  # steps; 0: only at the end and when asked to stop
+    keep_last: int = at_least(0, 3)  # newest checkpoints kept; 0: all
+    keep_every: int | None = positive_or_null(None)  # and every checkpoint whose step is a multiple of this
     asynchronous: bool = True  # write in the background while training continues
 
 
@@ -128,8 +131,10 @@ class JobConfig:
     """Configures the processes of a run."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int | None = None  # CPU threads per worker; null: OMP_NUM_THREADS, or the cores shared out
-    timeout_s: float = 300.0  # a collective, or a start of workers, that takes longer than this fails
+    # CPU threads per worker; null: OMP_NUM_THREADS, or the cores shared out
+    threads: int | None = positive_or_null(None)
+    # a collective, or a start of workers, that takes longer than this fails
+    timeout_s: float = positive(300.0)
     hang_s: float = 60.0  # after this long without a step the run hangs: the rank is named, the attempt ends
     preflight: Literal["auto", "always", "never"] = (
         "auto"  # workers check their nodes and the network first; auto: only on several nodes
@@ -142,10 +147,11 @@ class Recipe:
 
     name: str = "run"
     paper: str = ""  # what the recipe reproduces
-    seed: int = 0
-    steps: int = 1000  # updates
-    log_every: int = 10  # steps between rows of metrics.jsonl
-    validate_every: int = 100  # steps; validation also runs at step 0 and at the end; 0: only then
+    seed: int = at_least(0, 0)
+    steps: int = at_least(1, 1000)  # updates
+    log_every: int = at_least(1, 10)  # steps between rows of metrics.jsonl
+    # steps; validation also runs at step 0 and at the end; 0: only then
+    validate_every: int = at_least(0, 100)
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: matrix products in bf16, weights and updates in fp32
     model: ModelConfig = field(default_factory=ModelConfig)
     moe: MoEConfig = field(default_factory=MoEConfig)

@@ -3,50 +3,32 @@
 import pytest
 from tiny_model import tiny_recipe
 
+from moe_train.config.bounds import bounded_fields
 from moe_train.config.check import problems, require_sound
+from moe_train.config.schema import Recipe
 from moe_train.errors import LayoutError, RecipeError
 
-AT_LEAST_ONE = [
-    "steps",
-    "log_every",
-    "model.num_layers",
-    "model.d_model",
-    "model.num_heads",
-    "moe.num_experts",
-    "moe.group_sequences",
-    "data.sequence_length",
-    "data.global_batch",
-    "data.validation_sequences",
-    "parallel.expert",
-]
-ABOVE_ZERO = [
-    "model.d_ff",
-    "moe.d_ff",
-    "moe.capacity_factor",
-    "moe.eval_capacity_factor",
-    "data.micro_batch",
-    "parallel.data",
-    "checkpoint.keep_every",
-    "job.threads",
-    "job.timeout_s",
-    "model.head_width",
-]
+BOUNDS = {key: bound for key, _, bound in bounded_fields(Recipe())}
+
+
+def beyond(key: str) -> tuple[str, None, str]:
+    """The largest whole number outside of a field's range, and what is said of it."""
+    bound = BOUNDS[key]
+    value = bound.lowest - bound.is_allowed
+    rule = f"must be at least {bound.lowest}" if bound.is_allowed else f"must be above {bound.lowest}"
+    return f"{key}={value}", None, f": {rule}; set {key}"
+
 
 BROKEN = [
-    *((f"{key}=0", None, f"{key}=0: must be at least 1; set {key}=1 or more.") for key in AT_LEAST_ONE),
-    *((f"{key}=0", None, "must be above 0; set") for key in ABOVE_ZERO),
+    *(beyond(key) for key in BOUNDS),
+    ("moe.num_experts=0", None, "moe.num_experts=0: must be at least 1; set moe.num_experts=1 or more."),
     ("stability.skip_limit=0", None, "stability.skip_limit=0: must be at least 1; its default is 10."),
     ("stability.spike_window=1", None, "stability.spike_window=1: must be at least 2"),
     ("stability.spike_patience=0", None, "stability.spike_patience=0: must be at least 1"),
     ("stability.spike_threshold=0", None, "stability.spike_threshold=0.0: must be above 0"),
     ("stability.rollback_margin=-1", None, "stability.rollback_margin=-1: must be at least 0"),
     ("stability.rollback_limit=0", None, "stability.rollback_limit=0: must be at least 1"),
-    ("seed=-1", None, "seed=-1: must be at least 0"),
-    ("validate_every=-1", None, "validate_every=-1: must be at least 0"),
     ("moe.every=-1", None, "moe.every=-1: must be at least 0"),
-    ("moe.min_capacity=-1", None, "moe.min_capacity=-1: must be at least 0"),
-    ("checkpoint.every=-1", None, "checkpoint.every=-1: must be at least 0"),
-    ("checkpoint.keep_last=-1", None, "checkpoint.keep_last=-1: must be at least 0"),
     ("data.validation_fraction=1", None, "data.validation_fraction=1.0: must be between 0 and 1"),
     ("model.dropout=1", None, "model.dropout=1.0: must be in [0, 1)"),
     ("model.init_scale=0", None, "model.init_scale=0.0: must be above 0"),
@@ -112,6 +94,10 @@ BROKEN = [
         "use 2 or more.",
     ),
 ]
+
+
+def test_every_field_that_counts_something_has_a_bound():
+    assert len(BOUNDS) == 30
 
 
 @pytest.mark.parametrize(("override", "workers", "sentence"), BROKEN, ids=[case[0] for case in BROKEN])
