@@ -103,7 +103,7 @@ def test_without_a_library_the_reference_runs_and_one_line_says_why(
     select.choose.cache_clear()
     assert updated.tolist() == [-0.5, 0.5]
     [line] = [record.getMessage() for record in caplog.records if record.name == "moe_kernels.select"]
-    assert line.startswith("kernels on cpu: reference, since ")
+    assert line.startswith("kernels on cpu: reference, because ")
     assert line.endswith(reason)
     assert "\n" not in line
 
