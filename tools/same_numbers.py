@@ -52,7 +52,7 @@ CHANGING = ("tokens_per_second", "memory_bytes", "attempt", "time")
 def main() -> None:
     """Runs the command of the command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("command", choices=("record", "compare", "resume"))
     parser.add_argument("folders", nargs="+", type=Path)

@@ -1,7 +1,7 @@
-"""How this process handles freed host memory: it keeps it, because the next layer asks for the same sizes again.
+"""Makes this process keep freed host memory, because the next layer needs the same sizes again.
 
-By default glibc gives large blocks back to the kernel at once, and every step pays again for mapping and zeroing
-its pages: 7 to 11% of an MoE layer on a CPU (docs/benchmarks.md).
+By default glibc returns large blocks to the kernel at once, and every step maps and zeroes their pages again: 7 to 11%
+of an MoE layer on a CPU (docs/benchmarks.md).
 """
 
 import ctypes
@@ -20,5 +20,5 @@ def keep_freed_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None or not (mallopt(M_MMAP_THRESHOLD, KEPT_BYTES) and mallopt(M_TRIM_THRESHOLD, NEVER)):
         log.info(
-            "This C library has no mallopt, or it refuses: freed memory goes back, and steps may be slower."
+            "This C library has no working mallopt: freed memory returns to the kernel, and steps may be slower."
         )

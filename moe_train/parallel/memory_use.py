@@ -1,4 +1,4 @@
-"""How much memory this process takes, for the rows of metrics.jsonl."""
+"""Measures the memory of this process, for the rows of metrics.jsonl."""
 
 import os
 import resource
@@ -10,7 +10,7 @@ STATM = Path("/proc/self/statm")
 
 
 def memory_bytes(device: torch.device) -> int:
-    """The most bytes of a GPU that torch held since the last call; for a CPU, the process's resident memory now."""
+    """Returns the peak bytes that torch held on a GPU since the last call; for a CPU, the current resident memory."""
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)

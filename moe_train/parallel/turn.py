@@ -1,6 +1,6 @@
-"""One worker of each host goes first: what it builds on the host's disk, its neighbours then find there.
+"""Lets one worker of each host go first and build what its neighbours then find on the host's disk.
 
-They wait for a file lock rather than in a collective: a build may take longer than any collective is given, and the
+They wait for a file lock rather than in a collective: a build may take longer than a collective's timeout, and the
 kernel releases the lock when its holder dies.
 """
 
@@ -15,9 +15,9 @@ from moe_train.parallel.world import World
 
 @contextmanager
 def first_of_host(world: World, folder: Path) -> Iterator[None]:
-    """A block that local rank 0 of each host runs first, and its neighbours when that one has left it.
+    """Runs a block first on local rank 0 of each host, and on its neighbours when that one has left it.
 
-    `folder` is one that all workers of a host can write to. Entering is collective, and quick for local rank 0.
+    All workers of a host must be able to write to `folder`. Entering is collective, and quick for local rank 0.
     """
     if world.size == 1:
         yield
@@ -27,7 +27,7 @@ def first_of_host(world: World, folder: Path) -> Iterator[None]:
     try:
         if world.local_rank == 0:
             fcntl.flock(lock, fcntl.LOCK_EX)
-        world.barrier()  # from here on, whoever has to wait finds the lock taken
+        world.barrier()  # from here on, local rank 0 holds the lock
         if world.local_rank != 0:
             fcntl.flock(lock, fcntl.LOCK_SH)
         yield

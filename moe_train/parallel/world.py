@@ -1,7 +1,7 @@
-"""Who this process is among the workers, read once from the environment, and the process group it belongs to.
+"""Reads this process's rank from the environment once, and joins the workers' process group.
 
-Only this module and `cli.py` read the environment. `World` is passed to whoever needs a rank or a collective;
-there is no global state behind it but torch's own default process group.
+Only this module and `cli.py` read the environment. `World` is passed to all code that needs a rank or a collective; the
+only global state behind it is torch's default process group.
 """
 
 import os
@@ -24,7 +24,7 @@ RECORDED_COLLECTIVES = "500"
 
 @dataclass(frozen=True)
 class Meeting:
-    """The workers of a run before they are a process group: all reach one store of keys and values."""
+    """Describes the workers of a run before they join a process group: all reach one key-value store."""
 
     store: dist.Store | None
     """None: there is one worker."""
@@ -32,13 +32,13 @@ class Meeting:
     size: int
     local_rank: int
     is_one_host: bool
-    """All workers are on one host, as far as the launcher says."""
+    """Whether all workers are on one host, according to the launcher."""
     use_cuda: bool
 
 
 @dataclass(frozen=True)
 class World:
-    """The workers of a run, seen from one of them. With one worker no process group exists."""
+    """Describes the workers of a run from one worker's view. With one worker there is no process group."""
 
     rank: int
     size: int
@@ -46,9 +46,9 @@ class World:
     attempt: int
     device: torch.device
     cache: str | None = None
-    """Where MOE_TRAIN_CACHE says that corpora and tokenizers are kept; None: the default place."""
+    """The folder for corpora and tokenizers, from MOE_TRAIN_CACHE; None: the default."""
     timeout_s: float = 300.0
-    """A worker that waits longer for another one gives up."""
+    """How long a worker waits for another one before it fails."""
 
     @classmethod
     def from_env(
@@ -60,8 +60,8 @@ class World:
         """Read RANK, WORLD_SIZE, LOCAL_RANK and the attempt; join the process group if there are several workers.
 
         The group is gloo on CPU and NCCL (with gloo for CPU tensors) on CUDA. A collective that waits longer than
-        `timeout_s` seconds raises. `preflight` is called before the workers join, and where there is one alone. Raises
-        UsageError if there is no GPU for this worker, RunError if it does not reach the others.
+        `timeout_s` seconds raises. `preflight` is called before the workers join, also for a single worker. Raises
+        UsageError if there is no GPU for this worker, RunError if it cannot reach the others.
         """
         rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -133,7 +133,7 @@ class World:
 
 
 def _meet(rank: int, size: int, timeout_s: float) -> dist.Store:
-    """The store at MASTER_ADDR and MASTER_PORT; torch elastic hosts it, or rank 0 does."""
+    """Connect to the store at MASTER_ADDR and MASTER_PORT, which torch elastic or rank 0 hosts."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     hosts = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     timeout = timedelta(seconds=timeout_s)
@@ -144,7 +144,7 @@ def _meet(rank: int, size: int, timeout_s: float) -> dist.Store:
     except dist.DistError as error:
         raise RunError(
             f"rank {rank} on {socket.gethostname()} cannot reach the workers' store at {address}:{port} "
-            f"({str(error).splitlines()[0]}); look at firewalls and routes to that node"
+            f"({str(error).splitlines()[0]}); check firewalls and routes to that node"
         ) from None
 
 
@@ -152,6 +152,6 @@ def _require_gpu(local_rank: int) -> None:
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if local_rank >= available:
         raise UsageError(
-            f"job.device=cuda: worker {local_rank} of this machine needs a GPU of its own, and torch sees {available}; "
-            "start fewer workers, or set job.device=cpu"
+            f"job.device=cuda: every worker needs its own GPU, and for worker {local_rank} of this machine torch sees "
+            f"{available}; start fewer workers, or set job.device=cpu"
         )

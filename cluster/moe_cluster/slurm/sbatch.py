@@ -1,9 +1,8 @@
-"""The script that Slurm is given, as pure text: what a cluster's administrator reads in a job's record.
+"""Renders the script of a Slurm job as pure text, which administrators can read in the job's record.
 
-A script has three parts: directives, the run's environment and command, and a fixed end that passes signals and
-exit codes on. Whatever comes from a recipe or a command line is quoted, for Slurm's own parser in a directive and
-for the shell below; what cannot be quoted, such as a line break, is refused. No secret is ever written into a
-script.
+A script has three parts: directives, the run's environment and command, and a fixed end that forwards signals and exit
+codes. Values from a recipe or a command line are quoted, for Slurm's own parser in a directive and for the shell below;
+what cannot be quoted, such as a line break, is refused. Secrets are never written into a script.
 """
 
 import json
@@ -86,7 +85,7 @@ exit "$code"
 
 
 def script(job: JobSpec, python: str) -> str:
-    """The script of one job. Raises JobError, with the rule, for what no script may hold."""
+    """Returns the script of one job. Raises JobError for values that must not be in a script."""
     output = _pattern(job.run_dir / JOBS_DIR) + "/%j.log"
     lines = _head(job, job.name, output, array="")
     lines += ["", *_exports(job), *_setup(job), _command(job, python), ""]
@@ -94,7 +93,7 @@ def script(job: JobSpec, python: str) -> str:
 
 
 def array_script(jobs: Sequence[JobSpec], at_once: int | None, python: str) -> str:
-    """One script for jobs that differ in name, run folder and command only: task K is the K-th of them, from 0."""
+    """Returns one script for jobs that differ only in name, run folder and command: task K is the K-th job, from 0."""
     _require_alike(jobs)
     output = _pattern(common_folder(jobs) / JOBS_DIR) + "/%A_%a.log"
     name = jobs[0].name
@@ -107,7 +106,7 @@ def array_script(jobs: Sequence[JobSpec], at_once: int | None, python: str) -> s
 
 
 def common_folder(jobs: Sequence[JobSpec]) -> Path:
-    """The folder above the run folders of a sweep: an array's output has one place."""
+    """Returns the folder above the run folders of a sweep, where an array's output goes."""
     return Path(os.path.commonpath([job.run_dir for job in jobs]))
 
 
@@ -122,7 +121,7 @@ def _head(job: JobSpec, name: str, output: str, array: str) -> list[str]:
 
 
 def _directives(job: JobSpec, name: str, output: str, array: str) -> Iterator[tuple[str, str]]:
-    """Ours, in order: name and value."""
+    """Yields name and value of our directives, in order."""
     require_options(job.options)
     require_fitting(job.options, job.resources)
     require_text("name", name)
@@ -147,7 +146,7 @@ def _of_resources(needs: Resources, options: Mapping[str, str]) -> Iterator[tupl
     if needs.min_nodes in (None, needs.nodes):
         yield "nodes", str(needs.nodes)
         yield "ntasks-per-node", "1"
-    else:  # with tasks, Slurm would take the smaller number, for which it then counts them
+    else:  # with a number of tasks, Slurm would allocate only the smaller number of nodes
         yield "nodes", f"{needs.min_nodes}-{needs.nodes}"
     is_exclusive = options.get(EXCLUSIVE, "no") != "no"
     # The launcher has its steps use all cores of nodes that are its own; a Ray is told a number.
@@ -176,12 +175,12 @@ def _lead_s(job: JobSpec) -> int:
 
 
 def _passed_directive(line: str, own: Mapping[str, str]) -> str:
-    """A line for Slurm as it is, unless it is none or would undo one of ours."""
+    """Returns a user's directive unchanged. Raises JobError if it is invalid or conflicts with one of ours."""
     require_text("--directive", line)
     match = DIRECTIVE.fullmatch(line)
     if match is None:
         raise JobError(f"--directive {line}: is not an option of sbatch; write it as --name=value")
-    # sbatch takes the beginning of an option's name for it.
+    # sbatch accepts abbreviated options.
     undone = next((name for name in (*own, *OURS) if name.startswith(match[1])), None)
     if undone:
         raise JobError(
@@ -204,7 +203,7 @@ def _exports(job: JobSpec) -> Iterator[str]:
 
 
 def _setup(job: JobSpec) -> list[str]:
-    """Lines of the site and of whoever submits; the job ends at the first command of theirs that fails."""
+    """Returns the setup commands of site and user; the job ends at the first that fails."""
     staging = _staging(job.options[STAGE]) if STAGE in job.options else []
     if not job.setup and not staging:
         return []
@@ -213,7 +212,7 @@ def _setup(job: JobSpec) -> list[str]:
 
 
 def _staging(folder: str) -> list[str]:
-    """Copies what is newer in the cache to the folder, on every node; what is missing a node builds for itself."""
+    """Returns commands that copy newer files of the cache to the folder on every node, which builds missing ones."""
     copy = """'[ ! -d "$1" ] || { mkdir -p "$2" && cp -Rup "$1/." "$2"; }'"""
     cache = '"${MOE_TRAIN_CACHE:-$HOME/.cache/moe-train}"'
     one_a_node = '--nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1'
@@ -256,7 +255,7 @@ def _job_id(text: str) -> str:
 
 
 def _pattern(folder: Path) -> str:
-    """A folder's name where Slurm looks for patterns such as %j."""
+    """Returns a folder's name for a place where Slurm expands patterns such as %j."""
     require_text("run_dir", str(folder))
     if "\\" in str(folder):
         raise JobError(
@@ -266,7 +265,7 @@ def _pattern(folder: Path) -> str:
 
 
 def _for_slurm(value: str) -> str:
-    """A value as sbatch reads it from a directive: in double quotes, unless it is plain."""
+    """Quotes a value of a directive for sbatch's parser, unless it is plain."""
     if re.fullmatch(r"[A-Za-z0-9_./:,@%+=-]+", value):
         return value
     escaped = value.replace("\\", "\\\\").replace('"', '\\"')
