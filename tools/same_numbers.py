@@ -76,6 +76,7 @@ def train(folder: Path, recipe: str, *arguments: str) -> None:
     """Trains one recipe in a folder."""
     command = [
         sys.executable,
+        "-P",
         "-m",
         "moe_train.cli",
         "run",

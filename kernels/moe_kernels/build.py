@@ -46,7 +46,7 @@ def cache_folder() -> Path:
     root = os.path.expanduser(os.environ.get("MOE_TRAIN_CACHE") or "~/.cache/moe-train")
     if root.startswith("~"):
         raise KernelError(
-            f"MOE_TRAIN_CACHE={root}: there is no such home folder; set MOE_TRAIN_CACHE, or HOME"
+            f"MOE_TRAIN_CACHE={root}: there is no such home folder; set MOE_TRAIN_CACHE or HOME"
         )
     return Path(root) / "kernels"
 

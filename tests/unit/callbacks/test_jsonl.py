@@ -67,7 +67,7 @@ def test_a_torn_tail_is_cut_and_said(tmp_path: Path, tail: bytes, caplog: pytest
     with caplog.at_level(logging.WARNING):
         write(tmp_path, {"step": 3})
     assert path.read_bytes() == b'{"step":1}\n{"step":3}\n'
-    assert f"cut {len(tail)} bytes" in caplog.text
+    assert f"removed {len(tail)} bytes" in caplog.text
 
 
 def test_a_file_that_is_nothing_but_a_torn_line_becomes_empty(tmp_path: Path) -> None:

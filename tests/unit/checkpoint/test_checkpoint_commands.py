@@ -192,7 +192,7 @@ def test_rm_removes_one_step(run_dir):
     assert latest(run_dir) == "step_00000040"
     with pytest.raises(UsageError, match=r"--step=30: .* has no such checkpoint"):
         main(["rm", str(run_dir), "--step", "30"])
-    with pytest.raises(UsageError, match="which checkpoint"):
+    with pytest.raises(UsageError, match="needs one checkpoint"):
         main(["rm", str(run_dir)])
 
 

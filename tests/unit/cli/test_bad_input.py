@@ -108,7 +108,7 @@ BEFORE_ANYTHING_STARTS = [
     (
         "resume of what never ran",
         ["small.yaml", "--resume", "7"],
-        ["--resume 7: ", "runs/small holds no run", "use --resume auto"],
+        ["--resume 7: ", "runs/small has no run to resume", "use --resume auto"],
     ),
 ]
 
@@ -267,20 +267,20 @@ def test_a_file_in_the_place_of_a_folder_is_named(
 
 
 @pytest.mark.parametrize(
-    "words",
+    ("key", "words"),
     [
-        ["run", "small.yaml", "--run-dir", "{inside}"],
-        ["submit", "small.yaml", "--run-dir", "{inside}"],
-        ["fork", "{run}", "{inside}"],
+        ("run_dir", ["run", "small.yaml", "--run-dir", "{inside}"]),
+        ("run_dir", ["submit", "small.yaml", "--run-dir", "{inside}"]),
+        ("NEW", ["fork", "{run}", "{inside}"]),
     ],
 )
 def test_a_run_folder_inside_of_a_file_is_refused(
-    moe_train: Command, run_dir: Path, tmp_path: Path, words: list[str]
+    moe_train: Command, run_dir: Path, tmp_path: Path, key: str, words: list[str]
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     inside = tmp_path / "file" / "runs" / "new"
     ended = moe_train(*(word.format(run=run_dir, inside=inside) for word in words))
-    ended.refuses(f"run_dir={inside}: {tmp_path / 'file'} is a file, not a folder; choose", code=1)
+    ended.refuses(f"{key}={inside}: {tmp_path / 'file'} is a file, not a folder; choose", code=1)
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ def test_show_lists_every_problem_and_ends_with_the_usage_code(
             "parallel.expert=2: must divide the number of",
         ),
         (["run", "RECIPE", "--wrokers", "3"], "--wrokers: there is no such option"),
-        (["run", "RECIPE", "--resume", "40"], "--resume 40: runs/small holds no run"),
+        (["run", "RECIPE", "--resume", "40"], "--resume 40: runs/small has no run to resume"),
     ],
 )
 def test_a_mistake_is_one_message_and_the_usage_code(

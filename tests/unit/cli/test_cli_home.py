@@ -47,7 +47,7 @@ def test_a_cache_in_a_home_that_is_not_there_names_both_variables(
 
 def test_a_cache_that_is_named_needs_no_home(homeless: None, tmp_path: Path, monkeypatch) -> None:
     assert cache_dir(str(tmp_path)) == tmp_path
-    with pytest.raises(KernelError, match="set MOE_TRAIN_CACHE, or HOME"):
+    with pytest.raises(KernelError, match="set MOE_TRAIN_CACHE or HOME"):
         cache_folder()
     monkeypatch.setenv("MOE_TRAIN_CACHE", str(tmp_path))
     assert cache_folder() == tmp_path / "kernels"
@@ -104,5 +104,5 @@ def test_a_run_by_an_unknown_user_trains_where_its_cache_is_named(
     nowhere = [*unknown, "-u", "MOE_TRAIN_CACHE", *command[:-1], str(tmp_path / "other")]
     done = subprocess.run(nowhere, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
-    assert "set MOE_TRAIN_CACHE, or HOME" in done.stderr
+    assert "set MOE_TRAIN_CACHE or HOME" in done.stderr
     assert "Traceback" not in done.stderr

@@ -11,7 +11,7 @@ NO_GPU = pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="this machine 
 
 # The words after `moe-train`, and a part of the message.
 REFUSED = [
-    (["run", "small.yaml", "--resume", "7"], "holds no run"),
+    (["run", "small.yaml", "--resume", "7"], "has no run to resume"),
     (["run", "small.yaml", "data.tokenizer.vocab_size=100"], "vocab_size=100"),
     (["run", "small.yaml", "data.tokenizer.vocab_size=5000"], "vocab_size=5000"),
     (["run", "small.yaml", "data.global_batch=10000"], "global_batch=10000"),
@@ -28,7 +28,7 @@ REFUSED = [
     (["submit", "small.yaml", "--cluster", "slurm"], "sbatch"),
     (["submit", "small.yaml", "--cluster", "ray", "--address", NOBODY], NOBODY),
     (["submit", "small.yaml", "--cluster", "ray"], "address"),
-    (["submit", "small.yaml", "--resume", "7"], "holds no run"),
+    (["submit", "small.yaml", "--resume", "7"], "has no run to resume"),
     (["submit", "small.yaml", "data.corpus.path=gone"], "gone"),
     (["submit", "small.yaml", "--nodes", "2"], "--nodes 2"),
     (["submit", "small.yaml", "moe.num_experts=0"], "moe.num_experts=0"),

@@ -146,7 +146,7 @@ def test_a_kind_is_found_at_its_place(site, place):
             kind().replace('"nonsense"', '"sense"'),
             "must have a config whose field kind is 'nonsense', not 'sense'",
         ),
-        (kind(code="broken_package"), 'must say where its code is as "module:name", not'),
+        (kind(code="broken_package"), 'must name its code as "module:name", not'),
         (
             kind(code="broken_package.far.away:Router"),
             "names the module broken_package.far.away, which does not exist",
@@ -232,7 +232,7 @@ def test_callbacks_are_looked_for_before_anything_starts(site):
         problems(tiny_recipe("monitor.callbacks=[gone]"))
     with pytest.raises(RecipeError, match=r"monitor.callbacks=late: .*cannot be made without arguments"):
         offered_callback("late")
-    with pytest.raises(RecipeError, match=r"monitor.callbacks=stranger: .*not a Callback"):
+    with pytest.raises(RecipeError, match=r"monitor.callbacks=stranger: must be a Callback"):
         offered_callback("stranger")
 
 
