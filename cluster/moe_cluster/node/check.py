@@ -6,7 +6,7 @@ from pathlib import Path
 
 from moe_cluster.contract import attempt_dir
 from moe_cluster.errors import ClusterError
-from moe_cluster.node import health
+from moe_cluster.node import condition
 from moe_cluster.node.bad_nodes import record
 from moe_cluster.node.health_rules import Problem, problems_alone
 
@@ -19,7 +19,7 @@ def check_node(
     Raises ClusterError for problems that keep a run from starting here, after recording them, so that a launcher can
     choose another node for the next attempt.
     """
-    fatal = fatal_among(problems_alone(health.report(run_dir, is_alone=True), workers, uses_gpus), say)
+    fatal = fatal_among(problems_alone(condition.report(run_dir, is_alone=True), workers, uses_gpus), say)
     if fatal:
         write_down(attempt_dir(run_dir, attempt), {problem.host: problem.why for problem in fatal})
         raise ClusterError("\n".join(map(str, fatal)))

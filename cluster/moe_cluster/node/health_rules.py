@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from moe_cluster.node.health import Report
+from moe_cluster.node.condition import Report
 from moe_cluster.node.nvml import Gpu
 
 LEAST_RUN_DIR_GIB, LEAST_TMP_GIB, LEAST_SHM_GIB, LEAST_MEMORY_GIB = 1.0, 0.25, 0.25, 1.0

@@ -2,7 +2,7 @@
 
 If some pairs of ranks cannot connect, the first collective hangs and names nobody. Here each rank connects to each
 other one and reports through the store, which all must reach anyway. Rank 0 evaluates the reports, and every rank gets
-the same result; no collective runs. The nodes' health is reported too (`health.py`).
+the same result; no collective runs. The nodes' condition is reported too (`condition.py`).
 """
 
 import json
@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from moe_cluster.contract import attempt_dir
 from moe_cluster.errors import ClusterError, JobError
 from moe_cluster.linux import address_of
-from moe_cluster.node import health
+from moe_cluster.node import condition
 from moe_cluster.node.bad_nodes import own_name
 from moe_cluster.node.check import fatal_among, write_down
 from moe_cluster.node.health_rules import problems
@@ -97,7 +97,7 @@ def preflight(
             for content in _exchange(store, "seen", asdict(seen), size, rank, patience_s)
         ]
     unreached = _unreached(cards, everything)
-    reports = [health.read(seen.health) for seen in everything if seen.health is not None]
+    reports = [condition.read(seen.health) for seen in everything if seen.health is not None]
     fatal = fatal_among(problems(reports), say if rank == 0 else _nobody)
     bad = {problem.host: problem.why for problem in fatal if problem.host}
     if host := _cut_off(cards, everything):
@@ -183,7 +183,7 @@ def _look(card: Card, cards: Sequence[Card], run_dir: Path) -> Seen:
             speed = mib_per_s(after.address, after.port, PROBE_MIB, PROBE_S)
         except OSError as error:
             unreachable[after.rank] = f"while sending {PROBE_MIB} MiB: {_first_line(error)}"
-    return Seen(unreachable, speed, json.dumps(asdict(health.report(run_dir))))
+    return Seen(unreachable, speed, json.dumps(asdict(condition.report(run_dir))))
 
 
 def _why_unreachable(other: Card) -> str | None:

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from conftest import require_tool
 
-from moe_cluster.node import health
+from moe_cluster.node import condition
 from moe_cluster.node.bad_nodes import left_out
-from moe_cluster.node.health import Report, read, report
+from moe_cluster.node.condition import Report, read, report
 from moe_cluster.node.health_rules import problems, problems_alone
 from moe_cluster.node.nvml import Gpu
 
@@ -81,12 +81,12 @@ def test_the_digest_of_the_code_changes_with_a_file_that_changes(
     package.mkdir()
     (package / "__init__.py").write_text("")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(health, "PACKAGES", (package.name,))
-    before = health.versions()["code"]
+    monkeypatch.setattr(condition, "PACKAGES", (package.name,))
+    before = condition.versions()["code"]
     (package / "notes.txt").write_text("no code")
-    assert health.versions()["code"] == before
+    assert condition.versions()["code"] == before
     (package / "__init__.py").write_text("x = 1\n")
-    assert health.versions()["code"] != before
+    assert condition.versions()["code"] != before
 
 
 @pytest.fixture(scope="module")

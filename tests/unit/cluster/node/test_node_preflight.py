@@ -13,7 +13,7 @@ import torch.distributed as dist
 from moe_cluster.errors import ClusterError, JobError
 from moe_cluster.node import preflight as module
 from moe_cluster.node.bad_nodes import BadNodes, left_out, own_name
-from moe_cluster.node.health import report
+from moe_cluster.node.condition import report
 from moe_cluster.node.links import Listener, answer_at, mib_per_s
 from moe_cluster.node.preflight import Card, listening_address, peers, preflight
 
@@ -177,7 +177,7 @@ def test_what_is_wrong_with_a_node_is_told_and_versions_that_differ_end_the_run(
             **{**found, **changes, "gpus": [], "versions": {"torch": "2.12.0" if late else "2"}}
         )
 
-    monkeypatch.setattr(module.health, "report", of_node)
+    monkeypatch.setattr(module.condition, "report", of_node)
     told = fly(tmp_path, 2)
     assert [sentence for sentence in told.said if "its clock is 34 s behind" in sentence]
     assert told.errors[0] == told.errors[1]
@@ -195,7 +195,7 @@ def test_an_unfit_node_is_left_out_by_the_next_attempt(
         full = found.host == "node2"
         return replace(found, tmp_free_gib=0.0 if full else 50.0, versions={}, address="10.0.0.1")
 
-    monkeypatch.setattr(module.health, "report", of_node)
+    monkeypatch.setattr(module.condition, "report", of_node)
     told = fly(tmp_path, 3)
     assert told.kinds == {ClusterError}
     assert told.errors[1] == f"node2: {told.bad['node2']}"
@@ -210,7 +210,7 @@ def test_an_unfit_node_is_written_down_by_the_name_that_slurm_has_for_it(
     def of_node(run_dir: Path) -> object:
         return replace(report(run_dir), tmp_free_gib=0.0, versions={})
 
-    monkeypatch.setattr(module.health, "report", of_node)
+    monkeypatch.setattr(module.condition, "report", of_node)
     told = fly(tmp_path, 2)
     assert told.errors[0].startswith("gpu-17: the disk of temporary files")
     assert BadNodes(told.bad).among(["gpu-16", "gpu-17"]).keys() == {"gpu-17"}
