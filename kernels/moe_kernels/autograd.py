@@ -7,16 +7,14 @@ The operators change shared memory in an order that all ranks keep, which `regis
 are written here. T tokens of this rank, K choices, D width, R rows received, C capacity.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from moe_kernels.endpoint import Endpoint
 from moe_kernels.ops import dispatch, pull, send  # noqa: F401  defines the operators
-
-if TYPE_CHECKING:
-    from moe_kernels.exchange import Exchange
 
 _ops = torch.ops.moe_kernels
 
@@ -29,7 +27,7 @@ class DispatchRows(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, expert_ids: Tensor, exchange: "Exchange", capacity: int, is_measured: bool
+        ctx: Any, x: Tensor, expert_ids: Tensor, exchange: Endpoint, capacity: int, is_measured: bool
     ) -> tuple[Tensor, Tensor, Tensor, list[int]]:
         rows, slots, sizes = _ops.dispatch(exchange.number, exchange.control, x, expert_ids, capacity)
         known = []
@@ -47,7 +45,7 @@ class DispatchRows(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_rows: Tensor | None, *_: None) -> tuple[Tensor, None, None, None, None]:
         expert_ids, slots = ctx.saved_tensors
-        exchange: Exchange = ctx.exchange
+        exchange: Endpoint = ctx.exchange
         if grad_rows is None:  # the peers pull all the same
             num_rows, width, dtype = ctx.like
             grad_rows = exchange.pool.empty(num_rows, width, dtype).zero_()
@@ -60,7 +58,7 @@ class CombineRows(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, weights: Tensor, expert_ids: Tensor, slots: Tensor, exchange: "Exchange"
+        ctx: Any, rows: Tensor, weights: Tensor, expert_ids: Tensor, slots: Tensor, exchange: Endpoint
     ) -> Tensor:
         rows = exchange.in_slab(rows)  # here already: backward needs this very slab
         y, peers = _ops.pull(exchange.number, exchange.control, rows, expert_ids, slots, weights)
@@ -72,7 +70,7 @@ class CombineRows(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         rows, weights, expert_ids, slots, peers = ctx.saved_tensors
-        exchange: Exchange = ctx.exchange
+        exchange: Endpoint = ctx.exchange
         grad_rows, grad_weights = _ops.send(
             exchange.number, exchange.control, grad_y, expert_ids, slots, weights, peers, rows.shape[0]
         )

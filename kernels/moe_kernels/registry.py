@@ -6,25 +6,22 @@ module level. It keeps nothing alive.
 
 import itertools
 import weakref
-from typing import TYPE_CHECKING
 
+from moe_kernels.endpoint import Endpoint
 from moe_kernels.errors import KernelError
 
-if TYPE_CHECKING:
-    from moe_kernels.exchange import Exchange
-
 _numbers = itertools.count(1)
-_exchanges: "weakref.WeakValueDictionary[int, Exchange]" = weakref.WeakValueDictionary()
+_exchanges: weakref.WeakValueDictionary[int, Endpoint] = weakref.WeakValueDictionary()
 
 
-def register(exchange: "Exchange") -> int:
+def register(exchange: Endpoint) -> int:
     """Returns the number of a new exchange."""
     number = next(_numbers)
     _exchanges[number] = exchange
     return number
 
 
-def exchange_of(number: int) -> "Exchange":
+def exchange_of(number: int) -> Endpoint:
     """Returns the exchange with this number. Raises KernelError if it no longer exists."""
     exchange = _exchanges.get(number)
     if exchange is None:

@@ -91,7 +91,7 @@ def test_ranks_that_issue_different_operations_are_told_so():
     first, second = run_workers(2, _another_program)
     for rank, said, mine, theirs in ((0, first, "combine", "dispatch"), (1, second, "dispatch", "combine")):
         assert said == (
-            f"rank {rank} of 2 is at {mine} number 2, but rank {1 - rank} came to {theirs}: "
+            f"rank {rank} of 2 is at {mine} number 2, but rank {1 - rank} is at {theirs}: "
             "the ranks do not run the same program"
         )
 

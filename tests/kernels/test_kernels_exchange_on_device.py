@@ -21,8 +21,9 @@ from moe_kernels import exchange as exchange_module
 from moe_kernels import launch, slabs, symmetric_memory
 from moe_kernels.agreement import gather
 from moe_kernels.build import library_path
+from moe_kernels.endpoint import CPU
 from moe_kernels.errors import KernelError, PeerTimeoutError
-from moe_kernels.exchange import CPU, Exchange
+from moe_kernels.exchange import Exchange
 from moe_kernels.library import DISPATCH, MoeFailure, load
 from moe_kernels.select import Choice
 from moe_train.parallel.world import World

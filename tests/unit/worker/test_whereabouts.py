@@ -38,7 +38,7 @@ def stack(*modules: str) -> FrameType:
         # FSDP2 calls the model from inside torch.distributed: what it calls there does not wait.
         (["torch.distributed.fsdp", "moe_train.model.stack"], "model/stack.py:2 function", False),
         (["moe_train.moe.layers.layer", "moe_kernels.exchange"], "moe_kernels/exchange.py:2 function", True),
-        (["moe_kernels.exchange", "moe_kernels.launch"], "moe_kernels/exchange.py:2 function", True),
+        (["moe_kernels.endpoint", "moe_kernels.launch"], "moe_kernels/endpoint.py:2 function", True),
         (["moe_kernels.ops.router", "moe_kernels.launch"], "moe_kernels/ops/router.py:2 function", False),
         (["moe_train.trainer", "moe_train.parallel.world"], "parallel/world.py:2 function", True),
         (["moe_train.data.prepare", "moe_training"], "data/prepare.py:2 function", False),
