@@ -68,7 +68,8 @@ class Block(nn.Module):
             x = x + dropout(read, self.dropout, f"{self.site}.cross_attention", context)
         normed, stats = self.feedforward_norm(x), None
         if isinstance(self.feedforward, MoELayer):
-            y, stats = self.feedforward(normed, context, x)
+            # A view: gradients of router and experts are summed in it before those of the shared experts are added.
+            y, stats = self.feedforward(normed.view_as(normed), context, x)
             if self.shared_experts is not None:
                 y = y + self.shared_experts(normed)
         else:

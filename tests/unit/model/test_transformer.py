@@ -68,7 +68,8 @@ def test_dropout_masks_are_functions_of_seed_step_site_and_sequence():
     x = torch.ones(2, 16, 32)
 
     def mask(site="here", first=0, **about):
-        return dropout(x, 0.5, site, context(2, 16, training=True, first=first, **about)) > 0
+        here = context(2, 16, training=True, first=first, **about)
+        return dropout(x.flatten(0, 1), 0.5, site, here).view_as(x) > 0
 
     same = mask()
     assert torch.equal(mask(), same)
@@ -81,12 +82,13 @@ def test_dropout_masks_are_functions_of_seed_step_site_and_sequence():
 
 def test_dropout_keeps_the_mean_and_is_off_in_validation():
     x = torch.ones(8, 64, 64)
-    dropped = dropout(x, 0.25, "here", context(8, 64, training=True))
+    dropped = dropout(x.flatten(0, 1), 0.25, "here", context(8, 64, training=True))
     assert set(dropped.unique().tolist()) == {0.0, 1 / 0.75} or torch.allclose(
         dropped.max(), torch.tensor(4 / 3)
     )
     assert (dropped == 0).float().mean().item() == pytest.approx(0.25, abs=0.01)
-    assert dropout(x, 0.25, "here", context(8, 64)) is x
+    rows = x.flatten(0, 1)
+    assert dropout(rows, 0.25, "here", context(8, 64)) is rows
 
 
 @torch.no_grad()

@@ -248,7 +248,7 @@ def test_the_summary_shows_the_last_window(
 ) -> None:
     assert main([str(make_run(ROWS))]) == 0
     out = capsys.readouterr().out
-    assert "tiny: stopped" in out
+    assert "run: stopped" in out
     assert (
         "step 30 of 100, loss 7.7000, validation loss 7.7500, lr 0.0003, gradient norm 1.5, 12,345 tokens/s, "
         "1.50 GiB, attempts: 2, resumes: 1" in out
