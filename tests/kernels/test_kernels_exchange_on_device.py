@@ -21,7 +21,7 @@ from moe_kernels import exchange as exchange_module
 from moe_kernels import launch, slabs, symmetric_memory
 from moe_kernels.agreement import gather
 from moe_kernels.build import library_path
-from moe_kernels.endpoint import CPU
+from moe_kernels.endpoint import CPU, first_slab
 from moe_kernels.errors import KernelError, PeerTimeoutError
 from moe_kernels.exchange import Exchange
 from moe_kernels.library import DISPATCH, MoeFailure, load
@@ -67,7 +67,7 @@ def choice(kind: str = "emulated") -> Choice:
 def played(group: dist.ProcessGroup | None, num_slabs: int = NUM_SLABS) -> Exchange:
     """An exchange as `join` makes it for a GPU."""
     chosen, num_ranks = choice(), dist.get_world_size(group) if group is not None else 1
-    first = exchange_module._first_slab(chosen.library, num_ranks, NUM_EXPERTS)
+    first = first_slab(chosen.library, num_ranks, NUM_EXPERTS)
     segments = symmetric_memory.share(group, first + num_slabs * SLAB_BYTES, first, CPU)
     return Exchange(
         chosen,

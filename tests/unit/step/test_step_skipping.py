@@ -34,7 +34,7 @@ class Run:
 
         def spoil(tensor: torch.Tensor) -> torch.Tensor:
             spoiled = tensor.clone()
-            spoiled[-1, -1, 0] = value
+            spoiled[-1, 0] = value
             return spoiled
 
         def hook(module, inputs, output):
