@@ -99,13 +99,13 @@ def begin_attempt(run_dir: Path, attempt: int) -> Identity:
 
 
 def is_same_run(run_dir: Path, origin: Origin) -> bool:
-    """Whether the run in `run_dir` wrote a checkpoint. One without an id belongs to any run that is not a fork."""
+    """Returns whether the run in `run_dir` wrote a checkpoint; one without an id belongs to any run that is no fork."""
     identity = read_identity(run_dir)
     return identity is None or origin.run == identity.id or (not origin.run and identity.forked_from is None)
 
 
 def _is_at(run_id: str, run_dir: Path) -> bool:
-    """Whether `run_dir`, as far as it is readable, has the run with this id."""
+    """Returns whether `run_dir`, as far as it is readable, has the run with this id."""
     try:
         other = read_identity(run_dir)
     except RunError:

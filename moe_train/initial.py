@@ -41,5 +41,5 @@ class OwnsWeights(Protocol):
     """A module with parameters of its own, beside those of its submodules."""
 
     def initial(self, name: str) -> Initial:
-        """How the parameter called `name` in this module begins."""
+        """Returns how the parameter called `name` in this module begins."""
         ...

@@ -67,7 +67,7 @@ class Launch:
     """The module that workers run."""
 
     def runs_here(self, allowed: Sequence[int]) -> bool:
-        """Whether the only worker runs in this process: it is local, and nothing would restart it."""
+        """Returns whether the only worker runs in this process: it is local, and nothing would restart it."""
         alone = self.launcher == "local" and tuple(allowed) == (1,)
         return alone and self.max_restarts == 0 and self.module == TRAINER_MODULE
 
@@ -145,7 +145,7 @@ def _attempts_unless_refused(
 
 
 def _is_refusal(exit_code: int, run_dir: Path, attempt: int, environment: Mapping[str, str]) -> bool:
-    """Whether an attempt ended with a usage error before it began."""
+    """Returns whether an attempt ended with a usage error before it began."""
     return exit_code == USAGE and not has_started(run_dir, attempt) and JOB_VARIABLE not in environment
 
 

@@ -44,7 +44,7 @@ class RandomStream:
     def _keys(
         self, site: str, sequence_ids: Int[Tensor, " B"]
     ) -> tuple[Int[Tensor, " B"], Int[Tensor, " B"]]:
-        """Two 32-bit keys for each sequence."""
+        """Returns two 32-bit keys for each sequence."""
         place = f"{site}/pass{self.pass_index}" if self.pass_index else site
         base = _digest(self.seed, self.step, place)
         keys = []
@@ -57,10 +57,10 @@ class RandomStream:
 
 @lru_cache(maxsize=1024)
 def _digest(seed: int, step: int, site: str) -> int:
-    """64 bits that any two (seed, step, site) hardly share."""
+    """Returns 64 bits that any two (seed, step, site) hardly share."""
     return int.from_bytes(hashlib.blake2b(f"{seed}/{step}/{site}".encode(), digest_size=8).digest(), "little")
 
 
 def generator_for(seed: int, name: str) -> torch.Generator:
-    """A CPU generator for what is drawn once, such as the initial value of a parameter called `name`."""
+    """Returns a CPU generator for what is drawn once, such as the initial value of a parameter called `name`."""
     return torch.Generator().manual_seed(_digest(seed, 0, name))

@@ -44,7 +44,7 @@ class SetLoss(NamedTuple):
 
     @property
     def value(self) -> Float[Tensor, ""]:
-        """The loss of the tokens at hand."""
+        """Returns the loss of the tokens at hand."""
         return self.of_totals(self.totals)
 
 

@@ -104,7 +104,7 @@ def workers_until_now(run_dir: Path) -> int:
 
 
 def has_begun(run_dir: Path) -> bool:
-    """Whether the folder has a run: a trainer has accepted a recipe in it, or it was forked."""
+    """Returns whether the folder has a run: a trainer has accepted a recipe in it, or it was forked."""
     if started_attempts(run_dir):
         return True
     identity = read_identity(run_dir)

@@ -108,7 +108,7 @@ class RunFolder:
             time.sleep(LOCK_PAUSE_S)
 
     def is_held(self) -> bool:
-        """Whether another launcher holds the folder now, as far as this host can see."""
+        """Returns whether another launcher holds the folder now, as far as this host can see."""
         try:
             descriptor = os.open(self.path / LOCK_FILE, os.O_RDONLY)
         except OSError:
@@ -122,7 +122,7 @@ class RunFolder:
         return False
 
     def is_taken_over(self) -> bool:
-        """Whether a later launcher of the same job has taken over: the cluster has given this one up."""
+        """Returns whether a later launcher of the same job has taken over: the cluster has given this one up."""
         return self._owner()[1] not in ("", self._name)
 
     def _owner(self) -> tuple[str, str]:
@@ -148,7 +148,7 @@ class RunFolder:
 
     @property
     def holds_run(self) -> bool:
-        """Whether a run was started here before."""
+        """Returns whether a run was started here before."""
         return (self.path / RECIPE_FILE).exists()
 
     def move_aside(self) -> Path:

@@ -57,7 +57,7 @@ def run(recipe: Recipe, run_dir: Path, resume: str, process: Process) -> int:
 
 
 def _started(recipe: Recipe, run_dir: Path, resume: str, process: Process) -> tuple[World, Trainer]:
-    """Everything before the first step: the workers meet, the text becomes tokens, the model is built and loaded."""
+    """Does everything before the first step: connects the workers, tokenizes the text, builds and loads the model."""
     job = recipe.job
     world = World.from_env(
         job.device, job.timeout_s, preflight=partial(try_nodes, job, run_dir, process.attempt)
@@ -129,7 +129,7 @@ def _trainer(
 
 
 def _translation(feed: Feed, mesh: Mesh) -> TranslationTest | None:
-    """What a run on pairs translates at each validation."""
+    """Returns what a run on pairs translates at each validation."""
     sentences = feed.recipe.decoding.sentences
     if not (feed.recipe.data.corpus.parallel and sentences):
         return None
@@ -154,7 +154,7 @@ def _require_goes_on(found: Checkpoint, recipe: Recipe, data: PreparedData) -> N
 
 
 def _layout(mesh: Mesh, state: ShardedState) -> dict[str, Any]:
-    """This rank's coordinates, and which box of every parameter it holds."""
+    """Returns this rank's coordinates, and the box of every parameter that it holds."""
     held = {name.removeprefix("model."): shard for name, shard in state.items() if name.startswith("model.")}
     experts = {
         expert

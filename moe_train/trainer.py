@@ -41,19 +41,19 @@ class Watch(Protocol):
 
     @property
     def stop_requested(self) -> bool:
-        """This process was asked to stop."""
+        """Returns whether this process was asked to stop."""
         ...
 
     def beat(self, step: int) -> None:
-        """`step` was made."""
+        """Reports that `step` is done."""
         ...
 
     def beat_part(self) -> None:
-        """A part of the phase is done, which took no longer than a step."""
+        """Reports that a part of the phase is done, which took no longer than a step."""
         ...
 
     def during(self, phase: str) -> AbstractContextManager[None]:
-        """A block that may rightly take longer than a step: a phase of `worker/progress.py`."""
+        """Marks a block that may take longer than a step: a phase of `worker/progress.py`."""
         ...
 
 

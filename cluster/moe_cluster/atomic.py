@@ -42,5 +42,5 @@ def make_durable(path: Path) -> None:
 
 
 def has_no_room(folder: Path) -> bool:
-    """Whether the disk under `folder` has no room for a small file."""
+    """Returns whether the disk under `folder` has no room for a small file."""
     return shutil.disk_usage(folder).free < NO_ROOM_BYTES

@@ -34,7 +34,7 @@ class JobState(StrEnum):
 
     @property
     def is_over(self) -> bool:
-        """Whether the job will not run (again)."""
+        """Returns whether the job has ended and will not run again."""
         return self not in (JobState.PENDING, JobState.RUNNING)
 
 

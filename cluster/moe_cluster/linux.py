@@ -55,7 +55,7 @@ def adopt_orphans() -> None:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process with this id exists and is not a zombie."""
+    """Returns whether a process with this id exists and is not a zombie."""
     fields = _stat(pid)
     return fields is not None and fields[0] != "Z"
 
@@ -85,7 +85,7 @@ def state_of(pid: int) -> str:
 
 
 def catches(pid: int, number: int) -> bool:
-    """Whether a process of this host is alive and has a handler for this signal."""
+    """Returns whether a process of this host is alive and has a handler for this signal."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace").splitlines()
     except (FileNotFoundError, ProcessLookupError):

@@ -22,5 +22,5 @@ class Place:
         return cls(str(folder.resolve()), folder.stat().st_ino)
 
     def is_of(self, folder: Path) -> bool:
-        """Whether this is the place of `folder`. Raises OSError if that does not exist."""
+        """Returns whether this is the place of `folder`. Raises OSError if that does not exist."""
         return str(folder.resolve()) == self.path or folder.stat().st_ino == self.inode

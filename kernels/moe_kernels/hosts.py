@@ -25,7 +25,7 @@ class Hosts:
 
     @property
     def host(self) -> int:
-        """Number of this rank's host."""
+        """Returns the number of this rank's host."""
         return self.rank // self.ranks_per_host
 
     @classmethod

@@ -35,7 +35,7 @@ class Segments:
 
     @property
     def size(self) -> int:
-        """Bytes of a segment."""
+        """Returns the number of bytes of a segment."""
         return self.memory.numel()
 
 

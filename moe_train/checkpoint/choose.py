@@ -33,7 +33,7 @@ class Checkpoint:
 
     @property
     def origin(self) -> Origin:
-        """What an attempt that resumes from this checkpoint records."""
+        """Returns what an attempt that resumes from this checkpoint records."""
         return Origin(self.manifest.attempt, self.step, self.manifest.run)
 
 

@@ -46,12 +46,12 @@ class CheckpointFolder:
 
     @property
     def root(self) -> Path:
-        """The folder that holds all checkpoints of the run."""
+        """Returns the folder that holds all checkpoints of the run."""
         return self.run_dir / "checkpoints"
 
     @property
     def latest(self) -> Path:
-        """The text file that names the newest committed checkpoint."""
+        """Returns the path of the text file that names the newest committed checkpoint."""
         return self.root / "latest"
 
     def committed(self, step: int) -> Path:

@@ -90,12 +90,12 @@ class Manifest:
 
     @property
     def writer(self) -> Writer:
-        """Who wrote it."""
+        """Returns the run and attempt that wrote it."""
         return Writer(self.run, self.attempt)
 
     @property
     def size(self) -> int:
-        """Bytes of all shard files."""
+        """Returns the number of bytes of all shard files."""
         return sum(entry.size for entry in self.files.values())
 
     def to_bytes(self) -> bytes:

@@ -38,17 +38,20 @@ class Save:
 
     @property
     def temporary(self) -> Path:
-        """Where all ranks write."""
+        """Returns the folder to which all ranks write."""
         return self.folder.temporary(self.step, self.attempt)
 
     @property
     def note(self) -> Path:
-        """Where this rank reports that it failed; for rank 0 outside the temporary folder, which it removes."""
+        """Returns the file in which this rank reports that it failed.
+
+        Rank 0's is outside the temporary folder, which rank 0 removes.
+        """
         return self.failure_note if self.rank == 0 else self.failure(self.rank)
 
     @property
     def failure_note(self) -> Path:
-        """Where rank 0 reports why the save failed."""
+        """Returns the file in which rank 0 reports why the save failed."""
         return self.folder.failure_note(self.step, self.attempt)
 
     def report(self, rank: int) -> Path:

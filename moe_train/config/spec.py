@@ -39,7 +39,7 @@ class MoESpec:
 
     @property
     def shared_width(self) -> int:
-        """Hidden width of all shared experts together; 0 without any."""
+        """Returns the hidden width of all shared experts together; 0 without any."""
         return self.shared_experts * self.d_ff
 
 
@@ -59,12 +59,12 @@ class StackSpec:
 
     @property
     def num_layers(self) -> int:
-        """Dense layers and MoE layers."""
+        """Returns the number of layers, dense and MoE."""
         return len(self.layers)
 
     @property
     def moe(self) -> tuple[MoESpec, ...]:
-        """The MoE layers, the lowest first."""
+        """Returns the MoE layers, the lowest first."""
         return tuple(layer for layer in self.layers if layer is not None)
 
     @property
@@ -96,12 +96,12 @@ class ModelSpec:
 
     @property
     def attention_width(self) -> int:
-        """Width of all heads together."""
+        """Returns the width of all heads together."""
         return self.num_heads * self.head_width
 
     @property
     def moe(self) -> list[MoESpec]:
-        """The MoE layers, the lowest first; a decoder's follow its encoder's."""
+        """Returns the MoE layers, the lowest first; a decoder's follow its encoder's."""
         return [layer for stack in self.stacks for layer in stack.moe]
 
     @property
@@ -112,10 +112,10 @@ class ModelSpec:
 
     @property
     def num_experts(self) -> list[int]:
-        """Experts of every MoE layer."""
+        """Returns the number of experts of every MoE layer."""
         return [layer.num_experts for layer in self.moe]
 
     @property
     def has_causal_moe(self) -> bool:
-        """Whether an MoE layer is in a stack whose positions must not see later ones."""
+        """Returns whether an MoE layer is in a stack whose positions must not see later ones."""
         return any(stack.is_causal and stack.moe for stack in self.stacks)

@@ -49,5 +49,5 @@ class Batch:
 
     @property
     def num_targets(self) -> int:
-        """Number of positions where something is predicted."""
+        """Returns the number of positions where something is predicted."""
         return int((self.targets != IGNORED).sum())

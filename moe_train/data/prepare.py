@@ -53,7 +53,7 @@ class PreparedData:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens, training and validation, with one `<eos>` per document, or per side of a pair."""
+        """Counts the tokens, training and validation, with one `<eos>` per document, or per side of a pair."""
         return len(self.train.tokens) + len(self.validation.tokens)
 
     def count_tokens(self, vocabulary: int) -> NDArray[np.int64]:
@@ -85,7 +85,7 @@ class PreparedData:
 
     @property
     def bytes_per_token(self) -> float:
-        """Compression: nats per token divided by this give nats per byte."""
+        """Returns the compression: nats per token divided by it give nats per byte."""
         return self.num_bytes / self.num_tokens
 
 
@@ -103,12 +103,12 @@ class Source:
 
     @property
     def folder(self) -> Path:
-        """Folder of the tokens in the cache."""
+        """Returns the folder of the tokens in the cache."""
         return self.cache_dir / "tokens" / self.fingerprint[:32]
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of text."""
+        """Returns the number of bytes of text."""
         return sum(listed.num_bytes for listed in self.listing)
 
 

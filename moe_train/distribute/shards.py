@@ -15,7 +15,7 @@ from moe_train.parallel.plan import Mesh
 
 
 def parameter_shards(model: Model, mesh: Mesh) -> dict[str, Shard]:
-    """This rank's local tensor of every parameter, by global name; `data` shares the parameter's storage."""
+    """Returns this rank's local tensor of every parameter, by global name; `data` shares the parameter's storage."""
     experts = {f"{name}.experts" for name, _ in moe_layers_of(model)}
     return {
         name: _shard(parameter, name.rpartition(".")[0] in experts, mesh)

@@ -64,7 +64,7 @@ def _become_copies(name: str, shard: Shard, mesh: Mesh, seed: int, share: float)
 
 
 def _first_expert(held: Float[Tensor, "E D F"], mesh: Mesh) -> Float[Tensor, "D F"]:
-    """Expert 0 where this rank's box cuts it. Collective over the expert group, whose ranks all cut at one place."""
+    """Returns this rank's part of expert 0. Collective over the expert group, whose ranks all cut at one place."""
     first = held[0].clone(memory_format=torch.contiguous_format)
     if mesh.expert.size > 1 and first.numel():
         dist.broadcast(first, group=mesh.expert.group, group_src=0)
@@ -72,7 +72,7 @@ def _first_expert(held: Float[Tensor, "E D F"], mesh: Mesh) -> Float[Tensor, "D 
 
 
 def _draws(name: str, shard: Shard, expert: int, seed: int) -> Float[Tensor, "D F"]:
-    """Uniform numbers for the rows of an expert that this rank holds: each row is a stream of its own."""
+    """Returns uniform numbers for the rows of an expert that this rank holds: each row is a stream of its own."""
     _, num_rows, num_columns = shard.global_shape
     first, count = expert * num_rows + shard.offsets[1], shard.data.shape[1]
     rows = torch.arange(first, first + count, device=shard.data.device)

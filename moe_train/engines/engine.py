@@ -20,12 +20,12 @@ class Engine(Protocol):
 
     @property
     def model(self) -> Model:
-        """The model as this rank runs it; a call is collective."""
+        """Returns the model as this rank runs it; a call is collective."""
         ...
 
     @property
     def shards(self) -> Mapping[str, Shard]:
-        """This rank's part of every parameter, by global name."""
+        """Returns this rank's part of every parameter, by global name."""
         ...
 
     def clear_gradients(self) -> None:

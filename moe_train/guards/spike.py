@@ -28,7 +28,7 @@ class SpikeWatch:
 
     @property
     def limit(self) -> float:
-        """The loss above which a loss is a spike; infinite until the window is full."""
+        """Returns the highest loss that is not a spike; infinite until the window is full."""
         if len(self._losses) < (self._losses.maxlen or 0):
             return math.inf
         median = statistics.median(self._losses)

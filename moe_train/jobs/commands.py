@@ -157,7 +157,7 @@ def _runs_below(folder: Path) -> Iterator[Path]:
 
 
 def _is_linked_run(path: Path, folder: Path) -> bool:
-    """Whether a link leads to a run folder outside `folder`; one inside is listed at its own place."""
+    """Returns whether a link leads to a run folder outside `folder`; one inside is listed at its own place."""
     if not path.is_symlink() or path.resolve().is_relative_to(folder.resolve()):
         return False
     return any((path / mark).is_file() for mark in MARKS)

@@ -52,12 +52,12 @@ class Progress:
 
     @property
     def may_run(self) -> bool:
-        """Whether it runs or is queued, or its scheduler did not answer."""
+        """Returns whether it runs or is queued, or its scheduler did not answer."""
         return self.is_unanswered or self.state in ("queued", "running")
 
     @property
     def is_unanswered(self) -> bool:
-        """Whether its state depends on its scheduler, which was not asked or did not answer."""
+        """Returns whether its state depends on its scheduler, which was not asked or did not answer."""
         return self.job is not None and self.status is None and self.state != "finished"
 
     def as_dict(self) -> dict[str, Any]:

@@ -192,7 +192,7 @@ def _lock(descriptor: int, run_dir: Path) -> None:
 
 
 def is_free(submission: Submission) -> bool:
-    """Whether all jobs of this run have ended. Raises ClusterError if its scheduler cannot be asked."""
+    """Returns whether all jobs of this run have ended. Raises ClusterError if its scheduler cannot be asked."""
     return submission.last is None or last_status(submission.run_dir, submission.last).state.is_over
 
 

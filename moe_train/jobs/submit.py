@@ -1,4 +1,4 @@
-"""`moe-train submit` and `moe-train resume`: a run handed to a cluster, once everything that can be checked here is.
+"""Runs `moe-train submit` and `moe-train resume`, which check everything that can be checked before a job is queued.
 
 What the job will read is written into the run's folder first, resolved: a file that its user edits later changes
 nothing that is queued. Answers without importing torch.

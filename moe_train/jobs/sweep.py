@@ -120,8 +120,10 @@ def combinations(overrides: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def _is_finished(submission: Submission) -> bool:
-    """Whether the run has finished the recipe's last step. Raises UsageError if the folder has another run, or one that
-    this recipe cannot resume."""
+    """Returns whether the run has finished the recipe's last step.
+
+    Raises UsageError if the folder has another run, or one that this recipe cannot resume.
+    """
     with options_explained():
         return plan_start(submission.run_dir, submission.recipe, "auto") is Start.FINISHED
 

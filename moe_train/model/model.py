@@ -24,7 +24,7 @@ class Model(nn.Module, ABC):
     @property
     @abstractmethod
     def blocks(self) -> list[Block]:
-        """All blocks, lowest first, an encoder's before those of its decoder."""
+        """Returns all blocks, lowest first, an encoder's before those of its decoder."""
 
     @abstractmethod
     def inputs(self, batch: Batch, forward_pass: Pass) -> tuple[Any, ...]:

@@ -34,7 +34,7 @@ class Transformer(Stack, Model):
 
     @property
     def blocks(self) -> list[Block]:
-        """All blocks, lowest first."""
+        """Returns all blocks, lowest first."""
         return list(self.layers)  # type: ignore[arg-type]
 
     def inputs(self, batch: Batch, forward_pass: Pass) -> tuple[Any, ...]:
@@ -64,7 +64,7 @@ class EncoderDecoder(Model):
 
     @property
     def blocks(self) -> list[Block]:
-        """All blocks, the encoder's first."""
+        """Returns all blocks, the encoder's first."""
         return [*self.encoder.layers, *self.decoder.layers]
 
     def inputs(self, batch: Batch, forward_pass: Pass) -> tuple[Any, ...]:

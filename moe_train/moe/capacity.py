@@ -66,7 +66,7 @@ def _segments(routing: Routing, group_tokens: int, rows: Rows | None) -> Int[Ten
 
 
 def _rank_in_run(values: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
-    """Place of each element in its run of equal values: [3, 3, 5, 5, 5] -> [0, 1, 0, 1, 2]."""
+    """Returns the place of each element in its run of equal values: [3, 3, 5, 5, 5] -> [0, 1, 0, 1, 2]."""
     index = torch.arange(values.numel(), device=values.device)
     starts = torch.ones_like(values, dtype=torch.bool)
     starts[1:] = values[1:] != values[:-1]

@@ -49,7 +49,7 @@ class TokenSets:
 
     @property
     def are_whole(self) -> bool:
-        """Every set has all its tokens: none is padding or has no row."""
+        """Returns whether every set has all its tokens: none is padding or has no row."""
         return self.is_real is None and self.rows is None
 
     def totals(self, values: Float[Tensor, "T E"]) -> Float[Tensor, "G E"]:

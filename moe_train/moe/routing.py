@@ -50,7 +50,7 @@ class RouteContext:
 
     @property
     def training(self) -> bool:
-        """Whether to draw at all: nothing is random in validation."""
+        """Returns whether to draw at all: nothing is random in validation."""
         return self.forward_pass.training
 
     def uniform(self, site: str, *shape: int) -> Float[Tensor, "T ..."]:

@@ -30,29 +30,29 @@ class Rows:
 
     @property
     def is_full(self) -> bool:
-        """Every place has a row."""
+        """Returns whether every place has a row."""
         return self.places is None
 
     @property
     def length(self) -> int:
-        """Places of a sequence."""
+        """Returns the number of places of a sequence."""
         return self.values.shape[1]
 
     @property
     def real(self) -> Bool[Tensor, " T"] | None:
-        """False for rows that are padding; None where there is none."""
+        """Returns a mask that is False for rows of padding; None where there is none."""
         return None if self.is_real is None else self.take(self.is_real)
 
     @property
     def num_real(self) -> Int[Tensor, ""] | int:
-        """Rows without padding."""
+        """Returns the number of rows without padding."""
         if self.is_real is not None:
             return self.take(self.is_real).sum()
         return self.values.numel() if self.places is None else len(self.places)
 
     @property
     def occupied(self) -> Bool[Tensor, "B S"] | None:
-        """Where a real token has a row; None: everywhere."""
+        """Returns a mask of the places where a real token has a row; None: everywhere."""
         if self.places is None:
             return self.is_real
         has_row = torch.zeros_like(self.values, dtype=torch.bool)

@@ -22,7 +22,7 @@ def token_numbers(rows: Rows) -> Int[Tensor, " T"]:
 
 
 def packed(numbers: Int[Tensor, " T"]) -> Float[Tensor, "T 4"]:
-    """Numbers of at least 0 as digits in fp32, lowest first."""
+    """Returns numbers of at least 0 as digits in fp32, lowest first."""
     shifts = torch.arange(NUM_DIGITS, device=numbers.device) * DIGIT_BITS
     return ((numbers.unsqueeze(1) >> shifts) & ((1 << DIGIT_BITS) - 1)).float()
 

@@ -27,7 +27,7 @@ FAIR_SHARE = 100
 
 
 def bucket_steps(recipe: Recipe) -> int:
-    """Steps of one part of the span."""
+    """Returns the number of steps of one part of the span."""
     spec = spec_of(recipe)
     lengths = [stack.length for stack in spec.stacks if stack.moe]
     tokens = recipe.data.global_batch * min(lengths, default=1)

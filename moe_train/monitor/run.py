@@ -34,12 +34,12 @@ class RunRecord:
 
     @property
     def layers(self) -> list[str]:
-        """Names of the MoE layers, in the order of the rows' lists."""
+        """Returns the names of the MoE layers, in the order of the rows' lists."""
         return [f"layer {layer}" for layer in spec_of(self.recipe).moe_layers]
 
     @property
     def resumes(self) -> int:
-        """How often the run resumed from a checkpoint."""
+        """Counts how often the run resumed from a checkpoint."""
         return sum(row["event"] == "resume" for row in self.events)
 
 

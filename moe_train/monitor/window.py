@@ -43,7 +43,7 @@ class LoadSummary:
     """What `reduce` was given by name, a mean over ranks."""
 
     def as_row(self) -> dict[str, Any]:
-        """The `moe` part of a training row; every list is empty for a dense model."""
+        """Returns the `moe` part of a training row; every list is empty for a dense model."""
         return {
             **self._shown(TOTALS),
             **{name: [figure(load) for load in self.recent] for name, figure in balance.FIGURES.items()},
@@ -51,7 +51,7 @@ class LoadSummary:
         }
 
     def _shown(self, figures: Sequence[Figure]) -> dict[str, list[Any]]:
-        """[L] values of each figure that rows show."""
+        """Returns [L] values of each figure that rows show."""
         shown = {figure.name: figure.show for figure in figures if figure.show is not None}
         return {name: [show(layer) for layer in self.totals] for name, show in shown.items()}
 
@@ -104,7 +104,7 @@ class LoadWindow:
         return LoadSummary(totals, loads, means)
 
     def state(self, data: Axis) -> dict[str, Any]:
-        """The open window over all ranks, as JSON-ready data for a checkpoint. Collective; it stays open."""
+        """Returns the open window over all ranks, as JSON-ready data for a checkpoint. Collective; it stays open."""
         counts, _, _ = self._sums(data, {})
         measured = {name: count for name, count in counts.items() if name not in self._missing}
         return {"counts": measured, "recent": self._recent.state(data)}
@@ -134,7 +134,7 @@ class LoadWindow:
             _report(sorted(self._missing), sorted(unknown))
 
     def _totals(self, counts: Mapping[str, list[Any]], layer: int) -> Totals:
-        """What a layer counted over all ranks; NaN for what its window lacks."""
+        """Returns what a layer counted over all ranks; NaN for what its window lacks."""
         totals: dict[str, Any] = {}
         for name, figure in self._figures.items():
             is_missing, experts = name in self._missing, self._num_experts[layer]
@@ -148,7 +148,7 @@ class LoadWindow:
     def _sums(
         self, data: Axis, scalars: Mapping[str, Tensor]
     ) -> tuple[dict[str, list[Any]], list[list[int]], dict[str, float]]:
-        """Global counts by name, [L] or [L][E], the span's loads [L][E], and the means of `scalars`.
+        """Returns global counts by name, [L] or [L][E], the span's loads [L][E], and the means of `scalars`.
 
         Counts and losses travel in one float64 buffer, for one all-reduce: it holds the integers exactly.
         """
@@ -166,7 +166,7 @@ class LoadWindow:
 
 
 def _integers(figure: Figure, layers: Sequence[MoEStats]) -> Int[Tensor, "L ..."]:
-    """What all layers count of a figure in one pass, fractions in UNITS."""
+    """Returns what all layers count of a figure in one pass, fractions in UNITS."""
     values = counts_of_layers(layers, figure.name)
     if not figure.is_fraction:
         return values

@@ -27,12 +27,12 @@ class Axis:
 
     @property
     def is_first(self) -> bool:
-        """Whether this worker holds what the axis holds once."""
+        """Returns whether this worker holds what the axis holds once."""
         return self.rank == 0
 
     @property
     def group(self) -> dist.ProcessGroup | None:
-        """The process group; None with one worker."""
+        """Returns the process group; None with one worker."""
         return None if self.devices is None else self.devices.get_group()
 
     def sum(self, values: Tensor) -> Tensor:

@@ -91,7 +91,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Rank 0: the one that writes what is written once."""
+        """Returns whether this is rank 0, which writes what is written once."""
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
@@ -101,12 +101,12 @@ class World:
         return values
 
     def total(self, values: Tensor) -> list[float]:
-        """The sum over all ranks as numbers: on CUDA this waits for the device. Collective."""
+        """Returns the sum over all ranks as numbers: on CUDA this waits for the device. Collective."""
         numbers: list[float] = self.sum(values).tolist()
         return numbers
 
     def gather(self, value: Any) -> list[Any]:
-        """One picklable object of every rank, in rank order, on every rank. Collective."""
+        """Returns one picklable object of every rank, in rank order, on every rank. Collective."""
         if self.size == 1:
             return [value]
         gathered: list[Any] = [None] * self.size
@@ -114,7 +114,7 @@ class World:
         return gathered
 
     def from_main(self, value: Any) -> Any:
-        """Rank 0's picklable object on every rank. Collective."""
+        """Returns rank 0's picklable object on every rank. Collective."""
         if self.size == 1:
             return value
         box = [value]

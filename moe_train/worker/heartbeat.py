@@ -91,7 +91,7 @@ class Heartbeat:
 
     @property
     def stop_reason(self) -> str | None:
-        """The reason of a stop request, by `ask_to_stop` or by stop.json; None without one."""
+        """Returns the reason of a stop request, by `ask_to_stop` or by stop.json; None without one."""
         return self._stop_reason
 
     def ask_to_stop(self, reason: str) -> None:

@@ -82,7 +82,7 @@ class Process:
 
     @property
     def stop_requested(self) -> bool:
-        """Whether this worker has a stop request; all workers must agree on a step before any of them stops."""
+        """Returns whether this worker has a stop request; all workers must agree on a step before any of them stops."""
         return self._heartbeat.stop_reason is not None
 
     def __enter__(self) -> "Process":

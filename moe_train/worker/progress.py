@@ -71,7 +71,7 @@ class Progress:
 
     @property
     def is_paced(self) -> bool:
-        """Whether the phase advances in steps, or in parts that take no longer than one."""
+        """Returns whether the phase advances in steps, or in parts that take no longer than one."""
         return self.phase in (TRAINING, VALIDATING)
 
     @property

@@ -179,7 +179,7 @@ def _queue(run_dir: Path, job_id: str) -> tuple[int, int]:
 
 
 def _lives(pid: int, began: int) -> bool:
-    """Whether the process that started at `began` is alive: process ids are reused."""
+    """Returns whether the process that started at `began` is alive: process ids are reused."""
     return pid > 0 and is_alive(pid) and start_time(pid) == began
 
 

@@ -59,7 +59,7 @@ def cancel(path: Path) -> None:
 
 
 def is_cancelled(path: Path) -> bool:
-    """Whether `cancel` was called for that file."""
+    """Returns whether `cancel` was called for that file."""
     return _cancelled(path).exists()
 
 

@@ -23,7 +23,7 @@ class BadNodes(dict[str, str]):
     """Maps an unfit host to the reason. Names with and without a domain are the same host."""
 
     def has(self, host: str) -> bool:
-        """Whether `host` is one of them."""
+        """Returns whether `host` is one of them."""
         return _plain(host) in map(_plain, self)
 
     def among(self, hosts: Iterable[str]) -> "BadNodes":

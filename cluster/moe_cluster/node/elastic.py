@@ -48,7 +48,7 @@ def on_loopback(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def has_begun(attempt: Attempt) -> bool:
-    """Whether a worker of the attempt, on any host, has a heartbeat."""
+    """Returns whether a worker of the attempt, on any host, has a heartbeat."""
     return any(attempt_dir(attempt.run_dir, attempt.number).glob(f"rank-*/{HEARTBEAT_FILE}"))
 
 

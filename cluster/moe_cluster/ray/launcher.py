@@ -131,12 +131,12 @@ class RayLauncher:
 
 
 def _has_placed(folder: Path) -> bool:
-    """Whether Ray Train has begun to start workers; until then its own time limits apply."""
+    """Returns whether Ray Train has begun to start workers; until then its own time limits apply."""
     return any(folder.glob("rank-*"))
 
 
 def _has_lost(attempt: Attempt, changes: Changes, say: Callable[[str], None]) -> bool:
-    """Whether a node of the attempt is lost; if so, the remaining workers are asked to end."""
+    """Returns whether a node of the attempt is lost; if so, asks the remaining workers to end."""
     if changes.lost:
         _tell_workers(request_end, attempt, ", ".join(map(_silence, changes.lost)), say)
     return bool(changes.lost)

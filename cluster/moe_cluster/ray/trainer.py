@@ -51,7 +51,7 @@ class TrainRun:
 
     @property
     def is_ending(self) -> bool:
-        """Whether `end` was called."""
+        """Returns whether `end` was called."""
         return self._ending_since is not None
 
     def end(self) -> None:

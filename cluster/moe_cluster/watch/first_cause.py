@@ -139,7 +139,7 @@ def read_endings(place: Path) -> list[Ending]:
 
 
 def was_preempted(attempt: Path, endings: Sequence[Ending]) -> bool:
-    """Whether the attempt ended because of a stop request, and can be resumed."""
+    """Returns whether the attempt ended because of a stop request, and can be resumed."""
     codes = {ending.exit_code for ending in endings}
     was_stopped = PREEMPTED in codes and codes <= {DONE, PREEMPTED, -signal.SIGTERM}
     return was_stopped and not _errors(attempt)

@@ -26,8 +26,10 @@ def pull(
     slots: Tensor,
     weights: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """`rows` [N, D] are copied first where they do not stand in a slab. Returns out [T, D], and the slab of each rank,
-    [R] int64, for a later send; those of this rank last as long as its `rows` do."""
+    """Returns out [T, D], and the slab of each rank, [R] int64, for a later send.
+
+    This rank's slab lasts as long as its `rows`. `rows` [N, D] are copied first if they are not in a slab.
+    """
     shared = exchange_of(exchange)
     shared.check_inputs(rows, expert_ids)
     rows = shared.in_slab(rows)

@@ -27,8 +27,11 @@ def send(
     outputs: Tensor,
     capacity: int,
 ) -> tuple[Tensor, Tensor]:
-    """`outputs` [R] int64: the slabs that a pull has read. Returns a slab of `capacity` rows, and for each edge the dot
-    product of its row in `x` with the row in its slot of `outputs`, [T, K] float32."""
+    """Returns a slab of `capacity` rows, and a dot product for each edge, [T, K] float32.
+
+    That is the product of the edge's row in `x` with the row in its slot of `outputs`, which are the slabs that a pull
+    has read, [R] int64.
+    """
     shared = exchange_of(exchange)
     shared.check_inputs(x, expert_ids)
     x, weights = x.contiguous(), weights.contiguous()

@@ -24,7 +24,7 @@ class Crossed:
 
     @property
     def num_crossing(self) -> list[int]:
-        """Rows that each rank sent to other hosts."""
+        """Returns the number of rows that each rank sent to other hosts."""
         counts = [0] * len(self.relayed)
         for rank, rows in enumerate(self.relayed):
             for source, _ in rows:

@@ -18,7 +18,7 @@ class ObjectiveConfig(KindConfig):
 
     @property
     def num_extra_tokens(self) -> int:
-        """Number of vocabulary entries that it adds after those of the tokenizer."""
+        """Returns the number of vocabulary entries that it adds after those of the tokenizer."""
         return 0
 
     def lengths(self, sequence_length: int) -> tuple[int, int]:
@@ -27,7 +27,7 @@ class ObjectiveConfig(KindConfig):
 
     @property
     def num_passes(self) -> int:
-        """Forward passes over every batch of an update."""
+        """Returns the number of forward passes over every batch of an update."""
         return 1
 
     def reads_pairs(self, recipe: Facts) -> bool:

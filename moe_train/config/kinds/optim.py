@@ -16,7 +16,7 @@ class ScheduleConfig(KindConfig):
 
     @property
     def spans_run(self) -> bool:
-        """Whether the curve depends on the number of steps of the run."""
+        """Returns whether the curve depends on the number of steps of the run."""
         return False
 
 

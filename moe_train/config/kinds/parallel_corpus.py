@@ -45,7 +45,7 @@ class ParallelDebianCorpusConfig(ParallelCorpusConfig):
 
     @property
     def foreign(self) -> str:
-        """The language that is not English."""
+        """Returns the language that is not English."""
         return self.target_language if self.source_language == "en" else self.source_language
 
     def check(self, recipe: Facts) -> Iterator[Problem]:

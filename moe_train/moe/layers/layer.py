@@ -64,7 +64,7 @@ class MoELayer(nn.Module, ABC):
 
     @cached_property
     def dispatcher(self) -> Dispatcher:
-        """Of a layer that holds all its experts; `connect` puts another in place before one is made."""
+        """Returns the dispatcher of a layer that holds all its experts, unless `connect` has set another."""
         spec = self.spec
         return build("moe.dispatch", spec.dispatch, num_experts=spec.num_experts, group=None, timeout_s=0.0)
 

@@ -36,12 +36,12 @@ class RouterConfig(KindConfig):
 
     @property
     def sees_later_tokens(self) -> bool:
-        """Whether routing depends on later tokens, in validation too, which a causal objective cannot use."""
+        """Returns whether routing depends on later tokens, in validation too, which a causal objective cannot use."""
         return False
 
     @property
     def num_choices(self) -> int:
-        """Maximum number of experts of a token (the kind's own docstring explains it if the number varies)."""
+        """Returns the most experts that a token has (the kind's own docstring explains it if the number varies)."""
         return 1
 
     def num_parameters(self, d_model: int, num_experts: int) -> int:
@@ -62,7 +62,7 @@ class RouterConfig(KindConfig):
 
     @property
     def learns_from_batch(self) -> bool:
-        """Whether a loss with a coefficient is over all tokens of the global batch: see moe/whole_batch.py."""
+        """Returns whether a loss with a coefficient is over all tokens of the global batch: see moe/whole_batch.py."""
         return False
 
     def check_stack(self, name: str, length: int) -> Iterator[Problem]:
