@@ -1,22 +1,24 @@
 """A copy of the repository that a test changes as a how-to page says, and then runs."""
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 
 
-def code_blocks(page: str, heading: str = "") -> list[str]:
-    """The Python blocks of a page of docs/, or of the section with this heading."""
+def code_blocks(page: str, heading: str = "", language: str = "python") -> list[str]:
+    """The blocks of code on a page of docs/, or in the section with this heading."""
     text = (ROOT / "docs" / page).read_text()
     if heading:
         level = heading.split(" ")[0]
         text = text.split(f"\n{heading}\n")[1].split(f"\n{level} ")[0]
-    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
 class CopiedTree:
@@ -67,6 +69,14 @@ class CopiedTree:
             text=True,
             timeout=timeout_s,
         )
+
+    def train(self, recipe: Path, run_dir: Path, *overrides: str) -> tuple[list[dict[str, Any]], str]:
+        """Train a recipe to its end with the copy; the rows of the run so far, and what it printed."""
+        command = ("moe_train.cli", "run", str(recipe), "--run-dir", str(run_dir), *overrides)
+        done = self.run(*command, MOE_TRAIN_CACHE=str(run_dir.parent / "cache"), OMP_NUM_THREADS="1")
+        assert done.returncode == 0, done.stdout + done.stderr
+        rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+        return rows, done.stdout + done.stderr
 
     def _change(self, name: str, old: str, new: str) -> None:
         whole = (self.path / name).read_text()

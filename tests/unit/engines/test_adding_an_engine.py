@@ -1,6 +1,5 @@
 """docs/extending.md is followed in a copy of the tree, and the engine it adds trains as the native one does."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +21,15 @@ def tree(tmp_path: Path) -> CopiedTree:
     return tree
 
 
-def numbers(run_dir: Path) -> list[dict[str, Any]]:
-    """Loss and norm of every update."""
-    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    measured = ("step", "loss", "grad_norm")
-    return [{name: row[name] for name in measured} for row in rows if "loss" in row]
-
-
 def test_the_engine_of_the_page_trains_to_the_same_numbers_and_resumes_the_native_ones_checkpoint(
     tree, tmp_path
 ):
     assert tree.touched == {"moe_train/config/kinds/engine.py", "moe_train/config/registry.py"}
 
     def train(name: str, *words: str) -> list[dict[str, Any]]:
-        command = ("moe_train.cli", "run", "small.yaml", "--run-dir", str(tmp_path / name), "--workers", "2")
-        done = tree.run(*command, "log_every=1", *words, MOE_TRAIN_CACHE=str(tmp_path / "cache"))
-        assert done.returncode == 0, done.stdout + done.stderr
-        return numbers(tmp_path / name)
+        """Loss and norm of every update."""
+        rows, _ = tree.train(Path("small.yaml"), tmp_path / name, "--workers", "2", "log_every=1", *words)
+        return [{key: row[key] for key in ("step", "loss", "grad_norm")} for row in rows if "loss" in row]
 
     native = train("native")
     replicated = train("replicated", "engine.kind=replicated")

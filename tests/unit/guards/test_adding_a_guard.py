@@ -1,53 +1,37 @@
 """docs/adding-a-guard.md is followed to the letter in a copy of the tree, and what it adds changes a run."""
 
-import json
-import os
 import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from small_run import RECIPE, environment, write_corpus
+from copied_tree import CopiedTree, code_blocks
+from small_run import RECIPE, write_corpus
 
-ROOT = Path(__file__).parents[3]
-PAGE = (ROOT / "docs/adding-a-guard.md").read_text()
-DATACLASS, LINE, GUARD = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 OVERFLOW = "guards=[{kind: overflow, drop_rate: 0, factor: 1000}]"
 
 
 @pytest.fixture(scope="module")
-def tree(tmp_path_factory):
-    """The package with the page's guard: two files of its own, and one that is touched."""
-    path = tmp_path_factory.mktemp("tree")
-    shutil.copytree(ROOT / "moe_train", path / "moe_train", ignore=shutil.ignore_patterns("__pycache__"))
-    (path / "moe_train/config/kinds/guard/overflow.py").write_text(DATACLASS)
-    (path / "moe_train/guards/overflow.py").write_text(GUARD)
-    registry = path / "moe_train/config/registry.py"
-    text, before = registry.read_text(), '        "spike": _guard('
-    assert text.count(before) == 1
-    registry.write_text(text.replace(before, f"        {LINE}{before}"))
-    write_corpus(path / "corpus")
-    (path / "small.yaml").write_text(RECIPE.format(corpus=path / "corpus"))
-    return path
+def tree(tmp_path_factory: pytest.TempPathFactory) -> CopiedTree:
+    """The tree with the page's guard, and a recipe."""
+    tree = CopiedTree(tmp_path_factory.mktemp("tree"))
+    dataclass, line, guard = code_blocks("adding-a-guard.md")
+    tree.write("moe_train/config/kinds/guard/overflow.py", dataclass)
+    tree.insert("moe_train/config/registry.py", '        "spike": _guard(', f"        {line}")
+    tree.write("moe_train/guards/overflow.py", guard)
+    write_corpus(tree.path / "corpus")
+    tree.write("small.yaml", RECIPE.format(corpus=tree.path / "corpus"))
+    return tree
 
 
-def moe_train(tree: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A command of the tree's package."""
-    command = [sys.executable, "-m", "moe_train.cli", *arguments]
-    variables = {**os.environ, **environment(tree)}
-    return subprocess.run(command, cwd=tree, env=variables, capture_output=True, text=True, timeout=240)
-
-
-def rows_of(tree: Path, name: str, *overrides: str) -> list[dict]:
-    """The rows of a run of the tree's package."""
-    done = moe_train(tree, "run", "small.yaml", "--run-dir", name, "moe.capacity_factor=0.5", *overrides)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return [json.loads(line) for line in (tree / name / "metrics.jsonl").read_text().splitlines()]
+def rows_of(tree: CopiedTree, name: str, *overrides: str) -> list[dict[str, Any]]:
+    """The rows of a run that drops tokens."""
+    rows, _ = tree.train(Path("small.yaml"), tree.path / name, "moe.capacity_factor=0.5", *overrides)
+    return rows
 
 
 def test_the_guard_of_the_page_acts_and_its_action_is_a_row(tree):
+    assert tree.touched == {"moe_train/config/registry.py"}
     plain, guarded = rows_of(tree, "plain"), rows_of(tree, "guarded", OVERFLOW)
     assert [row for row in plain if row.get("event") == "scale"] == []
     (scale,) = [row for row in guarded if row.get("event") == "scale"]
@@ -60,5 +44,7 @@ def test_the_guard_of_the_page_acts_and_its_action_is_a_row(tree):
 
 
 def test_what_its_dataclass_refuses_is_named_with_its_place(tree):
-    done = moe_train(tree, "show", "small.yaml", "guards=[{kind: spike}, {kind: overflow, steps: 0}]")
+    done = tree.run(
+        "moe_train.cli", "show", "small.yaml", "guards=[{kind: spike}, {kind: overflow, steps: 0}]"
+    )
     assert "guards[1].steps=0: must be at least 1; its default is 100." in done.stdout

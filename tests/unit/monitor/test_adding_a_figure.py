@@ -1,6 +1,5 @@
 """docs/extending.md is followed in a copy of the tree, and a run that goes on there has the figure in its rows."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -36,13 +35,10 @@ def after(tmp_path: Path) -> CopiedTree:
 
 def train(tree: CopiedTree, folder: Path, *words: str) -> tuple[dict[int, Any], str]:
     """The `moe` parts of the last attempt's rows by step, and what the run printed."""
-    command = ("moe_train.cli", "run", str(folder / "small.yaml"), "--run-dir", str(folder / "run"))
-    done = tree.run(*command, "moe.capacity_factor=null", *words, MOE_TRAIN_CACHE=str(folder / "cache"))
-    assert done.returncode == 0, done.stdout + done.stderr
-    rows = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
+    rows, output = tree.train(folder / "small.yaml", folder / "run", "moe.capacity_factor=null", *words)
     last = max(row["attempt"] for row in rows)
     moe = {row["step"]: row["moe"] for row in rows if "moe" in row and row["attempt"] == last}
-    return moe, done.stdout + done.stderr
+    return moe, output
 
 
 def test_a_figure_of_two_files_is_in_the_rows_of_a_run_that_began_without_it(before, after, tmp_path):
