@@ -1,17 +1,11 @@
 """The package of docs/extending.md, installed into a folder as an installer would leave it: modules and metadata."""
 
-import re
 import textwrap
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-
-
-def blocks_of(page: str) -> list[str]:
-    """The code on a page of docs/."""
-    return re.findall(r"```(?:python|toml)\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
+from copied_tree import code_blocks
 
 
 def install(
@@ -33,8 +27,9 @@ def install(
 
 def install_acme_moe(site: Path) -> None:
     """The package as the two pages have it."""
-    config, _, router = blocks_of("adding-a-router.md")
-    project, init, objective, callback, *_ = blocks_of("extending.md")
+    config, _, router = code_blocks("adding-a-router.md")
+    (project,) = code_blocks("extending.md", "### A complete package", language="toml")
+    init, objective, callback = code_blocks("extending.md", "### A complete package")
     modules = {
         "__init__": init,
         "cosine_config": config,
