@@ -80,7 +80,8 @@ def measure(name: str, recipe: Recipe, rounds: int) -> list[Row]:
     world = World(rank=0, size=1, local_rank=0, attempt=1, device=torch.device("cpu"))
     mesh = Mesh.build(ParallelPlan.of(1, None, 1), world)
     training_step = TrainingStep.build(recipe, mesh)
-    window = LoadWindow(spec_of(recipe).num_experts, world.device, bucket_steps(recipe))
+    spec = spec_of(recipe)
+    window = LoadWindow(spec.num_experts, world.device, bucket_steps(recipe))
     probabilities = torch.rand(
         recipe.data.global_batch * recipe.data.sequence_length, recipe.moe.num_experts
     ).flatten()
@@ -92,7 +93,7 @@ def measure(name: str, recipe: Recipe, rounds: int) -> list[Row]:
                 lambda step=step: training_step.update([random_batch(recipe, step)], step, False),
             )
             for part, work in {
-                "entropy": lambda: [-torch.dot(probabilities, probabilities) for _ in spec_of(recipe).moe],
+                "entropy": lambda: [-torch.dot(probabilities, probabilities) for _ in spec.moe],
                 "count": lambda result=result: window.add(result.stats, result.step),
                 "row": lambda result=result: file.write(encode_row(_row(window, mesh.data, result))),
             }.items():
