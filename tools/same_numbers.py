@@ -138,6 +138,8 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 def tensors(folder: Path, step: int) -> dict[str, tuple[Any, bytes]]:
     """Returns shape and bytes of every tensor of a checkpoint, by file and name."""
     files = sorted((folder / f"checkpoints/step_{step:08}").glob("*.safetensors"))
+    if not files:
+        sys.exit(f"{folder}: no checkpoint of step {step}, so there is nothing to compare")
     return {
         f"{file.name}:{name}": (tensor.shape, tensor.tobytes())
         for file in files
