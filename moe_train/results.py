@@ -87,11 +87,6 @@ class ModelOutput(NamedTuple):
     """The statistics of every MoE layer, lowest first, an encoder's before those of its decoder."""
 
 
-def padded_loads(layers: Sequence[MoEStats]) -> Int[Tensor, "L E"]:
-    """Stacks the loads of all layers, with zeros for the experts that a layer has fewer than another."""
-    return counts_of_layers(layers, LOAD)
-
-
 @dataclass(frozen=True)
 class StepResult:
     """One update. Scalars are global: the same on every rank and every layout, up to rounding."""

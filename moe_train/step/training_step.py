@@ -22,7 +22,7 @@ from moe_train.moe.layers.layer import moe_layers_of
 from moe_train.moe.routing import LoadRouter, Vocabulary
 from moe_train.parallel.gathered import free_gathered
 from moe_train.parallel.plan import Mesh
-from moe_train.results import MoEStats, StepResult, padded_loads
+from moe_train.results import LOAD, MoEStats, StepResult, counts_of_layers
 from moe_train.step.losses import LossPasses
 
 
@@ -116,7 +116,7 @@ class TrainingStep:
         following = [router for router in self.routers if isinstance(router, LoadRouter)]
         if following:
             # One kind of router serves all layers.
-            loads: Tensor = torch.stack([padded_loads(layers) for layers in stats]).sum(0)
+            loads: Tensor = torch.stack([counts_of_layers(layers, LOAD) for layers in stats]).sum(0)
             for router, load, layer in zip(following, self.mesh.data.sum(loads), stats[0], strict=True):
                 router.after_update(load[: len(layer.load)])
 
