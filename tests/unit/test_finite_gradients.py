@@ -227,10 +227,10 @@ def test_norms_attention_and_experts_have_finite_gradients_at_rows_of_zeros_and_
     model.embedding.weight.data.mul_(scale)
     if model.positions is not None:
         model.positions.weight.data.mul_(scale)
-    logits, stats = model(batch.tokens, context(*batch.tokens.shape, training=True))
-    loss = build("objective", recipe.objective)(logits, batch)
-    (loss + sum(sum(layer.losses.values()) for layer in stats)).backward()
-    assert logits.isfinite().all()
+    output = model(batch.tokens, context(*batch.tokens.shape, training=True))
+    loss = build("objective", recipe.objective)(output.logits, batch)
+    (loss + sum(sum(layer.losses.values()) for layer in output.moe)).backward()
+    assert output.logits.isfinite().all()
     infinite = [name for name, weight in model.named_parameters() if not weight.grad.isfinite().all()]
     assert infinite == []
 

@@ -168,10 +168,11 @@ def test_a_block_without_any_row_is_left_out():
     stack = stack_of(tiny_recipe(*THREE, *STILL, "moe.every=2"))
     x, about = normal(4, LENGTH, 32), context(4, LENGTH)
     stack.depth = Chosen({1: (1, torch.zeros_like(KEPT))})
-    states, (stats,) = stack.run(x, about)
+    output = stack.run(x, about)
+    (stats,) = output.moe
     assert not stats.load.any()
     stack.depth, stack.layers = Chosen({}), stack.layers[::2]
-    torch.testing.assert_close(states, stack.run(x, about).states)
+    torch.testing.assert_close(output.states, stack.run(x, about).states)
 
 
 def test_parts_that_do_not_end_inside_each_other_are_an_error():

@@ -13,7 +13,7 @@ DROPLESS = ("moe.capacity_factor=null", "moe.eval_capacity_factor=null")
 
 
 def run(model, batch, source=None, **about):
-    """Logits for the batch with its source, or another one."""
+    """The output for the batch with its source, or another one."""
     source = batch.source if source is None else source
     return model(
         batch.tokens,
@@ -28,8 +28,9 @@ def run(model, batch, source=None, **about):
 def test_a_decoder_sees_the_whole_source_and_no_later_token_of_its_own(positions):
     recipe = tiny_recipe(*SPANS, f"model.positions={positions}", "moe.eval_capacity_factor=1.0")
     model, batch = tiny_transformer(recipe), global_batch(recipe, 0)
-    before, stats = run(model, batch)
-    assert any(int(of_layer.counts["dropped"]) > 0 for of_layer in stats[2:])
+    output = run(model, batch)
+    before = output.logits
+    assert any(int(layer.counts["dropped"]) > 0 for layer in output.moe[2:])
     changed = batch.tokens.clone()
     changed[:, 2] = (changed[:, 2] + 7) % 300
     after = run(model, replace(batch, tokens=changed)).logits
@@ -82,13 +83,13 @@ def test_a_source_of_padding_alone_gives_no_nan():
 def test_encoding_and_decoding_apart_give_what_the_whole_model_gives():
     recipe = tiny_recipe(*SPANS)
     model, batch = tiny_transformer(recipe), global_batch(recipe, 0)
-    whole, stats = run(model, batch)
-    memory, of_encoder = model.encode(batch.source, context(*batch.source.shape))
-    logits, of_decoder = model.decode(batch.tokens, context(*batch.tokens.shape), memory, None)
-    assert torch.equal(logits, whole)
-    assert len(of_encoder) == len(of_decoder) == 2
-    assert [layer.load.tolist() for layer in stats] == [
-        layer.load.tolist() for layer in (*of_encoder, *of_decoder)
+    whole = run(model, batch)
+    encoded = model.encode(batch.source, context(*batch.source.shape))
+    decoded = model.decode(batch.tokens, context(*batch.tokens.shape), encoded.states, None)
+    assert torch.equal(decoded.logits, whole.logits)
+    assert len(encoded.moe) == len(decoded.moe) == 2
+    assert [layer.load.tolist() for layer in whole.moe] == [
+        layer.load.tolist() for layer in (*encoded.moe, *decoded.moe)
     ]
 
 
@@ -132,8 +133,8 @@ def test_every_parameter_of_both_stacks_gets_a_gradient():
         "model.tied_embeddings=false",
     )
     model, batch = tiny_transformer(recipe), global_batch(recipe, 0)
-    logits, stats = run(model, batch, training=True)
-    (logits.square().mean() + sum(of_layer.losses["balance"] for of_layer in stats)).backward()
+    output = run(model, batch, training=True)
+    (output.logits.square().mean() + sum(layer.losses["balance"] for layer in output.moe)).backward()
     assert [name for name, parameter in model.named_parameters() if not parameter.grad.any()] == []
     assert len(model.encoder.layers) == 3
     assert model.encoder.relative_bias.weight is not model.decoder.relative_bias.weight

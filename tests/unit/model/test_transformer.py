@@ -20,8 +20,9 @@ def test_the_future_does_not_leak_into_earlier_logits(positions, training):
     """Neither through attention nor through the capacity limit, with jitter in training and without."""
     recipe = tiny_recipe(f"model.positions={positions}", "moe.eval_capacity_factor=1.0")
     model, tokens = tiny_transformer(recipe), global_batch(recipe, 0).tokens
-    before, stats = model(tokens, context(*tokens.shape, training=training))
-    assert all(int(of_layer.counts["dropped"]) > 0 for of_layer in stats)
+    output = model(tokens, context(*tokens.shape, training=training))
+    before = output.logits
+    assert all(int(layer.counts["dropped"]) > 0 for layer in output.moe)
     for position in (15, 8):
         changed = tokens.clone()
         changed[:, position] = (changed[:, position] + 7) % 300
@@ -112,6 +113,6 @@ def test_statistics_come_from_every_moe_layer_lowest_first():
 def test_every_parameter_gets_a_gradient():
     recipe = tiny_recipe("model.positions=relative", "model.activation=swiglu", "model.tied_embeddings=false")
     model, tokens = tiny_transformer(recipe), global_batch(recipe, 0).tokens
-    logits, stats = model(tokens, context(*tokens.shape, training=True))
-    (logits.square().mean() + sum(of_layer.losses["balance"] for of_layer in stats)).backward()
+    output = model(tokens, context(*tokens.shape, training=True))
+    (output.logits.square().mean() + sum(layer.losses["balance"] for layer in output.moe)).backward()
     assert [name for name, parameter in model.named_parameters() if not parameter.grad.any()] == []
