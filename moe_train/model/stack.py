@@ -134,11 +134,12 @@ class Stack(nn.Module):
         Padding comes after all real tokens, so causal attention never sees it.
         """
         bias = None if self.relative_bias is None else self.relative_bias(rows.length).unsqueeze(0)
-        if rows.occupied is None or (self.is_causal and rows.is_full):
+        occupied = rows.occupied
+        if occupied is None or (self.is_causal and rows.is_full):
             return bias
         if self.is_causal and bias is None:
             bias = hide_later(rows.length, rows.values.device)
-        hiding = hide_padding(rows.occupied)
+        hiding = hide_padding(occupied)
         return hiding if bias is None else bias + hiding
 
 

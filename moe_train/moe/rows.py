@@ -46,8 +46,8 @@ class Rows:
     @property
     def num_real(self) -> Int[Tensor, ""] | int:
         """Returns the number of rows without padding."""
-        if self.is_real is not None:
-            return self.take(self.is_real).sum()
+        if (real := self.real) is not None:
+            return real.sum()
         return self.values.numel() if self.places is None else len(self.places)
 
     @property
@@ -75,6 +75,11 @@ class Rows:
     def lay_out_groups(self, rows: Shaped[Tensor, "T ..."], sequences: int) -> Shaped[Tensor, "G P ..."]:
         """Lays values out in groups of `sequences` sequences."""
         return self.lay_out(rows).flatten(0, 1).unflatten(0, (-1, sequences * self.length))
+
+    def occupied_groups(self, sequences: int) -> Bool[Tensor, "G P"] | None:
+        """Returns `occupied` in groups of `sequences` sequences."""
+        occupied = self.occupied
+        return None if occupied is None else occupied.reshape(-1, sequences * self.length)
 
     def only(self, kept: Int[Tensor, " N"]) -> "Rows":
         """Returns only the rows with these ascending indices."""

@@ -42,8 +42,8 @@ class BaseRouter(GateRouter):
             rows, groups = context.rows, TokenSets.of("group", self.group, context.rows)
             if context.training:
                 by_group = rows.lay_out_groups(scores.detach(), self.group)
-                occupied = None if rows.occupied is None else rows.occupied.reshape(by_group.shape[:2])
-                expert_ids = rows.take(self.assign(by_group, occupied).reshape(rows.values.shape))
+                assigned = self.assign(by_group, rows.occupied_groups(self.group))
+                expert_ids = rows.take(assigned.reshape(rows.values.shape))
             else:
                 expert_ids = scores.argmax(1)
             weights = torch.sigmoid(scores.gather(1, expert_ids.unsqueeze(1)))

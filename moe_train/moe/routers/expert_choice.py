@@ -34,11 +34,10 @@ class ExpertChoiceRouter(GateRouter):
             probabilities = torch.log_softmax(logits, dim=1).exp()
             rows, groups = context.rows, TokenSets.of("group", self.group, context.rows)
             by_group = rows.lay_out_groups(probabilities.detach(), self.group)
-            occupied = None if rows.occupied is None else rows.occupied.reshape(by_group.shape[:2])
-            chosen = self._chosen(by_group, occupied).reshape(*rows.values.shape, self.num_experts)
+            chosen = self._chosen(by_group, rows.occupied_groups(self.group))
         return masked_routing(
             probabilities,
-            rows.take(chosen),
+            rows.take(chosen.reshape(*rows.values.shape, self.num_experts)),
             spread=self.spread(logits, context),
             losses={"z": z_loss(logits, groups)},
             coefficients={"z": self.config.z_coefficient},

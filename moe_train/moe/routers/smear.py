@@ -84,8 +84,8 @@ class SmearRouter(nn.Module):
         """Returns the mean of the real tokens that decide on each segment; 0 where there is none."""
         by_place = rows.lay_out(x)
         real = torch.ones(by_place.shape[:2], device=x.device)
-        if rows.occupied is not None:
-            real = rows.occupied.to(x.dtype)
+        if (occupied := rows.occupied) is not None:
+            real = occupied.to(x.dtype)
             by_place = by_place * real.unsqueeze(2)
         size = self.config.segment or rows.length
         if self.config.segment is not None:
