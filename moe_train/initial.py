@@ -1,4 +1,4 @@
-"""How a weight begins. The module that owns a weight says so; `model/init.py` draws the values.
+"""Describes how a weight begins. The module that owns a weight says so; `model/init.py` draws the values.
 
 Plain data below all modules, so that a router and an attention layer say it in the same words.
 """
@@ -21,14 +21,14 @@ class Normal:
 
 @dataclass(frozen=True)
 class Orthogonal:
-    """Orthonormal rows or columns, whichever are fewer, times `gain`."""
+    """Draws orthonormal rows or columns, whichever are fewer, times `gain`."""
 
     gain: float
 
 
 @dataclass(frozen=True)
 class Constant:
-    """The same value everywhere."""
+    """Sets the same value everywhere."""
 
     value: float
 
@@ -38,7 +38,7 @@ Initial = Normal | Orthogonal | Constant
 
 @runtime_checkable
 class OwnsWeights(Protocol):
-    """A module with parameters of its own, beside those of its submodules."""
+    """Is a module with parameters of its own, beside those of its submodules."""
 
     def initial(self, name: str) -> Initial:
         """Returns how the parameter called `name` in this module begins."""

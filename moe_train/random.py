@@ -1,4 +1,4 @@
-"""Random numbers as a function of where they are used: (seed, step, pass, site, sequence, element).
+"""Draws random numbers as a function of where they are used: (seed, step, pass, site, sequence, element).
 
 Nothing here has a state. A draw depends neither on the rank nor on how many draws came before, so every layout of
 workers, every accumulation and every resume sees the same numbers. On CPU and CUDA the bits are the same too.
@@ -21,7 +21,7 @@ _LOW_32 = 0xFFFFFFFF
 
 @dataclass(frozen=True)
 class RandomStream:
-    """The draws of one training step."""
+    """Makes the draws of one training step."""
 
     seed: int
     step: int
@@ -57,7 +57,7 @@ class RandomStream:
 
 @lru_cache(maxsize=1024)
 def _digest(seed: int, step: int, site: str) -> int:
-    """Returns 64 bits that any two (seed, step, site) hardly share."""
+    """Returns 64 bits that two different (seed, step, site) hardly ever share."""
     return int.from_bytes(hashlib.blake2b(f"{seed}/{step}/{site}".encode(), digest_size=8).digest(), "little")
 
 

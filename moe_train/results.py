@@ -1,4 +1,4 @@
-"""What travels upward from a layer, a step and a run: plain data, defined below all who use it.
+"""Defines what a layer, a model and an update return: plain data, below all that use it.
 
 B sequences, S tokens of each, T tokens in all, V vocabulary, L MoE layers, E experts.
 """
@@ -18,7 +18,7 @@ LOAD = "load"
 
 
 class Policy(NamedTuple):
-    """What a router that drew its experts must know of the draw to learn from its reward: see moe/policy.py."""
+    """Holds what a router that drew its experts needs to learn from the reward: see moe/policy.py."""
 
     log_probability: Float[Tensor, " T"]
     """Of the expert that was drawn for each token; with gradient."""
@@ -33,7 +33,7 @@ class Policy(NamedTuple):
 
 
 class SetLoss(NamedTuple):
-    """A loss of sums over sets of tokens: see moe/losses.py."""
+    """Holds a loss of sums over sets of tokens: see moe/losses.py."""
 
     totals: Float[Tensor, "G N"]
     """The sums over each of G sets; with gradient."""
@@ -49,7 +49,7 @@ class SetLoss(NamedTuple):
 
 
 class MoEStats(NamedTuple):
-    """What one MoE layer saw in one forward pass, on this rank's tokens.
+    """Holds the statistics of one forward pass of one MoE layer over this rank's tokens.
 
     A tuple, because FSDP2 looks for the tensors of a module's output in tuples and dicts: it must find the losses,
     whose backward pass needs the module's weights gathered.
@@ -79,7 +79,7 @@ def counts_of_layers(layers: Sequence[MoEStats], name: str) -> Shaped[Tensor, "L
 
 
 class ModelOutput(NamedTuple):
-    """What a model returns. A tuple for the reason that `MoEStats` is one."""
+    """Holds what a model returns. It is a tuple for the reason that `MoEStats` is one."""
 
     logits: Float[Tensor, "B S V"]
     """At every place."""
@@ -89,7 +89,7 @@ class ModelOutput(NamedTuple):
 
 @dataclass(frozen=True)
 class StepResult:
-    """One update. Scalars are global: the same on every rank and every layout, up to rounding."""
+    """Holds the result of one update. Numbers are global: the same on every rank and every layout, up to rounding."""
 
     step: int
     """Updates made so far, this one included."""
@@ -107,8 +107,8 @@ class StepResult:
     passes: int
     """Forward passes over each of them."""
     stop: bool
-    """Some rank was asked to stop; all ranks see the same answer at the same step."""
+    """Some rank was requested to stop; all ranks see the same answer at the same step."""
     mean_loss: float
     """The task loss over all ranks."""
     is_skipped: bool
-    """A gradient was not finite, so the update was left out: parameters, moments and routers are as before."""
+    """A gradient was not finite, so the update was skipped: parameters, moments and routers are as before."""

@@ -1,4 +1,4 @@
-"""From a spec to this rank's part of a model: the one place where the order of parallelism is written.
+"""Makes this rank's part of a model from a spec: the one place where the order of parallelism is written.
 
 1. The whole model on the meta device: shapes, no storage.
 2. Expert parallelism, because it decides which experts exist here at all; what follows sees only those.
@@ -29,7 +29,7 @@ from moe_train.parallel.plan import Mesh
 
 @dataclass(frozen=True)
 class DistributedModel:
-    """This rank's part of a model."""
+    """Holds this rank's part of a model."""
 
     model: Model
     shards: dict[str, Shard]
@@ -46,7 +46,7 @@ def distribute(
     reshard_after_forward: bool = False,
     vocabulary: Vocabulary | None = None,
 ) -> DistributedModel:
-    """Build, shard and initialise a model; only tables of routers need the vocabulary. Collective."""
+    """Builds, shards and initialises a model; only tables of routers need the vocabulary. Collective."""
     model = build_on_meta(spec)
     begins = initials(model, spec.init_scale)
     apply_expert(model, mesh)

@@ -1,4 +1,4 @@
-"""Data parallelism with FSDP2: what all ranks share is sharded over all of them, experts over their replicas."""
+"""Applies data parallelism by FSDP2: experts are sharded over their replicas, all else over the data axis."""
 
 from torch import nn
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
@@ -10,7 +10,7 @@ from moe_train.parallel.plan import Mesh
 
 
 def apply_data(model: Model, mesh: Mesh, reshard_after_forward: bool) -> None:
-    """Shard the parameters. An axis of one rank is never wrapped: FSDP2 on one rank costs 15% of a step.
+    """Shards the parameters. An axis of one rank is never wrapped: FSDP2 on one rank costs 15% of a step.
 
     Experts are sharded along their width (dim 1), so that every rank of a replica axis holds a part of every one of
     its experts whatever their number. Experts that have no replica stay outside of FSDP2, which lets their

@@ -1,4 +1,4 @@
-"""Expert parallelism: each rank keeps num_experts / expert experts of a layer, and rows travel to them."""
+"""Applies expert parallelism: each rank keeps num_experts / expert experts of a layer, and rows travel to them."""
 
 from functools import cache, partial
 
@@ -13,7 +13,7 @@ from moe_train.parallel.plan import Mesh
 
 
 def apply_expert(model: Model, mesh: Mesh) -> None:
-    """Cut the experts of a model on the meta device down to this rank's share, and route rows over the group.
+    """Cuts the experts of a model on the meta device down to this rank's share, and routes rows over the group.
 
     Collective: one dispatcher serves all layers with the same number of experts.
 

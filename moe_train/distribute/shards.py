@@ -1,4 +1,4 @@
-"""Which box of which global tensor every local parameter is: the bridge from layouts to checkpoints and norms.
+"""Describes every local parameter as a box of a global tensor, which is all that checkpoints and norms need to know.
 
 Every element of every parameter is held by exactly one rank (or by the only one), so a sum over local elements and
 then over ranks counts each of them once.

@@ -1,4 +1,4 @@
-"""Experts made out of one: every expert becomes a copy of expert 0 with a part of its weights zeroed.
+"""Makes all experts out of one: each becomes a copy of expert 0 with a part of its weights zeroed.
 
 Here and not in the layer, because expert 0 lives on one worker of each expert group, and what makes copies differ must
 not depend on who holds them. Its box is sent over the group, so a worker holds one expert more than its share for a
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 def spawn_experts(
     model: Model, shards: Mapping[str, Shard], mesh: Mesh, seed: int, updates: int
 ) -> list[str]:
-    """Make the copies in every layer whose router asks for them after so many updates. Collective.
+    """Makes the copies in every layer whose router asks for them after so many updates. Collective.
 
     Returns the names of these layers' experts and routers: what an optimizer remembers of them is void.
     """
@@ -56,7 +56,7 @@ def spawn_experts(
 
 
 def _become_copies(name: str, shard: Shard, mesh: Mesh, seed: int, share: float) -> None:
-    """Write the copies over the experts of this rank, one by one."""
+    """Writes the copies over the experts of this rank, one by one."""
     original = _first_expert(shard.data, mesh)
     for expert, copy in enumerate(shard.data, start=shard.offsets[0]):
         zeroed = _draws(name, shard, expert, seed) < share
@@ -64,7 +64,7 @@ def _become_copies(name: str, shard: Shard, mesh: Mesh, seed: int, share: float)
 
 
 def _first_expert(held: Float[Tensor, "E D F"], mesh: Mesh) -> Float[Tensor, "D F"]:
-    """Returns this rank's part of expert 0. Collective over the expert group, whose ranks all cut at one place."""
+    """Returns expert 0 where this rank's box cuts it, which is alike on the expert group. Collective over that."""
     first = held[0].clone(memory_format=torch.contiguous_format)
     if mesh.expert.size > 1 and first.numel():
         dist.broadcast(first, group=mesh.expert.group, group_src=0)
@@ -72,7 +72,7 @@ def _first_expert(held: Float[Tensor, "E D F"], mesh: Mesh) -> Float[Tensor, "D 
 
 
 def _draws(name: str, shard: Shard, expert: int, seed: int) -> Float[Tensor, "D F"]:
-    """Returns uniform numbers for the rows of an expert that this rank holds: each row is a stream of its own."""
+    """Draws uniform numbers for the rows of an expert that this rank holds: each row is a stream of its own."""
     _, num_rows, num_columns = shard.global_shape
     first, count = expert * num_rows + shard.offsets[1], shard.data.shape[1]
     rows = torch.arange(first, first + count, device=shard.data.device)

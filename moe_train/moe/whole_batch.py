@@ -6,7 +6,7 @@ its own, and the gradient passes to its own, times the number of shares:
 
     sums = batch + shares * (own - own without gradient)
 
-The mean over shares, which the engine takes, then has the value and the gradient of the loss of the whole batch: also
+The mean over shares, which an update takes, then has the value and the gradient of the loss of the whole batch: also
 for a loss that is not linear in its sums, such as CV^2.
 P passes over the batch, N sums of all layers.
 """

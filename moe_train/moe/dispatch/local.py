@@ -55,7 +55,7 @@ class ExpertOrder:
         return GatherRows.apply(x, self.token_ids, self.places, self.present)
 
     def combine(self, rows: Float[Tensor, "N D"]) -> Float[Tensor, "T D"]:
-        """Weigh each edge's row and sum per token; tokens without edges get 0."""
+        """Weighs each edge's row and sums per token; tokens without edges get 0."""
         return CombineRows.apply(rows, self.weights, self.token_ids, self.places, self.slots)
 
 

@@ -1,6 +1,6 @@
 """Implements the layer of SMEAR: every segment of a sequence has its own expert, merged from the weights of all.
 
-Rows stay where they are and weights travel. Where workers share the experts out, each of them makes its part of every
+Rows stay where they are and weights travel. Where experts are sharded over workers, each worker makes its part of every
 segment's merge for all workers of the group, and the parts are added where the segment is: so no worker ever holds
 all experts, and what travels is a merged expert per segment and worker, whatever the number of experts.
 T tokens, B sequences, G segments on this rank, M of the whole group, S tokens of a segment, D model width,
@@ -28,7 +28,7 @@ from moe_train.results import MoEStats
 
 
 class SmearLayer(MoELayer):
-    """Merge, then one feed-forward block a segment."""
+    """Merges experts, then applies one feed-forward block to each segment."""
 
     router: SmearRouter
     group: dist.ProcessGroup | None = None

@@ -80,7 +80,7 @@ class DeepSeekRouter(GateRouter):
         shares: Float[Tensor, "E T"],
         context: RouteContext,
     ) -> dict[str, Loss]:
-        """Returns balance and z-loss; the balance of groups where there are any."""
+        """Returns balance and z-loss, and the balance loss of groups where there are any."""
         num_experts, num_groups = len(shares), self.config.num_groups
         plain = largest(scores, self.config.num_choices)[1]
         sets = TokenSets.of(self.config.balance_over, self.group, context.rows)

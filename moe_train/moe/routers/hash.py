@@ -1,4 +1,4 @@
-"""Hash layers (Roller et al., 2106.04426): the expert of a token is looked up in a fixed table by its id.
+"""Implements hash layers (Roller et al., 2106.04426): a token's id is looked up in a fixed table of experts.
 
 No parameters, no loss, weight 1; training and validation use the same table. It is made once from the run's seed
 (each layer has its own), is the same on every rank, and is saved with the model as a buffer. Tables:
