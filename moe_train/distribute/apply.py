@@ -63,9 +63,9 @@ def distribute(
     for router, table in tables(model, vocabulary, seed):
         # One rank's, for sums of fractions can differ in their last bits from machine to machine.
         router.table = mesh.world.from_main(table).to(mesh.world.device)
-    kept = (
+    expert_gradients = (
         [layer.experts.keep_gradients() for _, layer in moe_layers_of(model)]
         if mesh.replica.size == 1
         else []
     )
-    return DistributedModel(model, shards, tuple(kept))
+    return DistributedModel(model, shards, tuple(expert_gradients))

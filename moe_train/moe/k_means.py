@@ -46,8 +46,8 @@ def _nearest(
 ) -> tuple[Int[Tensor, " P"], Float[Tensor, " P"]]:
     """Returns the nearest centre of every point, and the squared distance, less the point's own square."""
     squares = centres.square().sum(1)
-    found = [(squares - 2 * rows @ centres.t()).min(1) for rows in points.split(ROWS_AT_A_TIME)]
-    return torch.cat([each.indices for each in found]), torch.cat([each.values for each in found])
+    nearest = [(squares - 2 * rows @ centres.t()).min(1) for rows in points.split(ROWS_AT_A_TIME)]
+    return torch.cat([each.indices for each in nearest]), torch.cat([each.values for each in nearest])
 
 
 def _without_empty(

@@ -30,5 +30,5 @@ def choose(
         return one_sided.join(config, num_experts=num_experts, group=group, timeout_s=timeout_s)
     if hosts.ranks_per_host == 1:
         return one_sided.fall_back(num_experts, group, timeout_s, "every worker has a host of its own")
-    found = HierarchicalDispatchConfig(ranks_per_host=hosts.ranks_per_host)
-    return hierarchical.join(found, num_experts=num_experts, group=group, timeout_s=timeout_s)
+    of_hosts = HierarchicalDispatchConfig(ranks_per_host=hosts.ranks_per_host)
+    return hierarchical.join(of_hosts, num_experts=num_experts, group=group, timeout_s=timeout_s)

@@ -70,7 +70,7 @@ class LocalDispatcher:
         group: dist.ProcessGroup | None,
         timeout_s: float = 0.0,
     ):
-        assert group is None, "config.check refuses local dispatch with shared-out experts"
+        assert group is None, "config.check refuses local dispatch with sharded experts"
 
     def dispatch(self, x: Float[Tensor, "T D"], routing: Routing) -> Dispatched:
         order = ExpertOrder.of(routing)

@@ -42,14 +42,14 @@ class RoutedLayer(MoELayer):
         if (real := context.rows.real) is not None:
             routing = routing.keep(real[routing.token_ids])  # padding goes nowhere and takes no slot
         kept = self._limit(routing, context)
-        asked = routing.first_choices() if routing.alternatives else routing
+        assigned = routing.first_choices() if routing.alternatives else routing
         if routing.normalize_kept:
             kept = kept.normalized()
         dispatched = self.dispatcher.dispatch(x.to(compute_dtype(x)), kept)
         dropout = self._expert_dropout(kept, dispatched, context)
         rows = self.experts(dispatched.rows, dispatched.counts, dispatched.empty_like, dropout)
         y = self.dispatcher.combine(rows, dispatched)
-        return y.to(x.dtype), stats_of(asked, kept, context)
+        return y.to(x.dtype), stats_of(assigned, kept, context)
 
     def _expert_dropout(
         self, routing: Routing, dispatched: Dispatched, context: RouteContext

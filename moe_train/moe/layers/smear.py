@@ -71,8 +71,8 @@ class SmearLayer(MoELayer):
         one_each = [1] * workers
         of_ranks = all_to_all(parts.new_full((workers,), here), one_each, one_each, group).int().tolist()
         mine = [here] * workers
-        asked = parts.unflatten(1, (workers, -1)).transpose(0, 1).flatten(0, 1)
-        weights = self.experts(AllToAll.apply(asked, mine, of_ranks, group))
+        for_workers = parts.unflatten(1, (workers, -1)).transpose(0, 1).flatten(0, 1)
+        weights = self.experts(AllToAll.apply(for_workers, mine, of_ranks, group))
         return [
             AllToAll.apply(weight.flatten(1), of_ranks, mine, group)
             .view(workers, here, *weight.shape[1:])

@@ -68,15 +68,15 @@ def softmax_choice(logits: Float[Tensor, "T E"], k: int, groups: TokenSets | Non
     is_small = experts <= MAX_EXPERTS and k <= MAX_CHOICES and tokens > 0
     if logits.device.type != "cpu" or not is_small or not groups.are_whole or choose("cpu").library is None:
         return by_operations(logits, k, groups)
-    found = router_statistics(logits, k)
-    probabilities = found.scores.detach()
+    statistics = router_statistics(logits, k)
+    probabilities = statistics.scores.detach()
     # The kernel chooses nothing (-1) among logits that are not numbers; the loss, not a number either, reports it.
     first = torch.arange(k, device=logits.device)
-    expert_ids = found.expert_ids.long()
+    expert_ids = statistics.expert_ids.long()
     expert_ids = torch.where(expert_ids < 0, first, expert_ids)
     entropy = -torch.dot(probabilities.flatten(), probabilities.clamp(min=SMALLEST).log_().flatten())
-    spread = Spread(entropy, found.weights[:, 0].detach().sum())
-    return Choice(found.scores, expert_ids, found.weights, found.z / tokens, spread)
+    spread = Spread(entropy, statistics.weights[:, 0].detach().sum())
+    return Choice(statistics.scores, expert_ids, statistics.weights, statistics.z / tokens, spread)
 
 
 def by_operations(logits: Float[Tensor, "T E"], k: int, groups: TokenSets | None = None) -> Choice:
