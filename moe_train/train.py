@@ -78,7 +78,7 @@ def _started(recipe: Recipe, run_dir: Path, resume: str, process: Process) -> tu
     trainer = _trainer(mesh, training_step, feed, checkpointer, process)
     meta = None
     if found is not None:
-        _require_goes_on(found, recipe, feed.data)
+        _require_resumable(found, recipe, feed.data)
         meta = checkpointer.load(found, engine.state())
     if world.is_main:
         record_start(run_dir, world.attempt, found.origin if found else None)
@@ -124,20 +124,21 @@ def _trainer(
         callbacks=callbacks_of(recipe.monitor, world.is_main),
         watch=process,
         fingerprint=feed.data.fingerprint,
-        translation=_translation(feed, mesh),
+        translation=_translation(feed, training_step),
     )
 
 
-def _translation(feed: Feed, mesh: Mesh) -> TranslationTest | None:
+def _translation(feed: Feed, training_step: TrainingStep) -> TranslationTest | None:
     """Returns what a run on pairs translates at each validation."""
     sentences = feed.recipe.decoding.sentences
     if not (feed.recipe.data.corpus.parallel and sentences):
         return None
-    return TranslationTest(feed.validation(sentences, mesh), feed.tokenizer(), mesh.world)
+    batches = feed.validation(sentences, training_step.mesh)
+    return TranslationTest(batches, feed.tokenizer(), training_step.translator())
 
 
-def _require_goes_on(found: Checkpoint, recipe: Recipe, data: PreparedData) -> None:
-    """Refuse a checkpoint with which this recipe would not go on: of another model or seed, of other text, too late."""
+def _require_resumable(found: Checkpoint, recipe: Recipe, data: PreparedData) -> None:
+    """Refuses a checkpoint that this recipe cannot resume: of another model or seed, of another corpus, or too late."""
     require_same_recipe(found.manifest.meta, recipe, str(found.path))
     before = found.manifest.meta["data_fingerprint"]
     if before != data.fingerprint:

@@ -21,7 +21,6 @@ from moe_train.data.batch import Batch
 from moe_train.data.loader import Loader
 from moe_train.data.pair_loader import PairLoader
 from moe_train.decoding.translations import TranslationTest
-from moe_train.decoding.translator import Translator
 from moe_train.errors import TrainingError
 from moe_train.guards.recovery import Recovery
 from moe_train.monitor.recent import bucket_steps
@@ -176,14 +175,8 @@ class Trainer:
             loss = self.training_step.evaluate(self._reported(self.validation), self.step)
         scores: dict[str, float] = {}
         if self.translation:
-            translator = Translator(
-                self.training_step.forward,
-                self.mesh.world,
-                self.recipe.decoding,
-                self.recipe.data.sequence_length,
-            )
             with self.watch.during(TRANSLATING):
-                scores = self.translation.scores(translator, self.step)
+                scores = self.translation.scores(self.step)
         self.journal.row(self.step, validation_loss=loss, **scores)
 
     def _reported(self, batches: Iterable[Batch]) -> Iterator[Batch]:

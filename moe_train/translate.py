@@ -13,7 +13,6 @@ from moe_train.checkpoint.checkpointer import Checkpoint, Checkpointer
 from moe_train.checkpoint.lineage import newest_attempt
 from moe_train.config.check import require_sound
 from moe_train.config.load import load_recipe
-from moe_train.config.registry import build
 from moe_train.config.resolve import spec_of
 from moe_train.config.schema import Recipe
 from moe_train.data.batch import IGNORED, Batch
@@ -23,15 +22,13 @@ from moe_train.data.tokenizer import PAD_ID, Tokenizer
 from moe_train.decoding.scores import scores
 from moe_train.decoding.translations import TranslationTest
 from moe_train.decoding.translator import Translator
-from moe_train.engines.engine import Engine
 from moe_train.errors import CheckpointError, DataError, UsageError
-from moe_train.model.forward import Forward
-from moe_train.model.model import Model
 from moe_train.moe.routing import Vocabulary
 from moe_train.monitor.run import find_run
 from moe_train.parallel.plan import Mesh, ParallelPlan
 from moe_train.parallel.world import World
 from moe_train.run_folder import RECIPE_FILE
+from moe_train.step.training_step import TrainingStep
 
 SENTENCES_AT_ONCE = 32
 ONE_WORKER = ("parallel.data=null", "parallel.expert=1", "moe.dispatch.kind=auto")
@@ -59,50 +56,43 @@ def main(argv: Sequence[str]) -> int:
         )
     world = replace(World.from_env(recipe.job.device), attempt=newest_attempt(run_dir))
     tokenizer = read_tokenizer(recipe, run_dir / "tokenizer.json")
-    model, found = _trained(recipe, run_dir, options.step, world)
-    forward = Forward(model, recipe.seed, recipe.steps, recipe.precision == "bf16")
-    translator = Translator(forward, world, recipe.decoding, recipe.data.sequence_length)
+    mesh = Mesh.build(ParallelPlan.of(1, None, 1), world)
+    translator, found = _trained(recipe, run_dir, options.step, mesh)
     if options.file is None:
-        _translate_validation(recipe, translator, found, tokenizer, world)
+        _translate_validation(recipe, translator, found, tokenizer, mesh)
     else:
         for batch in _batches(_lines(options.file), tokenizer, recipe.data.sequence_length):
-            test = TranslationTest([batch.to(world.device)], tokenizer, world)
-            for pair in test.translations(translator, found.step):
+            test = TranslationTest([batch.to(world.device)], tokenizer, translator)
+            for pair in test.translations(found.step):
                 # A line for each line: a model that has learned little may write line breaks.
                 print(" ".join(pair.hypothesis.splitlines()), flush=True)
     return 0
 
 
-def _trained(recipe: Recipe, run_dir: Path, step: int | None, world: World) -> tuple[Model, Checkpoint]:
-    """Returns a model with the weights of the checkpoint of `step`, or of the newest."""
-    engine: Engine = build(
-        "engine",
-        recipe.engine,
-        recipe=recipe,
-        mesh=Mesh.build(ParallelPlan.of(1, None, 1), world),
-        vocabulary=Vocabulary.without_text(spec_of(recipe).vocabulary_size),  # tables are loaded
-    )
-    checkpoints = Checkpointer(run_dir, recipe.checkpoint, world)
+def _trained(recipe: Recipe, run_dir: Path, step: int | None, mesh: Mesh) -> tuple[Translator, Checkpoint]:
+    """Returns a translator with the weights of the checkpoint of `step`, or of the newest."""
+    vocabulary = Vocabulary.without_text(spec_of(recipe).vocabulary_size)  # tables are loaded
+    training_step = TrainingStep.build(recipe, mesh, vocabulary)
+    checkpoints = Checkpointer(run_dir, recipe.checkpoint, mesh.world)
     found = checkpoints.choose("latest" if step is None else step)
     if found is None:
         raise CheckpointError(f"{run_dir}: has no checkpoint yet; wait for the first one, or train the run")
-    checkpoints.load(found, engine.state())
-    return engine.model, found
+    checkpoints.load(found, training_step.engine.state())
+    return training_step.translator(), found
 
 
 def _translate_validation(
-    recipe: Recipe, translator: Translator, found: Checkpoint, tokenizer: Tokenizer, world: World
+    recipe: Recipe, translator: Translator, found: Checkpoint, tokenizer: Tokenizer, mesh: Mesh
 ) -> None:
     """Print source, translation and reference of the validation pairs, then both scores."""
-    feed = Feed.open(recipe, world.cache, lambda sentence: print(sentence, file=sys.stderr))
+    feed = Feed.open(recipe, mesh.world.cache, lambda sentence: print(sentence, file=sys.stderr))
     if feed.data.fingerprint != found.manifest.meta["data_fingerprint"]:
         raise DataError(
             "data.corpus: the corpus changed since the run began, so its validation pairs may include training pairs; "
             "restore the text, or translate a file with --file"
         )
-    mesh = Mesh.build(ParallelPlan.of(1, None, 1), world)
     batches = feed.validation(max(recipe.decoding.sentences, 1), mesh, SENTENCES_AT_ONCE)
-    pairs = TranslationTest(batches, tokenizer, world).translations(translator, found.step)
+    pairs = TranslationTest(batches, tokenizer, translator).translations(found.step)
     for pair in pairs:
         print(f"source       {pair.source}\ntranslation  {pair.hypothesis}\nreference    {pair.reference}\n")
     score = scores([pair.hypothesis for pair in pairs], [pair.reference for pair in pairs])

@@ -7,7 +7,6 @@ from moe_train.data.batch import IGNORED, Batch
 from moe_train.data.tokenizer import EOS_ID, Tokenizer
 from moe_train.decoding.scores import scores
 from moe_train.decoding.translator import Translator
-from moe_train.parallel.world import World
 
 
 @dataclass(frozen=True)
@@ -25,23 +24,25 @@ class TranslationTest:
 
     batches: Sequence[Batch]
     tokenizer: Tokenizer
-    world: World
+    translator: Translator
 
-    def translations(self, translator: Translator, step: int) -> list[Translation]:
+    def translations(self, step: int) -> list[Translation]:
         """Returns all pairs of all ranks in the order of their numbers, on every rank. Collective."""
         numbered: list[tuple[int, Translation]] = []
         for batch in self.batches:
             assert batch.source is not None
-            hypotheses = translator.translate(batch, step)
+            hypotheses = self.translator.translate(batch, step)
             columns = (batch.sequence_ids, batch.source, hypotheses, batch.targets)
             for number, *sides in zip(*(column.tolist() for column in columns), strict=True):
                 numbered.append((number, Translation(*map(self._text, sides))))
-        by_number = {number: pair for share in self.world.gather(numbered) for number, pair in share}
+        by_number = {
+            number: pair for share in self.translator.world.gather(numbered) for number, pair in share
+        }
         return [by_number[number] for number in sorted(by_number)]
 
-    def scores(self, translator: Translator, step: int) -> dict[str, float]:
+    def scores(self, step: int) -> dict[str, float]:
         """Returns `bleu` and `chrf` over all pairs. Collective."""
-        pairs = self.translations(translator, step)
+        pairs = self.translations(step)
         return scores([pair.hypothesis for pair in pairs], [pair.reference for pair in pairs])
 
     def _text(self, tokens: list[int]) -> str:

@@ -5,7 +5,7 @@ which a guard may have scaled (controls.py).
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -28,9 +28,8 @@ Backward = Callable[[Tensor, bool], None]
 class UpdateLosses:
     """What one update's passes gave on this rank, without gradient."""
 
-    of_batches: list[TrainingLoss] = field(default_factory=list)
-    """Of each microbatch."""
-    stats: Sequence[tuple[MoEStats, ...]] = ()
+    microbatches: list[TrainingLoss]
+    stats: tuple[tuple[MoEStats, ...], ...]
     """Per microbatch and pass, per MoE layer."""
 
     def means(self) -> tuple[Float[Tensor, ""], Mapping[str, Float[Tensor, ""]]]:
@@ -40,14 +39,14 @@ class UpdateLosses:
         def add(name: str, loss: Tensor) -> None:
             others[name] = others.get(name, torch.zeros_like(loss)) + loss
 
-        for of_batch in self.of_batches:
-            for name, part in of_batch.parts.items():
-                add(name, part / len(self.of_batches))
+        for loss in self.microbatches:
+            for name, part in loss.parts.items():
+                add(name, part / len(self.microbatches))
         for layers in self.stats:
             for layer in layers:
                 for name, auxiliary in layer.losses.items():
                     add(name, auxiliary / len(self.stats))
-        return torch.stack([of_batch.task for of_batch in self.of_batches]).mean(), others
+        return torch.stack([loss.task for loss in self.microbatches]).mean(), others
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from moe_train.config.registry import build
 from moe_train.config.schema import Recipe
 from moe_train.controls import LEARNING_RATE, UNCHANGED, Controls
 from moe_train.data.batch import Batch
+from moe_train.decoding.translator import Translator
 from moe_train.distribute.spawn import spawn_experts
 from moe_train.engines.engine import Engine
 from moe_train.errors import TrainingError
@@ -34,12 +35,13 @@ class TrainingStep:
         self.forward = Forward(engine.model, recipe.seed, recipe.steps, recipe.precision == "bf16")
         self.objective = build("objective", recipe.objective)
         self.schedule = build("optim.schedule", recipe.optim.schedule, steps=recipe.steps)
-        self.routers = [layer.router for _, layer in moe_layers_of(engine.model)]
+        routers = [layer.router for _, layer in moe_layers_of(engine.model)]
+        self.load_routers = [router for router in routers if isinstance(router, LoadRouter)]
         self.passes = LossPasses(
             self.forward,
             self.objective,
             recipe.objective.num_passes,
-            learns_from_batch=recipe.moe.router.learns_from_batch and bool(self.routers),
+            learns_from_batch=recipe.moe.router.learns_from_batch and bool(routers),
             data=mesh.data,
         )
 
@@ -75,7 +77,7 @@ class TrainingStep:
             grad_norm=norm,
             loss=task,
             losses=others,
-            stats=tuple(losses.stats),
+            stats=losses.stats,
             tokens=self.recipe.data.global_batch * self.recipe.data.sequence_length,
             passes=self.passes.num_passes,
             stop=stops > 0,
@@ -98,6 +100,11 @@ class TrainingStep:
         loss, tokens = self.mesh.data.total(total)
         return loss / tokens
 
+    def translator(self) -> Translator:
+        """Returns what translates with the model, if that reads a source."""
+        recipe = self.recipe
+        return Translator(self.forward, self.mesh.world, recipe.decoding, recipe.data.sequence_length)
+
     def _is_skipped(self, norm: float, step: int) -> bool:
         """Returns whether to skip an update for its gradient norm. Raises TrainingError where it may not be skipped."""
         if math.isfinite(norm):
@@ -113,11 +120,12 @@ class TrainingStep:
     @torch.no_grad()
     def _follow_loads(self, stats: Sequence[tuple[MoEStats, ...]]) -> None:
         """Gives routers that follow the loads those of the global batch: integers, so the same on every layout."""
-        following = [router for router in self.routers if isinstance(router, LoadRouter)]
-        if following:
+        if self.load_routers:
             # One kind of router serves all layers.
             loads: Tensor = torch.stack([counts_of_layers(layers, LOAD) for layers in stats]).sum(0)
-            for router, load, layer in zip(following, self.mesh.data.sum(loads), stats[0], strict=True):
+            for router, load, layer in zip(
+                self.load_routers, self.mesh.data.sum(loads), stats[0], strict=True
+            ):
                 router.after_update(load[: len(layer.load)])
 
     def _spawn_experts(self, updates: int) -> None:

@@ -95,6 +95,8 @@ def test_with_beams_a_sentence_is_translated_the_same_in_every_batch(model):
 class Reversing:
     """Translates a source into its tokens in reverse order."""
 
+    world = World(0, 1, 0, 1, torch.device("cpu"))
+
     def translate(self, batch: Batch, step: int) -> torch.Tensor:
         return batch.source.flip(1)
 
@@ -116,6 +118,6 @@ def test_translations_are_told_in_the_order_of_their_numbers_up_to_their_end():
         batch([7, 2], [[end, 2, 3], [3, 4, 5]], [[2, end, none], [2, 3, end]]),
         batch([5], [[4, end, 2]], [[4, 4, end]]),
     ]
-    test = TranslationTest(batches, Letters(), World(0, 1, 0, 1, torch.device("cpu")))  # type: ignore[arg-type]
-    found = [(pair.source, pair.hypothesis, pair.reference) for pair in test.translations(Reversing(), 0)]
+    test = TranslationTest(batches, Letters(), Reversing())  # type: ignore[arg-type]
+    found = [(pair.source, pair.hypothesis, pair.reference) for pair in test.translations(0)]
     assert found == [("bcd", "dcb", "ab"), ("c", "a", "cc"), ("", "ba", "a")]
