@@ -1,37 +1,31 @@
 """Runs `moe-train run`: makes an attempt in the run folder, and another one if a worker fails and restarts are left.
 
 One worker without restarts runs in this process; everything else goes through a launcher (`moe_cluster.launcher`).
-All messages at the terminal are printed here.
+Read `attempt.py` next: it makes each attempt, and records and reports how it ended.
 """
 
-import json
 import shlex
 import sys
-import time
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from moe_cluster.atomic import replace_text
 from moe_cluster.contract import (
-    ATTEMPT_VARIABLE,
     DONE,
     FAILED,
     JOB_VARIABLE,
-    OUTCOME_FILE,
     PREEMPTED,
     TRAINER_MODULE,
     USAGE,
-    attempt_dir,
     trainer_arguments,
 )
 from moe_cluster.errors import ClusterError
 from moe_cluster.job import Attempt
-from moe_cluster.launcher import Outcome, launcher
+from moe_cluster.launcher import launcher
 from moe_cluster.node.elastic import with_threads
 from moe_cluster.restarts import Restarts
 from moe_cluster.stop import StopRequest, stop_on_signals
-from moe_cluster.watch.first_cause import FirstCause, find_first_cause
+from moe_train.attempt import is_refusal, next_attempt, record_outcome, run_here, thread_settings
 from moe_train.checkpoint.folder import CheckpointFolder
 from moe_train.checkpoint.lineage import has_started, last_number, newest_attempt
 from moe_train.config.check import problems, require_sound
@@ -43,7 +37,6 @@ from moe_train.requeue import lost_in_vain, stopped_in_vain
 from moe_train.resume_report import report_changes
 from moe_train.resumption import Start, has_begun, plan_start
 from moe_train.run_folder import RECIPE_FILE, RunFolder, attempt_recipe
-from moe_train.worker.process import Process
 
 
 @dataclass(frozen=True)
@@ -134,19 +127,14 @@ def _attempts_unless_refused(
     try:
         exit_code = _attempts(request, recipe, allowed, folder, environment)
     except (MoETrainError, ClusterError) as error:
-        is_refusal = error.exit_code == USAGE or not newest_attempt(folder.path)
-        if is_refusal and JOB_VARIABLE not in environment:
+        refused = error.exit_code == USAGE or not newest_attempt(folder.path)
+        if refused and JOB_VARIABLE not in environment:
             folder.take_back(None, has_begun=has_begun(folder.path))
         raise
     newest = newest_attempt(folder.path)
-    if _is_refusal(exit_code, folder.path, newest, environment):
+    if is_refusal(exit_code, folder.path, newest, environment):
         folder.take_back(newest, has_begun=has_begun(folder.path))
     return exit_code
-
-
-def _is_refusal(exit_code: int, run_dir: Path, attempt: int, environment: Mapping[str, str]) -> bool:
-    """Returns whether an attempt ended with a usage error before it began."""
-    return exit_code == USAGE and not has_started(run_dir, attempt) and JOB_VARIABLE not in environment
 
 
 def _attempts(
@@ -158,10 +146,9 @@ def _attempts(
 ) -> int:
     """Make attempts until one ends well, or restarts are used up; returns its exit code."""
     if request.runs_here(allowed):
-        attempt = _next_attempt(request, recipe, allowed[0], folder, environment, request.resume)
-        return _record_outcome(
-            attempt, _run_here(recipe, attempt, request.resume, environment), environment
-        ).exit_code
+        attempt = next_attempt(recipe, folder, allowed[0], request.resume, request.module, environment)
+        outcome = run_here(recipe, attempt, request.resume, environment)
+        return record_outcome(attempt, outcome, environment, _say).exit_code
     chosen = launcher(request.launcher, environment)
     restarts, resume = Restarts(request.max_restarts), request.resume
     with stop_on_signals(_say) as stop:
@@ -174,8 +161,8 @@ def _attempts(
                 return FAILED
             if workers is None:
                 return PREEMPTED
-            attempt = _next_attempt(request, recipe, workers, folder, environment, resume)
-            outcome = _record_outcome(attempt, chosen.run(attempt, stop, _say), environment)
+            attempt = next_attempt(recipe, folder, workers, resume, request.module, environment)
+            outcome = record_outcome(attempt, chosen.run(attempt, stop, _say), environment, _say)
             # --resume holds until an attempt has begun with it; from then on the run's own checkpoints count.
             resume = "auto" if has_started(folder.path, attempt.number) else resume
             if stop.is_requested or not (outcome.resizes or outcome.exit_code == FAILED):
@@ -195,20 +182,6 @@ def _stopped(request: Launch, run_dir: Path, environment: Mapping[str, str]) -> 
     return PREEMPTED
 
 
-def _next_attempt(
-    request: Launch,
-    recipe: Recipe,
-    workers: int,
-    folder: RunFolder,
-    environment: Mapping[str, str],
-    resume: str,
-) -> Attempt:
-    number = folder.new_attempt(recipe, last_number(folder.path))
-    arguments = tuple(trainer_arguments(attempt_recipe(folder.path, number), folder.path, resume))
-    threads = _thread_settings(recipe, environment)
-    return Attempt(arguments, workers, folder.path, number, threads, request.module, recipe.job.timeout_s)
-
-
 def _waited(restarts: Restarts, failed: Attempt, stop: StopRequest) -> bool:
     """Wait until the next attempt is due; returns False if there is none."""
     wait_s = restarts.after_failure(max(CheckpointFolder(failed.run_dir).steps(), default=-1))
@@ -222,59 +195,6 @@ def _waited(restarts: Restarts, failed: Attempt, stop: StopRequest) -> bool:
     return not stop.wait(wait_s)
 
 
-def _run_here(
-    recipe: Recipe, attempt: Attempt, resume: str, environment: MutableMapping[str, str]
-) -> Outcome:
-    """Run the only worker in this process: the first step comes seconds earlier, and a debugger works."""
-    environment.update(attempt.environment)
-    environment[ATTEMPT_VARIABLE] = str(attempt.number)
-    try:
-        with Process(attempt.run_dir, attempt.number, rank=0) as process:
-            from moe_train import train
-
-            return Outcome(train.run(recipe, attempt.run_dir, resume, process))
-    except SystemExit as end:
-        exit_code = end.code if isinstance(end.code, int) else FAILED
-    if exit_code in (DONE, PREEMPTED):
-        return Outcome(exit_code)
-    return Outcome(exit_code, find_first_cause(attempt_dir(attempt.run_dir, attempt.number), []))
-
-
-def _record_outcome(attempt: Attempt, outcome: Outcome, environment: Mapping[str, str]) -> Outcome:
-    """Write the outcome to the attempt's folder, print the cause of a failure, and return the outcome."""
-    cause = outcome.first_cause
-    content = {
-        "exit_code": outcome.exit_code,
-        "cause": None if cause is None else str(cause),
-        "rank": None if cause is None else cause.rank,
-        "host": None if cause is None else cause.host,
-        "step": None if cause is None else cause.step,
-        "saved": max(CheckpointFolder(attempt.run_dir).steps(), default=None),
-        "time": time.time(),
-    }
-    try:
-        replace_text(attempt_dir(attempt.run_dir, attempt.number) / OUTCOME_FILE, json.dumps(content) + "\n")
-    except OSError as error:
-        _say(
-            f"{OUTCOME_FILE} could not be written ({error.strerror}); `moe-train status` will not show this outcome"
-        )
-    if cause is not None:
-        is_refusal = _is_refusal(outcome.exit_code, attempt.run_dir, attempt.number, environment)
-        _report(cause, environment, is_refusal)
-    if sys.stdout.isatty():  # a live view hides the cursor, and a killed rank 0 did not restore it
-        print("\x1b[?25h", end="", flush=True)
-    return outcome
-
-
-def _thread_settings(recipe: Recipe, environment: Mapping[str, str]) -> dict[str, str]:
-    """Returns OpenMP's settings for a worker. Unless the recipe or the user sets the number of threads, the worker's
-    node does, which knows its cores. By default threads spin at barriers, which makes a step several times slower on
-    shared cores (notes/log.md); a short spin costs nothing on free ones."""
-    spin = {"GOMP_SPINCOUNT": environment.get("GOMP_SPINCOUNT", "1000")}
-    threads = recipe.job.threads or environment.get("OMP_NUM_THREADS")
-    return spin | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
-
-
 def _show_plan(
     request: Launch, recipe: Recipe, allowed: Sequence[int], run_dir: Path, environment: Mapping[str, str]
 ) -> int:
@@ -283,7 +203,7 @@ def _show_plan(
     attempt = Attempt(arguments, workers, run_dir, number, module=request.module)
     counts = str(workers) if len(allowed) == 1 else f"{workers}, or {_listed(allowed[:-1])} on fewer nodes"
     print(f"run folder  {run_dir}")
-    here, settings = request.runs_here(allowed), _thread_settings(recipe, environment)
+    here, settings = request.runs_here(allowed), thread_settings(recipe, environment)
     if request.launcher == "local":
         settings = with_threads(settings, workers)
     threads = settings.get("OMP_NUM_THREADS")
@@ -298,12 +218,6 @@ def _show_plan(
 
 def _listed(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers))
-
-
-def _report(cause: FirstCause, environment: Mapping[str, str], is_refusal: bool) -> None:
-    print(f"moe-train: error: {cause.sentence if is_refusal else cause}", file=sys.stderr)
-    if environment.get("MOE_TRAIN_DEBUG") and cause.traceback:
-        print(cause.traceback, file=sys.stderr)
 
 
 def _print_command_to_train_on(
