@@ -56,9 +56,8 @@ def share(group: dist.ProcessGroup | None, size: int, problem: str | None = None
             mappings = [_map(offer, size) for offer in offers]
         except OSError as error:
             problem = f"the memory of a peer cannot be opened: {error}"
-        refuse(
-            gather(group, problem)
-        )  # now all ranks have mapped all segments, and descriptors may be closed
+        # After this all ranks have mapped all segments, and descriptors may be closed.
+        refuse(gather(group, problem))
         rank = dist.get_rank(group) if group is not None else 0
         return Segments(
             memory=mappings[rank],

@@ -86,9 +86,8 @@ def await_reports(save: Save) -> list[RankReport]:
 
 def await_outcome(save: Save) -> None:
     """Waits until rank 0 has committed. Raises CheckpointError, with its reason, if it gave up."""
-    deadline = (
-        time.monotonic() + save.timeout_s * save.size
-    )  # rank 0 may wait this long for the slowest ranks
+    # Rank 0 may wait this long for the slowest ranks.
+    deadline = time.monotonic() + save.timeout_s * save.size
     while save.temporary.exists():
         raise_if_given_up(save)
         if time.monotonic() > deadline:
@@ -97,9 +96,8 @@ def await_outcome(save: Save) -> None:
                 "check its log"
             )
         time.sleep(POLL_S)
-    raise_if_given_up(
-        save
-    )  # an older checkpoint of the step may exist, so its existence alone proves nothing
+    # An older checkpoint of the step may exist, so its existence alone proves nothing.
+    raise_if_given_up(save)
     deadline = time.monotonic() + GRACE_S
     while not save.folder.committed(save.step).exists():
         raise_if_given_up(save)

@@ -33,9 +33,8 @@ DTYPE_CODES = {
 
 def write_shard_file(path: Path, tensors: Mapping[str, Tensor]) -> FileEntry:
     """Writes host tensors under their names and makes them durable; returns size and hash. Raises OSError."""
-    ordered = dict(
-        sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
-    )  # keeps all aligned
+    # In this order all tensors are aligned.
+    ordered = dict(sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])))
     digest, size = hashlib.sha256(), 0
     with open(path, "wb", buffering=0) as file:
         for chunk in _chunks(ordered):

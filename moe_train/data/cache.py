@@ -50,9 +50,8 @@ def obtain(entry: Path, fill: Callable[[Path], Facts], progress: Callable[[str],
     without writing anything, so a read-only cache works. Raises DataError if the cache cannot be written.
     """
     try:
-        with suppress(
-            FileNotFoundError, DamagedEntryError
-        ):  # checked again under the lock, and reported there
+        # Errors are found again under the lock, and reported there.
+        with suppress(FileNotFoundError, DamagedEntryError):
             return verified(entry)
         entry.parent.mkdir(parents=True, exist_ok=True)
         with _locked(entry, progress):

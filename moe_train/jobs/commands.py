@@ -44,9 +44,8 @@ def list_runs(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     if link := dangling_link(options.folder):
         raise UsageError(f"{options.folder}: {link}; correct or remove the link, or name another folder")
-    if not os.path.isdir(
-        options.folder
-    ):  # Path fails for a name that is too long or a folder without permission
+    # Path.is_dir fails for a name that is too long or a folder without permission.
+    if not os.path.isdir(options.folder):
         raise UsageError(
             f"{options.folder}: there is no such folder; `moe-train run RECIPE` creates runs/NAME"
         )

@@ -86,9 +86,8 @@ class Sampler:
         """Expects a sample every `every_s` seconds, and keeps those of the last `window_s`."""
         self.place = NOWHERE
         self._every_s, self._window_s = every_s, window_s
-        self._samples: deque[tuple[float, float, float]] = (
-            deque()
-        )  # when, seconds it stands for, of these waiting
+        self._samples: deque[tuple[float, float, float]] = deque()
+        """Of each: when it was taken, the seconds it stands for, and how many of these were spent waiting."""
 
     def sample(self, now: float) -> None:
         """Take a sample at `now`, in seconds.

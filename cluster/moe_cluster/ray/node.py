@@ -45,9 +45,8 @@ def main(name: str, ray: Sequence[str]) -> int:
 
 
 def _run(name: str, ray: Sequence[str]) -> int:
-    folder = tempfile.mkdtemp(
-        prefix=f"{name}-", dir=FOLDERS
-    )  # for this user alone, under a name that nobody had
+    # The folder is private to this user, and its name is new.
+    folder = tempfile.mkdtemp(prefix=f"{name}-", dir=FOLDERS)
     inner = os.path.join(folder, "r")  # Ray opens its folder to everyone
     try:
         # Ray starts some of its processes with `python -m`, which would import a queue.py of the user's directory.

@@ -36,9 +36,8 @@ def outcome_of_ray(
     `lost` has the hosts whose loss ended the attempt, and `gone` those that no longer answer, each with a sentence.
     """
     if error is not None:
-        with contextlib.suppress(
-            OSError
-        ):  # the disk may be full, and the first cause has Ray's words as well
+        # The disk may be full; the first cause has Ray's words as well.
+        with contextlib.suppress(OSError):
             (folder / LAUNCHER_LOG).write_text("".join(traceback.format_exception(error)))
     endings = _endings(folder, workers, complete=error is None)
     ended = {ending.rank for ending in endings}

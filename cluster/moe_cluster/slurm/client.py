@@ -136,9 +136,8 @@ def host_names(node_list: str) -> tuple[str, ...]:
 def _of_controller(record: str) -> JobStatus:
     """Parse `scontrol show job`. The first line ends with the job's name, which may look like a field."""
     _, _, facts = record.partition("\n")
-    fields = dict(
-        reversed(FIELD.findall(facts))
-    )  # the first of each name: a folder's name may look like a field
+    # Of each name the first counts: a folder's name may look like a field.
+    fields = dict(reversed(FIELD.findall(facts)))
     nodes = re.search(r"^   NodeList=(\S*)", facts, re.MULTILINE)
     code = fields.get("ExitCode", "0:0")
     return _status(
