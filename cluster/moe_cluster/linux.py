@@ -111,9 +111,14 @@ def interface_of(address: str) -> str:
     return next((name for _, name in socket.if_nameindex() if address_of(name) == address), "")
 
 
+def family_of(address: str) -> socket.AddressFamily:
+    """Returns the family of a numeric address, IPv4 or IPv6."""
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
 def free_port(address: str) -> int:
     """Returns a free port of an address of this host; it is not reserved."""
-    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+    with socket.socket(family_of(address)) as probe:
         probe.bind((address, 0))
         return int(probe.getsockname()[1])
 

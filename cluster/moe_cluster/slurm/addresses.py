@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from ipaddress import ip_address
 
 from moe_cluster.errors import ClusterError
+from moe_cluster.linux import family_of
 from moe_cluster.slurm.client import FIELD, call
 
 MOST_ASKED = 4
@@ -54,7 +55,7 @@ def resolved(name: str) -> list[str]:
 
 def towards(address: str) -> str:
     """Returns this host's own address on the route to another one; empty without a route. Sends nothing."""
-    with socket.socket(_family(address), socket.SOCK_DGRAM) as probe:
+    with socket.socket(family_of(address), socket.SOCK_DGRAM) as probe:
         try:
             probe.connect((address, DISCARD_PORT))
         except OSError:
@@ -72,10 +73,6 @@ def _node_addresses(nodes: Sequence[str]) -> dict[str, str]:
     lines = call("scontrol", "--oneliner", "show", "node", ",".join(nodes)).splitlines()
     records = [dict(FIELD.findall(line)) for line in lines]
     return {record["NodeName"]: record["NodeAddr"] for record in records if record.get("NodeAddr")}
-
-
-def _family(address: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
 def _is_reachable(address: str) -> bool:
