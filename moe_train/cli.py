@@ -76,7 +76,7 @@ DELEGATED = {
 }
 ASK_ENVIRONMENT = ("submit", "resume", "sweep")
 ACTIONS = ("run", "submit", "resume", "sweep", "cancel")
-"""Commands that go on when standard output is lost: it carries their messages, not their result."""
+"""Commands that continue when standard output is lost: it carries their messages, not their result."""
 PRINTS = frozenset({"--dry-run", "--help", "-h"})
 """Options with which any command only prints something."""
 

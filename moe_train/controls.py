@@ -1,4 +1,4 @@
-"""What a guard may change while a run goes on: the factors of the learning rate and of the auxiliary losses.
+"""Scales the learning rate and the auxiliary losses, which is what a guard may change during a run.
 
 A training step reads them in one place (`moe_train/step/`). Controls that nothing has scaled have the factor 1, which
 leaves every number bit-equal.

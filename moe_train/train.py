@@ -138,18 +138,18 @@ def _translation(feed: Feed, training_step: TrainingStep) -> TranslationTest | N
 
 
 def _require_resumable(found: Checkpoint, recipe: Recipe, data: PreparedData) -> None:
-    """Refuses a checkpoint that this recipe cannot resume: of another model or seed, of another corpus, or too late."""
+    """Raise UsageError or DataError for a checkpoint of another model, seed or text, or of a step after the last."""
     require_same_recipe(found.manifest.meta, recipe, str(found.path))
     before = found.manifest.meta["data_fingerprint"]
     if before != data.fingerprint:
         raise DataError(
             f"data.corpus: its text has changed since the run began (fingerprint {data.fingerprint[:12]}, the "
-            f"checkpoint of step {found.step} has {before[:12]}), and going on with other text would not be a "
-            "resume; restore the files, or start afresh with --resume never"
+            f"checkpoint of step {found.step} has {before[:12]}), and a resumed run must train on the same text; "
+            "restore the files, or start afresh with --resume never"
         )
     if found.step > recipe.steps:
         raise UsageError(
-            f"steps={recipe.steps}: the checkpoint to go on from is of step {found.step}; raise steps, or name an "
+            f"steps={recipe.steps}: the checkpoint to resume from is of step {found.step}; raise steps, or name an "
             "earlier one with --resume STEP"
         )
 

@@ -11,11 +11,11 @@ class StabilityConfig:
     """Configures GLaM's two tricks (2112.06905, sec. 5.1); without them a run ends at the first non-finite gradient."""
 
     skip_non_finite: bool = (
-        False  # leave out an update if any gradient is NaN or infinite; step and data go on
+        False  # skip an update if any gradient is NaN or infinite; step and data still advance
     )
     skip_limit: int = 10  # updates left out in a row after which the run rolls back, or ends
     rollback: bool = (
-        False  # on a loss spike, go on from an earlier checkpoint with the batches that come next
+        False  # on a loss spike, resume from an earlier checkpoint with the batches that come next
     )
     spike_window: int = (
         200  # losses, one an update, whose median and spread say what is a spike; none before that

@@ -8,7 +8,7 @@ EvoMoE (2112.14397), sec. 3. Its code has neither this step nor the share of zer
 made by hand. That weights are zeroed, each by itself and the others not scaled up, is the paper's way from memory.
 What idle experts were before, and what weight decay made of them, is overwritten; the gate keeps its initial values but
 for weight decay. An optimizer begins anew with both: second moments of expert 0 are of gradients E times as large as a
-copy's, and zeros under a count of updates that goes on would miss their correction.
+copy's, and zeros under a count of updates that continues would miss their correction.
 E experts, D rows of one's matrix, F columns.
 """
 
