@@ -73,6 +73,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--cluster", choices=sorted(EXECUTORS), help="backend (default: that of the site file, or local)"
     )
+    _add_resources(group)
+    group.add_argument(
+        "--max-restarts", type=count, metavar="N", help=f"as for run (default: {DEFAULT_RESTARTS})"
+    )
+    _add_settings(group)
+    group.add_argument(
+        "--dry-run", action="store_true", help="print what would be submitted; submit and write nothing"
+    )
+
+
+def _add_resources(group: argparse._ArgumentGroup) -> None:
+    """Add the options for Resources."""
     group.add_argument(
         "--nodes",
         type=_nodes,
@@ -93,9 +105,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="TIME",
         help="90 (minutes), 12h, 2d, or in Slurm's format, 24:00:00, 1-12:00:00 (default: the cluster's)",
     )
-    group.add_argument(
-        "--max-restarts", type=count, metavar="N", help=f"as for run (default: {DEFAULT_RESTARTS})"
-    )
+
+
+def _add_settings(group: argparse._ArgumentGroup) -> None:
+    """Add the options for what a site file may set too: the backend's options, directives, environment, setup."""
     group.add_argument(
         "--option",
         action="append",
@@ -127,9 +140,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="LINE",
         help="shell command to run before the job's, e.g. 'module load cuda'; may be repeated",
-    )
-    group.add_argument(
-        "--dry-run", action="store_true", help="print what would be submitted; submit and write nothing"
     )
 
 
