@@ -123,9 +123,15 @@ def offers(group: str) -> Mapping[str, tuple[EntryPoint, ...]]:
 @lru_cache(maxsize=64)
 def _offers(group: str, path: tuple[str, ...]) -> Mapping[str, tuple[EntryPoint, ...]]:
     by_name: dict[str, tuple[EntryPoint, ...]] = {}
-    for entry in entry_points(group=group):
+    for entry in _installed(path).select(group=group):
         by_name[entry.name] = (*by_name.get(entry.name, ()), entry)
     return by_name
+
+
+@lru_cache(maxsize=4)
+def _installed(path: tuple[str, ...]) -> Any:
+    """Returns the entry points of all groups, to `select` from. Finding them reads a file of every package."""
+    return entry_points()  # EntryPoints, or what stands for them until Python 3.12
 
 
 def single(key: str, group: str, entries: tuple[EntryPoint, ...]) -> EntryPoint:
