@@ -6,6 +6,7 @@ T tokens, D model width.
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -74,11 +75,25 @@ class MoELayer(nn.Module, ABC):
         """Returns the router's input: the experts' rows, or the residual stream if the router asks for it."""
         return residual if self.spec.router.scores_residual and residual is not None else x
 
-    @abstractmethod
     def forward(
         self, x: Float[Tensor, "T D"], context: RouteContext, residual: Float[Tensor, "T D"] | None = None
     ) -> tuple[Float[Tensor, "T D"], MoEStats]:
         """Returns what the experts make of each token; `x` is the norm of the `residual` stream."""
+        decision, stats = self.route(self.router_input(x, residual), context)
+        return self.through_experts(x, decision, context), stats
+
+    @abstractmethod
+    def route(self, x: Float[Tensor, "T D"], context: RouteContext) -> tuple[Any, MoEStats]:
+        """Decides which experts see which rows, given the router's input; returns this and the statistics.
+
+        No expert has seen a row by then, so whatever comes after may be repeated, or cut, without asking the router.
+        """
+
+    @abstractmethod
+    def through_experts(
+        self, x: Float[Tensor, "T D"], decision: Any, context: RouteContext
+    ) -> Float[Tensor, "T D"]:
+        """Returns what the experts make of each token, as `route` has decided. Collective over the expert group."""
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

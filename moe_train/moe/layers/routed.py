@@ -34,22 +34,25 @@ class RoutedLayer(MoELayer):
         super().connect(group, dispatcher)
         self.first_expert = dist.get_rank(group) * (self.spec.num_experts // dist.get_world_size(group))
 
-    def forward(
-        self, x: Float[Tensor, "T D"], context: RouteContext, residual: Float[Tensor, "T D"] | None = None
-    ) -> tuple[Float[Tensor, "T D"], MoEStats]:
-        """Returns the weighted sum of each token's experts; 0 for a token that all its experts refused."""
-        routing: Routing = self.router(self.router_input(x, residual), context)
+    def route(self, x: Float[Tensor, "T D"], context: RouteContext) -> tuple[Routing, MoEStats]:
+        """Returns the edges that their experts have room for."""
+        routing: Routing = self.router(x, context)
         if (real := context.rows.real) is not None:
             routing = routing.keep(real[routing.token_ids])  # padding goes nowhere and takes no slot
         kept = self._limit(routing, context)
         assigned = routing.first_choices() if routing.alternatives else routing
         if routing.normalize_kept:
             kept = kept.normalized()
-        dispatched = self.dispatcher.dispatch(x.to(compute_dtype(x)), kept)
-        dropout = self._expert_dropout(kept, dispatched, context)
+        return kept, stats_of(assigned, kept, context)
+
+    def through_experts(
+        self, x: Float[Tensor, "T D"], decision: Routing, context: RouteContext
+    ) -> Float[Tensor, "T D"]:
+        """Returns the weighted sum of each token's experts; 0 for a token that all its experts refused."""
+        dispatched = self.dispatcher.dispatch(x.to(compute_dtype(x)), decision)
+        dropout = self._expert_dropout(decision, dispatched, context)
         rows = self.experts(dispatched.rows, dispatched.counts, dispatched.empty_like, dropout)
-        y = self.dispatcher.combine(rows, dispatched)
-        return y.to(x.dtype), stats_of(assigned, kept, context)
+        return self.dispatcher.combine(rows, dispatched).to(x.dtype)
 
     def _expert_dropout(
         self, routing: Routing, dispatched: Dispatched, context: RouteContext

@@ -42,24 +42,28 @@ class SmearLayer(MoELayer):
         """Distributes the experts over `group`; no rows are dispatched."""
         self.group = group
 
-    def forward(
-        self, x: Float[Tensor, "T D"], context: RouteContext, residual: Float[Tensor, "T D"] | None = None
-    ) -> tuple[Float[Tensor, "T D"], MoEStats]:
-        """Applies each segment's merged expert; `load` counts a token for the expert with the largest part."""
-        parts, spread = self.router(self.router_input(x, residual), context)
-        merged = [weight.to(compute_dtype(x)) for weight in self._merged(parts)]
+    def route(self, x: Float[Tensor, "T D"], context: RouteContext) -> tuple[Float[Tensor, "G E"], MoEStats]:
+        """Returns the parts of each segment's expert; `load` counts a token for the expert with the largest part."""
+        parts, spread = self.router(x, context)
+        largest = self.router.of_tokens(parts.argmax(1), context.rows)
+        if (real := context.rows.real) is not None:
+            largest = largest[real]
+        one = torch.ones(len(largest), 1, device=x.device)
+        routing = table_routing(largest.unsqueeze(1), one, self.spec.num_experts, spread=spread)
+        return parts, stats_of(routing, routing, context)
+
+    def through_experts(
+        self, x: Float[Tensor, "T D"], decision: Float[Tensor, "G E"], context: RouteContext
+    ) -> Float[Tensor, "T D"]:
+        """Applies each segment's merged expert."""
+        merged = [weight.to(compute_dtype(x)) for weight in self._merged(decision)]
         sequences, length = context.rows.values.shape
         segments = self.router.num_segments(length)
         size = self.router.config.segment or length
         padded = F.pad(context.rows.lay_out(x), (0, 0, 0, segments * size - length))
         cut = padded.reshape(sequences * segments, size, x.shape[1])
         by_place = _feed_forward(self.experts.activation, cut, merged).view_as(padded)[:, :length]
-        largest = self.router.of_tokens(parts.argmax(1), context.rows)
-        if (real := context.rows.real) is not None:
-            largest = largest[real]
-        one = torch.ones(len(largest), 1, device=x.device)
-        routing = table_routing(largest.unsqueeze(1), one, self.spec.num_experts, spread=spread)
-        return context.rows.take(by_place).to(x.dtype), stats_of(routing, routing, context)
+        return context.rows.take(by_place).to(x.dtype)
 
     def _merged(self, parts: Float[Tensor, "G E"]) -> list[Float[Tensor, "G _ _"]]:
         """Returns the weights of each segment's expert. Collective over the group.

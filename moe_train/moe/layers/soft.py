@@ -5,6 +5,8 @@ on dispatchers and experts serve as in any other layer, wherever the experts are
 T tokens, B sequences, S tokens of one, N slots of one, D model width, E experts.
 """
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -12,22 +14,28 @@ from torch import Tensor
 from moe_train.moe.figures import stats_of
 from moe_train.moe.layers.layer import MoELayer, compute_dtype
 from moe_train.moe.routers.edges import table_routing
-from moe_train.moe.routing import RouteContext
+from moe_train.moe.routing import RouteContext, Routing
 from moe_train.results import MoEStats
+
+
+class Mixing(NamedTuple):
+    """Holds how tokens are mixed into slots and slots into tokens."""
+
+    dispatch: Float[Tensor, "B S N"]
+    """Part of each token in each slot."""
+    combine: Float[Tensor, "B S N"]
+    """Part of each slot's result in each token."""
+    slots: Routing
+    """Edges from slots to their experts, N of a sequence."""
 
 
 class SoftLayer(MoELayer):
     """Mixes tokens into slots, applies each slot's expert, and mixes the results into tokens."""
 
-    def forward(
-        self, x: Float[Tensor, "T D"], context: RouteContext, residual: Float[Tensor, "T D"] | None = None
-    ) -> tuple[Float[Tensor, "T D"], MoEStats]:
-        """Returns a mixture of all slots' results for every token; `load` counts slots, which are always even."""
-        dispatch, combine, spread = self.router(self.router_input(x, residual), context)
-        dtype = compute_dtype(x)
-        rows = context.rows.lay_out(x)
-        slots = torch.bmm(dispatch.to(dtype).transpose(1, 2), rows.to(dtype))
-        sequences, count = slots.shape[:2]
+    def route(self, x: Float[Tensor, "T D"], context: RouteContext) -> tuple[Mixing, MoEStats]:
+        """Returns the mixtures; `load` counts slots, which are always even."""
+        dispatch, combine, spread = self.router(x, context)
+        sequences, _, count = dispatch.shape
         experts = torch.arange(self.spec.num_experts, device=x.device)
         of_slots = experts.repeat_interleave(count // len(experts)).repeat(sequences)
         routing = table_routing(
@@ -36,8 +44,16 @@ class SoftLayer(MoELayer):
             self.spec.num_experts,
             spread=spread,
         )
-        dispatched = self.dispatcher.dispatch(slots.flatten(0, 1), routing)
+        return Mixing(dispatch, combine, routing), stats_of(routing, routing, context)
+
+    def through_experts(
+        self, x: Float[Tensor, "T D"], decision: Mixing, context: RouteContext
+    ) -> Float[Tensor, "T D"]:
+        """Returns a mixture of all slots' results for every token."""
+        dtype = compute_dtype(x)
+        rows = context.rows.lay_out(x)
+        slots = torch.bmm(decision.dispatch.to(dtype).transpose(1, 2), rows.to(dtype))
+        dispatched = self.dispatcher.dispatch(slots.flatten(0, 1), decision.slots)
         results = self.experts(dispatched.rows, dispatched.counts, dispatched.empty_like)
         y = self.dispatcher.combine(results, dispatched).view_as(slots)
-        mixed = context.rows.take(torch.bmm(combine.to(dtype), y))
-        return mixed.to(x.dtype), stats_of(routing, routing, context)
+        return context.rows.take(torch.bmm(decision.combine.to(dtype), y)).to(x.dtype)
