@@ -110,7 +110,7 @@ def allowed_workers(recipe: Recipe, workers: int | None, min_workers: int | None
 
     Raises RecipeError or LayoutError, with all problems, for a recipe that the last one cannot run.
     """
-    most = workers or recipe.parallel.data or 1
+    most = workers or (recipe.parallel.data or 1) * recipe.parallel.tensor
     require_sound(recipe, most)
     fewer = range(min_workers or most, most)
     return (*(number for number in fewer if not problems(recipe, number)), most)

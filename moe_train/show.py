@@ -7,6 +7,7 @@ import json
 
 from moe_cluster.contract import DONE, USAGE
 from moe_train.config.check import problems
+from moe_train.config.layout import plan_of
 from moe_train.config.load import load_recipe, to_dict, to_yaml
 from moe_train.config.notes import limits, notes
 from moe_train.config.resolve import spec_of
@@ -24,7 +25,9 @@ def show(recipe_name: str, overrides: list[str], workers: int | None, as_json: b
     recipe = load_recipe(recipe_name, overrides)
     counted = count(spec_of(recipe))
     flops = counted.flops_per_token(recipe.data.sequence_length, recipe.objective.num_passes)
-    errors = [str(problem) for problem in problems(recipe, workers)]
+    broken = problems(recipe, workers)
+    errors = [str(problem) for problem in broken]
+    has_layout = not any(problem.key.startswith("parallel.") for problem in broken)
     if as_json:
         content = {
             "recipe": to_dict(recipe),
@@ -40,8 +43,7 @@ def show(recipe_name: str, overrides: list[str], workers: int | None, as_json: b
         lines = [
             *_model(counted, flops),
             "",
-            *_layout(recipe, workers),
-            "",
+            *([*_layout(recipe, workers), ""] if has_layout else []),
             *(_problems(errors) if errors else [*_limits(recipe), *_notes(recipe)]),
         ]
         print("\n".join(lines))
@@ -59,14 +61,15 @@ def _model(counted: ModelCount, flops_per_token: int) -> list[str]:
 
 
 def _layout(recipe: Recipe, workers: int | None) -> list[str]:
-    expert, spec = recipe.parallel.expert, spec_of(recipe)
+    spec = spec_of(recipe)
     layers, numbers = spec.moe_layers, spec.num_experts
-    data = workers or recipe.parallel.data or max(expert, 1)
+    plan = plan_of(recipe.parallel, workers)
+    data, expert = plan.workers, plan.expert
     if not layers:
         return [f"layout: {data} worker(s), no MoE layer"]
     sizes = f" of {', '.join(map(str, numbers))} experts" if len(set(numbers)) > 1 else ""
     lines = [f"layout: {data} worker(s); MoE layers {', '.join(map(str, layers))} (counted from 0){sizes}"]
-    if expert < 1 or data % expert or any(number % expert for number in numbers):
+    if any(number % expert for number in numbers):
         return lines
     sharding = f", sharded over {data // expert} workers" if data > expert else ""
     for rank in range(min(data, SHOWN_WORKERS)):

@@ -19,6 +19,7 @@ from moe_train.checkpoint.checkpointer import Checkpoint, Checkpointer
 from moe_train.checkpoint.layout import ShardedState
 from moe_train.checkpoint.lineage import record_start
 from moe_train.config.check import require_sound
+from moe_train.config.layout import plan_of
 from moe_train.config.resolve import spec_of
 from moe_train.config.schema import Recipe
 from moe_train.data.feed import Feed
@@ -28,7 +29,7 @@ from moe_train.errors import DataError, UsageError
 from moe_train.identity import is_same_run
 from moe_train.model.count import count
 from moe_train.parallel.host_memory import keep_freed_memory
-from moe_train.parallel.plan import Mesh, ParallelPlan
+from moe_train.parallel.mesh import Mesh
 from moe_train.parallel.preflight import try_nodes
 from moe_train.parallel.turn import first_of_host
 from moe_train.parallel.world import World
@@ -68,7 +69,7 @@ def _started(recipe: Recipe, run_dir: Path, resume: str, process: Process) -> tu
     require_sound(recipe, world.size)
     with first_of_host(world, attempt_dir(run_dir, world.attempt)):
         feed = Feed.open(recipe, world.cache, log.info)
-    mesh = Mesh.build(ParallelPlan.of(world.size, recipe.parallel.data, recipe.parallel.expert), world)
+    mesh = Mesh.build(plan_of(recipe.parallel, world.size), world)
     training_step = TrainingStep.build(recipe, mesh, feed.vocabulary())
     engine = training_step.engine
     process.write_layout(_layout(mesh, engine.state()))
@@ -168,7 +169,9 @@ def _layout(mesh: Mesh, state: ShardedState) -> dict[str, Any]:
         "workers": mesh.world.size,
         "device": str(mesh.world.device),
         "data_rank": mesh.data.rank,
+        "tensor_rank": mesh.tensor.rank,
         "expert_rank": mesh.expert.rank,
+        "expert_tensor_rank": mesh.expert_tensor.rank,
         "replica_rank": mesh.replica.rank,
         "experts": sorted(experts),
         "parameters": {

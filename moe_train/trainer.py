@@ -26,7 +26,7 @@ from moe_train.guards.recovery import Recovery
 from moe_train.monitor.recent import bucket_steps
 from moe_train.monitor.window import LoadSummary, LoadWindow
 from moe_train.parallel.memory_use import memory_bytes
-from moe_train.parallel.plan import Mesh
+from moe_train.parallel.mesh import Mesh
 from moe_train.results import StepResult
 from moe_train.step.training_step import TrainingStep
 from moe_train.worker.progress import CHECKPOINT, TRANSLATING, VALIDATING

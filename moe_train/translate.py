@@ -25,13 +25,20 @@ from moe_train.decoding.translator import Translator
 from moe_train.errors import CheckpointError, DataError, UsageError
 from moe_train.moe.routing import Vocabulary
 from moe_train.monitor.run import find_run
-from moe_train.parallel.plan import Mesh, ParallelPlan
+from moe_train.parallel.mesh import Mesh
 from moe_train.parallel.world import World
 from moe_train.run_folder import RECIPE_FILE
 from moe_train.step.training_step import TrainingStep
 
 SENTENCES_AT_ONCE = 32
-ONE_WORKER = ("parallel.data=null", "parallel.expert=1", "moe.dispatch.kind=auto")
+ONE_WORKER = (
+    "parallel.data=null",
+    "parallel.tensor=1",
+    "parallel.expert=1",
+    "parallel.expert_tensor=1",
+    "parallel.sequence=false",
+    "moe.dispatch.kind=auto",
+)
 EPILOG = """\
 examples:
   moe-train translate runs/thor-tiny-translation                       validation pairs, with BLEU and chrF
@@ -56,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
         )
     world = replace(World.from_env(recipe.job.device), attempt=newest_attempt(run_dir))
     tokenizer = read_tokenizer(recipe, run_dir / "tokenizer.json")
-    mesh = Mesh.build(ParallelPlan.of(1, None, 1), world)
+    mesh = Mesh(world)
     translator, found = _trained(recipe, run_dir, options.step, mesh)
     if options.file is None:
         _translate_validation(recipe, translator, found, tokenizer, mesh)

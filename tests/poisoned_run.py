@@ -14,9 +14,10 @@ from moe_train.callbacks.callback import Callback
 from moe_train.callbacks.group import CallbackGroup
 from moe_train.checkpoint.checkpointer import Checkpointer
 from moe_train.checkpoint.lineage import record_start
+from moe_train.config.layout import plan_of
 from moe_train.config.schema import Recipe
 from moe_train.data.batch import Batch
-from moe_train.parallel.plan import Mesh, ParallelPlan
+from moe_train.parallel.mesh import Mesh
 from moe_train.parallel.world import World
 from moe_train.step.training_step import TrainingStep
 from moe_train.trainer import Trainer
@@ -102,7 +103,7 @@ def make(
 ) -> tuple[Trainer, Rows]:
     """A trainer that goes on from the newest checkpoint of `run_dir`, if there is one."""
     recipe = tiny_recipe(*overrides)
-    mesh = Mesh.build(ParallelPlan.of(world.size, recipe.parallel.data, recipe.parallel.expert), world)
+    mesh = Mesh.build(plan_of(recipe.parallel, world.size), world)
     loader, rows = PoisonedText(recipe, **text), Rows()
     checkpointer = Checkpointer(run_dir, recipe.checkpoint, world)
     trainer = Trainer(

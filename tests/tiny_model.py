@@ -20,7 +20,7 @@ from moe_train.moe.layers.layer import moe_layer as build_layer
 from moe_train.moe.routing import Pass, RouteContext, Router, Vocabulary
 from moe_train.moe.rows import Rows
 from moe_train.objectives.objective import Objective
-from moe_train.parallel.plan import Mesh, ParallelPlan
+from moe_train.parallel.mesh import Mesh
 from moe_train.parallel.world import World
 from moe_train.random import RandomStream
 
@@ -35,7 +35,7 @@ def tiny_recipe(*overrides: str) -> Recipe:
 
 def one_worker() -> Mesh:
     """The mesh of a run with one worker on the CPU."""
-    return Mesh.build(ParallelPlan(1, 1), World(0, 1, 0, 1, torch.device("cpu")))
+    return Mesh(World(0, 1, 0, 1, torch.device("cpu")))
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -31,7 +31,7 @@ from moe_train.monitor.recent import bucket_steps
 from moe_train.monitor.window import LoadWindow
 from moe_train.parallel.axis import Axis
 from moe_train.parallel.host_memory import keep_freed_memory
-from moe_train.parallel.plan import Mesh, ParallelPlan
+from moe_train.parallel.mesh import Mesh
 from moe_train.parallel.world import World
 from moe_train.results import StepResult
 from moe_train.step.training_step import TrainingStep
@@ -78,7 +78,7 @@ def recipes(sequences: int) -> dict[str, Recipe]:
 def measure(name: str, recipe: Recipe, rounds: int) -> list[Row]:
     """A row for each of LOG_EVERY: medians over `rounds` steps, one more before them not counted."""
     world = World(rank=0, size=1, local_rank=0, attempt=1, device=torch.device("cpu"))
-    mesh = Mesh.build(ParallelPlan.of(1, None, 1), world)
+    mesh = Mesh(world)
     training_step = TrainingStep.build(recipe, mesh)
     spec = spec_of(recipe)
     window = LoadWindow(spec.num_experts, world.device, bucket_steps(recipe))

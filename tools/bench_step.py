@@ -38,6 +38,7 @@ from moe_train.checkpoint.layout import Shard
 from moe_train.config.kinds.data import BPEConfig
 from moe_train.config.kinds.optim import AdamWConfig, ConstantScheduleConfig
 from moe_train.config.kinds.router.switch import SwitchRouterConfig
+from moe_train.config.layout import plan_of
 from moe_train.config.registry import build
 from moe_train.config.resolve import spec_of
 from moe_train.config.schema import DataConfig, ModelConfig, MoEConfig, ParallelConfig, Recipe
@@ -49,7 +50,7 @@ from moe_train.moe.layers.layer import MoELayer
 from moe_train.moe.routing import Pass, RouteContext
 from moe_train.moe.rows import Rows
 from moe_train.parallel.host_memory import keep_freed_memory
-from moe_train.parallel.plan import Mesh, ParallelPlan
+from moe_train.parallel.mesh import Mesh
 from moe_train.parallel.world import World
 from moe_train.random import RandomStream
 from moe_train.results import MoEStats
@@ -220,7 +221,7 @@ def _batch(recipe: Recipe, world: World, step: int) -> Batch:
 
 
 def _our_step(recipe: Recipe, world: World) -> Callable[[], Stats]:
-    mesh = Mesh.build(ParallelPlan.of(world.size, None, recipe.parallel.expert), world)
+    mesh = Mesh.build(plan_of(recipe.parallel, world.size), world)
     training_step = TrainingStep.build(recipe, mesh)
     batches = [_batch(recipe, world, step) for step in range(4)]
     done = 0

@@ -23,7 +23,7 @@ from measurement import Row, add_output_options, peak_memory_gib, report
 from moe_cluster.output import run_main
 from moe_train.config.load import load_recipe
 from moe_train.parallel.host_memory import keep_freed_memory
-from moe_train.parallel.plan import Mesh, ParallelPlan
+from moe_train.parallel.mesh import Mesh
 from moe_train.parallel.world import World
 from moe_train.step.training_step import TrainingStep
 from moe_train.worker.process import Process
@@ -51,7 +51,7 @@ def measure(seconds: float, sequences: int) -> Row:
     """One row: medians over the steps, and the thread's processor time over all of them."""
     recipe = load_recipe("switch/tiny", [f"data.global_batch={sequences}"])
     world = World(rank=0, size=1, local_rank=0, attempt=1, device=torch.device("cpu"))
-    mesh = Mesh.build(ParallelPlan.of(1, None, 1), world)
+    mesh = Mesh(world)
     training_step = TrainingStep.build(recipe, mesh)
     steps: list[float] = []
     beats: list[float] = []

@@ -1,15 +1,17 @@
 """Finds every problem of a recipe before anything starts, and has the rules that involve more than one section.
 
-The rules of single fields are in `ranges.py`, those of the positions of MoE layers in `placement.py`, those of kinds
-beside the kinds. `moe-train show` prints all problems; `run` and `submit` refuse a recipe that has any.
+The rules of single fields are in `ranges.py`, those of the positions of MoE layers in `placement.py`, those of workers
+in `layout.py`, those of kinds beside the kinds. `moe-train show` prints all problems; `run` and `submit` refuse a
+recipe that has any.
 """
 
-import math
 from collections.abc import Iterator
 from operator import attrgetter
 
+from moe_train.config.divisors import choose_divisor
 from moe_train.config.guards import guard_problems
 from moe_train.config.kinds.kind import KindConfig
+from moe_train.config.layout import batch_problems, layout_problems
 from moe_train.config.placement import placement_problems
 from moe_train.config.plug_ins import callback_problem
 from moe_train.config.problem import Problem
@@ -18,9 +20,6 @@ from moe_train.config.registry import REGISTRY
 from moe_train.config.resolve import spec_of, with_equal_layers
 from moe_train.config.schema import Recipe
 from moe_train.errors import LayoutError, RecipeError
-
-SHOWN_DIVISORS = 12
-LARGEST_DIVISOR_TRIED = 1_000_000
 
 
 def problems(recipe: Recipe, workers: int | None = None) -> list[Problem]:
@@ -36,8 +35,8 @@ def problems(recipe: Recipe, workers: int | None = None) -> list[Problem]:
         *guard_problems(recipe),
     ]
     return of_sections or [
-        *_layout(recipe, workers),
-        *_batch(recipe, workers),
+        *layout_problems(recipe, workers),
+        *batch_problems(recipe, workers),
         *recipe.stability.check(recipe.checkpoint.every, recipe.checkpoint.keep_last),
     ]
 
@@ -56,7 +55,7 @@ def _model(recipe: Recipe) -> Iterator[Problem]:
             "model.num_heads",
             model.num_heads,
             f"must divide model.d_model={model.d_model}",
-            f"{_choose_divisor(model.d_model)}, or set model.head_width",
+            f"{choose_divisor(model.d_model)}, or set model.head_width",
         )
     elif model.num_heads >= 1 and model.positions == "rotary" and head_width % 2:
         yield Problem(
@@ -148,94 +147,3 @@ def _kinds(recipe: Recipe) -> Iterator[Problem]:
             "use a router that looks at one token at a time, such as moe.router.kind=switch"
             + (", or moe.stacks=encoder" if recipe.model.architecture == "encoder_decoder" else ""),
         )
-
-
-def _layout(recipe: Recipe, workers: int | None) -> Iterator[Problem]:
-    parallel = recipe.parallel
-    data = parallel.data or workers
-    if workers is not None and parallel.data is not None and parallel.data != workers:
-        yield Problem(
-            "parallel.data",
-            parallel.data,
-            f"must equal the number of workers, which is {workers}",
-            f"run with --workers {parallel.data} (a job has --nodes times --workers-per-node), or set "
-            "parallel.data=null",
-        )
-        return
-    if data is not None and data % parallel.expert:
-        yield Problem(
-            "parallel.expert",
-            parallel.expert,
-            f"must divide the number of workers, which is {data}",
-            f"{_choose_divisor(data)}, or run with --workers {parallel.expert} (a job has --nodes times "
-            "--workers-per-node)",
-        )
-        return
-    spec = spec_of(recipe)
-    shared = math.gcd(*spec.num_experts)
-    if shared % parallel.expert:
-        each = "each of " if isinstance(recipe.moe.num_experts, list) else ""
-        yield Problem(
-            "parallel.expert",
-            parallel.expert,
-            f"must divide {each}moe.num_experts={recipe.moe.num_experts}",
-            f"{_choose_divisor(shared)}",
-        )
-    replicas = (data or 1) // parallel.expert
-    widths = {"model.d_model": spec.moe[0].d_model, "moe.d_ff": spec.moe[0].d_ff} if spec.moe else {}
-    for key, width in widths.items():
-        if replicas > 1 and width % replicas:
-            yield Problem(
-                "parallel.expert",
-                parallel.expert,
-                f"makes {replicas} workers shard each expert, so {replicas} must divide {key}={width}",
-                f"choose parallel.expert={data}, or a width that {replicas} divides",
-            )
-
-
-def _batch(recipe: Recipe, workers: int | None) -> Iterator[Problem]:
-    data, batch = recipe.parallel.data or workers or 1, recipe.data.global_batch
-    micro = recipe.data.micro_batch
-    if batch % data:
-        yield Problem(
-            "data.global_batch",
-            batch,
-            f"must be a multiple of the {data} data-parallel workers",
-            f"use {' or '.join(str(fit) for fit in (batch - batch % data, batch + data - batch % data) if fit)}",
-        )
-    elif micro is not None and (batch // data) % micro:
-        yield Problem(
-            "data.micro_batch",
-            micro,
-            f"must divide a worker's share of the batch, {batch} / {data} = {batch // data}",
-            f"{_choose_divisor(batch // data)}",
-        )
-    elif spec_of(recipe).moe and (micro or batch // data) % recipe.moe.group_sequences:
-        yield Problem(
-            "moe.group_sequences",
-            recipe.moe.group_sequences,
-            f"must divide the {micro or batch // data} sequences of one forward pass",
-            f"{_choose_divisor(micro or batch // data)}",
-        )
-    yield from _validation(recipe, data)
-
-
-def _validation(recipe: Recipe, data: int) -> Iterator[Problem]:
-    group = recipe.moe.group_sequences if spec_of(recipe).moe else 1
-    if recipe.data.validation_sequences // group < data:
-        yield Problem(
-            "data.validation_sequences",
-            recipe.data.validation_sequences,
-            f"must be at least moe.group_sequences ({group}) x {data} data-parallel workers = {group * data}",
-            f"use {group * data} or more",
-        )
-
-
-def _choose_divisor(number: int) -> str:
-    """Returns "choose one of" the divisors of `number`, ascending; of many, the smallest; "use 1" for 1."""
-    candidates = range(1, min(number, LARGEST_DIVISOR_TRIED) + 1)
-    divisors = [str(candidate) for candidate in candidates if number % candidate == 0]
-    if len(divisors) == 1:
-        return f"use {divisors[0]}"
-    more = " or a larger one" if len(divisors) > SHOWN_DIVISORS else ""
-    return f"choose one of {', '.join(divisors[:SHOWN_DIVISORS])}{more}"

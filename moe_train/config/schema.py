@@ -102,10 +102,16 @@ class DecodingConfig:
 
 @dataclass
 class ParallelConfig:
-    """Configures the degrees of parallelism. workers = data; the expert degree divides it."""
+    """Configures the degrees of parallelism.
 
-    data: int | None = positive_or_null(None)  # null: the number of workers
-    expert: int = at_least(1, 1)  # workers that share one set of experts; divides data and moe.num_experts
+    workers = data * tensor, and expert * expert_tensor divides them: experts may be spread over tensor ranks too.
+    """
+
+    data: int | None = positive_or_null(None)  # shares of the global batch; null: workers / tensor
+    tensor: int = at_least(1, 1)  # workers that read one share and hold parts of each layer
+    expert: int = at_least(1, 1)  # shares of a layer's experts; divides moe.num_experts
+    expert_tensor: int = at_least(1, 1)  # parts that each expert is cut into; divides moe.d_ff
+    sequence: bool = False  # between the blocks, tensor ranks hold different positions
 
 
 @dataclass

@@ -26,7 +26,7 @@ from moe_train.data.tokenizer import Tokenizer
 from moe_train.moe.routing import Vocabulary
 from moe_train.moe.token_vectors import token_vectors
 from moe_train.objectives.objective import Objective
-from moe_train.parallel.plan import Mesh
+from moe_train.parallel.mesh import Mesh
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from moe_train.model.transformer import build_on_meta
 from moe_train.moe.gradient_buffers import GradientBuffers
 from moe_train.moe.layers.layer import moe_layers_of
 from moe_train.moe.routing import Vocabulary
-from moe_train.parallel.plan import Mesh
+from moe_train.parallel.mesh import Mesh
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from torch.distributed.tensor import Shard
 
 from moe_train.model.model import Model
 from moe_train.moe.layers.layer import moe_layers_of
-from moe_train.parallel.plan import Mesh
+from moe_train.parallel.mesh import Mesh
 
 
 def apply_data(model: Model, mesh: Mesh, reshard_after_forward: bool) -> None:

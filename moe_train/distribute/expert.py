@@ -9,7 +9,7 @@ from moe_train.config.registry import build
 from moe_train.model.model import Model
 from moe_train.moe.dispatch.dispatcher import Dispatcher
 from moe_train.moe.layers.layer import moe_layers_of
-from moe_train.parallel.plan import Mesh
+from moe_train.parallel.mesh import Mesh
 
 
 def apply_expert(model: Model, mesh: Mesh) -> None:
@@ -36,5 +36,5 @@ def apply_expert(model: Model, mesh: Mesh) -> None:
             local = parameter.shape[0] // mesh.expert.size
             with torch.device("meta"):
                 setattr(layer.experts, name, nn.Parameter(torch.empty(local, *parameter.shape[1:])))
-        layer.experts.gradient_scale /= mesh.expert.size
+        layer.experts.gradient_scale *= mesh.plan.expert_gradient_factor
         layer.connect(group, partial(dispatcher, layer.spec.num_experts))

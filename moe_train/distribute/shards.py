@@ -11,7 +11,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from moe_train.checkpoint.layout import Shard
 from moe_train.model.model import Model
 from moe_train.moe.layers.layer import moe_layers_of
-from moe_train.parallel.plan import Mesh
+from moe_train.parallel.mesh import Mesh
 
 
 def parameter_shards(model: Model, mesh: Mesh) -> dict[str, Shard]:

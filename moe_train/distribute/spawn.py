@@ -24,7 +24,7 @@ from moe_train.checkpoint.layout import Shard
 from moe_train.model.model import Model
 from moe_train.moe.layers.layer import moe_layers_of
 from moe_train.moe.routing import SpawningRouter
-from moe_train.parallel.plan import Mesh
+from moe_train.parallel.mesh import Mesh
 from moe_train.random import RandomStream
 
 log = logging.getLogger(__name__)

@@ -40,7 +40,7 @@ class Engine(Protocol):
         ...
 
     def reduce(self, values: Tensor) -> tuple[float, list[float]]:
-        """Returns the global norm of the gradients, every element counted once, and the sums of `values` over ranks.
+        """Returns the global norm of the gradients, every element counted once, and sums of `values` over all ranks.
 
         Collective. Together, because an engine that computes the norm itself sends both in one reduction.
         """

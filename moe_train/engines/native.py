@@ -19,7 +19,7 @@ from moe_train.distribute.apply import distribute
 from moe_train.moe.routing import Vocabulary
 from moe_train.optim.norm import squared_norm
 from moe_train.optim.state import forget, sharded_state
-from moe_train.parallel.plan import Mesh
+from moe_train.parallel.mesh import Mesh
 
 
 class NativeEngine:

@@ -26,7 +26,7 @@ from moe_train.checkpoint.layout import Shard
 from moe_train.config.kinds.optim import AdafactorConfig
 from moe_train.optim.groups import groups_by_decay
 from moe_train.parallel.axis import Axis
-from moe_train.parallel.plan import Mesh
+from moe_train.parallel.mesh import Mesh
 
 
 @dataclass(frozen=True)

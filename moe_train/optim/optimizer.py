@@ -12,7 +12,7 @@ import torch
 from moe_train.checkpoint.layout import Shard
 from moe_train.config.kinds.optim import AdamWConfig, SGDConfig
 from moe_train.optim.groups import groups_by_decay
-from moe_train.parallel.plan import Mesh
+from moe_train.parallel.mesh import Mesh
 
 
 def adamw(config: AdamWConfig, *, shards: Mapping[str, Shard], mesh: Mesh) -> torch.optim.Optimizer:

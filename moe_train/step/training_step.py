@@ -22,7 +22,7 @@ from moe_train.model.forward import Forward
 from moe_train.moe.layers.layer import moe_layers_of
 from moe_train.moe.routing import LoadRouter, Vocabulary
 from moe_train.parallel.gathered import free_gathered
-from moe_train.parallel.plan import Mesh
+from moe_train.parallel.mesh import Mesh
 from moe_train.results import LOAD, MoEStats, StepResult, counts_of_layers
 from moe_train.step.losses import LossPasses
 
@@ -63,7 +63,9 @@ class TrainingStep:
         losses = self.passes.run(batches, step, self.engine.backward, controls)
         task, others = losses.means()
         # Whether any rank was asked to stop rides on the reduction of the norm.
-        shared = torch.stack([task.double(), task.new_tensor(float(stop_requested)).double()])
+        # The workers of a tensor group have the same loss: one of them counts it.
+        counted = task.double() if self.mesh.tensor.is_first else task.new_zeros((), dtype=torch.float64)
+        shared = torch.stack([counted, task.new_tensor(float(stop_requested)).double()])
         norm, (loss_sum, stops) = self.engine.reduce(shared)
         is_skipped = self._is_skipped(norm, step)
         lr = self.recipe.optim.lr * self.schedule(step) * controls.factor(LEARNING_RATE, step)
@@ -81,7 +83,7 @@ class TrainingStep:
             tokens=self.recipe.data.global_batch * self.recipe.data.sequence_length,
             passes=self.passes.num_passes,
             stop=stops > 0,
-            mean_loss=loss_sum / self.mesh.world.size,
+            mean_loss=loss_sum / self.mesh.data.size,
             is_skipped=is_skipped,
         )
 

@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from moe_train.config.layout import plan_of
 from moe_train.config.schema import Recipe
 from moe_train.engines.engine import Engine
-from moe_train.parallel.plan import Mesh, ParallelPlan
+from moe_train.parallel.mesh import Mesh
 from moe_train.parallel.world import World
 from moe_train.results import MoEStats, counts_of_layers
 from moe_train.step.training_step import TrainingStep
@@ -69,7 +70,7 @@ class WholeExpertsWatch(TorchDispatchMode):
 def tiny_step(world: World, *overrides: str) -> tuple[Recipe, TrainingStep]:
     """The training step of the tiny model on this rank."""
     recipe = tiny_recipe(*overrides)
-    mesh = Mesh.build(ParallelPlan.of(world.size, recipe.parallel.data, recipe.parallel.expert), world)
+    mesh = Mesh.build(plan_of(recipe.parallel, world.size), world)
     return recipe, TrainingStep.build(recipe, mesh, vocabulary(recipe))
 
 

@@ -114,7 +114,7 @@ def test_what_is_written_out_reads_back_the_same(write):
             "monitor.wandb.tags={a: 1}",
             "monitor.wandb.tags={a: 1}: must be a list of text, such as [a, b]; its default is []",
         ),
-        ("parallel=4", "parallel=4: is a section, not a value; set its keys, parallel.data, parallel.expert"),
+        ("parallel=4", "parallel=4: is a section, not a value; set its keys, parallel.data, parallel.tensor"),
         (
             "optim=adam",
             "optim=adam: is a section, not a value; choose with optim.kind, one of adamw, adafactor",

@@ -10,6 +10,7 @@ from tiny_model import context, normal, one_worker, tiny_recipe, vocabulary
 from moe_train.config.check import problems
 from moe_train.config.kinds.router.hash import HashRouterConfig
 from moe_train.config.notes import notes
+from moe_train.config.plan import ParallelPlan
 from moe_train.config.registry import build
 from moe_train.config.resolve import spec_of
 from moe_train.config.schema import Recipe
@@ -18,7 +19,7 @@ from moe_train.moe.routers.hash import HashRouter, balanced_table, dispersed_tab
 from moe_train.moe.routing import Pass, RouteContext, Vocabulary
 from moe_train.moe.rows import Rows
 from moe_train.moe.token_vectors import token_vectors
-from moe_train.parallel.plan import Mesh, ParallelPlan
+from moe_train.parallel.mesh import Mesh
 from moe_train.parallel.world import World
 from moe_train.random import RandomStream, generator_for
 
@@ -178,7 +179,7 @@ def table_from_own_vectors(world: World) -> tuple[torch.Tensor, torch.Tensor]:
     recipe = tiny_recipe("moe.router.kind=hash", "moe.router.table=clustered")
     known = vocabulary(recipe)
     own = replace(known, vectors=lambda: normal(known.size, 8, seed=world.rank).double())
-    mesh = Mesh.build(ParallelPlan(world.size, 1), world)
+    mesh = Mesh.build(ParallelPlan(data=world.size), world)
     router = (
         distribute(spec_of(recipe), mesh, seed=recipe.seed, vocabulary=own).model.layers[0].feedforward.router
     )

@@ -1,0 +1,157 @@
+"""Checks that a recipe's model and batch can be distributed as `parallel` says."""
+
+import math
+from collections.abc import Iterator
+
+from moe_train.config.divisors import choose_divisor
+from moe_train.config.plan import ParallelPlan
+from moe_train.config.problem import Problem
+from moe_train.config.resolve import spec_of
+from moe_train.config.schema import ParallelConfig, Recipe
+from moe_train.errors import LayoutError
+
+A_JOB_HAS = "(a job has --nodes times --workers-per-node)"
+
+
+def plan_of(parallel: ParallelConfig, workers: int | None = None) -> ParallelPlan:
+    """Returns the plan for `workers` workers; None: for the data degree of the recipe, or the smallest that fits.
+
+    Raises LayoutError if the degrees do not fit together.
+    """
+    for problem in degree_problems(parallel, workers):
+        raise LayoutError(str(problem))
+    exchange = parallel.expert * parallel.expert_tensor
+    smallest = exchange // math.gcd(exchange, parallel.tensor)
+    data = parallel.data or (workers // parallel.tensor if workers else smallest)
+    return ParallelPlan(
+        data=data,
+        tensor=parallel.tensor,
+        expert=parallel.expert,
+        expert_tensor=parallel.expert_tensor,
+        sequence=parallel.sequence,
+    )
+
+
+def layout_problems(recipe: Recipe, workers: int | None) -> Iterator[Problem]:
+    """Yields problems of the degrees, and of what they have to divide."""
+    misfit = next(degree_problems(recipe.parallel, workers), None)
+    if misfit is not None:
+        yield misfit
+        return
+    plan = plan_of(recipe.parallel, workers)
+    yield from _not_built(recipe)
+    yield from _experts(recipe, plan)
+
+
+def _not_built(recipe: Recipe) -> Iterator[Problem]:
+    """Yields the degrees that moe-train does not implement yet."""
+    parallel = recipe.parallel
+    for key, value, only in (
+        ("tensor", parallel.tensor, 1),
+        ("expert_tensor", parallel.expert_tensor, 1),
+        ("sequence", parallel.sequence, False),
+    ):
+        if value != only:
+            yield Problem(f"parallel.{key}", value, "is not implemented yet", f"set parallel.{key}={only}")
+
+
+def _experts(recipe: Recipe, plan: ParallelPlan) -> Iterator[Problem]:
+    """Yields problems of experts: their number, and the widths along which their replicas shard them."""
+    spec = spec_of(recipe)
+    shared = math.gcd(*spec.num_experts)
+    if shared % plan.expert:
+        each = "each of " if isinstance(recipe.moe.num_experts, list) else ""
+        yield Problem(
+            "parallel.expert",
+            plan.expert,
+            f"must divide {each}moe.num_experts={recipe.moe.num_experts}",
+            f"{choose_divisor(shared)}",
+        )
+    widths = {"model.d_model": spec.moe[0].d_model, "moe.d_ff": spec.moe[0].d_ff} if spec.moe else {}
+    for key, width in widths.items():
+        if plan.replicas > 1 and width % plan.replicas:
+            yield Problem(
+                "parallel.expert",
+                plan.expert,
+                f"makes {plan.replicas} workers shard each expert, so {plan.replicas} must divide {key}={width}",
+                f"choose parallel.expert={plan.workers}, or a width that {plan.replicas} divides",
+            )
+
+
+def batch_problems(recipe: Recipe, workers: int | None) -> Iterator[Problem]:
+    """Yields problems of the batch, whose sequences the data-parallel workers share."""
+    data, batch = data_degree(recipe.parallel, workers), recipe.data.global_batch
+    micro = recipe.data.micro_batch
+    if batch % data:
+        yield Problem(
+            "data.global_batch",
+            batch,
+            f"must be a multiple of the {data} data-parallel workers",
+            f"use {' or '.join(str(fit) for fit in (batch - batch % data, batch + data - batch % data) if fit)}",
+        )
+    elif micro is not None and (batch // data) % micro:
+        yield Problem(
+            "data.micro_batch",
+            micro,
+            f"must divide a worker's share of the batch, {batch} / {data} = {batch // data}",
+            f"{choose_divisor(batch // data)}",
+        )
+    elif spec_of(recipe).moe and (micro or batch // data) % recipe.moe.group_sequences:
+        yield Problem(
+            "moe.group_sequences",
+            recipe.moe.group_sequences,
+            f"must divide the {micro or batch // data} sequences of one forward pass",
+            f"{choose_divisor(micro or batch // data)}",
+        )
+    yield from _validation(recipe, data)
+
+
+def _validation(recipe: Recipe, data: int) -> Iterator[Problem]:
+    group = recipe.moe.group_sequences if spec_of(recipe).moe else 1
+    if recipe.data.validation_sequences // group < data:
+        yield Problem(
+            "data.validation_sequences",
+            recipe.data.validation_sequences,
+            f"must be at least moe.group_sequences ({group}) x {data} data-parallel workers = {group * data}",
+            f"use {group * data} or more",
+        )
+
+
+def data_degree(parallel: ParallelConfig, workers: int | None) -> int:
+    """Returns the shares of the global batch, also of degrees that do not fit; 1 if it is not known."""
+    return parallel.data or max((workers or 1) // parallel.tensor, 1)
+
+
+def degree_problems(parallel: ParallelConfig, workers: int | None) -> Iterator[Problem]:
+    """Yields the first rule by which the degrees do not fit together, on `workers` workers if these are known."""
+    data, tensor = parallel.data, parallel.tensor
+    if workers is not None and data is not None and data * tensor != workers:
+        times = f"times parallel.tensor={tensor} " if tensor > 1 else ""
+        yield Problem(
+            "parallel.data",
+            data,
+            f"{times}must equal the number of workers, which is {workers}",
+            f"run with --workers {data * tensor} {A_JOB_HAS}, or set parallel.data=null",
+        )
+        return
+    if workers is not None and workers % tensor:
+        yield _indivisible("parallel.tensor", tensor, tensor, workers)
+        return
+    exchange = parallel.expert * parallel.expert_tensor
+    known = workers if data is None else data * tensor
+    if known is not None and known % exchange:
+        yield _indivisible("parallel.expert", parallel.expert, exchange, known)
+
+
+def _indivisible(key: str, degree: int, product: int, workers: int) -> Problem:
+    """Returns the problem of a degree that makes groups of `product` workers, which do not divide `workers`."""
+    times = f"times parallel.expert_tensor={product // degree} " if product > degree else ""
+    fits = f"{choose_divisor(workers)}, " if product == degree else ""
+    return Problem(
+        key,
+        degree,
+        f"{times}must divide the number of workers, which is {workers}",
+        f"{fits}or run with --workers {product} {A_JOB_HAS}"
+        if fits
+        else f"run with --workers {product} {A_JOB_HAS}",
+    )
