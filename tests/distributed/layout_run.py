@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from moe_train.config.layout import plan_of
 from moe_train.config.schema import Recipe
 from moe_train.engines.engine import Engine
+from moe_train.parallel.axis import Axis
 from moe_train.parallel.mesh import Mesh
 from moe_train.parallel.world import World
 from moe_train.results import MoEStats, counts_of_layers
@@ -28,6 +29,7 @@ class Box:
     offsets: tuple[int, ...]
     data: Tensor
     is_expert: bool
+    is_owner: bool
 
 
 @dataclass
@@ -84,7 +86,8 @@ def train_under_watch(world: World, *overrides: str) -> tuple["LayoutRun", list[
 def losses_around_a_load(world: World, *overrides: str) -> tuple[float, float]:
     """Validation loss before and after zeros are written into every local parameter, as loading would."""
     recipe, training_step = tiny_step(world, *overrides)
-    batches = share_of(global_batch(recipe, 0), world.rank, world.size)
+    data = training_step.mesh.data
+    batches = share_of(global_batch(recipe, 0), data.rank, data.size)
     before = training_step.evaluate(batches, 0)
     for shard in training_step.engine.shards.values():
         shard.data.zero_()
@@ -94,7 +97,7 @@ def losses_around_a_load(world: World, *overrides: str) -> tuple[float, float]:
 def train(world: World, *overrides: str) -> LayoutRun:
     """Five updates of the tiny model and one validation pass."""
     recipe, training_step = tiny_step(world, *overrides)
-    engine = training_step.engine
+    engine, data = training_step.engine, training_step.mesh.data
     gradients: dict[str, Box] = {}
     step_of_gradients = 1 if recipe.moe.router.kind == "base" else 0
 
@@ -105,17 +108,17 @@ def train(world: World, *overrides: str) -> LayoutRun:
     engine.optimizer.register_step_pre_hook(take)
     run = LayoutRun([], [], [], [], [], [], [], 0.0, gradients, {}, {})
     for step in range(STEPS):
-        batches = share_of(global_batch(recipe, step), world.rank, world.size, recipe.data.micro_batch)
+        batches = share_of(global_batch(recipe, step), data.rank, data.size, recipe.data.micro_batch)
         result = training_step.update(batches, step, False)
-        run.losses.append(mean(world, result.loss))
-        run.auxiliary.append({name: mean(world, loss) for name, loss in result.losses.items()})
+        run.losses.append(mean(data, result.loss))
+        run.auxiliary.append({name: mean(data, loss) for name, loss in result.losses.items()})
         run.norms.append(result.grad_norm)
-        run.loads.append(world.sum(over_microbatches(result.stats, "load")))
-        run.dropped.append(world.sum(over_microbatches(result.stats, "dropped")))
-        run.entropies.append(world.sum(over_microbatches(result.stats, "router_entropy")))
-        run.top_probabilities.append(world.sum(over_microbatches(result.stats, "router_top_probability")))
+        run.loads.append(data.sum(over_microbatches(result.stats, "load")))
+        run.dropped.append(data.sum(over_microbatches(result.stats, "dropped")))
+        run.entropies.append(data.sum(over_microbatches(result.stats, "router_entropy")))
+        run.top_probabilities.append(data.sum(over_microbatches(result.stats, "router_top_probability")))
     validation = global_batch(recipe, 99)
-    share = share_of(validation, world.rank, world.size, recipe.data.micro_batch)
+    share = share_of(validation, data.rank, data.size, recipe.data.micro_batch)
     run.validation = training_step.evaluate(share, STEPS)
     run.parameters = boxes(engine, engine.locals)
     run.allocated = {name: allocated_bytes(parameter) for name, parameter in engine.model.named_parameters()}
@@ -127,7 +130,7 @@ def balanced_update(
 ) -> tuple[dict[str, float], dict[str, Box], float]:
     """One update and a validation pass over batches that not all ranks have: losses, gradients, validation loss."""
     recipe, training_step = tiny_step(world, *overrides)
-    engine = training_step.engine
+    engine, data = training_step.engine, training_step.mesh.data
     gradients: dict[str, Box] = {}
     engine.optimizer.register_step_pre_hook(
         lambda *_: gradients.update(
@@ -135,16 +138,22 @@ def balanced_update(
         )
     )
     batch = global_batch(recipe, 0)
-    share = share_of(padded(batch) if is_padded else batch, world.rank, world.size, recipe.data.micro_batch)
+    share = share_of(padded(batch) if is_padded else batch, data.rank, data.size, recipe.data.micro_batch)
     result = training_step.update(share, 0, False)
-    losses = {name: mean(world, loss) for name, loss in result.losses.items()}
-    return losses, gradients, training_step.evaluate(share_of(batch, world.rank, world.size), 1)
+    losses = {name: mean(data, loss) for name, loss in result.losses.items()}
+    return losses, gradients, training_step.evaluate(share_of(batch, data.rank, data.size), 1)
 
 
 def boxes(engine: Engine, tensors: dict[str, Tensor | None]) -> dict[str, Box]:
     """Copies of local tensors, with their places."""
     return {
-        name: Box(shard.global_shape, shard.offsets, tensors[name].detach().clone(), shard.is_expert)
+        name: Box(
+            shard.global_shape,
+            shard.offsets,
+            tensors[name].detach().clone(),
+            shard.is_expert,
+            shard.is_owner,
+        )
         for name, shard in engine.shards.items()
     }
 
@@ -160,22 +169,30 @@ def over_microbatches(stats: tuple[tuple[MoEStats, ...], ...], name: str) -> Ten
     return sum(counts_of_layers(micro, name) if micro else torch.zeros(0) for micro in stats)
 
 
-def mean(world: World, value: Tensor) -> float:
-    """The mean over ranks."""
-    return float(world.sum(value.detach().double().clone()) / world.size)
+def mean(data: Axis, value: Tensor) -> float:
+    """The mean over ranks that read different shares of the batch."""
+    return float(data.sum(value.detach().double().clone()) / data.size)
 
 
 def gathered(of_ranks: list[dict[str, Box]]) -> dict[str, Tensor]:
-    """Whole tensors from the boxes of all ranks; every element must be held by exactly one of them."""
+    """Whole tensors from the boxes of all ranks: every element has one owner, and copies are equal to the bit."""
     whole = {}
     for name, first in of_ranks[0].items():
         tensor, holders = torch.zeros(first.global_shape), torch.zeros(first.global_shape)
-        for box in (of_rank[name] for of_rank in of_ranks):
-            place = tuple(
-                slice(start, start + n) for start, n in zip(box.offsets, box.data.shape, strict=True)
+        boxes = [of_rank[name] for of_rank in of_ranks]
+        for box in boxes:
+            if box.is_owner:
+                tensor[place_of(box)] = box.data.float()
+                holders[place_of(box)] += 1
+        assert (holders == 1).all(), f"{name}: some element is owned by no rank or by several"
+        for rank, box in enumerate(boxes):
+            assert torch.equal(tensor[place_of(box)], box.data.float()), (
+                f"{name}: rank {rank} holds another copy"
             )
-            tensor[place] = box.data.float()
-            holders[place] += 1
-        assert (holders == 1).all(), f"{name}: some element is held by no rank or by several"
         whole[name] = tensor
     return whole
+
+
+def place_of(box: Box) -> tuple[slice, ...]:
+    """Where the box stands in the global tensor."""
+    return tuple(slice(start, start + n) for start, n in zip(box.offsets, box.data.shape, strict=True))
