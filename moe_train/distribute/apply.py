@@ -2,10 +2,11 @@
 
 1. The whole model on the meta device: shapes, no storage.
 2. Expert parallelism, because it decides which experts exist here at all; what follows sees only those.
-3. Data parallelism (FSDP2), outermost, over whatever parameters are left: it must see final local shapes.
-4. Storage on the device, then initial values by global name and expert id: no rank ever holds more than its part.
+3. Recomputation: what runs again in the backward pass includes the exchange of experts, and FSDP2 stands around it.
+4. Data parallelism (FSDP2), outermost, over whatever parameters are left: it must see final local shapes.
+5. Storage on the device, then initial values by global name and expert id: no rank ever holds more than its part.
    Buffers are held whole by every rank: they begin at 0, and tables of routers are made.
-5. Persistent gradient buffers for experts that FSDP2 does not own: they need storage to exist.
+6. Persistent gradient buffers for experts that FSDP2 does not own: they need storage to exist.
 """
 
 from dataclasses import dataclass
@@ -13,9 +14,11 @@ from dataclasses import dataclass
 import torch
 
 from moe_train.checkpoint.layout import Shard
+from moe_train.config.kinds.engine import NativeEngineConfig
 from moe_train.config.spec import ModelSpec
 from moe_train.distribute.data import apply_data
 from moe_train.distribute.expert import apply_expert
+from moe_train.distribute.recompute import apply_recompute
 from moe_train.distribute.shards import parameter_shards
 from moe_train.model.build import tables
 from moe_train.model.init import initial_value, initials
@@ -43,14 +46,15 @@ def distribute(
     mesh: Mesh,
     *,
     seed: int,
-    reshard_after_forward: bool = False,
+    engine: NativeEngineConfig | None = None,
     vocabulary: Vocabulary | None = None,
 ) -> DistributedModel:
     """Builds, shards and initialises a model; only tables of routers need the vocabulary. Collective."""
-    model = build_on_meta(spec)
+    engine, model = engine or NativeEngineConfig(), build_on_meta(spec)
     begins = initials(model, spec.init_scale)
     apply_expert(model, mesh)
-    apply_data(model, mesh, reshard_after_forward)
+    apply_recompute(model, engine.recompute)
+    apply_data(model, mesh, engine)
     model.to_empty(device=mesh.world.device)
     shards = parameter_shards(model, mesh)
     with torch.no_grad():

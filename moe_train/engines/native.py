@@ -33,7 +33,7 @@ class NativeEngine:
             spec_of(recipe),
             mesh,
             seed=recipe.seed,
-            reshard_after_forward=config.reshard_after_forward,
+            engine=config,
             vocabulary=vocabulary,
         )
         self.model, self.shards, self.expert_gradients = built.model, built.shards, built.expert_gradients

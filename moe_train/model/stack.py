@@ -16,6 +16,7 @@ from moe_train.model.attention import Attention, RelativeBias, hide_later, hide_
 from moe_train.model.depth import Depth, Part
 from moe_train.model.feedforward import FeedForward
 from moe_train.moe.layers.layer import MoELayer, moe_layer
+from moe_train.moe.recompute import Run, kept
 from moe_train.moe.routing import RouteContext
 from moe_train.moe.rows import Rows
 from moe_train.results import MoEStats
@@ -30,6 +31,8 @@ class Block(nn.Module):
     def __init__(self, spec: ModelSpec, stack: StackSpec, layer: int, site: str):
         super().__init__()
         self.site, self.dropout = site, spec.dropout
+        self.run: Run = kept
+        self.run_attention: Run = kept
         self.attention_norm = nn.RMSNorm(spec.d_model)
         self.attention = Attention(spec, is_causal=stack.is_causal)
         self.cross_attention_norm = nn.RMSNorm(spec.d_model) if stack.reads_encoder else None
@@ -59,6 +62,36 @@ class Block(nn.Module):
 
         Attention lays the rows out at their places; `bias` must hide places without a row.
         """
+        return self.run(self._whole, x, bias, context, memory, memory_bias)
+
+    def _whole(
+        self,
+        x: Float[Tensor, "T D"],
+        bias: Float[Tensor, "#B #H #S S"] | None,
+        context: RouteContext,
+        memory: Float[Tensor, "B R D"] | None,
+        memory_bias: Float[Tensor, "B 1 1 R"] | None,
+    ) -> tuple[Float[Tensor, "T D"], MoEStats | None]:
+        x = self.run_attention(self._attend, x, bias, context, memory, memory_bias)
+        normed, stats = self.feedforward_norm(x), None
+        if isinstance(self.feedforward, MoELayer):
+            # A view: gradients of router and experts are summed in it before those of the shared experts are added.
+            y, stats = self.feedforward(normed.view_as(normed), context, x)
+            if self.shared_experts is not None:
+                y = y + self.feedforward.run_experts(self.shared_experts, normed)
+        else:
+            y = self.feedforward(normed)
+        return x + dropout(y, self.dropout, f"{self.site}.feedforward", context), stats
+
+    def _attend(
+        self,
+        x: Float[Tensor, "T D"],
+        bias: Float[Tensor, "#B #H #S S"] | None,
+        context: RouteContext,
+        memory: Float[Tensor, "B R D"] | None,
+        memory_bias: Float[Tensor, "B 1 1 R"] | None,
+    ) -> Float[Tensor, "T D"]:
+        """Adds what the rows read of their sequence, and of the encoder's output."""
         rows = context.rows
         mixed = rows.take(self.attention(rows.lay_out(self.attention_norm(x)), bias))
         x = x + dropout(mixed, self.dropout, f"{self.site}.attention", context)
@@ -66,15 +99,7 @@ class Block(nn.Module):
             queries = rows.lay_out(self.cross_attention_norm(x))
             read = rows.take(self.cross_attention(queries, memory_bias, memory))
             x = x + dropout(read, self.dropout, f"{self.site}.cross_attention", context)
-        normed, stats = self.feedforward_norm(x), None
-        if isinstance(self.feedforward, MoELayer):
-            # A view: gradients of router and experts are summed in it before those of the shared experts are added.
-            y, stats = self.feedforward(normed.view_as(normed), context, x)
-            if self.shared_experts is not None:
-                y = y + self.shared_experts(normed)
-        else:
-            y = self.feedforward(normed)
-        return x + dropout(y, self.dropout, f"{self.site}.feedforward", context), stats
+        return x
 
 
 class StackOutput(NamedTuple):

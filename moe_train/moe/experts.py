@@ -115,16 +115,16 @@ class GroupedFeedForward(torch.autograd.Function):
             active = activate_(activation, hidden[-1], gates[-1] if gates else None)
             active = active if dropout is None else active * factors[expert]
             torch.mm(active, w_out[expert].to(x.dtype), out=y)
-        ctx.save_for_backward(rows, *weights, *hidden, *gates)
+        ctx.save_for_backward(rows, dropout, *weights, *hidden, *gates)
         ctx.counts, ctx.activation, ctx.buffers, ctx.scale = counts, activation, buffers, scale
-        ctx.empty_like, ctx.factors = empty_like, factors
+        ctx.empty_like = empty_like
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Float[Tensor, "R D"]) -> tuple[Tensor | None, ...]:
         gated, num_experts = ctx.activation in GATED, len(ctx.counts)
-        rows, *saved = ctx.saved_tensors
+        rows, dropout, *saved = ctx.saved_tensors
         num_weights = 3 if gated else 2
         weights, hidden, gates = saved[:num_weights], saved[num_weights:], saved[num_weights + num_experts :]
         buffers: GradientBuffers | None = ctx.buffers
@@ -132,15 +132,16 @@ class GroupedFeedForward(torch.autograd.Function):
         add = buffers is not None and not buffers.is_fresh
         transposed = [weight.transpose(1, 2).unbind(0) for weight in weights]
         slices = [grad.unbind(0) for grad in grads]
+        factors = () if dropout is None else dropout.split(ctx.counts)
         grad_rows = ctx.empty_like(rows)
         runs = zip(*(tensor.split(ctx.counts) for tensor in (rows, grad_out, grad_rows)), strict=True)
         for expert, (x, g, grad_x) in enumerate(runs):
             gate = gates[expert] if gated else None
             active = activated(ctx.activation, hidden[expert], gate)
             grad_active = torch.mm(g, transposed[-1][expert].to(g.dtype))
-            if ctx.factors:
-                active = active * ctx.factors[expert]
-                grad_active.mul_(ctx.factors[expert])
+            if factors:
+                active = active * factors[expert]
+                grad_active.mul_(factors[expert])
             weight_gradient(slices[-1][expert], active, g, add, ctx.scale)
             grad_hidden, grad_gate = activation_gradient(ctx.activation, grad_active, hidden[expert], gate)
             weight_gradient(slices[0][expert], x, grad_hidden, add, ctx.scale)

@@ -56,15 +56,14 @@ class FeedForwardAtOnce(torch.autograd.Function):
         gate = [grouped_mm(rows, weight, offs=ends) for weight in w_gate]
         active = activate_(activation, hidden, gate[0] if gate else None)
         out = into(empty_like, rows, grouped_mm(_dropped(active, dropout), w_out, offs=ends))
-        ctx.save_for_backward(rows, ends, hidden, *gate, *weights)
-        ctx.activation, ctx.buffers, ctx.scale = activation, buffers, scale
-        ctx.empty_like, ctx.dropout = empty_like, dropout
+        ctx.save_for_backward(rows, ends, dropout, hidden, *gate, *weights)
+        ctx.activation, ctx.buffers, ctx.scale, ctx.empty_like = activation, buffers, scale, empty_like
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Float[Tensor, "R D"]) -> tuple[Tensor | None, ...]:
-        rows, ends, hidden, *saved = ctx.saved_tensors
+        rows, ends, dropout, hidden, *saved = ctx.saved_tensors
         gate, weights = (saved[0], saved[1:]) if ctx.activation in GATED else (None, saved)
         buffers: GradientBuffers | None = ctx.buffers
         grads = buffers.tensors if buffers else [torch.empty_like(weight) for weight in weights]
@@ -81,8 +80,8 @@ class FeedForwardAtOnce(torch.autograd.Function):
                 torch.mul(gradient, ctx.scale, out=grads[index])
 
         grad_out = grad_out.contiguous()
-        active = _dropped(activated(ctx.activation, hidden, gate), ctx.dropout)
-        grad_active = _dropped(backwards(grad_out, weights[-1]), ctx.dropout)
+        active = _dropped(activated(ctx.activation, hidden, gate), dropout)
+        grad_active = _dropped(backwards(grad_out, weights[-1]), dropout)
         learn(-1, active, grad_out)
         grad_hidden, grad_gate = activation_gradient(ctx.activation, grad_active, hidden, gate)
         learn(0, rows, grad_hidden)

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from moe_train.moe.recompute import Decision
 from moe_train.moe.rows import Rows
 from moe_train.random import RandomStream
 from moe_train.results import Policy, SetLoss
@@ -41,6 +42,8 @@ class RouteContext:
 
     forward_pass: Pass
     rows: Rows
+    decision: Decision | None = None
+    """What the router decided, in a part of the model that may run again (recompute.py)."""
 
     @classmethod
     def outside_of_a_run(cls, tokens: Int[Tensor, "B S"], training: bool) -> "RouteContext":

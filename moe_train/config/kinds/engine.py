@@ -1,8 +1,12 @@
 """Defines the section `engine`: one dataclass per kind; see kind.py."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
+from moe_train.config.kinds.facts import Facts
 from moe_train.config.kinds.kind import KindConfig
+from moe_train.config.problem import Problem
 
 
 @dataclass
@@ -18,3 +22,15 @@ class NativeEngineConfig(EngineConfig):
     reshard_after_forward: bool = (
         False  # true: gather weights again for the backward pass, for less memory (ZeRO-3)
     )
+    # what the backward pass runs again, for less memory: what lies between dispatch and combination, attention (of all
+    # kinds), or whole blocks; routers are never run again
+    recompute: Literal["none", "experts", "attention", "block"] = "none"
+
+    def check(self, recipe: Facts) -> Iterator[Problem]:
+        if self.recompute == "experts" and recipe.moe.every == 0:
+            yield Problem(
+                "engine.recompute",
+                "experts",
+                "applies to MoE layers, and the model has none",
+                "choose attention or block",
+            )

@@ -17,6 +17,7 @@ from moe_train.config.registry import build, layer_class
 from moe_train.config.spec import MoESpec
 from moe_train.moe.dispatch.dispatcher import Dispatcher
 from moe_train.moe.experts import Experts, ExpertWeights
+from moe_train.moe.recompute import Run, kept
 from moe_train.moe.routing import RouteContext
 from moe_train.results import MoEStats
 
@@ -50,6 +51,7 @@ class MoELayer(nn.Module, ABC):
             site=f"{site}.router",
         )
         self.experts = self.make_experts()
+        self.run_experts: Run = kept
         self.experts.begins_at_zero = spec.router.begins_as_identity
         if spec.scale_expert_gradients:
             self.experts.gradient_scale = spec.num_experts**-0.5
@@ -79,8 +81,11 @@ class MoELayer(nn.Module, ABC):
         self, x: Float[Tensor, "T D"], context: RouteContext, residual: Float[Tensor, "T D"] | None = None
     ) -> tuple[Float[Tensor, "T D"], MoEStats]:
         """Returns what the experts make of each token; `x` is the norm of the `residual` stream."""
-        decision, stats = self.route(self.router_input(x, residual), context)
-        return self.through_experts(x, decision, context), stats
+        scored, known = self.router_input(x, residual), context.decision
+        decision, stats = (
+            self.route(scored, context) if known is None else known.once(self.route, scored, context)
+        )
+        return self.run_experts(self.through_experts, x, decision, context), stats
 
     @abstractmethod
     def route(self, x: Float[Tensor, "T D"], context: RouteContext) -> tuple[Any, MoEStats]:
