@@ -6,6 +6,7 @@ its own.
 
 import logging
 import shutil
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from moe_cluster.contract import attempt_dir
 from moe_train.callbacks.callback import RunInfo
 from moe_train.callbacks.of_run import callbacks_of
 from moe_train.checkpoint.checkpointer import Checkpoint, Checkpointer
-from moe_train.checkpoint.layout import ShardedState
+from moe_train.checkpoint.layout import Shard
 from moe_train.checkpoint.lineage import record_start
 from moe_train.config.check import require_sound
 from moe_train.config.layout import plan_of
@@ -72,7 +73,7 @@ def _started(recipe: Recipe, run_dir: Path, resume: str, process: Process) -> tu
     mesh = Mesh.build(plan_of(recipe.parallel, world.size), world)
     training_step = TrainingStep.build(recipe, mesh, feed.vocabulary())
     engine = training_step.engine
-    process.write_layout(_layout(mesh, engine.state()))
+    process.write_layout(_layout(mesh, engine.shards))
 
     checkpointer = Checkpointer(run_dir, recipe.checkpoint, world)
     found = None if resume == "never" else checkpointer.choose("latest" if resume == "auto" else int(resume))
@@ -155,12 +156,11 @@ def _require_resumable(found: Checkpoint, recipe: Recipe, data: PreparedData) ->
         )
 
 
-def _layout(mesh: Mesh, state: ShardedState) -> dict[str, Any]:
+def _layout(mesh: Mesh, shards: Mapping[str, Shard]) -> dict[str, Any]:
     """Returns this rank's coordinates, and the box of every parameter that it holds."""
-    held = {name.removeprefix("model."): shard for name, shard in state.items() if name.startswith("model.")}
     experts = {
         expert
-        for shard in held.values()
+        for shard in shards.values()
         if shard.is_expert
         for expert in range(shard.offsets[0], shard.offsets[0] + shard.data.shape[0])
     }
@@ -180,6 +180,6 @@ def _layout(mesh: Mesh, state: ShardedState) -> dict[str, Any]:
                 "global_shape": list(shard.global_shape),
                 "offsets": list(shard.offsets),
             }
-            for name, shard in held.items()
+            for name, shard in shards.items()
         },
     }

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from moe_train.checkpoint.layout import Shard, ShardedState
+from moe_train.checkpoint.layout import Shard, ShardedState, alone, boxes_of
 
 EXPERTS, ROWS, COLUMNS = 4, 5, 3
 SHAPES = {
@@ -39,7 +39,7 @@ def _span(rank: int, parts: int, extent: int) -> tuple[int, int]:
 def state(rank: int, size: int, expert: int, seed: int = 0) -> ShardedState:
     """What `rank` of `size` holds: experts over `expert` ranks, their rows over replicas, others over all."""
     experts, rows = _span(rank % expert, expert, EXPERTS), _span(rank // expert, size // expert, ROWS)
-    return {
+    shards = {
         **{
             name: _cut(name, seed, [experts, rows, (0, COLUMNS)], True)
             for name in ("experts.up", "experts.up.exp_avg")
@@ -48,16 +48,20 @@ def state(rank: int, size: int, expert: int, seed: int = 0) -> ShardedState:
         "counts": _cut("counts", seed, [_span(rank, size, 6)], False),
         "step": replace(_cut("step", seed, [], False), is_owner=rank == 0),
     }
+    return alone(shards)
 
 
 def emptied(like: ShardedState) -> ShardedState:
     """The same layout with every value -1."""
-    return {name: replace(shard, data=torch.full_like(shard.data, -1)) for name, shard in like.items()}
+    return {
+        name: [replace(shard, data=torch.full_like(shard.data, -1)) for shard in shards]
+        for name, shards in like.items()
+    }
 
 
 def equal(one: ShardedState, other: ShardedState) -> bool:
     """Whether both hold the same boxes with the same bits."""
-    return one.keys() == other.keys() and all(
-        one[name].offsets == other[name].offsets and torch.equal(one[name].data, other[name].data)
-        for name in one
+    return all(
+        name == other_name and box.offsets == twin.offsets and torch.equal(box.data, twin.data)
+        for (name, box), (other_name, twin) in zip(boxes_of(one), boxes_of(other), strict=True)
     )

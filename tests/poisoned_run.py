@@ -128,7 +128,7 @@ def make(
 
 def bits(trainer: Trainer) -> dict[str, Tensor]:
     """Copies of all that a checkpoint holds of this rank: parameters, moments, buffers."""
-    return {name: shard.data.clone() for name, shard in trainer.training_step.engine.state().items()}
+    return {name: shard.data.clone() for name, (shard,) in trainer.training_step.engine.state().items()}
 
 
 def same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:

@@ -19,7 +19,7 @@ from measurement import interleave, machine, median_ratio, peak_memory_gib, text
 
 from moe_cluster.output import run_main
 from moe_train.checkpoint.checkpointer import Checkpointer
-from moe_train.checkpoint.layout import Shard
+from moe_train.checkpoint.layout import Shard, ShardedState, alone
 from moe_train.checkpoint.lineage import record_start
 from moe_train.config.schema import CheckpointConfig
 from moe_train.parallel.world import World
@@ -27,7 +27,7 @@ from moe_train.parallel.world import World
 NUM_EXPERTS, D_MODEL = 8, 256
 
 
-def make_state(mib: int) -> dict[str, Shard]:
+def make_state(mib: int) -> ShardedState:
     """About `mib` MiB of float32: experts [8, 256, 1024] and dense [1024, 2048], each with two moments."""
     state = {}
     for index in range(max(1, mib // 48)):
@@ -36,7 +36,7 @@ def make_state(mib: int) -> dict[str, Shard]:
             dense = torch.randn(4 * D_MODEL, 8 * D_MODEL)
             state[f"layers.{index}.experts{part}"] = Shard(experts, (*experts.shape,), (0, 0, 0), True)
             state[f"layers.{index}.dense{part}"] = Shard(dense, tuple(dense.shape), (0, 0))
-    return state
+    return alone(state)
 
 
 def measure(mib: int, rounds: int, folder: Path) -> dict[str, float]:

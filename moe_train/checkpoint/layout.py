@@ -1,10 +1,10 @@
 """Describes which part of a global tensor a rank holds, which a checkpoint writes and fills again on loading.
 
-A checkpoint does not depend on data or expert parallelism. An engine describes each of its local tensors as a box of a
-global tensor, so any layout can read what any other wrote.
+A checkpoint does not depend on the layout or the engine. An engine describes what it holds of a global tensor as boxes
+of it, so any layout can read what any other wrote. `fragments.py` makes boxes of what is flattened.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -25,8 +25,22 @@ class Shard:
     """Of the ranks that hold this box, one owns it: it counts it in norms and checksums, and writes it."""
 
 
-ShardedState = Mapping[str, Shard]
-"""Global name -> what this rank holds of it. Each element of a global tensor is in one box that its rank owns."""
+ShardedState = Mapping[str, Sequence[Shard]]
+"""Global name -> the boxes that this rank holds of it, none if it holds nothing.
+
+Each element of a global tensor is in one box that its rank owns. Boxes of a name agree in all but data, offsets and
+owner.
+"""
+
+
+def boxes_of(state: ShardedState) -> Iterator[tuple[str, Shard]]:
+    """Yields every box of a state with the name of its tensor."""
+    return ((name, shard) for name, shards in state.items() for shard in shards)
+
+
+def alone(shards: Mapping[str, Shard]) -> ShardedState:
+    """Returns the state of a rank that holds one box of each tensor."""
+    return {name: (shard,) for name, shard in shards.items()}
 
 
 def is_held(shard: Shard) -> bool:

@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from moe_train.checkpoint.checksum import expert_checksums
-from moe_train.checkpoint.layout import Shard, ShardedState, dtype_name, is_held, is_written
-from moe_train.checkpoint.manifest import CHECKSUM_MASK, Box, Manifest, TensorEntry
+from moe_train.checkpoint.layout import Shard, ShardedState, boxes_of, dtype_name, is_held, is_written
+from moe_train.checkpoint.manifest import CHECKSUM_MASK, Box, Manifest, TensorEntry, stored_name
 from moe_train.errors import CheckpointError
 from moe_train.parallel.world import World
 
@@ -25,7 +25,7 @@ Slices = tuple[slice, ...]
 
 def refuse_other_model(manifest: Manifest, target: ShardedState, world: World) -> None:
     """Raises CheckpointError, on all ranks, unless names, shapes and types agree both ways. Collective."""
-    wrong = [_mismatch(name, shard, manifest.tensors.get(name)) for name, shard in target.items()]
+    wrong = [_mismatch(name, shard, manifest.tensors.get(name)) for name, shard in boxes_of(target)]
     missing = [name for name in manifest.tensors if name not in target]
     gathered = world.gather(([text for text in wrong if text], missing))
     problems = list(dict.fromkeys(text for texts, _ in gathered for text in texts))
@@ -58,13 +58,14 @@ def _mismatch(name: str, shard: Shard, entry: TensorEntry | None) -> str | None:
 def fill(checkpoint: Path, manifest: Manifest, target: ShardedState) -> str | None:
     """Reads this rank's tensors in place; returns an error message, since the other ranks need it too."""
     pieces_by_file: dict[str, list[tuple[str, Slices, Tensor]]] = defaultdict(list)
-    for name, shard in target.items():
+    for name, shard in boxes_of(target):
         if not is_held(shard):
             continue
         for box in manifest.tensors[name].boxes:
             if (overlap := _overlap(box, shard)) is not None:
                 source, destination = overlap
-                pieces_by_file[box.file].append((name, source, shard.data.detach()[destination]))
+                piece = (stored_name(name, box.part), source, shard.data.detach()[destination])
+                pieces_by_file[box.file].append(piece)
     try:
         for file, pieces in pieces_by_file.items():
             _read(checkpoint / file, pieces)
@@ -101,10 +102,9 @@ def check_experts(manifest: Manifest, target: ShardedState, world: World) -> Non
         return
     sums = {name: torch.zeros(len(values), dtype=torch.int64) for name, values in sorted(saved.items())}
     for name, into in sums.items():
-        shard = target.get(name)
-        if shard is not None and is_written(shard):
+        for shard in filter(is_written, target.get(name, ())):
             first = shard.offsets[0]
-            into[first : first + shard.data.shape[0]] = torch.tensor(
+            into[first : first + shard.data.shape[0]] += torch.tensor(
                 expert_checksums(shard.data, shard.offsets)
             )
     total = world.sum(torch.cat(list(sums.values())).to(world.device)).cpu() & CHECKSUM_MASK

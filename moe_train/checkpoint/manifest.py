@@ -18,6 +18,8 @@ from moe_train.identity import Writer
 
 FILE_NAME = "manifest.json"
 FORMAT = "moe-train-checkpoint-1"
+FORMAT_OF_PARTS = "moe-train-checkpoint-2"
+"""Has tensors of which one rank wrote several boxes: a version that knows format 1 only would mistake them."""
 CHECKSUM_MASK = (1 << 48) - 1
 """Expert checksums are modulo 2**48: int64 sums over 2**15 ranks do not overflow, JSON keeps them exact."""
 
@@ -32,11 +34,18 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Box:
-    """Describes a part of a global tensor; its file stores it under the tensor's name."""
+    """Describes a part of a global tensor; its file has it under `stored_name`."""
 
     file: str
     offsets: tuple[int, ...]
     shape: tuple[int, ...]
+    part: int = 0
+    """Its number among the boxes that its rank wrote of the tensor; the manifest leaves out 0."""
+
+
+def stored_name(name: str, part: int) -> str:
+    """Returns the name under which a file has box number `part` of a tensor: the tensor's own for the first one."""
+    return f"{name}#{part}" if part else name
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,7 @@ class TensorEntry:
     shape: tuple[int, ...]
     boxes: tuple[Box, ...]
     expert_checksums: tuple[int, ...] | None = None
-    """By global expert id (in a rank's report: those of its box); None if dimension 0 counts no experts."""
+    """By global expert id (in a rank's report: from its first one on); None if dimension 0 counts no experts."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +109,14 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """Returns the content of manifest.json, with its digest."""
-        data = {"format": FORMAT, **dataclasses.asdict(self)}
+        data = {"format": self._format(), **dataclasses.asdict(self)}
+        for tensor in data["tensors"].values():
+            tensor["boxes"] = [_without_first_part(box) for box in tensor["boxes"]]
         return _canonical({**data, "digest": hashlib.sha256(_canonical(data)).hexdigest()})
+
+    def _format(self) -> str:
+        has_parts = any(box.part for tensor in self.tensors.values() for box in tensor.boxes)
+        return FORMAT_OF_PARTS if has_parts else FORMAT
 
 
 def read_manifest(checkpoint: Path) -> Manifest:
@@ -120,9 +135,9 @@ def read_manifest(checkpoint: Path) -> Manifest:
             raise CheckpointError(
                 f"{path}: its bytes differ from what moe-train wrote, though its content is the same"
             )
-        if data.pop("format") != FORMAT:
+        if data.pop("format") not in (FORMAT, FORMAT_OF_PARTS):
             raise CheckpointError(
-                f"{path}: its format must be {FORMAT}; load it with the version that wrote it"
+                f"{path}: its format must be {FORMAT} or {FORMAT_OF_PARTS}; load it with the version that wrote it"
             )
         return Manifest(**{**data, "files": _files(data["files"]), "tensors": _tensors(data["tensors"])})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -155,7 +170,7 @@ def _join(name: str, rank: int, whole: TensorEntry | None, part: TensorEntry) ->
         )
     sums = whole.expert_checksums
     if sums is not None and part.expert_checksums and part.boxes:
-        first, added = part.boxes[0].offsets[0], part.expert_checksums
+        first, added = min(box.offsets[0] for box in part.boxes), part.expert_checksums
         middle = tuple(
             (old + new) & CHECKSUM_MASK
             for old, new in zip(sums[first : first + len(added)], added, strict=False)
@@ -168,6 +183,10 @@ def _canonical(data: Mapping[str, Any]) -> bytes:
     return json.dumps(data, sort_keys=True, indent=1, allow_nan=False).encode()
 
 
+def _without_first_part(box: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in box.items() if key != "part" or value}
+
+
 def _files(data: Mapping[str, Any]) -> dict[str, FileEntry]:
     return {name: FileEntry(entry["size"], entry["sha256"]) for name, entry in data.items()}
 
@@ -177,6 +196,9 @@ def _tensors(data: Mapping[str, Any]) -> dict[str, TensorEntry]:
 
 
 def _tensor(entry: Mapping[str, Any]) -> TensorEntry:
-    boxes = tuple(Box(box["file"], tuple(box["offsets"]), tuple(box["shape"])) for box in entry["boxes"])
+    boxes = tuple(
+        Box(box["file"], tuple(box["offsets"]), tuple(box["shape"]), box.get("part", 0))
+        for box in entry["boxes"]
+    )
     sums = entry["expert_checksums"]
     return TensorEntry(entry["dtype"], tuple(entry["shape"]), boxes, None if sums is None else tuple(sums))

@@ -11,12 +11,13 @@ Read `rendezvous.py` for how they wait, `shard_file.py` for the files, `manifest
 import logging
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from moe_cluster.atomic import make_durable, replace_content
 from moe_train.checkpoint import lineage
@@ -25,6 +26,7 @@ from moe_train.checkpoint.coverage import coverage_finding
 from moe_train.checkpoint.folder import explain, remove, set_aside, write_durably
 from moe_train.checkpoint.layout import Shard, ShardedState, dtype_name, is_written
 from moe_train.checkpoint.manifest import (
+    CHECKSUM_MASK,
     FILE_NAME,
     Box,
     FileEntry,
@@ -32,6 +34,7 @@ from moe_train.checkpoint.manifest import (
     RankReport,
     TensorEntry,
     merge_reports,
+    stored_name,
 )
 from moe_train.checkpoint.rendezvous import Save, await_outcome, await_reports, give_up, raise_if_given_up
 from moe_train.checkpoint.shard_file import write_shard_file
@@ -79,38 +82,47 @@ def _write_part(save: Save, state: ShardedState) -> RankReport:
     for index, part in enumerate(_split(state, save)):
         suffix = f"-{index:03d}" if index else ""
         file = f"rank-{save.rank:05d}{suffix}.safetensors"
-        files[file] = write_shard_file(
-            save.temporary / file, {name: shard.data for name, shard in part.items()}
-        )
+        files[file] = write_shard_file(save.temporary / file, part)
         places |= dict.fromkeys(part, file)
-    return RankReport(
-        save.rank,
-        save.number,
-        files,
-        {name: _entry(shard, places.get(name)) for name, shard in state.items()},
-    )
+    tensors = {name: _entry(name, shards, places) for name, shards in state.items() if shards}
+    return RankReport(save.rank, save.number, files, tensors)
 
 
-def _split(state: ShardedState, save: Save) -> Iterator[dict[str, Shard]]:
-    """Yields what this rank writes, divided into files of at most `max_file_bytes` or of one larger tensor."""
-    part: dict[str, Shard] = {}
+def _split(state: ShardedState, save: Save) -> Iterator[dict[str, Tensor]]:
+    """Yields what this rank writes, divided into files of at most `max_file_bytes` or of one larger box."""
+    content: dict[str, Tensor] = {}
     size = 0
-    for name, shard in state.items():
-        if not is_written(shard):
-            continue
-        if part and size + shard.data.nbytes > save.max_file_bytes:
-            yield part
-            part, size = {}, 0
-        part[name] = shard
-        size += shard.data.nbytes
-    if part:
-        yield part
+    for name, shards in state.items():
+        for part, shard in enumerate(filter(is_written, shards)):
+            if content and size + shard.data.nbytes > save.max_file_bytes:
+                yield content
+                content, size = {}, 0
+            content[stored_name(name, part)] = shard.data
+            size += shard.data.nbytes
+    if content:
+        yield content
 
 
-def _entry(shard: Shard, file: str | None) -> TensorEntry:
-    boxes = () if file is None else (Box(file, shard.offsets, tuple(shard.data.shape)),)
-    sums = tuple(expert_checksums(shard.data, shard.offsets)) if file is not None and shard.is_expert else ()
-    return TensorEntry(dtype_name(shard.data), shard.global_shape, boxes, sums if shard.is_expert else None)
+def _entry(name: str, shards: Sequence[Shard], places: Mapping[str, str]) -> TensorEntry:
+    """Describes what this rank holds of a tensor, at least one box; `places` has the file of each stored name."""
+    written = [shard for shard in shards if is_written(shard)]
+    boxes = tuple(
+        Box(places[stored_name(name, part)], shard.offsets, tuple(shard.data.shape), part)
+        for part, shard in enumerate(written)
+    )
+    shard = shards[0]
+    sums = _expert_sums(written) if shard.is_expert else None
+    return TensorEntry(dtype_name(shard.data), shard.global_shape, boxes, sums)
+
+
+def _expert_sums(boxes: Sequence[Shard]) -> tuple[int, ...]:
+    """Returns the checksums of the experts that the boxes touch, from the first to the last of them."""
+    first = min((box.offsets[0] for box in boxes), default=0)
+    sums = [0] * max((box.offsets[0] + box.data.shape[0] - first for box in boxes), default=0)
+    for box in boxes:
+        for expert, value in enumerate(expert_checksums(box.data, box.offsets), start=box.offsets[0] - first):
+            sums[expert] = (sums[expert] + value) & CHECKSUM_MASK
+    return tuple(sums)
 
 
 def _commit(save: Save, reports: list[RankReport], meta: Mapping[str, Any]) -> None:

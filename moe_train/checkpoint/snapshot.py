@@ -10,13 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moe_train.checkpoint.layout import Shard, ShardedState, is_written
+from moe_train.checkpoint.layout import Shard, ShardedState, boxes_of, is_written
 from moe_train.checkpoint.shard_file import bytes_of
 
 
 def on_host(state: ShardedState) -> ShardedState:
     """Returns the state with its values on the host: CPU tensors themselves, others copied."""
-    return {name: dataclasses.replace(shard, data=shard.data.detach().cpu()) for name, shard in state.items()}
+    return {
+        name: [dataclasses.replace(shard, data=shard.data.detach().cpu()) for shard in shards]
+        for name, shards in state.items()
+    }
 
 
 class HostBuffers:
@@ -24,21 +27,24 @@ class HostBuffers:
 
     def __init__(self, rank: int) -> None:
         self._rank = rank
-        self._buffers: dict[str, Tensor] = {}
+        self._buffers: dict[tuple[str, int], Tensor] = {}
 
     def snapshot(self, state: ShardedState) -> ShardedState:
         """Returns copies of all boxes this rank writes; a save does not read the others, which stay as they are."""
-        copies = {name: self._copy(name, shard) for name, shard in state.items()}
-        if any(shard.data.is_cuda for shard in state.values()):
+        copies = {
+            name: [self._copy((name, index), shard) for index, shard in enumerate(shards)]
+            for name, shards in state.items()
+        }
+        if any(shard.data.is_cuda for _, shard in boxes_of(state)):
             torch.cuda.synchronize()
         return copies
 
-    def _copy(self, name: str, shard: Shard) -> Shard:
+    def _copy(self, place: tuple[str, int], shard: Shard) -> Shard:
         if not is_written(shard):
             return shard
-        data, buffer = shard.data.detach(), self._buffers.get(name)
+        data, buffer = shard.data.detach(), self._buffers.get(place)
         if buffer is None or buffer.shape != data.shape or buffer.dtype != data.dtype:
-            buffer = self._buffers[name] = torch.empty(data.shape, dtype=data.dtype, pin_memory=data.is_cuda)
+            buffer = self._buffers[place] = torch.empty(data.shape, dtype=data.dtype, pin_memory=data.is_cuda)
         if data.is_cuda or not data.is_contiguous():
             buffer.copy_(data, non_blocking=True)
         else:  # copy_ starts a team of threads per tensor, whose barriers cost more on busy cores

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
-from moe_train.checkpoint.layout import Shard, ShardedState
+from moe_train.checkpoint.layout import Shard, ShardedState, alone
 from moe_train.config.kinds.engine import NativeEngineConfig
 from moe_train.config.registry import build
 from moe_train.config.resolve import spec_of
@@ -80,7 +80,7 @@ class NativeEngine:
             state[f"model.{name}"] = Shard(
                 buffer, tuple(buffer.shape), (0,) * buffer.ndim, is_owner=self.mesh.world.is_main
             )
-        return state | sharded_state(self.optimizer, self.shards, self.mesh.world.is_main)
+        return {**alone(state), **sharded_state(self.optimizer, self.shards, self.mesh.world.is_main)}
 
     def _hand_over_gradients(self) -> None:
         """Gives the optimizer's local tensors the local part of the gradients."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from moe_train.checkpoint.layout import Shard
+from moe_train.checkpoint.layout import Shard, ShardedState, alone
 
 REDUCED = {"row": -1, "column": -2}
 """Dimension of the parameter that a state averages over, by the state's key."""
@@ -14,16 +14,18 @@ REDUCED = {"row": -1, "column": -2}
 
 def sharded_state(
     optimizer: torch.optim.Optimizer, shards: Mapping[str, Shard], is_main: bool
-) -> dict[str, Shard]:
+) -> ShardedState:
     """Returns the state of every parameter, as `optim.KEY.NAME`: a scalar, its parameter's box, or that box reduced.
 
     Every rank has the scalars; the main one owns them.
     """
-    return {
-        f"optim.{key}.{name}": _place(key, value, shard, is_main)
-        for name, shard in shards.items()
-        for key, value in optimizer.state[shard.data].items()
-    }
+    return alone(
+        {
+            f"optim.{key}.{name}": _place(key, value, shard, is_main)
+            for name, shard in shards.items()
+            for key, value in optimizer.state[shard.data].items()
+        }
+    )
 
 
 def forget(optimizer: torch.optim.Optimizer, shard: Shard) -> None:

@@ -12,6 +12,7 @@ from test_resharding import global_tensors, save_state
 from tiny_model import global_batch, share_of
 
 from moe_train.checkpoint.checkpointer import Checkpointer
+from moe_train.checkpoint.layout import boxes_of
 from moe_train.parallel.world import World
 
 # gelu, because at the kink of relu rounding moves a gradient; narrow factors, because the tiny model is narrow.
@@ -36,7 +37,7 @@ def train_save_and_resume(world: World, run_dir: Path, *overrides: str) -> tuple
     run_steps(first, world, 0, SAVED_AT)
     save_state(world, run_dir, recipe, first)
     _, second = tiny_step(world, *overrides)
-    for shard in second.engine.state().values():
+    for _, shard in boxes_of(second.engine.state()):
         shard.data.fill_(7)  # whatever is not loaded stays so
     checkpointer = Checkpointer(run_dir, recipe.checkpoint, replace(world, attempt=2))
     found = checkpointer.choose("latest")

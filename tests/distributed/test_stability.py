@@ -17,7 +17,7 @@ def leave_out(world: World) -> tuple[bool, bool, float]:
     """An update in which the last rank alone gets an infinite gradient; was it left out, and did anything change?"""
     recipe, training_step = tiny_step(world, *LAYOUT, "optim.kind=adamw", "stability.skip_non_finite=true")
     training_step.update(share_of(global_batch(recipe, 0), world.rank, world.size), 0, False)
-    before = {name: shard.data.clone() for name, shard in training_step.engine.state().items()}
+    before = {name: shard.data.clone() for name, (shard,) in training_step.engine.state().items()}
 
     def hook(module, inputs, output):
         if world.rank == world.size - 1:
@@ -25,7 +25,7 @@ def leave_out(world: World) -> tuple[bool, bool, float]:
 
     training_step.engine.model.norm.register_forward_hook(hook)
     result = training_step.update(share_of(global_batch(recipe, 1), world.rank, world.size), 1, False)
-    after = {name: shard.data for name, shard in training_step.engine.state().items()}
+    after = {name: shard.data for name, (shard,) in training_step.engine.state().items()}
     return result.is_skipped, same_bits(before, after), result.mean_loss
 
 

@@ -16,7 +16,7 @@ from checkpoint_states import emptied, equal, state
 from threaded_ranks import one_rank, run_ranks
 
 from moe_train.checkpoint.checkpointer import Checkpointer
-from moe_train.checkpoint.layout import Shard
+from moe_train.checkpoint.layout import Shard, ShardedState
 from moe_train.checkpoint.lineage import record_start
 from moe_train.checkpoint.verify import verify
 from moe_train.config.schema import CheckpointConfig
@@ -91,21 +91,22 @@ from pathlib import Path
 import torch
 from checkpoint_states import emptied
 from moe_train.checkpoint.checkpointer import Checkpointer
-from moe_train.checkpoint.layout import Shard
+from moe_train.checkpoint.layout import Shard, alone
 from moe_train.checkpoint.lineage import record_start
 from moe_train.config.schema import CheckpointConfig
 from threaded_ranks import one_rank
 
 run_dir, attempt = Path(sys.argv[1]), int(sys.argv[2])
 checkpointer = Checkpointer(run_dir, CheckpointConfig(keep_last=2), one_rank(attempt))
-state = {f"w{i}": Shard(torch.zeros(64, 1024), (64, 1024), (0, 0), is_expert=True) for i in range(8)}
+shards = {f"w{i}": Shard(torch.zeros(64, 1024), (64, 1024), (0, 0), is_expert=True) for i in range(8)}
+state = alone(shards)
 found = checkpointer.choose("latest")
 step = checkpointer.load(found, state)["step"] if found else 0
 record_start(run_dir, attempt, found.origin if found else None)
 print("ready", step, flush=True)
 while True:
     step += 1
-    for shard in state.values():
+    for shard in shards.values():
         assert (shard.data == step - 1).all(), "a resumed state is not that of its step"
         shard.data.add_(1)
     checkpointer.save(step, state, {})
@@ -168,9 +169,9 @@ def small_disk(path: Path, mebibytes: int) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(path)], check=True)
 
 
-def large_state(rank: int, size: int) -> dict[str, Shard]:
+def large_state(rank: int, size: int) -> ShardedState:
     rows = 256 // size  # 256 x 1024 floats: 1 MiB over all ranks
-    return {"w": Shard(torch.full((rows, 1024), 1.0), (256, 1024), (rank * rows, 0))}
+    return {"w": [Shard(torch.full((rows, 1024), 1.0), (256, 1024), (rank * rows, 0))]}
 
 
 @pytest.mark.parametrize("size", [1, 2])

@@ -83,8 +83,10 @@ def _turn_gradients(optimizer, *_) -> None:
 
 def _digest(engine) -> str:
     """Of every bit that the engine would save."""
+    from moe_train.checkpoint.layout import boxes_of
+
     digest = hashlib.sha256()
-    for name, shard in sorted(engine.state().items()):
+    for name, shard in boxes_of(dict(sorted(engine.state().items()))):
         digest.update(name.encode() + shard.data.detach().contiguous().cpu().numpy().tobytes())
     return digest.hexdigest()
 

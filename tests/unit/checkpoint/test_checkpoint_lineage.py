@@ -91,7 +91,7 @@ def test_a_fenced_checkpoint_is_not_taken_for_the_success_of_a_failed_save(tmp_p
     record_start(tmp_path, 2, None)
 
     def rank_main(world):
-        hole = {"w": Shard(torch.ones(1), (3,), (world.rank,))}
+        hole = {"w": [Shard(torch.ones(1), (3,), (world.rank,))]}
         Checkpointer(tmp_path, CheckpointConfig(asynchronous=False), world).save(100, hole, {})
 
     for result in run_ranks(2, rank_main, attempt=2):

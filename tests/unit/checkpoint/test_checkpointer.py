@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from threaded_ranks import one_rank, run_ranks
 
 from moe_train.checkpoint.checkpointer import Checkpointer
-from moe_train.checkpoint.layout import Shard
+from moe_train.checkpoint.layout import Shard, boxes_of
 from moe_train.checkpoint.lineage import record_start
 from moe_train.checkpoint.verify import verify
 from moe_train.config.schema import CheckpointConfig
@@ -88,7 +88,7 @@ def test_an_asynchronous_save_holds_the_values_of_its_step(run_dir):
     live, meta = state(0, 1, 1), {"rows": [1]}
     for step in (1, 2):
         checkpointer.save(step, live, meta)
-        for shard in live.values():
+        for _, shard in boxes_of(live):
             shard.data.fill_(step)
         meta["rows"].append(99)
     checkpointer.wait()
@@ -100,7 +100,7 @@ def test_an_asynchronous_save_holds_the_values_of_its_step(run_dir):
     assert reader.load(reader.choose(1), target)["rows"] == [1]
     assert equal(target, state(0, 1, 1))
     reader.load(reader.choose(2), target)
-    assert target["counts"].data.tolist() == [1] * 6
+    assert target["counts"][0].data.tolist() == [1] * 6
 
 
 def test_a_failed_background_save_is_raised_by_the_next_call(run_dir, monkeypatch):
@@ -174,7 +174,7 @@ def test_a_rank_that_never_reports_is_named(run_dir):
 def test_experts_numbered_per_rank_are_refused_when_saving(run_dir):
     def rank_main(world):
         data = torch.ones(2, 3)
-        renumbered = {"experts": Shard(data, (4, 3), (0, 0), is_expert=True)}
+        renumbered = {"experts": [Shard(data, (4, 3), (0, 0), is_expert=True)]}
         Checkpointer(run_dir, SYNCHRONOUS, world).save(1, renumbered, {})
 
     for result in run_ranks(2, rank_main):
@@ -195,7 +195,7 @@ def test_a_rank_that_loads_another_ranks_experts_is_found(run_dir, monkeypatch):
 
         def fill_and_exchange(path, manifest, wanted):
             problem = real(path, manifest, wanted)
-            experts = wanted["experts.up"].data
+            experts = wanted["experts.up"][0].data
             experts.copy_(experts.flip(0))
             return problem
 
@@ -214,8 +214,8 @@ def test_a_checkpoint_of_another_model_names_keys_and_both_shapes(run_dir):
     save(run_dir, 1)
     reader = Checkpointer(run_dir, SYNCHRONOUS, one_rank(attempt=2))
     target = dict(state(0, 1, 1))
-    target["dense.weight"] = Shard(torch.zeros(9, 3, dtype=torch.bfloat16), (9, 3), (0, 0))
-    target["bias"] = Shard(torch.zeros(2), (2,), (0,))
+    target["dense.weight"] = [Shard(torch.zeros(9, 3, dtype=torch.bfloat16), (9, 3), (0, 0))]
+    target["bias"] = [Shard(torch.zeros(2), (2,), (0,))]
     del target["counts"]
     with pytest.raises(CheckpointError, match="another model") as caught:
         reader.load(reader.choose("latest"), target)

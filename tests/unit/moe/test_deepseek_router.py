@@ -162,7 +162,7 @@ def test_the_bias_follows_training_is_saved_and_stands_still_in_validation():
         load = sum(micro[layer].load for micro in result.stats)
         torch.testing.assert_close(bias, 0.001 * torch.sign(load.double().mean() - load).float())
         assert bias.any()
-        saved = engine.state()[f"model.layers.{layer}.feedforward.router.bias"]
+        (saved,) = engine.state()[f"model.layers.{layer}.feedforward.router.bias"]
         assert saved.data.data_ptr() == bias.data_ptr()
         assert saved.global_shape == (8,)
 

@@ -152,7 +152,7 @@ def test_every_layer_has_its_table_and_saves_it_whole(table):
     recipe = tiny_recipe("moe.router.kind=hash", f"moe.router.table={table}")
     engine = build("engine", recipe.engine, recipe=recipe, mesh=one_worker(), vocabulary=vocabulary(recipe))
     names = [f"model.layers.{layer}.feedforward.router.table" for layer in range(2)]
-    first, second = (engine.state()[name] for name in names)
+    (first,), (second,) = (engine.state()[name] for name in names)
     assert first.global_shape == tuple(first.data.shape) == (300,)
     assert (first.offsets, first.is_expert) == ((0,), False)
     assert not torch.equal(first.data, second.data)

@@ -49,7 +49,7 @@ class Run:
         return result
 
     def bits(self) -> dict[str, torch.Tensor]:
-        return {name: shard.data.clone() for name, shard in self.training_step.engine.state().items()}
+        return {name: shard.data.clone() for name, (shard,) in self.training_step.engine.state().items()}
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda optimizer: optimizer[0])

@@ -124,10 +124,11 @@ def test_the_state_names_parameters_and_moments_and_shares_their_storage():
         f"optim.step.{name}",
     } <= state.keys()
     assert len(state) == 4 * len(made.engine.shards)
-    assert state[f"optim.exp_avg.{name}"].is_expert
+    (moment,), (updates,) = state[f"optim.exp_avg.{name}"], state[f"optim.step.{name}"]
+    assert moment.is_expert
     update(made)
-    assert state[f"optim.exp_avg.{name}"].data.any()
-    assert state[f"optim.step.{name}"].data.item() == 1
+    assert moment.data.any()
+    assert updates.data.item() == 1
 
 
 def test_the_norm_counts_what_this_rank_owns_alone():
