@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 
 from moe_train.config.divisors import choose_divisor
+from moe_train.config.kinds.engine import NativeEngineConfig
 from moe_train.config.plan import ParallelPlan
 from moe_train.config.problem import Problem
 from moe_train.config.resolve import spec_of
@@ -21,7 +22,7 @@ def plan_of(parallel: ParallelConfig, workers: int | None = None) -> ParallelPla
     for problem in degree_problems(parallel, workers):
         raise LayoutError(str(problem))
     exchange = parallel.expert * parallel.expert_tensor
-    smallest = exchange // math.gcd(exchange, parallel.tensor)
+    smallest = math.lcm(exchange // math.gcd(exchange, parallel.tensor), parallel.shard or 1)
     data = parallel.data or (workers // parallel.tensor if workers else smallest)
     return ParallelPlan(
         data=data,
@@ -29,6 +30,7 @@ def plan_of(parallel: ParallelConfig, workers: int | None = None) -> ParallelPla
         expert=parallel.expert,
         expert_tensor=parallel.expert_tensor,
         sequence=parallel.sequence,
+        shard=parallel.shard,
     )
 
 
@@ -41,6 +43,7 @@ def layout_problems(recipe: Recipe, workers: int | None) -> Iterator[Problem]:
     plan = plan_of(recipe.parallel, workers)
     yield from _not_built(recipe)
     yield from _experts(recipe, plan)
+    yield from _offload(recipe, workers)
 
 
 def _not_built(recipe: Recipe) -> Iterator[Problem]:
@@ -69,13 +72,26 @@ def _experts(recipe: Recipe, plan: ParallelPlan) -> Iterator[Problem]:
         )
     widths = {"model.d_model": spec.moe[0].d_model, "moe.d_ff": spec.moe[0].d_ff} if spec.moe else {}
     for key, width in widths.items():
-        if plan.replicas > 1 and width % plan.replicas:
+        if width % (shards := plan.replica_shards):
             yield Problem(
                 "parallel.expert",
                 plan.expert,
-                f"makes {plan.replicas} workers shard each expert, so {plan.replicas} must divide {key}={width}",
-                f"choose parallel.expert={plan.workers}, or a width that {plan.replicas} divides",
+                f"makes {shards} workers shard each expert, so {shards} must divide {key}={width}",
+                f"choose parallel.expert={plan.workers}, a width that {shards} divides, or a smaller parallel.shard",
             )
+
+
+def _offload(recipe: Recipe, workers: int | None) -> Iterator[Problem]:
+    """Yields a problem if weights are to be offloaded where nothing shards them."""
+    engine, known = recipe.engine, recipe.parallel.data is not None or workers is not None
+    is_offloaded = isinstance(engine, NativeEngineConfig) and engine.offload
+    if is_offloaded and known and data_degree(recipe.parallel, workers) == 1:
+        yield Problem(
+            "engine.offload",
+            "true",
+            "is done by FSDP2, which needs at least 2 data-parallel workers",
+            "run with more workers, or set engine.offload=false",
+        )
 
 
 def batch_problems(recipe: Recipe, workers: int | None) -> Iterator[Problem]:
@@ -141,6 +157,30 @@ def degree_problems(parallel: ParallelConfig, workers: int | None) -> Iterator[P
     known = workers if data is None else data * tensor
     if known is not None and known % exchange:
         yield _indivisible("parallel.expert", parallel.expert, exchange, known)
+        return
+    yield from _shard_problems(parallel, None if known is None else known // tensor)
+
+
+def _shard_problems(parallel: ParallelConfig, data: int | None) -> Iterator[Problem]:
+    """Yields the rule by which groups that shard weights fit neither the data axis nor the sets of experts."""
+    shard, exchange = parallel.shard, parallel.expert * parallel.expert_tensor
+    if shard is None:
+        return
+    if data is not None and data % shard:
+        yield Problem(
+            "parallel.shard",
+            shard,
+            f"must divide the data-parallel workers, which are {data}",
+            f"{choose_divisor(data)}, or null to shard over all",
+        )
+    elif shard * parallel.tensor % exchange and exchange % (shard * parallel.tensor):
+        times = f"times parallel.tensor={parallel.tensor} " if parallel.tensor > 1 else ""
+        yield Problem(
+            "parallel.shard",
+            shard,
+            f"{times}must divide the {exchange} workers that hold a set of experts together, or be a multiple of them",
+            f"set parallel.shard={exchange // math.gcd(exchange, parallel.tensor)}, or null to shard over all",
+        )
 
 
 def _indivisible(key: str, degree: int, product: int, workers: int) -> Problem:

@@ -21,6 +21,8 @@ class ParallelPlan:
     """Parts that each expert is cut into."""
     sequence: bool = False
     """Between the blocks, the workers of a tensor group hold different positions."""
+    shard: int | None = None
+    """Neighbours on the data axis that shard the weights; every such group has all of them. None: the whole axis."""
 
     @property
     def workers(self) -> int:
@@ -36,6 +38,16 @@ class ParallelPlan:
     def replicas(self) -> int:
         """Returns the number of workers that hold the same part of the same experts."""
         return self.workers // self.exchange
+
+    @property
+    def data_shards(self) -> int:
+        """Returns the number of parts of what is not an expert along the data axis."""
+        return self.shard or self.data
+
+    @property
+    def replica_shards(self) -> int:
+        """Returns the number of parts of an expert along `replica`: the replicas in a group that shards weights."""
+        return self.replicas if self.shard is None else max(1, self.shard * self.tensor // self.exchange)
 
     @property
     def expert_gradient_factor(self) -> float:

@@ -112,6 +112,8 @@ class ParallelConfig:
     expert: int = at_least(1, 1)  # shares of a layer's experts; divides moe.num_experts
     expert_tensor: int = at_least(1, 1)  # parts that each expert is cut into; divides moe.d_ff
     sequence: bool = False  # between the blocks, tensor ranks hold different positions
+    # neighbours on the data axis that shard the weights, of which other groups have copies; null: all of the axis
+    shard: int | None = positive_or_null(None)
 
 
 @dataclass

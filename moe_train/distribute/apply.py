@@ -16,7 +16,7 @@ import torch
 from moe_train.checkpoint.layout import Shard
 from moe_train.config.kinds.engine import NativeEngineConfig
 from moe_train.config.spec import ModelSpec
-from moe_train.distribute.data import apply_data
+from moe_train.distribute.data import apply_data, shards_experts
 from moe_train.distribute.expert import apply_expert
 from moe_train.distribute.recompute import apply_recompute
 from moe_train.distribute.shards import parameter_shards
@@ -55,7 +55,7 @@ def distribute(
     apply_expert(model, mesh)
     apply_recompute(model, engine.recompute)
     apply_data(model, mesh, engine)
-    model.to_empty(device=mesh.world.device)
+    _allocate(model, mesh.world.device, is_offloaded=engine.offload)
     shards = parameter_shards(model, mesh)
     with torch.no_grad():
         for name, shard in shards.items():
@@ -68,8 +68,17 @@ def distribute(
         # One rank's, for sums of fractions can differ in their last bits from machine to machine.
         router.table = mesh.world.from_main(table).to(mesh.world.device)
     expert_gradients = (
-        [layer.experts.keep_gradients() for _, layer in moe_layers_of(model)]
-        if mesh.replica.size == 1
-        else []
+        []
+        if shards_experts(mesh, engine)
+        else [layer.experts.keep_gradients() for _, layer in moe_layers_of(model)]
     )
     return DistributedModel(model, shards, tuple(expert_gradients))
+
+
+def _allocate(model: Model, device: torch.device, *, is_offloaded: bool) -> None:
+    """Gives parameters storage in host memory if they are offloaded, else on the device, where buffers always are."""
+    model.to_empty(device="cpu" if is_offloaded else device)
+    if is_offloaded and device.type != "cpu":
+        for module in model.modules():
+            for name, buffer in list(module.named_buffers(recurse=False)):
+                setattr(module, name, torch.empty_like(buffer, device=device))

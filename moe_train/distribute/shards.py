@@ -1,7 +1,7 @@
 """Describes every local parameter as a box of a global tensor, which is all that checkpoints and norms need to know.
 
-Every element of every parameter is held by exactly one rank (or by the only one), so a sum over local elements and
-then over ranks counts each of them once.
+Every element of every parameter has one owner: where groups of workers hold copies, the first group owns them. So a sum
+over the elements that a rank owns and then over ranks counts each of them once.
 """
 
 from torch import nn
@@ -34,4 +34,5 @@ def _shard(parameter: nn.Parameter, is_expert: bool, mesh: Mesh) -> Shard:
         first = mesh.expert.rank * shape[0]
         offsets = (offsets[0] + first, *offsets[1:])
         shape = (shape[0] * mesh.expert.size, *shape[1:])
-    return Shard(local, shape, tuple(offsets), is_expert)
+    sharding = mesh.expert_sharding if is_expert else mesh.sharding
+    return Shard(local, shape, tuple(offsets), is_expert, is_owner=sharding.copy.is_first)

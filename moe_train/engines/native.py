@@ -29,6 +29,7 @@ class NativeEngine:
         self, config: NativeEngineConfig, *, recipe: Recipe, mesh: Mesh, vocabulary: Vocabulary | None = None
     ):
         self.mesh, self.clip = mesh, recipe.optim.clip or math.inf
+        self.reduces_each = config.reduce_each_microbatch
         built = distribute(
             spec_of(recipe),
             mesh,
@@ -51,7 +52,10 @@ class NativeEngine:
 
     def backward(self, loss: Tensor, is_last: bool) -> None:
         if isinstance(self.model, FSDPModule):
-            self.model.set_requires_gradient_sync(is_last)
+            self.model.set_requires_gradient_sync(is_last or self.reduces_each)
+            self.model.set_requires_all_reduce(
+                is_last
+            )  # copies can be summed over once, after all sums over parts
         loss.backward()
 
     def reduce(self, values: Tensor) -> tuple[float, list[float]]:
@@ -59,7 +63,9 @@ class NativeEngine:
         grads = [shard.data.grad for shard in self.shards.values() if shard.is_owner]
         owned = [grad for grad in grads if grad is not None]
         local = squared_norm(owned) if owned else values.new_zeros((), dtype=torch.float64)
-        squared, *sums = self.mesh.world.total(torch.cat([local.reshape(1), values.double()]))
+        squared, *sums = self.mesh.world.total(
+            torch.cat([local.reshape(1).to(values.device), values.double()])
+        )
         return squared**0.5, sums
 
     def update(self, lr: float, norm: float) -> None:

@@ -140,16 +140,23 @@ class Adafactor(torch.optim.Optimizer):
     def _sum_over_ranks(self, columns: Sequence[Tensor | None], values: Sequence[Tensor]) -> Tensor:
         """Completes the column sums in place, and returns the mean squares of whole parameters. Collective.
 
-        All ranks hold different rows of a matrix that is not an expert; of an expert, only its replicas do.
+        A group that shards weights holds different rows of a matrix; of an expert, only its replicas in there do.
         """
-        squares = torch.stack([_sum_of_squares(value) for value in values])
+        owned = [parameter.shard.is_owner for parameter in self._parameters]
+        squares = torch.stack(
+            [_sum_of_squares(value) * own for value, own in zip(values, owned, strict=True)]
+        )
         if self.mesh.data.size > 1:
             parts = list(zip(self._parameters, columns, strict=False))
             shared = [part for owner, part in parts if part is not None and not owner.shard.is_expert]
             expert = [part for owner, part in parts if part is not None and owner.shard.is_expert]
-            _sum_together([squares, *shared], self.mesh.data)
-            if expert and self.mesh.replica.size > 1:
-                _sum_together(expert, self.mesh.replica)
+            if self.mesh.sharding.copy.size == 1:
+                _sum_together([squares, *shared], self.mesh.data)
+            else:
+                _sum_together([squares], self.mesh.data)
+                _sum_together(shared, self.mesh.sharding.shard)
+            if expert:
+                _sum_together(expert, self.mesh.expert_sharding.shard)
         return squares / squares.new_tensor([parameter.num_elements for parameter in self._parameters])
 
 

@@ -3,7 +3,7 @@
 Whoever sums names the axis: "over all workers" is right for few things once workers share more than data.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch.distributed as dist
 from torch import Tensor
@@ -45,3 +45,15 @@ class Axis:
         """Returns the sum over the axis as numbers: on CUDA this waits for the device. Collective."""
         numbers: list[float] = self.sum(values).tolist()
         return numbers
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """The workers of an axis in groups of neighbours: each group shards the weights of a layer, and has all of them."""
+
+    shard: Axis = field(default_factory=Axis)
+    """The workers of a group, which hold different parts."""
+    copy: Axis = field(default_factory=Axis)
+    """One worker of each group: they hold the same part."""
+    devices: DeviceMesh | None = None
+    """What FSDP2 shards over: copy x shard, or shard alone if there is one group. None in a run with one worker."""

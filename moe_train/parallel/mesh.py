@@ -7,10 +7,10 @@ workers; the degrees are those of config/plan.py.
 
 from dataclasses import dataclass, field
 
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from moe_train.config.plan import ParallelPlan
-from moe_train.parallel.axis import Axis
+from moe_train.parallel.axis import Axis, Sharding
 from moe_train.parallel.world import World
 
 
@@ -32,6 +32,10 @@ class Mesh:
     """Workers that hold different parts of the same experts."""
     exchange: Axis = field(default_factory=Axis)
     """`expert` and `expert_tensor` together: workers that hold one set of experts, and exchange rows."""
+    sharding: Sharding = field(default_factory=Sharding)
+    """`data` in groups that shard what is not an expert."""
+    expert_sharding: Sharding = field(default_factory=Sharding)
+    """`replica` in groups that shard experts."""
 
     @classmethod
     def build(cls, plan: ParallelPlan, world: World) -> "Mesh":
@@ -40,19 +44,43 @@ class Mesh:
         if world.size == 1:
             return cls(world)
         device = world.device.type
-        dense = init_device_mesh(device, (plan.data, plan.tensor), mesh_dim_names=("data", "tensor"))
-        experts = init_device_mesh(
+        dense, data, sharding = _lay_out(device, "data", plan.data, plan.data_shards, tensor=plan.tensor)
+        experts, replica, expert_sharding = _lay_out(
             device,
-            (plan.replicas, plan.expert, plan.expert_tensor),
-            mesh_dim_names=("replica", "expert", "expert_tensor"),
+            "replica",
+            plan.replicas,
+            plan.replica_shards,
+            expert=plan.expert,
+            expert_tensor=plan.expert_tensor,
         )
         return cls(
             world,
             plan,
-            data=Axis.along(dense["data"]),
+            data=data,
             tensor=Axis.along(dense["tensor"]),
-            replica=Axis.along(experts["replica"]),
+            replica=replica,
             expert=Axis.along(experts["expert"]),
             expert_tensor=Axis.along(experts["expert_tensor"]),
             exchange=Axis.along(experts[("expert", "expert_tensor")]._flatten("exchange")),
+            sharding=sharding,
+            expert_sharding=expert_sharding,
         )
+
+
+def _lay_out(
+    device: str, name: str, size: int, shards: int, **inner: int
+) -> tuple[DeviceMesh, Axis, Sharding]:
+    """Makes a mesh whose outermost axis, `name`, shards weights in groups of `shards` neighbours. Collective."""
+    if shards == size:
+        mesh = init_device_mesh(device, (size, *inner.values()), mesh_dim_names=(name, *inner))
+        return mesh, Axis.along(mesh[name]), Sharding(Axis.along(mesh[name]), Axis(), mesh[name])
+    copies, parts = f"{name}_copy", f"{name}_shard"
+    mesh = init_device_mesh(
+        device, (size // shards, shards, *inner.values()), mesh_dim_names=(copies, parts, *inner)
+    )
+    both = mesh[(copies, parts)]
+    return (
+        mesh,
+        Axis.along(both._flatten(name)),
+        Sharding(Axis.along(mesh[parts]), Axis.along(mesh[copies]), both),
+    )

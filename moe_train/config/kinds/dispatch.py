@@ -56,7 +56,9 @@ class OneSidedDispatchConfig(DispatchConfig):
 
     kind: str = "one_sided"
     slab_mib: int = 64  # room for the most rows that a worker may receive in a layer
-    num_slabs: int = 64  # in use at once: two for each layer and microbatch in progress, plus six
+    # in use at once: two for each layer and microbatch in progress, plus six; if experts run again
+    # (engine.recompute=experts, block), eight in all
+    num_slabs: int = 64
 
     def check(self, recipe: Facts) -> Iterator[Problem]:
         if recipe.parallel.expert > MOST_RANKS:

@@ -22,6 +22,14 @@ class NativeEngineConfig(EngineConfig):
     reshard_after_forward: bool = (
         False  # true: gather weights again for the backward pass, for less memory (ZeRO-3)
     )
+    # bf16: weights of a block that bf16 products read are gathered in bf16, half the bytes of null, which is fp32;
+    # no number changes
+    gather_dtype: Literal["bf16"] | None = None
+    # bf16: gradients are summed over workers in bf16, half the bytes of null, which is fp32
+    reduce_dtype: Literal["bf16"] | None = None
+    # gradients are reduced after every microbatch, not once: less memory, more traffic
+    reduce_each_microbatch: bool = False
+    offload: bool = False  # weights, gradients and optimizer in host memory; a layer's weights visit the GPU
     # what the backward pass runs again, for less memory: what lies between dispatch and combination, attention (of all
     # kinds), or whole blocks; routers are never run again
     recompute: Literal["none", "experts", "attention", "block"] = "none"
@@ -33,4 +41,11 @@ class NativeEngineConfig(EngineConfig):
                 "experts",
                 "applies to MoE layers, and the model has none",
                 "choose attention or block",
+            )
+        if self.gather_dtype == "bf16" and recipe.precision != "bf16":
+            yield Problem(
+                "engine.gather_dtype",
+                "bf16",
+                f"needs matrix products in bf16, but precision={recipe.precision}",
+                "set precision=bf16, or engine.gather_dtype=null",
             )

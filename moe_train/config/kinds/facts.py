@@ -81,6 +81,7 @@ class Facts(Protocol):
     """Describes what rules may read of the recipe."""
 
     steps: int
+    precision: Any
 
     @property
     def model(self) -> ModelFacts: ...

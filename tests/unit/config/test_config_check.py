@@ -97,7 +97,7 @@ BROKEN = [
 
 
 def test_every_field_that_counts_something_has_a_bound():
-    assert len(BOUNDS) == 32
+    assert len(BOUNDS) == 33
 
 
 @pytest.mark.parametrize(("override", "workers", "sentence"), BROKEN, ids=[case[0] for case in BROKEN])
@@ -159,6 +159,32 @@ def test_a_broken_rule_is_said(override, workers, sentence):
             ("moe.d_ff=42", "parallel.expert=2"),
             8,
             "makes 4 workers shard each expert, so 4 must divide moe.d_ff=42",
+        ),
+        (
+            ("parallel.shard=3",),
+            8,
+            "parallel.shard=3: must divide the data-parallel workers, which are 8; choose one of 1, 2, 4, 8, or null",
+        ),
+        (
+            ("parallel.shard=2", "parallel.expert=3", "moe.num_experts=6"),
+            None,
+            "parallel.shard=2: must divide the 3 workers that hold a set of experts together, or be a multiple "
+            "of them; set parallel.shard=3, or null",
+        ),
+        (
+            ("engine.offload=true",),
+            1,
+            "engine.offload=true: is done by FSDP2, which needs at least 2 data-parallel workers; run with more",
+        ),
+        (
+            ("engine.gather_dtype=bf16",),
+            None,
+            "engine.gather_dtype=bf16: needs matrix products in bf16, but precision=fp32; set precision=bf16, or",
+        ),
+        (
+            ("engine.recompute=experts", "moe.every=0"),
+            None,
+            "engine.recompute=experts: applies to MoE layers, and the model has none; choose attention or block",
         ),
     ],
 )
