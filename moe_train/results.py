@@ -1,6 +1,6 @@
-"""Defines what a layer, a model and an update return: plain data, below all that use it.
+"""Defines what a layer and an update return: plain data, below all that use it.
 
-B sequences, S tokens of each, T tokens in all, V vocabulary, L MoE layers, E experts.
+T tokens, L MoE layers, E experts.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -76,15 +76,6 @@ def counts_of_layers(layers: Sequence[MoEStats], name: str) -> Shaped[Tensor, "L
     """Stacks a count of all layers, with zeros for the experts that a layer has fewer than another."""
     counts = [layer.counts[name] for layer in layers]
     return pad_sequence(counts, batch_first=True) if counts[0].ndim else torch.stack(counts)
-
-
-class ModelOutput(NamedTuple):
-    """Holds what a model returns. It is a tuple for the reason that `MoEStats` is one."""
-
-    logits: Float[Tensor, "B S V"]
-    """At every place."""
-    moe: tuple[MoEStats, ...]
-    """The statistics of every MoE layer, lowest first, an encoder's before those of its decoder."""
 
 
 @dataclass(frozen=True)

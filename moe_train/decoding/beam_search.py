@@ -3,7 +3,7 @@
 A hypothesis scores its log-probability over ((5 + length) / 6)^alpha   # Wu et al., 1609.08144, eq. 14, no coverage.
 Hypotheses that end leave the beam, which shrinks; so a beam of 1 is greedy search, and a beam large enough for every
 prefix is exhaustive. A sentence is done when nothing left in its beam can score higher.
-B sentences, K beams, S tokens so far including the start token, V vocabulary, N tokens at most.
+B sentences, K beams, S tokens so far including the start token, N tokens at most.
 """
 
 from collections.abc import Callable
@@ -13,8 +13,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-Step = Callable[[Int[Tensor, "B K S"]], Float[Tensor, "B K V"]]
-"""Returns the log-probabilities of the token after each prefix."""
+from moe_train.model.logits import LogProbabilities, best_continuations, only
+
+Step = Callable[[Int[Tensor, "B K S"]], LogProbabilities]
+"""Returns the log-probabilities [B, K, W] of the token after each prefix."""
 
 
 class Hypotheses(NamedTuple):
@@ -56,9 +58,9 @@ def beam_search(
         torch.full((num_sentences,), -torch.inf, device=device),
     )
     for length in range(1, max_length + 1):
-        log_p = step(prefixes).float()
+        log_p = step(prefixes)
         if length == max_length:
-            log_p = _restricted_to(end, log_p)
+            log_p = only(log_p, end)
         scores, prefixes = _extended(scores, prefixes, log_p)
         ended = prefixes[:, :, -1] == end
         best = _better(best, prefixes, torch.where(ended, scores / penalty(length, alpha), -torch.inf))
@@ -70,23 +72,13 @@ def beam_search(
     return best
 
 
-def _restricted_to(token: int, log_p: Float[Tensor, "B K V"]) -> Float[Tensor, "B K V"]:
-    """Returns the log-probabilities with every token except `token` ruled out."""
-    restricted = torch.full_like(log_p, -torch.inf)
-    restricted[:, :, token] = log_p[:, :, token]
-    return restricted
-
-
 def _extended(
-    scores: Float[Tensor, "B K"], prefixes: Int[Tensor, "B K S"], log_p: Float[Tensor, "B K V"]
+    scores: Float[Tensor, "B K"], prefixes: Int[Tensor, "B K S"], log_p: LogProbabilities
 ) -> tuple[Float[Tensor, "B K"], Int[Tensor, "B K S_plus_1"]]:
     """Extends the prefixes by one token and returns the K best, best first."""
-    vocabulary = log_p.shape[2]
-    totals = (scores.unsqueeze(2) + log_p).flatten(1)
-    best = totals.topk(scores.shape[1], dim=1)
-    beam = (best.indices // vocabulary).unsqueeze(2).expand(-1, -1, prefixes.shape[2])
-    token = (best.indices % vocabulary).unsqueeze(2)
-    return best.values, torch.cat((prefixes.gather(1, beam), token), dim=2)
+    best = best_continuations(scores, log_p)
+    beams = best.beams.unsqueeze(2).expand(-1, -1, prefixes.shape[2])
+    return best.scores, torch.cat((prefixes.gather(1, beams), best.tokens.unsqueeze(2)), dim=2)
 
 
 def _better(best: Hypotheses, prefixes: Int[Tensor, "B K S"], worth: Float[Tensor, "B K"]) -> Hypotheses:

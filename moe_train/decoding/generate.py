@@ -4,19 +4,19 @@ Whole prefixes are decoded at every step, since routers and their capacity are d
 on capacity (`moe.eval_capacity_factor`) a prefix has fewer slots than the finished sentence, so an expert may drop
 other tokens than in validation; in dropless layers there is no difference. Experts drawn for a sentence
 (routers/thor.py) stay the same at every step and in every beam, because draws depend on the sentence's number.
-B sentences, K beams, S tokens so far, R tokens of the source, V vocabulary, N tokens at most.
+B sentences, K beams, S tokens so far, R tokens of the source, N tokens at most.
 """
 
 from collections.abc import Callable
 
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from moe_train.config.schema import DecodingConfig
 from moe_train.data.batch import Batch
 from moe_train.data.tokenizer import EOS_ID, PAD_ID
 from moe_train.decoding.beam_search import beam_search
+from moe_train.model.logits import LogProbabilities, log_probabilities
 from moe_train.model.model import Translating
 from moe_train.moe.routing import Pass, RouteContext
 from moe_train.moe.rows import Rows
@@ -46,11 +46,12 @@ def generate(
     is_real = None if is_real is None else is_real.repeat_interleave(beams, dim=0)
     sequence_ids = batch.sequence_ids.repeat_interleave(beams)
 
-    def step(prefixes: Int[Tensor, "B K S"]) -> Float[Tensor, "B K V"]:
+    def step(prefixes: Int[Tensor, "B K S"]) -> LogProbabilities:
         tokens = prefixes.flatten(0, 1)
         context = RouteContext(forward_pass, Rows(sequence_ids, tokens))
         logits = model.decode(tokens, context, memory, is_real).logits
-        return torch.log_softmax(logits[:, -1].float(), dim=-1).unflatten(0, (-1, beams))
+        log_p = log_probabilities(logits.at_end())
+        return log_p._replace(values=log_p.values.unflatten(0, (-1, beams)))
 
     return beam_search(
         step,

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from moe_train.data.batch import Batch
-from moe_train.model.model import Model
+from moe_train.model.model import Model, ModelOutput
 from moe_train.moe.routing import Pass
 from moe_train.random import RandomStream
-from moe_train.results import ModelOutput
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,28 @@
 """Defines what the rest of the system needs of a model, so that nothing outside depends on its architecture.
 
-B sequences, S tokens, R tokens of a source, D model width, V vocabulary.
+B sequences, S tokens, R tokens of a source, D model width.
 """
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from moe_train.data.batch import Batch
+from moe_train.model.logits import Logits, VocabularyPart
 from moe_train.model.stack import Block, StackOutput
 from moe_train.moe.routing import Pass, RouteContext
-from moe_train.results import ModelOutput
+from moe_train.results import MoEStats
+
+
+class ModelOutput(NamedTuple):
+    """Holds what a model returns. It is a tuple for the reason that `MoEStats` is one."""
+
+    logits: Logits
+    """At every place [B, S]."""
+    moe: tuple[MoEStats, ...]
+    """The statistics of every MoE layer, lowest first, an encoder's before those of its decoder."""
 
 
 class Model(nn.Module, ABC):
@@ -20,6 +30,8 @@ class Model(nn.Module, ABC):
 
     entry_points: ClassVar[tuple[str, ...]] = ()
     """Methods that are called in place of `forward`, which FSDP2 must hook itself into as well."""
+    vocabulary: VocabularyPart
+    """The tokens whose logits this rank's head computes: all of them, until tensor parallelism cuts the head."""
 
     @property
     @abstractmethod

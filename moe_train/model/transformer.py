@@ -3,7 +3,7 @@
 A decoder or an encoder is one stack between an embedding and an output head; an encoder-decoder is two stacks, of which
 the second reads the output of the first (Vaswani et al., 1706.03762, sec. 3). One embedding serves both, and the head
 if the recipe ties it.
-B sequences, S tokens, R tokens of the source, D model width, V vocabulary.
+B sequences, S tokens, R tokens of the source, D model width.
 """
 
 from typing import Any
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from moe_train.config.spec import ModelSpec
 from moe_train.data.batch import Batch
 from moe_train.model.attention import hide_padding
-from moe_train.model.model import Model
+from moe_train.model.logits import Logits, VocabularyPart
+from moe_train.model.model import Model, ModelOutput
 from moe_train.model.stack import Block, Stack, StackOutput
 from moe_train.moe.routing import Pass, RouteContext
 from moe_train.moe.rows import Rows
-from moe_train.results import ModelOutput
 
 
 class Transformer(Stack, Model):
@@ -29,6 +29,7 @@ class Transformer(Stack, Model):
     def __init__(self, spec: ModelSpec):
         (stack,) = spec.stacks
         super().__init__(spec, stack)
+        self.vocabulary = VocabularyPart(spec.vocabulary_size)
         self.embedding = _embedding(spec)
         self.head = _head(spec)
 
@@ -46,7 +47,7 @@ class Transformer(Stack, Model):
         """Returns logits at every position."""
         context = context or RouteContext.outside_of_a_run(tokens, self.training)
         x, stats = self.run(self.embedding(tokens), context)
-        return ModelOutput(_logits(x, self.embedding, self.head), stats)
+        return ModelOutput(_logits(x, self.embedding, self.head, self.vocabulary), stats)
 
 
 class EncoderDecoder(Model):
@@ -57,6 +58,7 @@ class EncoderDecoder(Model):
     def __init__(self, spec: ModelSpec):
         super().__init__()
         encoder, decoder = spec.stacks
+        self.vocabulary = VocabularyPart(spec.vocabulary_size)
         self.embedding = _embedding(spec)
         self.encoder = Stack(spec, encoder, "encoder.")
         self.decoder = Stack(spec, decoder, "decoder.")
@@ -114,7 +116,7 @@ class EncoderDecoder(Model):
     ) -> ModelOutput:
         hiding = None if is_real is None else hide_padding(is_real)
         x, stats = self.decoder.run(self.embedding(tokens), context, memory, hiding)
-        return ModelOutput(_logits(x, self.embedding, self.head), stats)
+        return ModelOutput(_logits(x, self.embedding, self.head, self.vocabulary), stats)
 
 
 def build_on_meta(spec: ModelSpec) -> Model:
@@ -132,6 +134,6 @@ def _head(spec: ModelSpec) -> nn.Linear | None:
 
 
 def _logits(
-    x: Float[Tensor, "B S D"], embedding: nn.Embedding, head: nn.Linear | None
-) -> Float[Tensor, "B S V"]:
-    return F.linear(x, embedding.weight) if head is None else head(x)
+    x: Float[Tensor, "B S D"], embedding: nn.Embedding, head: nn.Linear | None, part: VocabularyPart
+) -> Logits:
+    return Logits.of_head(F.linear(x, embedding.weight) if head is None else head(x), part)

@@ -4,7 +4,7 @@ REINFORCE (Williams, 1992), as Clark et al., 2202.01169, sec. 3, have it in RL-R
 token is the log-likelihood that the model gives to the token after it, less a learned baseline. The gradient of
 log p(expert) * (loss - baseline), the difference without gradient, is on average that of the expected loss.
 The baseline is a regression on the loss by Huber's function, as in r-three/smear's `reinf_bl_routing`.
-T tokens, P places of the batch (T unless some have no row), V vocabulary.
+T tokens, P places of the batch (T unless some have no row).
 """
 
 import torch
@@ -16,13 +16,11 @@ from moe_train.moe.losses import mean_or_zero
 from moe_train.results import MoEStats, Policy
 
 
-def token_losses(logits: Float[Tensor, "B S V"], targets: Int[Tensor, "B S"]) -> Float[Tensor, " P"]:
-    """Returns the loss of each prediction in nats, without gradient, which a policy minimises."""
-    return F.cross_entropy(logits.detach().flatten(0, 1).float(), targets.flatten(), reduction="none")
-
-
 def rewarded(stats: MoEStats, losses: Float[Tensor, " P"]) -> MoEStats:
-    """Adds the losses `policy` and `value` to the statistics of a layer whose experts were drawn."""
+    """Adds the losses `policy` and `value` to the statistics of a layer whose experts were drawn.
+
+    `losses` are those of the predictions in nats, without gradient, which the policy minimises.
+    """
     policy = stats.policy
     if policy is None:
         return stats

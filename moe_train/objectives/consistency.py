@@ -4,17 +4,17 @@ Zuo et al., 2110.04260, sec. 3: L = CE(p1) + CE(p2) + alpha * (KL(p1||p2) + KL(p
 the experts drawn (routers/thor.py) and in their dropout masks; with one expert that is R-Drop (2106.14448). Both
 sides of the divergence get gradients. As in the authors' code, the cross-entropy is label-smoothed and each term is
 divided by the number of tokens; unlike there, logarithms come from log_softmax, which avoids log 0.
-B sequences, S tokens, V vocabulary.
+B sequences, S tokens.
 """
 
 from collections.abc import Sequence
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from moe_train.config.kinds.objective import ConsistencyConfig
 from moe_train.data.batch import Batch
+from moe_train.model.logits import Logits, LogProbabilities, log_probabilities, sum_over_vocabulary
 from moe_train.objectives.cross_entropy import cross_entropy, mean_over_targets, smoothed
 from moe_train.objectives.language import LanguageObjective
 from moe_train.objectives.objective import TrainingLoss
@@ -27,9 +27,9 @@ class ConsistencyObjective(LanguageObjective):
         super().__init__(config)
         self.alpha, self.smoothing = config.alpha, config.label_smoothing
 
-    def training_loss(self, passes: Sequence[Float[Tensor, "B S V"]], batch: Batch) -> TrainingLoss:
+    def training_loss(self, passes: Sequence[Logits], batch: Batch) -> TrainingLoss:
         """Returns the sum of both cross-entropies and alpha times the divergence, in fp32."""
-        first, second = (torch.log_softmax(logits.float(), dim=-1) for logits in passes)
+        first, second = map(log_probabilities, passes)
         cross_entropies = [cross_entropy(log_p, batch) for log_p in (first, second)]
         divergence = mean_over_targets(symmetric_kl(first, second), batch)
         return TrainingLoss(
@@ -40,9 +40,10 @@ class ConsistencyObjective(LanguageObjective):
         )
 
 
-def symmetric_kl(first: Float[Tensor, "B S V"], second: Float[Tensor, "B S V"]) -> Float[Tensor, "B S"]:
+def symmetric_kl(first: LogProbabilities, second: LogProbabilities) -> Float[Tensor, "B S"]:
     """Returns the symmetric KL divergence of two sets of log-probabilities at every position.
 
     (KL(p1||p2) + KL(p2||p1)) / 2 = sum_v (p1 - p2)(ln p1 - ln p2) / 2
     """
-    return ((first.exp() - second.exp()) * (first - second)).sum(-1) / 2
+    terms = (first.values.exp() - second.values.exp()) * (first.values - second.values)
+    return sum_over_vocabulary(terms, first.part) / 2

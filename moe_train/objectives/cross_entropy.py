@@ -1,6 +1,6 @@
-"""Computes the cross-entropy over the targets of a padded batch, and label smoothing.
+"""Computes the cross-entropy over the targets of a padded batch, and label smoothing; see also model/logits.py.
 
-B sequences, S tokens, V vocabulary.
+B sequences, S tokens.
 """
 
 import torch
@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from moe_train.data.batch import IGNORED, Batch
+from moe_train.model.logits import LogProbabilities, at_targets, mean_over_vocabulary
 
 
 def mean_over_targets(values: Float[Tensor, "B S"], batch: Batch) -> Float[Tensor, ""]:
@@ -22,11 +23,10 @@ def mean_over_targets(values: Float[Tensor, "B S"], batch: Batch) -> Float[Tenso
     return torch.where(counts, values, 0.0).sum() / number
 
 
-def cross_entropy(log_p: Float[Tensor, "B S V"], batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+def cross_entropy(log_p: LogProbabilities, batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Returns the cross-entropy to the targets and to the uniform distribution, in nats, as means over targets."""
-    targets = batch.targets.clamp(min=0).unsqueeze(2)  # any token where nothing is predicted
-    task = mean_over_targets(-log_p.gather(2, targets).squeeze(2), batch)
-    return task, mean_over_targets(-log_p.mean(2), batch)
+    task = mean_over_targets(-at_targets(log_p, batch.targets), batch)
+    return task, mean_over_targets(-mean_over_vocabulary(log_p), batch)
 
 
 def smoothed(task: Float[Tensor, ""], even: Float[Tensor, ""], smoothing: float) -> Float[Tensor, ""]:

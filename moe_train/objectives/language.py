@@ -1,14 +1,14 @@
-"""Implements next-token prediction, and the base of all objectives. B sequences, S tokens, V vocabulary."""
+"""Implements next-token prediction, and the base of all objectives. B sequences, S tokens."""
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from moe_train.config.kinds.objective import ObjectiveConfig
-from moe_train.data.batch import IGNORED, Batch
+from moe_train.data.batch import Batch
 from moe_train.data.loader import next_tokens
+from moe_train.model.logits import Logits, mean_cross_entropy
 from moe_train.objectives.objective import TrainingLoss
 
 
@@ -25,11 +25,11 @@ class LanguageObjective:
         del vocabulary, seed
         return next_tokens(windows, sequence_ids)
 
-    def __call__(self, logits: Float[Tensor, "B S V"], batch: Batch) -> Float[Tensor, ""]:
+    def __call__(self, logits: Logits, batch: Batch) -> Float[Tensor, ""]:
         """Returns the task loss of one microbatch, in fp32."""
-        return F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=IGNORED)
+        return mean_cross_entropy(logits, batch.targets)
 
-    def training_loss(self, passes: Sequence[Float[Tensor, "B S V"]], batch: Batch) -> TrainingLoss:
+    def training_loss(self, passes: Sequence[Logits], batch: Batch) -> TrainingLoss:
         """Returns the task loss of the only pass."""
         (logits,) = passes
         task = self(logits, batch)

@@ -1,6 +1,6 @@
 """Defines the interface of objectives: how many passes over a batch the model makes, and the loss of their outputs.
 
-B sequences, S tokens, V vocabulary, P passes.
+B sequences, S tokens.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from moe_train.data.batch import Batch
+from moe_train.model.logits import Logits
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,10 @@ class Objective(Protocol):
         """
         ...
 
-    def __call__(self, logits: Float[Tensor, "B S V"], batch: Batch) -> Float[Tensor, ""]:
+    def __call__(self, logits: Logits, batch: Batch) -> Float[Tensor, ""]:
         """Returns the task loss of one pass, which validation reports."""
         ...
 
-    def training_loss(self, passes: Sequence[Float[Tensor, "B S V"]], batch: Batch) -> TrainingLoss:
+    def training_loss(self, passes: Sequence[Logits], batch: Batch) -> TrainingLoss:
         """Returns the loss of one microbatch from the logits of all passes over it."""
         ...

@@ -41,6 +41,20 @@ class Axis:
             dist.all_reduce(values, group=self.group)
         return values
 
+    def largest(self, values: Tensor) -> Tensor:
+        """Takes the largest of each of `values` over the axis, in place, and returns them. Collective."""
+        if self.size > 1:
+            dist.all_reduce(values, dist.ReduceOp.MAX, group=self.group)
+        return values
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Returns the equally shaped `values` of all workers, stacked along a new first dimension. Collective."""
+        if self.size == 1:
+            return values.unsqueeze(0)
+        gathered = values.new_empty(self.size * values.numel())
+        dist.all_gather_single(gathered, values.flatten(), group=self.group)
+        return gathered.view(self.size, *values.shape)
+
     def total(self, values: Tensor) -> list[float]:
         """Returns the sum over the axis as numbers: on CUDA this waits for the device. Collective."""
         numbers: list[float] = self.sum(values).tolist()

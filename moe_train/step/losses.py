@@ -14,11 +14,13 @@ from torch import Tensor
 from moe_train.controls import Controls, of_loss
 from moe_train.data.batch import Batch
 from moe_train.model.forward import Forward
-from moe_train.moe.policy import rewarded, token_losses
+from moe_train.model.logits import cross_entropies
+from moe_train.model.model import ModelOutput
+from moe_train.moe.policy import rewarded
 from moe_train.moe.whole_batch import batch_sums, of_whole_batch, watched_over_batch
 from moe_train.objectives.objective import Objective, TrainingLoss
 from moe_train.parallel.axis import Axis
-from moe_train.results import ModelOutput, MoEStats
+from moe_train.results import MoEStats
 
 Backward = Callable[[Tensor, bool], None]
 """Takes a part of the rank's mean loss, and whether it is the update's last."""
@@ -107,7 +109,8 @@ def _rewarded(output: ModelOutput, batch: Batch) -> ModelOutput:
     """Returns a pass whose routers have their reward, where any learns by it."""
     if all(layer.policy is None for layer in output.moe):
         return output
-    losses = token_losses(output.logits, batch.targets)
+    with torch.no_grad():
+        losses = cross_entropies(output.logits, batch.targets).flatten()
     return output._replace(moe=tuple(rewarded(layer, losses) for layer in output.moe))
 
 

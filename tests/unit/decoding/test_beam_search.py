@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from moe_train.decoding.beam_search import Hypotheses, beam_search, penalty
+from moe_train.model.logits import LogProbabilities, VocabularyPart
 
 VOCABULARY, START, END = 5, 0, 1
 CPU = torch.device("cpu")
@@ -19,9 +20,10 @@ def table(seed: int, sentences: int = 3, sharpness: float = 1.0) -> torch.Tensor
 
 
 def stepping(log_p: torch.Tensor):
-    def step(prefixes: torch.Tensor) -> torch.Tensor:
+    def step(prefixes: torch.Tensor) -> LogProbabilities:
         sentence = torch.arange(len(prefixes)).unsqueeze(1)
-        return log_p[sentence, prefixes.shape[2] - 1, prefixes[:, :, -1]]
+        values = log_p[sentence, prefixes.shape[2] - 1, prefixes[:, :, -1]]
+        return LogProbabilities(values, VocabularyPart(VOCABULARY))
 
     return step
 

@@ -68,7 +68,7 @@ def written_alone(model, sentence: int, longest: int) -> list[int]:
     while len(tokens) < longest and tokens[-1] != EOS_ID:
         read = torch.tensor([tokens])
         context = RouteContext(VALIDATION, Rows(batch.sequence_ids, read))
-        logits = model(read, context, batch.source, source).logits
+        logits = model(read, context, batch.source, source).logits.values
         tokens.append(int(logits[0, -1].argmax()))
     return tokens[1:] if tokens[-1] == EOS_ID else [*tokens[1:], EOS_ID]
 

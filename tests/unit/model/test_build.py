@@ -20,8 +20,8 @@ def test_the_lines_of_the_page_build_and_run_a_model():
     notebook: dict = {}
     exec(code, notebook)
     output = notebook["output"]
-    assert output.logits.shape == (2, 128, 4096)
-    assert output.logits.isfinite().all()
+    assert output.logits.values.shape == (2, 128, 4096)
+    assert output.logits.values.isfinite().all()
     [layer] = output.moe
     assert int(layer.counts[LOAD].sum()) == 2 * 128
 
@@ -38,6 +38,6 @@ def test_a_model_without_a_run_has_the_values_of_one(kind):
 def test_training_and_validation_are_told_apart_without_a_context():
     model = build(spec_of(tiny_recipe("model.dropout=0.5")))
     tokens = torch.arange(32).view(2, 16)
-    trained, again = model.train()(tokens).logits, model(tokens).logits
+    trained, again = model.train()(tokens).logits.values, model(tokens).logits.values
     assert torch.equal(trained, again)
-    assert not torch.equal(trained, model.eval()(tokens).logits)
+    assert not torch.equal(trained, model.eval()(tokens).logits.values)

@@ -73,7 +73,7 @@ def test_the_formula_counts_the_flops_of_a_training_step(overrides):
     with counter, sdpa_kernel(SDPBackend.MATH):
         read = [tokens for tokens in (batch.tokens, batch.source) if tokens is not None]
         arguments = [part for tokens in read for part in (tokens, context(*tokens.shape, training=True))]
-        logits = model(*arguments).logits
+        logits = model(*arguments).logits.values
         logits.sum().backward()
     tokens = recipe.data.global_batch * recipe.data.sequence_length
     # Made once for all sequences, forward and for the matrix's gradient: the formula leaves it out.

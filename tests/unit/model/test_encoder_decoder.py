@@ -29,16 +29,16 @@ def test_a_decoder_sees_the_whole_source_and_no_later_token_of_its_own(positions
     recipe = tiny_recipe(*SPANS, f"model.positions={positions}", "moe.eval_capacity_factor=1.0")
     model, batch = tiny_transformer(recipe), global_batch(recipe, 0)
     output = run(model, batch)
-    before = output.logits
+    before = output.logits.values
     assert any(int(layer.counts["dropped"]) > 0 for layer in output.moe[2:])
     changed = batch.tokens.clone()
     changed[:, 2] = (changed[:, 2] + 7) % 300
-    after = run(model, replace(batch, tokens=changed)).logits
+    after = run(model, replace(batch, tokens=changed)).logits.values
     torch.testing.assert_close(after[:, :2], before[:, :2])
     assert not torch.allclose(after[:, 2], before[:, 2])
     source = batch.source.clone()
     source[:, -2] = (source[:, -2] + 7) % 300
-    after = run(model, batch, source).logits
+    after = run(model, batch, source).logits.values
     assert bool(((after - before).abs().amax(2) > 1e-6).all()), "every position reads the last of the source"
 
 
@@ -47,10 +47,10 @@ def test_a_decoder_sees_the_whole_source_and_no_later_token_of_its_own(positions
 def test_every_position_of_an_encoder_sees_all(positions):
     recipe = tiny_recipe(*MASKED, f"model.positions={positions}")
     model, batch = tiny_transformer(recipe), global_batch(recipe, 0)
-    before = model(batch.tokens, context(*batch.tokens.shape)).logits
+    before = model(batch.tokens, context(*batch.tokens.shape)).logits.values
     changed = batch.tokens.clone()
     changed[:, 15] = (changed[:, 15] + 7) % 300
-    after = model(changed, context(*changed.shape)).logits
+    after = model(changed, context(*changed.shape)).logits.values
     assert bool(((after - before).abs().amax(2) > 1e-6).all())
 
 
@@ -61,12 +61,12 @@ def test_padding_of_a_source_changes_nothing(positions):
     model, batch = tiny_transformer(recipe), global_batch(recipe, 0)
     short = batch.source[:, :10]
     is_real = torch.arange(batch.source.shape[1]).expand_as(batch.source) < 10
-    expected = run(model, batch, short).logits
+    expected = run(model, batch, short).logits.values
     shape = batch.source.shape
     for filler in (0, 250):
         padded = batch.source.masked_fill(~is_real, filler)
         of_source = with_padding(context(*shape), is_real)
-        logits = model(batch.tokens, context(*batch.tokens.shape), padded, of_source).logits
+        logits = model(batch.tokens, context(*batch.tokens.shape), padded, of_source).logits.values
         torch.testing.assert_close(logits, expected)
 
 
@@ -75,7 +75,7 @@ def test_a_source_of_padding_alone_gives_no_nan():
     recipe = tiny_recipe(*SPANS, *DROPLESS)
     model, batch = tiny_transformer(recipe), global_batch(recipe, 0)
     of_source = with_padding(context(*batch.source.shape), torch.zeros_like(batch.source, dtype=torch.bool))
-    logits = model(batch.tokens, context(*batch.tokens.shape), batch.source, of_source).logits
+    logits = model(batch.tokens, context(*batch.tokens.shape), batch.source, of_source).logits.values
     assert logits.isfinite().all()
 
 
@@ -86,7 +86,7 @@ def test_encoding_and_decoding_apart_give_what_the_whole_model_gives():
     whole = run(model, batch)
     encoded = model.encode(batch.source, context(*batch.source.shape))
     decoded = model.decode(batch.tokens, context(*batch.tokens.shape), encoded.states, None)
-    assert torch.equal(decoded.logits, whole.logits)
+    assert torch.equal(decoded.logits.values, whole.logits.values)
     assert len(encoded.moe) == len(decoded.moe) == 2
     assert [layer.load.tolist() for layer in whole.moe] == [
         layer.load.tolist() for layer in (*encoded.moe, *decoded.moe)
@@ -97,9 +97,9 @@ def test_encoding_and_decoding_apart_give_what_the_whole_model_gives():
 def test_both_stacks_draw_apart_and_a_sequence_is_trained_the_same_whatever_batch_it_is_in():
     recipe = tiny_recipe(*SPANS, "model.dropout=0.2")
     model, batch = tiny_transformer(recipe), global_batch(recipe, 0)
-    together = run(model, batch, training=True, step=3).logits
+    together = run(model, batch, training=True, step=3).logits.values
     one = batch.sequences(5, 6)
-    alone = run(model, one, training=True, step=3, first=5).logits
+    alone = run(model, one, training=True, step=3, first=5).logits.values
     torch.testing.assert_close(alone[0], together[5])
     sites = {module.site for module in model.modules() if hasattr(module, "site")}
     assert {"encoder.embedding", "decoder.embedding", "encoder.layers.0", "decoder.layers.0"} <= sites
@@ -134,7 +134,7 @@ def test_every_parameter_of_both_stacks_gets_a_gradient():
     )
     model, batch = tiny_transformer(recipe), global_batch(recipe, 0)
     output = run(model, batch, training=True)
-    (output.logits.square().mean() + sum(layer.losses["balance"] for layer in output.moe)).backward()
+    (output.logits.values.square().mean() + sum(layer.losses["balance"] for layer in output.moe)).backward()
     assert [name for name, parameter in model.named_parameters() if not parameter.grad.any()] == []
     assert len(model.encoder.layers) == 3
     assert model.encoder.relative_bias.weight is not model.decoder.relative_bias.weight

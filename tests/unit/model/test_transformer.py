@@ -10,7 +10,7 @@ POSITIONS = ["rotary", "learned", "relative", "transformer_xl"]
 
 
 def logits_of(model, tokens, **about):
-    return model(tokens, context(*tokens.shape, **about)).logits
+    return model(tokens, context(*tokens.shape, **about)).logits.values
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
@@ -21,7 +21,7 @@ def test_the_future_does_not_leak_into_earlier_logits(positions, training):
     recipe = tiny_recipe(f"model.positions={positions}", "moe.eval_capacity_factor=1.0")
     model, tokens = tiny_transformer(recipe), global_batch(recipe, 0).tokens
     output = model(tokens, context(*tokens.shape, training=training))
-    before = output.logits
+    before = output.logits.values
     assert all(int(layer.counts["dropped"]) > 0 for layer in output.moe)
     for position in (15, 8):
         changed = tokens.clone()
@@ -114,5 +114,5 @@ def test_every_parameter_gets_a_gradient():
     recipe = tiny_recipe("model.positions=relative", "model.activation=swiglu", "model.tied_embeddings=false")
     model, tokens = tiny_transformer(recipe), global_batch(recipe, 0).tokens
     output = model(tokens, context(*tokens.shape, training=True))
-    (output.logits.square().mean() + sum(layer.losses["balance"] for layer in output.moe)).backward()
+    (output.logits.values.square().mean() + sum(layer.losses["balance"] for layer in output.moe)).backward()
     assert [name for name, parameter in model.named_parameters() if not parameter.grad.any()] == []

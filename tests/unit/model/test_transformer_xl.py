@@ -118,10 +118,10 @@ def test_logits_stay_where_all_positions_are_shifted(positions, moves):
         *("moe.capacity_factor=null", "moe.eval_capacity_factor=null"),
     )
     model, tokens = tiny_transformer(recipe), torch.arange(20).view(2, 10)
-    expected = model(tokens, context(2, 10)).logits
+    expected = model(tokens, context(2, 10)).logits.values
     padded = torch.cat((torch.full((2, 5), 7), tokens), dim=1)
     is_real = torch.arange(15).expand(2, 15) >= 5
-    logits = model(padded, with_padding(context(2, 15), is_real)).logits
+    logits = model(padded, with_padding(context(2, 15), is_real)).logits.values
     assert torch.allclose(logits[:, 5:], expected, atol=1e-5) is not moves
 
 

@@ -6,7 +6,7 @@ from tiny_model import context, gate, global_batch, normal, tiny_recipe, tiny_tr
 
 from moe_train.config.check import problems
 from moe_train.config.kinds.router.reinforce import ReinforceRouterConfig
-from moe_train.moe.policy import rewarded, token_losses
+from moe_train.moe.policy import rewarded
 from moe_train.results import MoEStats, Policy
 
 
@@ -82,16 +82,6 @@ def test_a_policy_finds_the_expert_with_the_smallest_loss():
             for parameter in made.parameters():
                 parameter -= 0.2 * parameter.grad
     assert float(torch.softmax(made.weight[0].detach(), 0)[1]) > 0.8
-
-
-def test_each_token_is_rewarded_by_its_own_prediction():
-    logits, targets = normal(2, 3, 5), torch.tensor([[0, 1, 2], [3, 4, 0]])
-    got = token_losses(logits.requires_grad_(), targets)
-    assert not got.requires_grad
-    expected = [
-        -torch.log_softmax(logits[b, s].detach(), 0)[targets[b, s]] for b in range(2) for s in range(3)
-    ]
-    torch.testing.assert_close(got, torch.stack(expected))
 
 
 def test_a_model_says_what_its_policies_drew_in_training_only():

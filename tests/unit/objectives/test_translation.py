@@ -12,6 +12,7 @@ from moe_train.config.kinds.objective import ConsistencyConfig, LanguageConfig, 
 from moe_train.config.kinds.parallel_corpus import ParallelFilesCorpusConfig
 from moe_train.config.schema import DataConfig, ModelConfig, Recipe
 from moe_train.data.batch import IGNORED, Batch
+from moe_train.model.logits import Logits
 from moe_train.objectives.cross_entropy import mean_over_targets, smoothed
 from moe_train.objectives.translation import TranslationObjective
 
@@ -31,21 +32,26 @@ def objective(smoothing: float) -> TranslationObjective:
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_the_loss_is_torchs_smoothed_cross_entropy_over_real_targets(smoothing):
     logits = normal(4, 3, 5, seed=1)
-    loss = objective(smoothing).training_loss([logits], batch_of(slice(None)))
+    loss = objective(smoothing).training_loss([Logits.whole(logits)], batch_of(slice(None)))
     flat = logits.flatten(0, 1), TARGETS.flatten()
     torch.testing.assert_close(
         loss.total, F.cross_entropy(*flat, ignore_index=IGNORED, label_smoothing=smoothing)
     )
     torch.testing.assert_close(loss.task, F.cross_entropy(*flat, ignore_index=IGNORED))
-    torch.testing.assert_close(loss.task, objective(smoothing)(logits, batch_of(slice(None))))
+    torch.testing.assert_close(loss.task, objective(smoothing)(Logits.whole(logits), batch_of(slice(None))))
 
 
 def test_parts_with_unequally_many_targets_add_up_to_the_whole():
     logits = normal(4, 3, 5, seed=1).requires_grad_()
-    whole = objective(0.1).training_loss([logits], batch_of(slice(None))).total
+    whole = objective(0.1).training_loss([Logits.whole(logits)], batch_of(slice(None))).total
     (expected,) = torch.autograd.grad(whole, logits)
     parts = [slice(0, 2), slice(2, 4)]  # 5 and 3 targets
-    mean = sum(objective(0.1).training_loss([logits[part]], batch_of(part)).total for part in parts) / 2
+    mean = (
+        sum(
+            objective(0.1).training_loss([Logits.whole(logits[part])], batch_of(part)).total for part in parts
+        )
+        / 2
+    )
     (found,) = torch.autograd.grad(mean, logits)
     torch.testing.assert_close(mean, whole)
     torch.testing.assert_close(found, expected)
