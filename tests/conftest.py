@@ -20,6 +20,12 @@ CHECKED_MODULES = (
 )
 install_import_hook(CHECKED_MODULES, "beartype.beartype")
 
+# Each process computes with one thread unless a test wants more: two test processes fill the two cores of CI, and a
+# thread of OpenMP that waits for another one burns the core that the other one needs. OpenMP reads this when it is
+# loaded, with torch.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as `moe-train run` sets it
+
 # A shell script starts what it puts into the background with SIGINT ignored. Processes inherit that, so those that a
 # test interrupts would not hear it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

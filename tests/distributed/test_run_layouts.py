@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fresh_cache import fresh_cache
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "tests" / "tiny_model.yaml"
@@ -22,7 +23,7 @@ def folder(tmp_path_factory):
 
 
 def run(folder: Path, name: str, *arguments: str) -> list[dict]:
-    """Run the tiny recipe and return its rows."""
+    """Run the tiny recipe, with the number of threads that a run chooses by itself, and return its rows."""
     command = [
         *(sys.executable, "-m", "moe_train.cli", "run", str(TINY)),
         *("name=tiny", f"data.corpus.path={TEXT}", "data.validation_fraction=0.2", "model.dropout=0.1"),
@@ -36,9 +37,9 @@ def run(folder: Path, name: str, *arguments: str) -> list[dict]:
         ),
         *("--run-dir", str(folder / name), *arguments),
     ]
-    environment = os.environ | {
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | {
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "cluster")]),
-        "MOE_TRAIN_CACHE": str(folder / "cache"),
+        "MOE_TRAIN_CACHE": str(fresh_cache(folder)),
     }
     ended = subprocess.run(
         command, env=environment, cwd=folder, capture_output=True, text=True, timeout=150, check=False
