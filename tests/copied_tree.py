@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from fresh_cache import fresh_cache
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -73,7 +75,7 @@ class CopiedTree:
     def train(self, recipe: Path, run_dir: Path, *overrides: str) -> tuple[list[dict[str, Any]], str]:
         """Train a recipe to its end with the copy; the rows of the run so far, and what it printed."""
         command = ("moe_train.cli", "run", str(recipe), "--run-dir", str(run_dir), *overrides)
-        done = self.run(*command, MOE_TRAIN_CACHE=str(run_dir.parent / "cache"), OMP_NUM_THREADS="1")
+        done = self.run(*command, MOE_TRAIN_CACHE=str(fresh_cache(run_dir.parent)), OMP_NUM_THREADS="1")
         assert done.returncode == 0, done.stdout + done.stderr
         rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
         return rows, done.stdout + done.stderr

@@ -1,19 +1,22 @@
 """Runs a function in several processes, gloo's or NCCL's, and gives back what each returned.
 
-Processes are forked from a server that has imported torch already, so starting one takes no second.
+Processes are forked from a server that has imported torch and this tree already, so starting one takes no second.
 An error of a rank is raised in the test with that rank's traceback; no process outlives the call.
 """
 
 import multiprocessing
 import os
+import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 
@@ -21,11 +24,15 @@ from moe_train.parallel.world import World
 
 PRELOADED = [
     "torch",
+    "torch._dynamo",  # which the first update imports: more than half of what a short run would take
     "torch.distributed.fsdp",
     "torch.distributed.tensor",
     "torch.testing",
     "omegaconf",
     "pytest",
+    "moe_train.step.training_step",
+    "moe_train.checkpoint.checkpointer",
+    "moe_kernels.exchange",
 ]
 
 
@@ -42,8 +49,7 @@ def run_workers(
 
     `function` must be importable by name. Raises WorkerError with the first failing rank's traceback.
     """
-    launcher = multiprocessing.get_context("forkserver")
-    launcher.set_forkserver_preload(PRELOADED)
+    launcher = _launcher()
     with tempfile.TemporaryDirectory() as folder:
         ranks = [
             launcher.Process(target=_work, args=(rank, size, folder, device, function, args), daemon=True)
@@ -58,6 +64,19 @@ def run_workers(
                 process.kill()
                 process.join()
         return [torch.load(Path(folder) / f"{rank}.result", weights_only=False) for rank in range(size)]
+
+
+def _launcher() -> Any:
+    """Returns the context that starts ranks; its server runs, and imported what they need from this tree.
+
+    The server finds modules by PYTHONPATH alone: it does not get this process's `sys.path`.
+    """
+    launcher = multiprocessing.get_context("forkserver")
+    launcher.set_forkserver_preload(PRELOADED)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+        forkserver.ensure_running()
+    return launcher
 
 
 def join(rank: int, size: int, folder: Path, device: str) -> World:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from fresh_cache import fresh_cache
 from own_processes import OwnProcesses
 
 ROOT = Path(__file__).parents[1]
@@ -37,7 +38,7 @@ class Run:
 
     def command(self, *arguments: str) -> "subprocess.Popen[str]":
         path = os.pathsep.join(map(str, (ROOT, ROOT / "cluster")))
-        extra = {"PYTHONPATH": path, "MOE_TRAIN_CACHE": str(self.folder / "cache")}
+        extra = {"PYTHONPATH": path, "MOE_TRAIN_CACHE": str(fresh_cache(self.folder))}
         return subprocess.Popen(
             [sys.executable, "-m", "moe_train.cli", *arguments],
             cwd=self.folder,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from fresh_cache import fresh_cache
 
 from moe_train import cli
 from moe_train.run_folder import OWNER_FILE, RECIPE_FILE
@@ -79,7 +80,7 @@ def lay_traps(folder: Path, names: tuple[str, ...] = ("queue.py", "torch.py", *O
 
 def environment(folder: Path) -> dict[str, str]:
     """What a run in this process reads, and what it sets and must not leave behind."""
-    return {"MOE_TRAIN_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1", "MOE_TRAIN_ATTEMPT": "1"}
+    return {"MOE_TRAIN_CACHE": str(fresh_cache(folder)), "OMP_NUM_THREADS": "1", "MOE_TRAIN_ATTEMPT": "1"}
 
 
 def train_alone(folder: Path, run_dir: Path, *overrides: str) -> None:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fresh_cache import fresh_cache
 from small_run import RECIPE, write_corpus
 
 from moe_train.monitor.run import read_run
@@ -32,7 +33,7 @@ def shell(folder: Path, line: str) -> "subprocess.CompletedProcess[str]":
         **os.environ,
         "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
         "PYTHONPATH": os.pathsep.join(str(ROOT / name) for name in (".", "cluster", "kernels")),
-        "MOE_TRAIN_CACHE": str(folder / "cache"),
+        "MOE_TRAIN_CACHE": str(fresh_cache(folder)),
         "XDG_CONFIG_HOME": str(folder),
     }
     return subprocess.run(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import skip_or_fail
+from fresh_cache import fresh_cache
 from small_run import RECIPE, lay_traps, write_corpus
 
 MOE_TRAIN = [sys.executable, "-P", "-m", "moe_train.cli"]
@@ -33,7 +34,7 @@ def train(
     """Train the small recipe to its end within a minute, and with so many workers."""
     command = [*prefix, *MOE_TRAIN, "run", str(folder / "small.yaml"), "--run-dir", str(folder / "run")]
     command += ["--workers", str(workers), "job.timeout_s=60"]
-    environment = {**os.environ, "MOE_TRAIN_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1", **more}
+    environment = {**os.environ, "MOE_TRAIN_CACHE": str(fresh_cache(folder)), "OMP_NUM_THREADS": "1", **more}
     ended = subprocess.run(
         command, cwd=cwd or folder, env=environment, capture_output=True, text=True, timeout=120, check=False
     )
