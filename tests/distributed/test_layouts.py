@@ -126,9 +126,16 @@ def assert_same_gradients(expected: LayoutRun, runs: list[LayoutRun], digits: fl
         assert difference < digits, f"{name}: differs by {difference:.1e} of its largest element"
 
 
+@cache
+def watched(workers: int, layout: tuple[str, ...]) -> tuple[list[LayoutRun], list[list[tuple[int, ...]]]]:
+    """Returns the run of each rank, and the shapes of all experts that it stored."""
+    runs, whole = zip(*run_workers(workers, train_under_watch, *RANDOM, *layout), strict=True)
+    return list(runs), list(whole)
+
+
 @pytest.mark.parametrize(("workers", "layout"), FAST)
 def test_a_layout_trains_like_one_process(workers, layout):
-    runs = run_workers(workers, train, *RANDOM, *layout)
+    runs, _ = watched(workers, layout)
     assert_same_gradients(one_process(RANDOM), runs, digits=1e-5)
     assert_same_run(one_process(RANDOM), runs, digits=2e-6)
 
@@ -186,7 +193,7 @@ def test_bf16_products_train_the_same_within_their_rounding(workers, expert):
 @pytest.mark.parametrize(("workers", "layout"), FAST)
 def test_no_rank_holds_all_experts(workers, layout):
     expert = int(layout[0].removeprefix("parallel.expert="))
-    for rank, (run, whole) in enumerate(run_workers(workers, train_under_watch, *layout)):
+    for rank, (run, whole) in enumerate(zip(*watched(workers, layout), strict=True)):
         assert whole == [], f"rank {rank} made tensors of all experts: {whole}"
         assert any(box.is_expert for box in run.parameters.values())
         for name, box in run.parameters.items():
