@@ -28,6 +28,7 @@ from moe_train.monitor.window import LoadSummary, LoadWindow
 from moe_train.parallel.memory_use import memory_bytes
 from moe_train.parallel.mesh import Mesh
 from moe_train.results import StepResult
+from moe_train.step.copies import Copies
 from moe_train.step.training_step import TrainingStep
 from moe_train.worker.progress import CHECKPOINT, TRANSLATING, VALIDATING
 
@@ -79,6 +80,7 @@ class Trainer:
         self.translation = translation
         self.journal = Journal(callbacks, mesh.world.attempt)
         self.recovery = Recovery(recipe, training_step.engine, checkpointer, self.journal, watch.during)
+        self.copies = Copies(mesh.world, training_step.engine, recipe.parallel.check_every)
         self.window = LoadWindow(spec_of(recipe).num_experts, mesh.world.device, bucket_steps(recipe))
         self.step = 0  # updates made so far
         self._saved_step = 0
@@ -126,9 +128,12 @@ class Trainer:
         if meta is not None:
             self._continue_from(meta)
             return result.stop
+        saves = last or result.stop or _due(self.step, self.recipe.checkpoint.every)
+        if not saves and _due(self.step, self.recipe.parallel.check_every):  # a save compares by itself
+            self.copies.require_equal(self.step)
         if last or _due(self.step, self.recipe.validate_every):
             self._validate()
-        if last or result.stop or _due(self.step, self.recipe.checkpoint.every):
+        if saves:
             self._save()
         self.journal.commits(self.checkpointer.poll())
         return result.stop
@@ -193,6 +198,7 @@ class Trainer:
             "window": self.window.state(self.mesh.data),
             "callbacks": self.callbacks.state_dict(),
             "recovery": self.recovery.state_dict(),
+            "copies": self.copies.record(self.step),
         }
         with self.watch.during(CHECKPOINT):
             self.checkpointer.save(self.step, self.training_step.engine.state(), meta)

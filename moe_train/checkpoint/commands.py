@@ -53,7 +53,8 @@ def _parser() -> argparse.ArgumentParser:
         ("ls", "list them: step, attempt, size, workers, age, and whether a resume may use them"),
         (
             "verify",
-            "check all of them, or one step (digest, sizes, hashes, coverage); exits with 1 if one is bad",
+            "check all of them, or one step (digest, sizes, hashes, coverage, and whether the copies that several "
+            "workers held were equal when it was saved); exits with 1 if one is bad",
         ),
         ("rm", "remove the checkpoint of one step"),
         (

@@ -1,4 +1,8 @@
-"""Verifies a committed checkpoint: digest, sizes, hashes, coverage. A finding is one sentence."""
+"""Verifies a committed checkpoint: digest, sizes, hashes, coverage. A finding is one sentence.
+
+Of copies that other workers held beside the owner's, which is the one on disk, the manifest has what was found when it
+was saved.
+"""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -14,7 +18,14 @@ def verify(checkpoint: Path) -> list[str]:
     manifest, findings = check_manifest(checkpoint)
     if manifest is None:
         return findings
-    return findings + check_files(checkpoint, manifest, manifest.files)
+    return (
+        findings + check_files(checkpoint, manifest, manifest.files) + _differing_copies(checkpoint, manifest)
+    )
+
+
+def _differing_copies(checkpoint: Path, manifest: Manifest) -> list[str]:
+    differences = manifest.meta.get("copies", {}).get("differences", [])
+    return [f"{checkpoint}: when it was saved, {difference}" for difference in differences]
 
 
 def check_manifest(checkpoint: Path) -> tuple[Manifest | None, list[str]]:

@@ -114,6 +114,8 @@ class ParallelConfig:
     sequence: bool = False  # between the blocks, tensor ranks hold different positions
     # neighbours on the data axis that shard the weights, of which other groups have copies; null: all of the axis
     shard: int | None = positive_or_null(None)
+    # steps between comparisons of what several workers hold copies of; 0: never, and a save records differences
+    check_every: int = at_least(0, 100)
 
 
 @dataclass
