@@ -2,6 +2,8 @@
 
 Both ways are gathers: each row is read once and written once, in one pass that also weighs and sums, and sums
 run in a fixed order (no atomics, no `index_add`), so forward and backward are reproducible bit by bit.
+An edge's weight is never rounded to the precision of the rows: rows are weighed and summed in the weight's own (fp32),
+and rounded once, as the kernels of `moe_kernels` do. So all dispatchers give the same numbers in bf16.
 T tokens, K choices per token at most, N edges, D model width. An edge's *slot* is token * K + choice; its
 *place* is the row it has in expert order.
 """
@@ -37,7 +39,10 @@ class GatherRows(torch.autograd.Function):
 
 
 class CombineRows(torch.autograd.Function):
-    """Computes y[t] = sum over a token's choices of weight * row; `slots` are those of the rows."""
+    """Computes y[t] = sum over a token's choices of weight * row; `slots` are those of the rows.
+
+    Sums, and the gradient of the weights, are in the precision of the weights.
+    """
 
     @staticmethod
     def forward(
@@ -49,16 +54,16 @@ class CombineRows(torch.autograd.Function):
         slots: Int[Tensor, " N"],
     ) -> Float[Tensor, "T D"]:
         ctx.save_for_backward(rows, weights, token_ids, slots)
-        return sum_places(rows, places, weights)
+        return sum_places(rows.to(weights.dtype), places, weights).to(rows.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Float[Tensor, "T D"]) -> tuple[Tensor, Tensor, None, None, None]:
         rows, weights, token_ids, slots = ctx.saved_tensors
         grad = grad_y.index_select(0, token_ids)
-        of_rows = torch.linalg.vecdot(grad, rows).to(weights.dtype)
+        of_rows = torch.linalg.vecdot(grad.to(weights.dtype), rows.to(weights.dtype))
         grad_weights = torch.zeros_like(weights).view(-1).index_copy_(0, slots, of_rows).view_as(weights)
-        factors = weights.view(-1).index_select(0, slots).to(grad.dtype)
+        factors = weights.view(-1).index_select(0, slots)
         return grad.mul_(factors.unsqueeze(1)), grad_weights, None, None, None
 
 

@@ -147,6 +147,21 @@ def test_the_exchange_between_workers_agrees_with_local_dispatch_on_one_worker(r
         torch.testing.assert_close(exchanged, local)
 
 
+@pytest.mark.parametrize("exchange", ["all_to_all", "one_sided", "hierarchical"])
+def test_every_dispatcher_weighs_bf16_rows_by_the_weight_in_fp32(exchange):
+    results = []
+    for kind in ("local", exchange):
+        layer = moe_layer(tiny_recipe(f"moe.dispatch.kind={kind}", "moe.router.kind=top_k"))
+        x = normal(B * S, D).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            y, _ = layer(x, context(B, S, training=True))
+        y.square().sum().backward()
+        results.append((y.detach(), x.grad, *(parameter.grad for parameter in layer.parameters())))
+    for local, exchanged in zip(*results, strict=True):
+        # Few elements differ, where a sum in fp32 is near the middle of two bf16 numbers.
+        assert (exchanged - local).abs().mean() < 2e-4 * local.abs().mean()
+
+
 def test_bf16_products_leave_the_router_in_fp32():
     recipe = tiny_recipe("moe.capacity_factor=null")
     layer, x = moe_layer(recipe), normal(B * S, D)
