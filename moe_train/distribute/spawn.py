@@ -72,8 +72,9 @@ def _first_expert(held: Float[Tensor, "E D F"], mesh: Mesh) -> Float[Tensor, "D 
 
 
 def _draws(name: str, shard: Shard, expert: int, seed: int) -> Float[Tensor, "D F"]:
-    """Draws uniform numbers for the rows of an expert that this rank holds: each row is a stream of its own."""
+    """Draws uniform numbers for the box of an expert that this rank holds: each row is a stream of its own."""
     _, num_rows, num_columns = shard.global_shape
     first, count = expert * num_rows + shard.offsets[1], shard.data.shape[1]
     rows = torch.arange(first, first + count, device=shard.data.device)
-    return RandomStream(seed, 0).uniform(f"{name}.mask", rows, num_columns)
+    draws = RandomStream(seed, 0).uniform(f"{name}.mask", rows, num_columns)
+    return draws.narrow(1, shard.offsets[2], shard.data.shape[2])

@@ -23,6 +23,9 @@ from moe_train.moe.activations import activate_, activated, activation_gradient
 from moe_train.moe.gradient_buffers import GradientBuffers
 from moe_train.moe.grouped import FeedForwardAtOnce, has_grouped_products
 
+HIDDEN_DIM = {"w_in": 2, "w_gate": 2, "w_out": 1}
+"""Dimension of each stacked weight along which it is cut into slices of the experts' hidden width."""
+
 
 class ExpertWeights(nn.Module):
     """Holds E feed-forward networks without biases: relu or gelu, or swiglu or geglu with a third matrix `w_gate`.
@@ -38,9 +41,14 @@ class ExpertWeights(nn.Module):
         self.w_out = nn.Parameter(torch.empty(num_experts, d_ff, d_model))
         self.buffers_for_gradients: GradientBuffers | None = None
         self.gradient_scale = 1.0
-        """Factor of the weights' gradients; distribute/expert.py sets it to 1 / expert degree."""
+        """Factor of the weights' gradients; distribute/expert.py has that of the layout in it."""
         self.begins_at_zero = False
         """`w_out` begins at 0, so that the experts add nothing at first."""
+
+    @property
+    def names(self) -> list[str]:
+        """Returns the names of the weights, in the order of parameters and of functions of them."""
+        return [name for name, _ in self.named_parameters()]
 
     def initial(self, name: str) -> Initial:
         """Returns how each expert's matrix begins: by itself, on any rank."""

@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -19,6 +18,7 @@ from moe_train.moe.dispatch.dispatcher import Dispatcher
 from moe_train.moe.experts import Experts, ExpertWeights
 from moe_train.moe.recompute import Run, kept
 from moe_train.moe.routing import RouteContext
+from moe_train.parallel.mesh import Mesh
 from moe_train.results import MoEStats
 
 
@@ -61,8 +61,8 @@ class MoELayer(nn.Module, ABC):
         spec = self.spec
         return Experts(spec.num_experts, spec.d_model, spec.d_ff, spec.activation)
 
-    def connect(self, group: dist.ProcessGroup, dispatcher: Callable[[], Dispatcher]) -> None:
-        """Shards the experts over `group`; `dispatcher` returns the one that all layers of this size share."""
+    def connect(self, mesh: Mesh, dispatcher: Callable[[], Dispatcher]) -> None:
+        """Says which part of the experts this worker holds; `dispatcher` returns what brings rows to all parts."""
         self.dispatcher = dispatcher()
 
     @cached_property

@@ -6,7 +6,6 @@ T tokens, D model width, E experts.
 from collections.abc import Callable
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from moe_train.moe.figures import stats_of
 from moe_train.moe.layers.layer import MoELayer, compute_dtype
 from moe_train.moe.routing import RouteContext, Routing
 from moe_train.moe.token_numbers import packed, token_numbers, unpack
+from moe_train.parallel.mesh import Mesh
 from moe_train.results import MoEStats
 
 
@@ -26,13 +26,14 @@ class RoutedLayer(MoELayer):
 
     def __init__(self, spec: MoESpec, site: str):
         super().__init__(spec, site)
-        self.first_expert = 0
+        self.first_expert = self.first_unit = 0
         self.dropout_site = f"{site}.expert_dropout"
 
-    def connect(self, group: dist.ProcessGroup, dispatcher: Callable[[], Dispatcher]) -> None:
-        """Shards the experts over `group`."""
-        super().connect(group, dispatcher)
-        self.first_expert = dist.get_rank(group) * (self.spec.num_experts // dist.get_world_size(group))
+    def connect(self, mesh: Mesh, dispatcher: Callable[[], Dispatcher]) -> None:
+        """Says which part of the experts this worker holds."""
+        super().connect(mesh, dispatcher)
+        self.first_expert = mesh.expert.rank * (self.spec.num_experts // mesh.expert.size)
+        self.first_unit = mesh.expert_tensor.rank * (self.spec.d_ff // mesh.expert_tensor.size)
 
     def route(self, x: Float[Tensor, "T D"], context: RouteContext) -> tuple[Routing, MoEStats]:
         """Returns the edges that their experts have room for."""
@@ -60,7 +61,8 @@ class RoutedLayer(MoELayer):
         """Returns dropout factors for the hidden units of the rows that arrived here; None without dropout.
 
         A factor is a function of (seed, step, token, expert, unit), wherever the token comes from, so each row's token
-        is told by a second exchange, of a few numbers for each row. Collective as that is.
+        is told by a second exchange, of a few numbers for each row. Collective as that is. Where this worker holds a
+        slice of each expert, its units take their part of the expert's draws.
         """
         rate = self.spec.expert_dropout
         if rate == 0 or not context.training:
@@ -71,7 +73,8 @@ class RoutedLayer(MoELayer):
         sizes = torch.tensor(dispatched.counts, device=tokens.device)
         experts = local.repeat_interleave(sizes) + self.first_expert
         streams = tokens * routing.num_experts + experts
-        draws = context.forward_pass.random.uniform(self.dropout_site, streams, self.experts.w_out.shape[1])
+        draws = context.forward_pass.random.uniform(self.dropout_site, streams, self.spec.d_ff)
+        draws = draws.narrow(1, self.first_unit, self.experts.w_out.shape[1])
         return (draws >= rate).to(dispatched.rows.dtype) / (1 - rate)
 
     def _limit(self, routing: Routing, context: RouteContext) -> Routing:
