@@ -86,18 +86,29 @@ def _weights(chunk: Tensor) -> Tensor:
 
 def _chunks(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
     """Yields the bits of the elements as integers, in pieces whose cuts depend on the shapes alone."""
-    waiting: dict[tuple[torch.dtype, torch.device], list[Tensor]] = defaultdict(list)
+    groups: dict[tuple[torch.dtype, torch.device], list[Tensor]] = defaultdict(list)
     for tensor in tensors:
         bits = tensor.reshape(-1).view(_BITS[tensor.element_size()])
-        if bits.numel() >= CHUNK:
-            yield from bits.split(CHUNK)
+        groups[bits.dtype, bits.device].append(bits)
+    for group in groups.values():
+        yield from _joined(group)
+
+
+def _joined(parts: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Yields large parts in pieces, and small ones together: each piece costs a few calls and a wait."""
+    waiting: list[Tensor] = []
+    count = 0
+    for part in parts:
+        if part.numel() >= CHUNK:
+            yield from part.split(CHUNK)
             continue
-        together = waiting[bits.dtype, bits.device]
-        together.append(bits)
-        if sum(part.numel() for part in together) >= CHUNK:
-            yield torch.cat(together)
-            together.clear()
-    yield from (torch.cat(together) for together in waiting.values() if together)
+        waiting.append(part)
+        count += part.numel()
+        if count >= CHUNK:
+            yield torch.cat(waiting)
+            waiting, count = [], 0
+    if waiting:
+        yield torch.cat(waiting)
 
 
 def _sets_of_holders(own: Iterable[int], of_ranks: Sequence[Sequence[int]]) -> dict[Ranks, list[int]]:
