@@ -8,6 +8,7 @@ import torch
 from gloo_workers import run_workers
 from layout_run import tiny_step
 from safetensors.torch import load_file
+from threaded_ranks import one_rank
 from tiny_model import global_batch, share_of
 from torch import Tensor
 
@@ -21,9 +22,10 @@ PYRAMID = ("moe.num_experts=[4,8]",)
 ADAMW = ("optim.kind=adamw", "optim.lr=1e-2")
 
 
-def train_and_save(world: World, run_dir: Path, expert: int) -> None:
+def train_and_save(world: World, run_dir: Path, expert: int, expert_tensor: int = 1) -> None:
     """A few updates with AdamW, then a checkpoint; layers have 4 and 8 experts."""
-    recipe, training_step = tiny_step(world, f"parallel.expert={expert}", *PYRAMID, *ADAMW)
+    degrees = (f"parallel.expert={expert}", f"parallel.expert_tensor={expert_tensor}")
+    recipe, training_step = tiny_step(world, *degrees, *PYRAMID, *ADAMW)
     for step in range(STEPS):
         training_step.update(
             share_of(global_batch(recipe, step), world.rank, world.size), step, stop_requested=False
@@ -99,3 +101,20 @@ def test_parameters_and_moments_are_bit_equal_on_another_layout(saved, tmp_path,
         assert not value.isnan().any(), name
         if "optim.exp_avg" in name:
             assert value.abs().max() > 0, name
+
+
+@pytest.mark.parametrize(
+    ("workers", "expert"), [(2, 1), pytest.param(4, 2, marks=pytest.mark.distributed_exhaustive)]
+)
+def test_slices_of_experts_are_all_saved_and_read_whole(tmp_path, workers, expert):
+    """NVIDIA/Megatron-LM#1836: only the first slice was saved, and the file had 1 / expert_tensor of its size."""
+    run_workers(workers, train_and_save, tmp_path / "sliced", expert, 2)
+    load_and_save(one_rank(attempt=2), tmp_path / "sliced", tmp_path / "whole", 1)
+    sliced, whole = global_tensors(tmp_path / "sliced"), global_tensors(tmp_path / "whole")
+    assert sliced.keys() == whole.keys()
+    for name, value in sliced.items():
+        assert torch.equal(whole[name], value), name
+        assert not value.isnan().any(), name
+    manifest = read_manifest(tmp_path / "sliced/checkpoints/step_00000003")
+    boxes = manifest.tensors["model.layers.0.feedforward.experts.w_in"].boxes
+    assert [box.shape for box in boxes] == [(4 // expert, 32, 20)] * workers
