@@ -71,7 +71,8 @@ def _layout(recipe: Recipe, workers: int | None) -> list[str]:
     lines = [f"layout: {data} worker(s); MoE layers {', '.join(map(str, layers))} (counted from 0){sizes}"]
     if any(number % expert for number in numbers):
         return lines
-    sharding = f", sharded over {data // expert} workers" if data > expert else ""
+    shards = plan.replica_shards
+    sharding = f", sharded over {shards} workers" if shards > 1 else ""
     for rank in range(min(data, SHOWN_WORKERS)):
         lines.append(f"  worker {rank}: experts {_experts_of(rank % expert, expert, numbers)}{sharding}")
     if data > SHOWN_WORKERS:

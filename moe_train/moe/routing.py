@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from moe_train.moe.recompute import Decision
+from moe_train.moe.recompute import Decision, Run, kept, recomputed
 from moe_train.moe.rows import Rows
 from moe_train.random import RandomStream
 from moe_train.results import Policy, SetLoss
@@ -50,6 +50,11 @@ class RouteContext:
         """Returns that of a pass over whole sequences at step 0, with the draws of seed 0."""
         sequence_ids = torch.arange(len(tokens), device=tokens.device)
         return cls(Pass(training, 0.0, RandomStream(0, 0)), Rows(sequence_ids, tokens))
+
+    @property
+    def run(self) -> Run:
+        """Returns how a router runs what decides nothing, such as draws: where its layer runs again, so does this."""
+        return kept if self.decision is None else recomputed
 
     @property
     def training(self) -> bool:

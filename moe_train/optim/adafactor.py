@@ -155,8 +155,7 @@ class Adafactor(torch.optim.Optimizer):
             else:
                 _sum_together([squares], self.mesh.data)
                 _sum_together(shared, self.mesh.sharding.shard)
-            if expert:
-                _sum_together(expert, self.mesh.expert_sharding.shard)
+            _sum_together(expert, self.mesh.expert_sharding.shard)
         return squares / squares.new_tensor([parameter.num_elements for parameter in self._parameters])
 
 
@@ -169,6 +168,8 @@ def _sum_of_squares(values: Tensor) -> Float[Tensor, ""]:
 
 def _sum_together(parts: Sequence[Tensor], axis: Axis) -> None:
     """Sums float64 tensors over an axis, in place, in one collective."""
+    if axis.size == 1 or not parts:
+        return
     flat = axis.sum(torch.cat([part.reshape(-1) for part in parts]))
     for part, total in zip(parts, flat.split([part.numel() for part in parts]), strict=True):
         part.copy_(total.view_as(part))

@@ -33,9 +33,9 @@ def train_and_save(world: World, run_dir: Path, expert: int, expert_tensor: int 
     save_state(world, run_dir, recipe, training_step)
 
 
-def load_and_save(world: World, run_dir: Path, copy_dir: Path, expert: int) -> None:
+def load_and_save(world: World, run_dir: Path, copy_dir: Path, expert: int, *more: str) -> None:
     """Load the newest checkpoint of `run_dir` on this layout and write what arrived to `copy_dir`."""
-    recipe, training_step = tiny_step(world, f"parallel.expert={expert}", "seed=1", *PYRAMID, *ADAMW)
+    recipe, training_step = tiny_step(world, f"parallel.expert={expert}", "seed=1", *PYRAMID, *ADAMW, *more)
     later = replace(world, attempt=2)
     checkpointer = Checkpointer(run_dir, recipe.checkpoint, later)
     found = checkpointer.choose("latest")
@@ -118,3 +118,19 @@ def test_slices_of_experts_are_all_saved_and_read_whole(tmp_path, workers, exper
     manifest = read_manifest(tmp_path / "sliced/checkpoints/step_00000003")
     boxes = manifest.tensors["model.layers.0.feedforward.experts.w_in"].boxes
     assert [box.shape for box in boxes] == [(4 // expert, 32, 20)] * workers
+
+
+@pytest.mark.distributed_exhaustive
+@pytest.mark.parametrize("more", [(), ("engine.offload=true",)], ids=("", "offloaded"))
+def test_of_groups_that_hold_copies_one_writes_each_box(saved, tmp_path, more):
+    in_groups, alone = tmp_path / "in_groups", tmp_path / "alone"
+    run_workers(4, load_and_save, saved, in_groups, 2, "parallel.shard=2", *more)
+    run_workers(1, load_and_save, in_groups, alone, 1)
+    before, between, after = global_tensors(saved), global_tensors(in_groups), global_tensors(alone)
+    assert before.keys() == between.keys() == after.keys()
+    for name, value in before.items():
+        assert torch.equal(between[name], value), name
+        assert torch.equal(after[name], value), name
+    manifest = read_manifest(in_groups / "checkpoints" / f"step_{STEPS:08d}")
+    for name, entry in manifest.tensors.items():
+        assert sum(torch.Size(box.shape).numel() for box in entry.boxes) == before[name].numel(), name

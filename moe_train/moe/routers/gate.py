@@ -33,6 +33,9 @@ class GateRouter(nn.Module):
 
     def logits(self, x: Float[Tensor, "T D"], context: RouteContext) -> Float[Tensor, "T N"]:
         """Returns the gate's outputs in fp32 before any noise, for `forward`; call it with autocast off."""
+        return context.run(self._logits, x, context)
+
+    def _logits(self, x: Float[Tensor, "T D"], context: RouteContext) -> Float[Tensor, "T N"]:
         return gate_logits(jittered(x.float(), self.config.jitter, self.site, context), self.weight)
 
     def softmaxes(self, logits: Float[Tensor, "T N"]) -> Sequence[Float[Tensor, "T _"]]:

@@ -74,7 +74,7 @@ class TopKRouter(GateRouter):
             coefficients={"balance": self.config.balance_coefficient, "z": self.config.z_coefficient},
         )
 
-    def logits(self, x: Float[Tensor, "T D"], context: RouteContext) -> Float[Tensor, "T E"]:
+    def _logits(self, x: Float[Tensor, "T D"], context: RouteContext) -> Float[Tensor, "T E"]:
         """Returns the logits of the input with jitter and dropout."""
         x = jittered(x.float(), self.config.jitter, self.site, context)
         return gate_logits(partly_zeroed(x, self.input_dropout, self.site, context), self.weight)
