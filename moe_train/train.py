@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from moe_cluster.atomic import replace_text
 from moe_cluster.contract import attempt_dir
 from moe_train.callbacks.callback import RunInfo
 from moe_train.callbacks.of_run import callbacks_of
@@ -82,9 +83,12 @@ def _started(recipe: Recipe, run_dir: Path, resume: str, process: Process) -> tu
     if found is not None:
         _require_resumable(found, recipe, feed.data)
         meta = checkpointer.load(found, engine.state())
+        engine.after_load()
     if world.is_main:
         record_start(run_dir, world.attempt, found.origin if found else None)
         accept_recipe(run_dir, recipe)
+        for name, text in recipe.engine.files(recipe, mesh.data.size).items():
+            replace_text(run_dir / name, text)
         shutil.copyfile(feed.data.tokenizer_file, run_dir / "tokenizer.json")
     world.barrier()
     if found is not None and meta is not None:

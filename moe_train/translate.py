@@ -37,6 +37,7 @@ ONE_WORKER = (
     "parallel.expert=1",
     "parallel.expert_tensor=1",
     "parallel.sequence=false",
+    "engine.kind=native",
     "moe.dispatch.kind=auto",
 )
 EPILOG = """\
@@ -85,6 +86,7 @@ def _trained(recipe: Recipe, run_dir: Path, step: int | None, mesh: Mesh) -> tup
     if found is None:
         raise CheckpointError(f"{run_dir}: has no checkpoint yet; wait for the first one, or train the run")
     checkpoints.load(found, training_step.engine.state())
+    training_step.engine.after_load()
     return training_step.translator(), found
 
 

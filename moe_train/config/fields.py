@@ -45,6 +45,8 @@ def in_words(declared: Any) -> str:
             return "a list of sections, such as [{kind: spike}]"
         is_text = item is str
         return "a list of text, such as [a, b]" if is_text else "a list of whole numbers, such as [1, 3]"
+    if get_origin(declared) is dict:
+        return "a mapping, such as {key: value}"
     return IN_WORDS.get(declared, "a section with keys of its own")
 
 
@@ -77,7 +79,7 @@ def misshapen(
         is_section = is_dataclass(fields[key])
         if is_section and isinstance(value, dict):
             yield from misshapen(value, fields, f"{key}.")
-        elif is_section or isinstance(value, dict) or not _may_hold(fields[key], value):
+        elif is_section or not _may_hold(fields[key], value):
             yield key, value
 
 
@@ -85,6 +87,9 @@ def _may_hold(declared: Any, value: Any) -> bool:
     """Returns whether `value` is a list of single values if the type allows a list, and not a list otherwise."""
     if value == UNSET:
         return False
+    if isinstance(value, dict) or get_origin(declared) is dict:
+        # A mapping with any keys; their values stay as they were written.
+        return isinstance(value, dict) and get_origin(declared) is dict
     if declared == _NUMBERS:
         return all(
             type(item) is int or (isinstance(item, str) and ("${" in item or _is_whole(item)))

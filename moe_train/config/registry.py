@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from moe_train.config.kinds import data, depth, dispatch, engine, objective, optim, parallel_corpus
+from moe_train.config.kinds import data, deepspeed, depth, dispatch, engine, objective, optim, parallel_corpus
 from moe_train.config.kinds.guard.guard import GuardConfig
 from moe_train.config.kinds.kind import KindConfig
 from moe_train.config.kinds.router.router import RouterConfig
@@ -116,6 +116,7 @@ OWN_KINDS: Mapping[str, Mapping[str, Kind]] = {
     },
     "engine": {
         "native": Kind(engine.NativeEngineConfig, "moe_train.engines.native:NativeEngine"),
+        "deepspeed": Kind(deepspeed.DeepSpeedEngineConfig, "moe_train.engines.deepspeed:DeepSpeedEngine"),
     },
 }
 

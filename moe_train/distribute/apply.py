@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from moe_train.checkpoint.layout import Shard
-from moe_train.config.kinds.engine import NativeEngineConfig
+from moe_train.config.kinds.engine import NativeEngineConfig, OwnEngineConfig
 from moe_train.config.spec import ModelSpec
 from moe_train.distribute.data import apply_data, shards_experts
 from moe_train.distribute.expert import apply_expert
@@ -46,16 +46,22 @@ def distribute(
     mesh: Mesh,
     *,
     seed: int,
-    engine: NativeEngineConfig | None = None,
+    engine: OwnEngineConfig | None = None,
     vocabulary: Vocabulary | None = None,
 ) -> DistributedModel:
-    """Builds, shards and initialises a model; only tables of routers need the vocabulary. Collective."""
+    """Builds, shards and initialises a model; only tables of routers need the vocabulary. Collective.
+
+    Under the native engine, which is the default, data ranks share the parameters. Another engine gets whole ones, and
+    divides the gradients of experts by the data degree, as those of all others.
+    """
     engine, model = engine or NativeEngineConfig(), build_on_meta(spec)
+    native = engine if isinstance(engine, NativeEngineConfig) else None
     begins = initials(model, spec.init_scale)
-    apply_expert(model, mesh)
+    apply_expert(model, mesh, None if native else 1.0)
     apply_recompute(model, engine.recompute)
-    apply_data(model, mesh, engine)
-    _allocate(model, mesh.world.device, is_offloaded=engine.offload)
+    if native:
+        apply_data(model, mesh, native)
+    _allocate(model, mesh.world.device, is_offloaded=native is not None and native.offload)
     shards = parameter_shards(model, mesh)
     with torch.no_grad():
         for name, shard in shards.items():
@@ -68,9 +74,9 @@ def distribute(
         # One rank's, for sums of fractions can differ in their last bits from machine to machine.
         router.table = mesh.world.from_main(table).to(mesh.world.device)
     expert_gradients = (
-        []
-        if shards_experts(mesh, engine)
-        else [layer.experts.keep_gradients() for _, layer in moe_layers_of(model)]
+        [layer.experts.keep_gradients() for _, layer in moe_layers_of(model)]
+        if native and not shards_experts(mesh, native)
+        else []
     )
     return DistributedModel(model, shards, tuple(expert_gradients))
 

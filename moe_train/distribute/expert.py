@@ -18,14 +18,14 @@ from moe_train.moe.layers.layer import MoELayer, moe_layers_of
 from moe_train.parallel.mesh import Mesh
 
 
-def apply_expert(model: Model, mesh: Mesh) -> None:
+def apply_expert(model: Model, mesh: Mesh, gradient_factor: float | None = None) -> None:
     """Cuts the experts of a model on the meta device down to this rank's part, and routes rows to all parts.
 
     Collective: one dispatcher serves all layers with the same number of experts.
 
     The loss of a rank is a mean over its own tokens, and the run's loss is the mean over data ranks. What arrives at
     an expert through the exchange is a *sum* over ranks, so weight gradients get the factor of the plan; the mean over
-    replicas is left to data parallelism.
+    replicas is left to data parallelism. `gradient_factor` replaces that factor, for an engine that does otherwise.
     """
     layers = [layer for _, layer in moe_layers_of(model)]
     if not layers or mesh.exchange.size == mesh.tensor.size == 1:
@@ -46,9 +46,10 @@ def apply_expert(model: Model, mesh: Mesh) -> None:
             whole, mesh.tensor, num_slices, num_held=layer.spec.num_experts // mesh.expert.size
         )
 
+    factor = mesh.plan.expert_gradient_factor if gradient_factor is None else gradient_factor
     for layer in layers:
         _cut(layer.experts, mesh)
-        layer.experts.gradient_scale *= mesh.plan.expert_gradient_factor
+        layer.experts.gradient_scale *= factor
         layer.connect(mesh, partial(dispatcher, layer))
 
 

@@ -51,9 +51,16 @@ class Engine(Protocol):
         ...
 
     def forget(self, name: str) -> None:
-        """Resets the optimizer's state of one parameter to that before the first update."""
+        """Resets the optimizer's state of one parameter to that before the first update.
+
+        Its values were just written into `shards`.
+        """
         ...
 
     def state(self) -> ShardedState:
         """Returns parameters, buffers and optimizer state as boxes of global tensors; loading writes into them."""
+        ...
+
+    def after_load(self) -> None:
+        """Takes over what was loaded into the tensors of `state()`. Collective."""
         ...

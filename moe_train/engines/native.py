@@ -88,6 +88,9 @@ class NativeEngine:
             )
         return {**alone(state), **sharded_state(self.optimizer, self.shards, self.mesh.world.is_main)}
 
+    def after_load(self) -> None:
+        """Nothing is left to do: the model works on the tensors that were loaded."""
+
     def _hand_over_gradients(self) -> None:
         """Gives the optimizer's local tensors the local part of the gradients."""
         for name, parameter in self.parameters.items():

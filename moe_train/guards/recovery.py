@@ -119,6 +119,7 @@ class Recovery:
             self._give_up(action, step, f"stability.rollback_limit={stability.rollback_limit} is reached")
         with self.during(CHECKPOINT):
             meta = self.checkpointer.roll_back(action.newest_step, self.engine.state())
+            self.engine.after_load()
         if meta is None:
             if action.otherwise is None:
                 self._give_up(action, step, "there is no checkpoint from before")

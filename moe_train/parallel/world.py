@@ -80,7 +80,7 @@ class World:
                 own_keys = dist.PrefixStore("preflight", store)
                 preflight(Meeting(own_keys, rank, size, local_rank, is_one_host, use_cuda))
             dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if use_cuda else "gloo",
+                _backend(chosen),
                 store=store,
                 rank=rank,
                 world_size=size,
@@ -121,6 +121,16 @@ class World:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def introduce_to_deepspeed(self) -> None:
+        """Sets what DeepSpeed reads from the environment as it is imported and started.
+
+        A single worker becomes a process group of one, which it wants too.
+        """
+        os.environ.setdefault("DS_ACCELERATOR", self.device.type)
+        os.environ.setdefault("LOCAL_RANK", str(self.local_rank))
+        if not dist.is_initialized():
+            dist.init_process_group(_backend(self.device), store=dist.HashStore(), rank=0, world_size=1)
+
     def barrier(self) -> None:
         """Wait for all ranks. Collective."""
         if self.size > 1:
@@ -146,6 +156,11 @@ def _meet(rank: int, size: int, timeout_s: float) -> dist.Store:
             f"rank {rank} on {socket.gethostname()} cannot reach the workers' store at {address}:{port} "
             f"({str(error).splitlines()[0]}); check firewalls and routes to that node"
         ) from None
+
+
+def _backend(device: torch.device) -> str:
+    """Returns torch's name for gloo, or on CUDA for NCCL with gloo beside it."""
+    return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
 
 
 def _require_gpu(local_rank: int) -> None:

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from moe_train.config.layout import plan_of
 from moe_train.config.schema import Recipe
 from moe_train.engines.engine import Engine
+from moe_train.engines.native import NativeEngine
 from moe_train.parallel.axis import Axis
 from moe_train.parallel.mesh import Mesh
 from moe_train.parallel.world import World
@@ -45,7 +46,7 @@ class LayoutRun:
     top_probabilities: list[Tensor]
     validation: float
     gradients: dict[str, Box]
-    """Of the first step, after clipping, as the optimizer got them; of the second where experts begin at 0 (base)."""
+    """Of the first step, before clipping; of the second where experts begin at 0 (base)."""
     parameters: dict[str, Box]
     """After the last step."""
     allocated: dict[str, int]
@@ -101,11 +102,14 @@ def train(world: World, *overrides: str) -> LayoutRun:
     gradients: dict[str, Box] = {}
     step_of_gradients = 1 if recipe.moe.router.kind == "base" else 0
 
-    def take(*_: object) -> None:
-        if step == step_of_gradients:
-            gradients.update(boxes(engine, {name: local.grad for name, local in engine.locals.items()}))
+    update = engine.update
 
-    engine.optimizer.register_step_pre_hook(take)
+    def take(lr: float, norm: float) -> None:
+        if step == step_of_gradients:
+            gradients.update(boxes(engine, gradients_of(engine)))
+        update(lr, norm)
+
+    engine.update = take
     run = LayoutRun([], [], [], [], [], [], [], 0.0, gradients, {}, {})
     for step in range(STEPS):
         batches = share_of(global_batch(recipe, step), data.rank, data.size, recipe.data.micro_batch)
@@ -120,7 +124,7 @@ def train(world: World, *overrides: str) -> LayoutRun:
     validation = global_batch(recipe, 99)
     share = share_of(validation, data.rank, data.size, recipe.data.micro_batch)
     run.validation = training_step.evaluate(share, STEPS)
-    run.parameters = boxes(engine, engine.locals)
+    run.parameters = boxes(engine, {name: shard.data for name, shard in engine.shards.items()})
     run.allocated = {name: allocated_bytes(parameter) for name, parameter in engine.model.named_parameters()}
     return run
 
@@ -142,6 +146,15 @@ def balanced_update(
     result = training_step.update(share, 0, False)
     losses = {name: mean(data, loss) for name, loss in result.losses.items()}
     return losses, gradients, training_step.evaluate(share_of(batch, data.rank, data.size), 1)
+
+
+def gradients_of(engine: Engine) -> dict[str, Tensor]:
+    """The summed gradients of the parameters in `shards`, before an update. Collective under DeepSpeed."""
+    if isinstance(engine, NativeEngine):
+        return {name: local.grad for name, local in engine.locals.items()}
+    from deepspeed.utils import safe_get_full_grad  # which only its own engine may have imported before
+
+    return {name: safe_get_full_grad(parameter) for name, parameter in engine.parameters.items()}
 
 
 def boxes(engine: Engine, tensors: dict[str, Tensor | None]) -> dict[str, Box]:

@@ -1,6 +1,6 @@
 """Defines the section `engine`: one dataclass per kind; see kind.py."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,9 +13,31 @@ from moe_train.config.problem import Problem
 class EngineConfig(KindConfig):
     """Is the base of all engines."""
 
+    def files(self, recipe: Facts, data: int) -> Mapping[str, str]:
+        """Returns the text of files that the engine adds to a run folder, by name; `data` workers share a batch."""
+        return {}
+
 
 @dataclass
-class NativeEngineConfig(EngineConfig):
+class OwnEngineConfig(EngineConfig):
+    """Is the base of the engines of this package, which run the same model."""
+
+    # what the backward pass runs again, for less memory: what lies between dispatch and combination, attention (of all
+    # kinds), or whole blocks; routers are never run again
+    recompute: Literal["none", "experts", "attention", "block"] = "none"
+
+    def check(self, recipe: Facts) -> Iterator[Problem]:
+        if self.recompute == "experts" and recipe.moe.every == 0:
+            yield Problem(
+                "engine.recompute",
+                "experts",
+                "applies to MoE layers, and the model has none",
+                "choose attention or block",
+            )
+
+
+@dataclass
+class NativeEngineConfig(OwnEngineConfig):
     """Uses torch FSDP2 for shared parameters and expert parallelism for the experts."""
 
     kind: str = "native"
@@ -30,18 +52,9 @@ class NativeEngineConfig(EngineConfig):
     # gradients are reduced after every microbatch, not once: less memory, more traffic
     reduce_each_microbatch: bool = False
     offload: bool = False  # weights, gradients and optimizer in host memory; a layer's weights visit the GPU
-    # what the backward pass runs again, for less memory: what lies between dispatch and combination, attention (of all
-    # kinds), or whole blocks; routers are never run again
-    recompute: Literal["none", "experts", "attention", "block"] = "none"
 
     def check(self, recipe: Facts) -> Iterator[Problem]:
-        if self.recompute == "experts" and recipe.moe.every == 0:
-            yield Problem(
-                "engine.recompute",
-                "experts",
-                "applies to MoE layers, and the model has none",
-                "choose attention or block",
-            )
+        yield from super().check(recipe)
         if self.gather_dtype == "bf16" and recipe.precision != "bf16":
             yield Problem(
                 "engine.gather_dtype",

@@ -60,15 +60,27 @@ class DataFacts(Protocol):
     """Describes what rules may read of `data`."""
 
     sequence_length: int
+    global_batch: int
+    micro_batch: int | None
 
     @property
     def tokenizer(self) -> TokenizerFacts: ...
+
+
+class OptimFacts(Protocol):
+    """Describes what rules may read of `optim`."""
+
+    kind: str
+
+    @property
+    def is_elementwise(self) -> bool: ...
 
 
 class ParallelFacts(Protocol):
     """Describes what rules may read of `parallel`."""
 
     expert: int
+    shard: int | None
 
 
 class StabilityFacts(Protocol):
@@ -91,6 +103,8 @@ class Facts(Protocol):
     def objective(self) -> ObjectiveFacts: ...
     @property
     def data(self) -> DataFacts: ...
+    @property
+    def optim(self) -> OptimFacts: ...
     @property
     def parallel(self) -> ParallelFacts: ...
     @property

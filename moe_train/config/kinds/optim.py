@@ -90,6 +90,11 @@ class OptimConfig(KindConfig):
     clip: float | None = 1.0  # largest global gradient norm; null: no clipping
     schedule: ScheduleConfig = field(default_factory=CosineScheduleConfig)
 
+    @property
+    def is_elementwise(self) -> bool:
+        """Returns whether an element's update depends on that element's gradients alone."""
+        return True
+
     def check(self, recipe: Facts) -> Iterator[Problem]:
         if self.lr <= 0:
             yield Problem("optim.lr", self.lr, "must be above 0", "set optim.lr, for example 1e-3")
@@ -149,6 +154,10 @@ class AdafactorConfig(OptimConfig):
     epsilon1: float = 1e-30  # added to squared gradients
     epsilon2: float = 1e-3  # smallest root mean square of a parameter that scales a step
     factor_from: int = 128  # a matrix with a narrower side is not factored; 1: all are
+
+    @property
+    def is_elementwise(self) -> bool:
+        return False
 
     def check(self, recipe: Facts) -> Iterator[Problem]:
         yield from super().check(recipe)
