@@ -99,14 +99,17 @@ def test_two_workers_then_one_give_the_run_of_one_worker(folder, one_worker):
         assert layout["parameters"]["layers.0.feedforward.experts.w_in"]["shape"] == [4, 32, 40]
 
 
-def test_a_pyramid_of_experts_resumes_on_another_layout_inside_a_logging_window(folder):
+@pytest.mark.parametrize("workers", [2, pytest.param(4, marks=pytest.mark.distributed_exhaustive)])
+def test_a_pyramid_of_experts_resumes_on_another_layout_inside_a_logging_window(folder, workers):
     """Step 5 ends no window of 4 steps, so counts of a layer of 4 experts and of one of 8 travel in its checkpoint."""
     pyramid = ("moe.num_experts=[4,8]", "log_every=4", "checkpoint.every=5", "steps=12")
-    expected = {row["step"]: row for row in training(run(folder, "pyramid", *pyramid))}
-    shared = ("parallel.expert=4", "--workers", "4")
+    expected = {row["step"]: row for row in training(run(folder, f"pyramid-{workers}", *pyramid))}
+    shared = (f"parallel.expert={workers}", "--workers", str(workers))
     moved = (*pyramid, "parallel.expert=1", "--workers", "1", "--resume", "5")
-    run(folder, "pyramid-moved", *pyramid, *shared)
-    resumed = [row for row in training(run(folder, "pyramid-moved", *moved)) if row["attempt"] == 2]
+    run(folder, f"pyramid-{workers}-moved", *pyramid, *shared)
+    resumed = [
+        row for row in training(run(folder, f"pyramid-{workers}-moved", *moved)) if row["attempt"] == 2
+    ]
     assert [row["step"] for row in resumed] == [8, 12]
     for row in resumed:
         assert [len(load) for load in row["moe"]["load"]] == [4, 8]

@@ -44,15 +44,14 @@ def train(
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_variables_of_other_launchers_make_no_worker_of_a_command(folder: Path, workers: int) -> None:
-    train(folder, workers, **OTHERS)
-
-
-def test_workers_do_not_import_modules_of_the_working_directory(folder: Path) -> None:
+def test_variables_of_other_launchers_and_modules_of_the_working_directory_have_no_effect(
+    folder: Path, workers: int
+) -> None:
+    """A variable that was heeded would make a worker of the command; a module that was imported ends it."""
     shadow = folder / "shadow"
     shadow.mkdir()
     lay_traps(shadow)
-    train(folder, 2, cwd=shadow)
+    train(folder, workers, cwd=shadow, **OTHERS)
 
 
 def test_workers_of_one_host_need_no_name_of_it(folder: Path) -> None:
