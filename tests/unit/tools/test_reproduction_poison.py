@@ -30,7 +30,7 @@ class Step:
         return gradient
 
     def state(self):
-        return {"model.w": SimpleNamespace(data=self.w)}
+        return {"model.w": [SimpleNamespace(data=self.w)]}
 
 
 def _batches(number):
