@@ -58,7 +58,9 @@ def distribute(
     native = engine if isinstance(engine, NativeEngineConfig) else None
     begins = initials(model, spec.init_scale)
     apply_expert(model, mesh, None if native else 1.0)
-    apply_recompute(model, engine.recompute)
+    apply_recompute(
+        model, engine.recompute, holds_parts=native is not None and native.gather_dtype is not None
+    )
     if native:
         apply_data(model, mesh, native)
     _allocate(model, mesh.world.device, is_offloaded=native is not None and native.offload)

@@ -28,13 +28,18 @@ def kept(part: Callable[..., Any], *arguments: Any) -> Any:
 def recomputed(part: Callable[..., Any], *arguments: Any) -> Any:
     """Runs a part of a layer, of which only the arguments are kept: the backward pass runs it again.
 
-    To its end, and not just until the last tensor is there: FSDP2's hooks must see the end of each module, and all
-    ranks must issue the same collectives.
+    Until the last tensor that it needs is there, which is the same place on all ranks, as they run the same program. So
+    a last product or collective is not repeated.
     """
     if not torch.is_grad_enabled():
         return part(*arguments)
+    return checkpoint(part, *arguments, use_reentrant=False, preserve_rng_state=False)
+
+
+def recomputed_to_its_end(part: Callable[..., Any], *arguments: Any) -> Any:
+    """Does the same for a part in which FSDP2 holds a module: its hooks must see the end of that."""
     with set_checkpoint_early_stop(False):
-        return checkpoint(part, *arguments, use_reentrant=False, preserve_rng_state=False)
+        return recomputed(part, *arguments)
 
 
 class Decision:

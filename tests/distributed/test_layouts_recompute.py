@@ -15,6 +15,7 @@ RESHARDED = ("parallel.expert=2", "data.micro_batch=1", "engine.reshard_after_fo
 EVERY_LAYOUT = [
     (2, ("parallel.expert=2", "moe.dispatch.kind=all_to_all", "moe.expert_dropout=0.2")),
     (2, ("parallel.expert=1", "data.micro_batch=2")),
+    (2, ("parallel.expert_tensor=2", "data.micro_batch=2")),
     (4, ("parallel.expert=4", "moe.dispatch.kind=hierarchical", "moe.dispatch.ranks_per_host=2")),
     (4, ("parallel.expert=1", "engine.reshard_after_forward=true", "moe.router.kind=smear")),
     (4, ("parallel.expert=2", "moe.router.kind=noisy_top_k", "moe.shared_experts=1", "precision=bf16")),

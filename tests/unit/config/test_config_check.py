@@ -172,6 +172,11 @@ def test_a_broken_rule_is_said(override, workers, sentence):
             "of them; set parallel.shard=3, or null",
         ),
         (
+            ("parallel.shard=2", "engine.kind=deepspeed"),
+            4,
+            "parallel.shard=2: is done by FSDP2 of engine.kind=native, but engine.kind=deepspeed; set parallel.shard=null",
+        ),
+        (
             ("engine.offload=true",),
             1,
             "engine.offload=true: is done by FSDP2, which needs at least 2 data-parallel workers; run with more",
