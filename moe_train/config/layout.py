@@ -43,7 +43,7 @@ def layout_problems(recipe: Recipe, workers: int | None) -> Iterator[Problem]:
     plan = plan_of(recipe.parallel, workers)
     yield from _not_built(recipe)
     yield from _experts(recipe, plan)
-    yield from _fsdp(recipe, workers)
+    yield from _offload(recipe, workers)
 
 
 def _not_built(recipe: Recipe) -> Iterator[Problem]:
@@ -81,19 +81,11 @@ def _experts(recipe: Recipe, plan: ParallelPlan) -> Iterator[Problem]:
             )
 
 
-def _fsdp(recipe: Recipe, workers: int | None) -> Iterator[Problem]:
-    """Yields problems of what FSDP2 does, where there is no FSDP2."""
-    engine, parallel = recipe.engine, recipe.parallel
-    native = engine if isinstance(engine, NativeEngineConfig) else None
-    if parallel.shard is not None and native is None:
-        yield Problem(
-            "parallel.shard",
-            parallel.shard,
-            f"is done by FSDP2 of engine.kind=native, but engine.kind={engine.kind}",
-            "set parallel.shard=null",
-        )
-    known = parallel.data is not None or workers is not None
-    if native and native.offload and known and data_degree(parallel, workers) == 1:
+def _offload(recipe: Recipe, workers: int | None) -> Iterator[Problem]:
+    """Yields a problem if weights are to be offloaded where nothing shards them."""
+    engine, known = recipe.engine, recipe.parallel.data is not None or workers is not None
+    is_offloaded = isinstance(engine, NativeEngineConfig) and engine.offload
+    if is_offloaded and known and data_degree(recipe.parallel, workers) == 1:
         yield Problem(
             "engine.offload",
             "true",
