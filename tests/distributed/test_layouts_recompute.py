@@ -5,6 +5,7 @@ import torch
 from gloo_workers import run_workers
 from layout_run import LayoutRun, tiny_step, train
 from test_layouts import RANDOM, assert_same_gradients, assert_same_run, one_process
+from test_layouts_cover_routers import variants
 from tiny_model import global_batch, share_of
 
 from moe_train.moe.layers.layer import moe_layers_of
@@ -74,3 +75,13 @@ def test_one_sided_holds_no_slab_of_what_runs_again_between_the_passes():
         for parts in ("experts", "block"):
             assert slabs[parts, 3] == slabs[parts, 1], slabs
             assert slabs[parts, 3] <= 8, slabs
+
+
+@pytest.mark.distributed_exhaustive
+@pytest.mark.parametrize("model", sorted({model for model, _ in variants()}), ids=" ".join)
+def test_blocks_of_every_kind_of_model_run_again_with_the_same_numbers(model):
+    alone = World(0, 1, 0, 1, torch.device("cpu"))
+    accumulated = (*model, "data.micro_batch=4")
+    assert_same_numbers(
+        [train(alone, *accumulated, f"engine.recompute={parts}") for parts in ("none", "block")]
+    )

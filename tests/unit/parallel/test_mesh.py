@@ -1,6 +1,7 @@
 """Who is on which axis of the meshes, and over whom a sum along it runs."""
 
 from dataclasses import replace
+from operator import attrgetter
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from moe_train.parallel.mesh import Mesh
 from moe_train.parallel.world import World
 
 AXES = ("data", "tensor", "replica", "expert", "expert_tensor", "exchange")
+GROUPED = ("sharding.shard", "sharding.copy", "expert_sharding.shard", "expert_sharding.copy")
 ALONE = (1, 0, 1000)
 ALL = (4, 3, 1111)
 
@@ -21,7 +23,7 @@ def places_and_sums(world: World, plans: list[ParallelPlan]) -> list[dict[str, t
     found = []
     for plan in plans:
         mesh = Mesh.build(plan, world)
-        axes = {name: getattr(mesh, name) for name in AXES}
+        axes = {name: attrgetter(name)(mesh) for name in (*AXES, *GROUPED)}
         found.append(
             {
                 name: (axis.size, axis.rank, axis.total(torch.tensor([10.0**world.rank]))[0])
@@ -56,12 +58,24 @@ def test_a_sum_runs_over_the_workers_of_its_axis_alone():
             (2, 1, 1100),
         ),
     }
-    last = run_workers(4, places_and_sums, list(expected))[3]
-    assert last == [dict(zip(AXES, axes, strict=True)) for axes in expected.values()]
+    near, far = (2, 1, 1100), (2, 1, 1010)
+    grouped = {
+        replace(plan, expert=2): (ALL, ALONE, far, ALONE),
+        replace(plan, shard=2): (near, far, near, far),
+        replace(plan, shard=2, expert=2): (near, far, ALONE, far),
+        # Experts are spread further than weights are sharded.
+        replace(plan, shard=2, expert=4): (near, far, ALONE, ALONE),
+        ParallelPlan(data=2, tensor=2, shard=1, expert_tensor=2): (ALONE, far, ALONE, far),
+    }
+    last = run_workers(4, places_and_sums, [*expected, *grouped])[3]
+    of_axes = [{name: places[name] for name in AXES} for places in last[: len(expected)]]
+    assert of_axes == [dict(zip(AXES, axes, strict=True)) for axes in expected.values()]
+    of_groups = [{name: places[name] for name in GROUPED} for places in last[len(expected) :]]
+    assert of_groups == [dict(zip(GROUPED, axes, strict=True)) for axes in grouped.values()]
 
 
 def test_a_single_worker_has_every_axis_to_itself():
-    assert places_and_sums(one_rank(), [ParallelPlan()]) == [dict.fromkeys(AXES, (1, 0, 1.0))]
+    assert places_and_sums(one_rank(), [ParallelPlan()]) == [dict.fromkeys((*AXES, *GROUPED), (1, 0, 1.0))]
 
 
 @pytest.mark.parametrize(
