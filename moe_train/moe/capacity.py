@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from moe_train.moe.counts import counts_of
 from moe_train.moe.routing import Routing
 from moe_train.moe.rows import Rows
 
@@ -55,7 +56,7 @@ def first_with_room(
         served = order[_rank_in_run(segment[order]) < room[segment[order]]]
         is_used[served] = True
         is_waiting[routing.token_ids[served]] = False
-        room -= torch.bincount(segment[served], minlength=len(room))
+        room -= counts_of(segment[served], len(room))
     return is_used
 
 

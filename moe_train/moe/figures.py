@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from moe_train.moe.counts import counts_of
 from moe_train.moe.routing import RouteContext, Routing
 from moe_train.results import LOAD, MoEStats
 
@@ -93,7 +94,7 @@ def experts_per_token(totals: Totals) -> float:
 
 
 def _load(layer: LayerPass) -> Int[Tensor, " E"]:
-    return torch.bincount(layer.assigned.expert_ids, minlength=layer.assigned.num_experts)
+    return counts_of(layer.assigned.expert_ids, layer.assigned.num_experts)
 
 
 def _dropped(layer: LayerPass) -> Int[Tensor, ""]:

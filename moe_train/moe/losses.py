@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from moe_train.moe.counts import counts_of
 from moe_train.moe.rows import Rows
 from moe_train.results import SetLoss
 
@@ -81,9 +82,8 @@ class TokenSets:
             num_sets = self.rows.values.numel() // self.size
             places = self.rows.places_of(torch.arange(tokens, device=edges.device))
             edges = (places // self.size).repeat_interleave(choices) * num_experts + edges
-        if self.is_real is not None:
-            edges = edges[self.is_real.repeat_interleave(choices)]
-        return torch.bincount(edges, minlength=num_sets * num_experts).view(num_sets, num_experts)
+        is_counted = None if self.is_real is None else self.is_real.repeat_interleave(choices)
+        return counts_of(edges, num_sets * num_experts, is_counted).view(num_sets, num_experts)
 
     def num_tokens(self, tokens: int, like: Float[Tensor, "..."]) -> Float[Tensor, "G 1"]:
         """Returns how many of `tokens` tokens (real ones) each set has, in the precision of `like`."""

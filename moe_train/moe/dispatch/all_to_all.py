@@ -58,23 +58,28 @@ class AllToAllDispatcher:
             dist.all_to_all_single(received, sent, group=self.group)
         else:
             received.copy_(sent)
-        by_source = received.view(self.num_ranks, self.num_local)
-        # The one host synchronisation of a dispatch: split sizes must be known to the collective.
-        send, receive, counts = (
-            sizes.tolist()
-            for sizes in (
-                sent.view(self.num_ranks, self.num_local).sum(1),
-                by_source.sum(1),
-                by_source.sum(0),
-            )
-        )
+        send, receive, counts = self._host_sizes(sent, received)
         local_expert = torch.arange(received.numel(), device=x.device) % self.num_local
-        to_expert_major = torch.argsort(local_expert.repeat_interleave(received), stable=True)
+        to_expert_major = torch.argsort(
+            local_expert.repeat_interleave(received, output_size=sum(counts)), stable=True
+        )
         to_arrival = torch.empty_like(to_expert_major)
         to_arrival[to_expert_major] = torch.arange(to_arrival.numel(), device=x.device)
         plan = ExchangePlan(order, send, receive, to_expert_major, to_arrival)
         arrived = AllToAll.apply(order.gather(x), send, receive, self.group)
         return Dispatched(_reorder(arrived, to_expert_major, to_arrival), counts, plan)
+
+    def _host_sizes(
+        self, sent: Int[Tensor, " E"], received: Int[Tensor, " E"]
+    ) -> tuple[list[int], list[int], list[int]]:
+        """Returns the rows to each rank, from each rank, and for each local expert.
+
+        The one host synchronisation of a dispatch: split sizes must be known to the collective.
+        """
+        shape = (self.num_ranks, self.num_local)
+        by_source = received.view(shape)
+        send, receive, counts = sent.view(shape).sum(1), by_source.sum(1), by_source.sum(0)
+        return send.tolist(), receive.tolist(), counts.tolist()
 
     def combine(self, rows: Float[Tensor, "R D"], dispatched: Dispatched) -> Float[Tensor, "T D"]:
         plan: ExchangePlan = dispatched.plan

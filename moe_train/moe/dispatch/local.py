@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from moe_train.config.kinds.dispatch import DispatchConfig
+from moe_train.moe.counts import counts_of
 from moe_train.moe.dispatch.dispatcher import Dispatched
 from moe_train.moe.permute import CombineRows, GatherRows
 from moe_train.moe.routing import Routing
@@ -47,7 +48,7 @@ class ExpertOrder:
             places=places.view(shape),
             present=None if is_full else table.index_fill(0, slots, 1.0).view(shape),
             weights=table.scatter(0, slots, routing.weights).view(shape),
-            counts=torch.bincount(routing.expert_ids, minlength=routing.num_experts),
+            counts=counts_of(routing.expert_ids, routing.num_experts),
         )
 
     def gather(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "N D"]:
