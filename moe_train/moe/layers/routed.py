@@ -71,7 +71,7 @@ class RoutedLayer(MoELayer):
             tokens = unpack(self.dispatcher.dispatch(packed(token_numbers(context.rows)), routing).rows)
         local = torch.arange(len(dispatched.counts), device=tokens.device)
         sizes = torch.tensor(dispatched.counts, device=tokens.device)
-        experts = local.repeat_interleave(sizes) + self.first_expert
+        experts = local.repeat_interleave(sizes, output_size=len(dispatched.rows)) + self.first_expert
         streams = tokens * routing.num_experts + experts
         draws = context.forward_pass.random.uniform(self.dropout_site, streams, self.spec.d_ff)
         draws = draws.narrow(1, self.first_unit, self.experts.w_out.shape[1])
