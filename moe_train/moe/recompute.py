@@ -67,12 +67,12 @@ class _Again:
     def __init__(self, x: Tensor) -> None:
         node = _Saved.apply(x).grad_fn  # in both runs of the part, as these must save the same tensors
         self._node = node if x.numel() else None
-        self._place = (x.untyped_storage().data_ptr(), x.dtype)
+        self._place = (x.untyped_storage()._cdata, x.dtype)
         self._made: list[Tensor] = []
 
     def pack(self, saved: Tensor) -> Any:
         """Returns the tensor, or how it lies in `x`, if it is a view of that or `x` itself."""
-        if self._node is None or (saved.untyped_storage().data_ptr(), saved.dtype) != self._place:
+        if self._node is None or (saved.untyped_storage()._cdata, saved.dtype) != self._place:
             return saved
         return saved.shape, saved.stride(), saved.storage_offset()
 
