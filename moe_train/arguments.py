@@ -92,6 +92,17 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def at_least_one(text: str) -> float:
+    """Parse a finite number >= 1."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 1 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of at least 1")
+    return number
+
+
 def gibibytes(text: str) -> float:
     """Parse an amount of memory > 0."""
     try:

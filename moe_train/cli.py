@@ -35,6 +35,7 @@ examples:
   moe-train run recipes/switch/tiny.yaml                            train with one worker, here
   moe-train run recipes/switch/tiny.yaml --workers 4 parallel.expert=2 optim.lr=1e-3
   moe-train show recipes/switch/tiny.yaml                           show sizes and validation errors
+  moe-train plan recipes/artetxe/1.1t.yaml --world 1024             say what an update costs each worker
   moe-train monitor runs/switch-tiny --html experts.html            chart the load of the experts
   moe-train submit recipes/switch/tiny.yaml --cluster slurm --nodes 2 --dry-run
   moe-train status runs/switch-tiny                                 show the run's state, on any cluster
@@ -61,6 +62,10 @@ examples:
 """
 # Command -> its function and its help. The function takes the arguments and, in ASK_ENVIRONMENT, the environment.
 DELEGATED = {
+    "plan": (
+        "moe_train.planner.commands:main",
+        "trace an update on any number of workers: FLOPs, bytes, memory",
+    ),
     "submit": ("moe_train.jobs.submit:main", "submit a run to Slurm, Ray, or the background of this machine"),
     "status": ("moe_train.jobs.commands:status", "show the state of a run and of its job"),
     "logs": ("moe_train.jobs.commands:logs", "print the output of a run's job; -f follows it"),

@@ -32,13 +32,13 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """Returns the same batch on `device`."""
-        return self._each(lambda tensor: tensor.to(device))
+        return self.each(lambda tensor: tensor.to(device))
 
     def sequences(self, first: int, end: int) -> "Batch":
         """Returns the sequences from `first` up to but not including `end`."""
-        return self._each(lambda tensor: tensor[first:end])
+        return self.each(lambda tensor: tensor[first:end])
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """Returns the batch with `change` applied to every tensor."""
         tensors = {
             field.name: change(value)
