@@ -9,6 +9,7 @@ from moe_train.config.plan import ParallelPlan
 from moe_train.config.problem import Problem
 from moe_train.config.resolve import spec_of
 from moe_train.config.schema import ParallelConfig, Recipe
+from moe_train.config.tensor import tensor_problems
 from moe_train.errors import LayoutError
 
 A_JOB_HAS = "(a job has --nodes times --workers-per-node)"
@@ -42,6 +43,7 @@ def layout_problems(recipe: Recipe, workers: int | None) -> Iterator[Problem]:
         return
     plan = plan_of(recipe.parallel, workers)
     yield from _not_built(recipe)
+    yield from tensor_problems(recipe, plan)
     yield from _experts(recipe, plan)
     yield from _offload(recipe, workers)
 
@@ -49,13 +51,27 @@ def layout_problems(recipe: Recipe, workers: int | None) -> Iterator[Problem]:
 def _not_built(recipe: Recipe) -> Iterator[Problem]:
     """Yields the degrees that moe-train does not implement yet."""
     parallel = recipe.parallel
-    for key, value, only in (
-        ("tensor", parallel.tensor, 1),
-        ("expert_tensor", parallel.expert_tensor, 1),
-        ("sequence", parallel.sequence, False),
-    ):
-        if value != only:
-            yield Problem(f"parallel.{key}", value, "is not implemented yet", f"set parallel.{key}={only}")
+    if parallel.tensor > 1 and spec_of(recipe).moe:
+        yield Problem(
+            "parallel.tensor",
+            parallel.tensor,
+            "is not implemented yet for models with MoE layers",
+            "set parallel.tensor=1, or moe.every=0",
+        )
+    if parallel.tensor > 1 and recipe.engine.kind != "native":
+        yield Problem(
+            "parallel.tensor",
+            parallel.tensor,
+            f"is not implemented yet for engine.kind={recipe.engine.kind}",
+            "set parallel.tensor=1, or engine.kind=native",
+        )
+    if parallel.expert_tensor > 1:
+        yield Problem(
+            "parallel.expert_tensor",
+            parallel.expert_tensor,
+            "is not implemented yet",
+            "set parallel.expert_tensor=1",
+        )
 
 
 def _experts(recipe: Recipe, plan: ParallelPlan) -> Iterator[Problem]:

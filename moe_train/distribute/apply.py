@@ -1,12 +1,13 @@
 """Makes this rank's part of a model from a spec: the one place where the order of parallelism is written.
 
 1. The whole model on the meta device: shapes, no storage.
-2. Expert parallelism, because it decides which experts exist here at all; what follows sees only those.
-3. Recomputation: what runs again in the backward pass includes the exchange of experts, and FSDP2 stands around it.
-4. Data parallelism (FSDP2), outermost, over whatever parameters are left: it must see final local shapes.
-5. Storage on the device, then initial values by global name and expert id: no rank ever holds more than its part.
+2. Tensor parallelism, because it decides how many heads, hidden units and tokens of the vocabulary exist here at all.
+3. Expert parallelism decides the same of experts, which tensor parallelism leaves alone; what follows sees only these.
+4. Recomputation: what runs again in the backward pass includes the collectives of both, and FSDP2 stands around it.
+5. Data parallelism (FSDP2), outermost, over whatever parameters are left: it must see final local shapes.
+6. Storage on the device, then initial values by global name and expert id: no rank ever holds more than its part.
    Buffers are held whole by every rank: they begin at 0, and tables of routers are made.
-6. Persistent gradient buffers for experts that FSDP2 does not own: they need storage to exist.
+7. Persistent gradient buffers for experts that FSDP2 does not own: they need storage to exist.
 """
 
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from moe_train.distribute.data import apply_data, shards_experts
 from moe_train.distribute.expert import apply_expert
 from moe_train.distribute.recompute import apply_recompute
 from moe_train.distribute.shards import parameter_shards
+from moe_train.distribute.tensor import apply_tensor, clear_padding
 from moe_train.model.build import tables
 from moe_train.model.init import initial_value, initials
 from moe_train.model.model import Model
@@ -57,6 +59,9 @@ def distribute(
     engine, model = engine or NativeEngineConfig(), build_on_meta(spec)
     native = engine if isinstance(engine, NativeEngineConfig) else None
     begins = initials(model, spec.init_scale)
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    if native:
+        apply_tensor(model, mesh)
     apply_expert(model, mesh, None if native else 1.0)
     apply_recompute(
         model, engine.recompute, holds_parts=native is not None and native.gather_dtype is not None
@@ -64,8 +69,9 @@ def distribute(
     if native:
         apply_data(model, mesh, native)
     _allocate(model, mesh.world.device, is_offloaded=native is not None and native.offload)
-    shards = parameter_shards(model, mesh)
+    shards = parameter_shards(model, mesh, shapes)
     with torch.no_grad():
+        clear_padding(model, mesh)
         for name, shard in shards.items():
             shape = tuple(shard.data.shape)
             value = initial_value(seed, name, begins[name], shard.global_shape, shard.offsets, shape)

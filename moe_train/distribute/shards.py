@@ -5,9 +5,9 @@ what is no expert the first worker of a tensor group. So a sum over the elements
 counts each of them once.
 """
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from moe_train.checkpoint.layout import Shard
 from moe_train.model.model import Model
@@ -16,26 +16,69 @@ from moe_train.moe.layers.layer import moe_layers_of
 from moe_train.parallel.mesh import Mesh
 
 
-def parameter_shards(model: Model, mesh: Mesh) -> dict[str, Shard]:
-    """Returns this rank's local tensor of every parameter, by global name; `data` shares the parameter's storage."""
+def parameter_shards(model: Model, mesh: Mesh, shapes: dict[str, torch.Size]) -> dict[str, Shard]:
+    """Returns this rank's local tensor of every parameter, by global name; `data` shares the parameter's storage.
+
+    `shapes` are those of the whole parameters.
+    """
     experts = {f"{name}.experts" for name, _ in moe_layers_of(model)}
     return {
-        name: _shard(name, parameter, name.rpartition(".")[0] in experts, mesh)
+        name: _expert_shard(name, parameter, mesh, shapes[name])
+        if name.rpartition(".")[0] in experts
+        else _dense_shard(parameter, mesh, shapes[name])
         for name, parameter in model.named_parameters()
     }
 
 
-def _shard(name: str, parameter: nn.Parameter, is_expert: bool, mesh: Mesh) -> Shard:
-    shape, offsets = tuple(parameter.shape), (0,) * parameter.ndim
-    local = parameter.detach()
-    if isinstance(local, DTensor):
-        _, offsets = compute_local_shape_and_global_offset(shape, local.device_mesh, local.placements)
-        local = local.to_local()
-    if is_expert:
-        # FSDP2 knows this rank's slices of its experts only; expert parallelism cut them from the global ones.
-        for dim, axis in ((0, mesh.expert), (HIDDEN_DIM[name.rpartition(".")[2]], mesh.expert_tensor)):
-            offsets = (*offsets[:dim], offsets[dim] + axis.rank * shape[dim], *offsets[dim + 1 :])
-            shape = (*shape[:dim], shape[dim] * axis.size, *shape[dim + 1 :])
-    sharding = mesh.expert_sharding if is_expert else mesh.sharding
-    is_owner = sharding.copy.is_first and (is_expert or mesh.tensor.is_first)
-    return Shard(local, shape, tuple(offsets), is_expert, is_owner=is_owner)
+def _expert_shard(name: str, parameter: nn.Parameter, mesh: Mesh, shape: torch.Size) -> Shard:
+    """Describes experts: FSDP2 knows this rank's slices of its experts only, which expert parallelism has cut."""
+    offsets = list(_offsets(parameter))
+    for dim, axis in ((0, mesh.expert), (HIDDEN_DIM[name.rpartition(".")[2]], mesh.expert_tensor)):
+        offsets[dim] += axis.rank * parameter.shape[dim]
+    is_owner = mesh.expert_sharding.copy.is_first
+    return Shard(
+        local_part(parameter.detach()), tuple(shape), tuple(offsets), is_expert=True, is_owner=is_owner
+    )
+
+
+def _dense_shard(parameter: nn.Parameter, mesh: Mesh, shape: torch.Size) -> Shard:
+    """Describes a parameter that is no expert; rows that pad a vocabulary are left out."""
+    local, offsets = local_part(parameter.detach()), _offsets(parameter)
+    if local.ndim:
+        local = local[: max(0, shape[0] - offsets[0])]
+    is_first = mesh.tensor.is_first or _is_cut_by_tensor(parameter, mesh)
+    return Shard(local, tuple(shape), offsets, is_owner=is_first and mesh.sharding.copy.is_first)
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """Returns this rank's part of a tensor, which may not be distributed."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _is_cut_by_tensor(parameter: Tensor, mesh: Mesh) -> bool:
+    """Returns whether the workers of a tensor group hold different parts."""
+    if not isinstance(parameter, DTensor) or mesh.tensor.devices is None:
+        return False
+    names = parameter.device_mesh.mesh_dim_names or ()
+    return any(
+        name in (mesh.tensor.devices.mesh_dim_names or ()) and not placement.is_replicate()
+        for name, placement in zip(names, parameter.placements, strict=True)
+    )
+
+
+def _offsets(parameter: Tensor) -> tuple[int, ...]:
+    """Returns where this rank's part begins. The innermost axis of the mesh cut first, and the next one its parts."""
+    offsets, sizes = [0] * parameter.ndim, list(parameter.shape)
+    if isinstance(parameter, DTensor):
+        mesh = parameter.device_mesh
+        for axis in reversed(range(mesh.ndim)):
+            placement = parameter.placements[axis]
+            if placement.is_replicate():
+                continue
+            dim = placement.dim  # type: ignore[attr-defined]  # a Shard's or a _StridedShard's
+            part = -(-sizes[dim] // mesh.size(axis))
+            first = min(mesh.get_local_rank(axis) * part, sizes[dim])
+            offsets[dim] += first
+            sizes[dim] = min(part, sizes[dim] - first)
+        assert tuple(sizes) == tuple(parameter.to_local().shape), (sizes, parameter.placements)
+    return tuple(offsets)

@@ -16,9 +16,12 @@ from moe_train.config.registry import build
 from moe_train.config.resolve import spec_of
 from moe_train.config.schema import Recipe
 from moe_train.distribute.apply import distribute
+from moe_train.distribute.shards import local_part
+from moe_train.distribute.tensor import partial_gradients
 from moe_train.moe.routing import Vocabulary
 from moe_train.optim.norm import squared_norm
 from moe_train.optim.state import forget, sharded_state
+from moe_train.parallel.axis import sum_together
 from moe_train.parallel.mesh import Mesh
 
 
@@ -38,6 +41,7 @@ class NativeEngine:
             vocabulary=vocabulary,
         )
         self.model, self.shards, self.expert_gradients = built.model, built.shards, built.expert_gradients
+        self.partial = partial_gradients(built.model)
         self.parameters = dict(self.model.named_parameters())
         self.locals = {name: shard.data for name, shard in self.shards.items()}
         self.optimizer: torch.optim.Optimizer = build("optim", recipe.optim, shards=self.shards, mesh=mesh)
@@ -94,6 +98,8 @@ class NativeEngine:
     def _hand_over_gradients(self) -> None:
         """Gives the optimizer's local tensors the local part of the gradients."""
         for name, parameter in self.parameters.items():
-            grad, local = parameter.grad, self.locals[name]
-            assert grad is not None, f"{name} has no gradient"
-            local.grad = grad.to_local() if hasattr(grad, "to_local") else grad
+            assert parameter.grad is not None, f"{name} has no gradient"
+            grad, local = local_part(parameter.grad), self.locals[name]
+            local.grad = grad if grad.shape == local.shape else grad[: len(local)]  # without rows of padding
+        partial = [self.locals[name].grad for name in self.partial]
+        sum_together([grad for grad in partial if grad is not None], self.mesh.tensor)

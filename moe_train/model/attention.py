@@ -30,7 +30,7 @@ class Attention(nn.Module):
         """With `reads_memory`, it attends to an encoder's output, which has no positions."""
         super().__init__()
         width, of_heads = spec.d_model, spec.attention_width
-        self.head_width, self.is_causal = spec.head_width, is_causal
+        self.head_width, self.is_causal, self.reads_memory = spec.head_width, is_causal, reads_memory
         self.rotary = spec.positions == "rotary" and not reads_memory
         self.distances = (
             DistanceScores(width, spec.num_heads, spec.head_width, is_causal=is_causal)

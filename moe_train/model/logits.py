@@ -56,12 +56,6 @@ class Logits(NamedTuple):
     part: VocabularyPart
 
     @classmethod
-    def of_head(cls, values: Float[Tensor, "*N rows"], part: VocabularyPart) -> "Logits":
-        """Returns what a head with the part's rows has computed, without padding."""
-        assert values.shape[-1] == part.rows, f"{values.shape[-1]} logits for {part.rows} rows"
-        return cls(values if part.count == part.rows else values[..., : part.count], part)
-
-    @classmethod
     def whole(cls, values: Float[Tensor, "*N V"]) -> "Logits":
         """Returns logits of all tokens."""
         return cls(values, VocabularyPart(values.shape[-1]))

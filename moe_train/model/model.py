@@ -6,6 +6,7 @@ B sequences, S tokens, R tokens of a source, D model width.
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -28,6 +29,11 @@ class ModelOutput(NamedTuple):
 class Model(nn.Module, ABC):
     """Predicts the next token, or hidden ones. It returns a `ModelOutput`."""
 
+    embedding: nn.Embedding
+    head: nn.Linear | None
+    """None: the embedding's matrix serves as head."""
+    scores: "Scores"
+
     entry_points: ClassVar[tuple[str, ...]] = ()
     """Methods that are called in place of `forward`, which FSDP2 must hook itself into as well."""
     vocabulary: VocabularyPart
@@ -41,6 +47,17 @@ class Model(nn.Module, ABC):
     @abstractmethod
     def inputs(self, batch: Batch, forward_pass: Pass) -> tuple[Any, ...]:
         """Returns the arguments of `forward` for a batch."""
+
+
+class Scores(nn.Module):
+    """Scores the vocabulary by a matrix that it is given, the head's or the embedding's.
+
+    It is a module because tensor parallelism hooks itself into it, whichever matrix it is.
+    """
+
+    def forward(self, x: Float[Tensor, "B S D"], weight: Float[Tensor, "V D"]) -> Float[Tensor, "B S V"]:
+        """Returns the scores of every place."""
+        return F.linear(x, weight)
 
 
 @runtime_checkable

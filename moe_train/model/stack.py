@@ -19,6 +19,7 @@ from moe_train.moe.layers.layer import MoELayer, moe_layer
 from moe_train.moe.recompute import Run, kept
 from moe_train.moe.routing import RouteContext
 from moe_train.moe.rows import Rows
+from moe_train.parallel.axis import Axis
 from moe_train.results import MoEStats
 
 
@@ -116,6 +117,8 @@ class Stack(nn.Module):
     def __init__(self, spec: ModelSpec, stack: StackSpec, prefix: str = ""):
         super().__init__()
         self.site, self.dropout, self.is_causal = f"{prefix}embedding", spec.dropout, stack.is_causal
+        self.sequence = Axis()
+        """Workers that have different positions of every sequence between the blocks."""
         self.positions = nn.Embedding(stack.length, spec.d_model) if spec.positions == "learned" else None
         self.relative_bias = (
             RelativeBias(spec.num_heads, is_causal=stack.is_causal) if spec.positions == "relative" else None
@@ -133,10 +136,14 @@ class Stack(nn.Module):
         memory: Float[Tensor, "B R D"] | None = None,
         memory_bias: Float[Tensor, "B 1 1 R"] | None = None,
     ) -> StackOutput:
-        """Returns the states of embedded tokens after the last block."""
+        """Returns the states of embedded tokens after the last block.
+
+        With sequence parallelism, `x`, `memory` and the states are this worker's part of every sequence.
+        """
+        rows = context.rows.part(self.sequence.rank, self.sequence.size)
+        context = replace(context, rows=rows)
         if self.positions is not None:
-            x = x + self.positions.weight[: x.shape[1]]
-        rows = context.rows
+            x = x + self.positions.weight[rows.first : rows.first + x.shape[1]]
         x = dropout(rows.take(x), self.dropout, self.site, context)
         bias, stats = self._bias(rows), []
         parts: list[tuple[Part, RouteContext, Tensor | None]] = []  # and what was there before each
@@ -158,6 +165,7 @@ class Stack(nn.Module):
 
         Padding comes after all real tokens, so causal attention never sees it.
         """
+        rows = rows.of_whole_sequences
         bias = None if self.relative_bias is None else self.relative_bias(rows.length).unsqueeze(0)
         occupied = rows.occupied
         if occupied is None or (self.is_causal and rows.is_full):

@@ -9,7 +9,6 @@ B sequences, S tokens, R tokens of the source, D model width.
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -17,7 +16,7 @@ from moe_train.config.spec import ModelSpec
 from moe_train.data.batch import Batch
 from moe_train.model.attention import hide_padding
 from moe_train.model.logits import Logits, VocabularyPart
-from moe_train.model.model import Model, ModelOutput
+from moe_train.model.model import Model, ModelOutput, Scores
 from moe_train.model.stack import Block, Stack, StackOutput
 from moe_train.moe.routing import Pass, RouteContext
 from moe_train.moe.rows import Rows
@@ -32,6 +31,7 @@ class Transformer(Stack, Model):
         self.vocabulary = VocabularyPart(spec.vocabulary_size)
         self.embedding = _embedding(spec)
         self.head = _head(spec)
+        self.scores = Scores()
 
     @property
     def blocks(self) -> list[Block]:
@@ -47,7 +47,7 @@ class Transformer(Stack, Model):
         """Returns logits at every position."""
         context = context or RouteContext.outside_of_a_run(tokens, self.training)
         x, stats = self.run(self.embedding(tokens), context)
-        return ModelOutput(_logits(x, self.embedding, self.head, self.vocabulary), stats)
+        return ModelOutput(_logits(self, x), stats)
 
 
 class EncoderDecoder(Model):
@@ -63,6 +63,7 @@ class EncoderDecoder(Model):
         self.encoder = Stack(spec, encoder, "encoder.")
         self.decoder = Stack(spec, decoder, "decoder.")
         self.head = _head(spec)
+        self.scores = Scores()
 
     @property
     def blocks(self) -> list[Block]:
@@ -116,7 +117,7 @@ class EncoderDecoder(Model):
     ) -> ModelOutput:
         hiding = None if is_real is None else hide_padding(is_real)
         x, stats = self.decoder.run(self.embedding(tokens), context, memory, hiding)
-        return ModelOutput(_logits(x, self.embedding, self.head, self.vocabulary), stats)
+        return ModelOutput(_logits(self, x), stats)
 
 
 def build_on_meta(spec: ModelSpec) -> Model:
@@ -133,7 +134,6 @@ def _head(spec: ModelSpec) -> nn.Linear | None:
     return None if spec.tied_embeddings else nn.Linear(spec.d_model, spec.vocabulary_size, bias=False)
 
 
-def _logits(
-    x: Float[Tensor, "B S D"], embedding: nn.Embedding, head: nn.Linear | None, part: VocabularyPart
-) -> Logits:
-    return Logits.of_head(F.linear(x, embedding.weight) if head is None else head(x), part)
+def _logits(model: Model, x: Float[Tensor, "B S D"]) -> Logits:
+    matrix = model.embedding.weight if model.head is None else model.head.weight
+    return Logits(model.scores(x, matrix), model.vocabulary)

@@ -66,8 +66,9 @@ class RouteContext:
 
         So numbers are drawn for all places of a sequence, and those of absent rows are dropped.
         """
-        ids, length = self.rows.sequence_ids, self.rows.length
-        return self.rows.take(self.forward_pass.random.uniform(site, ids, length, *shape))
+        ids, length = self.rows.sequence_ids, self.rows.of_whole_sequences.length
+        draws = self.forward_pass.random.uniform(site, ids, length, *shape)
+        return self.rows.take(self.rows.part_of(draws))
 
 
 class Spread(NamedTuple):

@@ -5,6 +5,8 @@ along goes by places: routing groups and their capacity, the sets of balance los
 A row that is absent counts as padding does: it takes no slot and has no part in losses. A group keeps its capacity,
 which counts places, so what an expert accepts of a row cannot shrink with the rows around it.
 Full rows have every place in order. Nothing is indexed then: laying them out and taking them back are views.
+With sequence parallelism each worker of a tensor group has a part of every sequence: rows that are full for this part,
+and know those of the whole sequences. Draws, biases and routing go by the whole ones.
 B sequences, S tokens of each, T rows.
 """
 
@@ -27,6 +29,10 @@ class Rows:
     """False for padding, which comes after the real tokens of its sequence; None where there is none."""
     places: Int[Tensor, " T"] | None = None
     """Of each row, ascending; None: the rows are full."""
+    whole: "Rows | None" = None
+    """The rows of whole sequences, of which these are a part; None: these are of whole sequences."""
+    first: int = 0
+    """Position of the first token of each sequence in the whole one."""
 
     @property
     def is_full(self) -> bool:
@@ -37,6 +43,11 @@ class Rows:
     def length(self) -> int:
         """Returns the number of places of a sequence."""
         return self.values.shape[1]
+
+    @property
+    def of_whole_sequences(self) -> "Rows":
+        """Returns the rows of whole sequences of which these are a part, or these."""
+        return self if self.whole is None else self.whole
 
     @property
     def real(self) -> Bool[Tensor, " T"] | None:
@@ -80,6 +91,21 @@ class Rows:
         """Returns `occupied` in groups of `sequences` sequences."""
         occupied = self.occupied
         return None if occupied is None else occupied.reshape(-1, sequences * self.length)
+
+    def part(self, index: int, number: int) -> "Rows":
+        """Returns one of `number` equal parts of every sequence; 1 leaves the rows as they are."""
+        if number == 1:
+            return self
+        assert self.is_full, "rows that skip a block are of whole sequences"
+        assert self.length % number == 0, f"{number} workers cannot have equal parts of {self.length} tokens"
+        first, size = index * (self.length // number), self.length // number
+        here = slice(first, first + size)
+        is_real = None if self.is_real is None else self.is_real[:, here]
+        return Rows(self.sequence_ids, self.values[:, here], is_real, whole=self, first=first)
+
+    def part_of(self, laid_out: Shaped[Tensor, "B S ..."]) -> Shaped[Tensor, "B S_of_part ..."]:
+        """Selects these rows' part of every sequence from values of whole sequences."""
+        return laid_out if self.whole is None else laid_out[:, self.first : self.first + self.length]
 
     def only(self, kept: Int[Tensor, " N"]) -> "Rows":
         """Returns only the rows with these ascending indices."""

@@ -25,7 +25,7 @@ from torch import Tensor
 from moe_train.checkpoint.layout import Shard
 from moe_train.config.kinds.optim import AdafactorConfig
 from moe_train.optim.groups import groups_by_decay
-from moe_train.parallel.axis import Axis
+from moe_train.parallel.axis import sum_together
 from moe_train.parallel.mesh import Mesh
 
 
@@ -39,13 +39,18 @@ class _Parameter:
     is_factored: bool
 
     @property
+    def has_cut_columns(self) -> bool:
+        """Returns whether this rank has only a part of each of its rows: of some matrices, with tensor parallelism."""
+        return self.is_factored and self.shard.data.shape[-1] < self.num_columns
+
+    @property
     def grad(self) -> Tensor:
         assert self.shard.data.grad is not None
         return self.shard.data.grad
 
     @property
-    def num_rows(self) -> int:
-        return self.shard.global_shape[-2]
+    def num_columns(self) -> int:
+        return self.shard.global_shape[-1]
 
     @property
     def num_elements(self) -> int:
@@ -83,36 +88,72 @@ class Adafactor(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Updates all parameters once."""
         assert closure is None
-        columns = [self._gather_squares(parameter) for parameter in self._parameters]
-        sizes = self._sum_over_ranks(columns, [parameter.shard.data for parameter in self._parameters])
-        for parameter, column in zip(self._parameters, columns, strict=True):
-            self._normalise(parameter, column)
+        sums = [self._gather_squares(parameter) for parameter in self._parameters]
+        self._sum_over_cut_rows([row for row, _ in sums])
+        sizes = self._sum_over_ranks(
+            [column for _, column in sums], [parameter.shard.data for parameter in self._parameters]
+        )
+        for parameter, (row, column) in zip(self._parameters, sums, strict=True):
+            self._average(parameter, row, column)
+        for parameter, mean in zip(self._parameters, self._means(), strict=True):
+            self._normalise(parameter, mean)
         updates = self._sum_over_ranks([], [parameter.grad for parameter in self._parameters])
         for parameter, size, update in zip(self._parameters, sizes, updates, strict=True):
             self._apply(parameter, size, update)
 
-    def _gather_squares(self, parameter: _Parameter) -> Tensor | None:
-        """Counts the update and averages the squared gradient; returns this rank's column sums if it is factored."""
+    def _gather_squares(self, parameter: _Parameter) -> tuple[Tensor | None, Tensor | None]:
+        """Counts the update and averages the squared gradient where that needs no other rank.
+
+        Returns this rank's sums of rows and of columns, where other ranks may have to complete them.
+        """
         state, grad = parameter.state, parameter.grad
         if self.grad_scale is not None:
             grad.div_(self.grad_scale)
         state["step"] += 1
         squares = grad.square().add_(self.config.epsilon1)
-        if parameter.is_factored:
-            state["row"].lerp_(squares.mean(-1), 1 - self._decay(parameter))
-            return squares.sum(-2).double()
-        state["square"].lerp_(squares, 1 - self._decay(parameter))
-        return None
+        if not parameter.is_factored:
+            state["square"].lerp_(squares, 1 - self._decay(parameter))
+            return None, None
+        columns = squares.sum(-2).double()
+        if parameter.has_cut_columns:
+            return squares.sum(-1).double(), columns
+        state["row"].lerp_(squares.mean(-1), 1 - self._decay(parameter))
+        return None, columns
 
-    def _normalise(self, parameter: _Parameter, column: Tensor | None) -> None:
+    def _average(self, parameter: _Parameter, row: Tensor | None, column: Tensor | None) -> None:
+        """Averages the completed sums of squares."""
+        for key, sums, of in (("row", row, -1), ("column", column, -2)):
+            if sums is not None:
+                state, number = parameter.state[key], parameter.shard.global_shape[of]
+                state.lerp_((sums / number).to(state.dtype), 1 - self._decay(parameter))
+
+    def _means(self) -> list[Tensor | None]:
+        """Returns the mean second moment of each factored matrix: that of the columns' means, as that of the rows'.
+
+        Collective if some rank has only a part of the columns.
+        """
+        columns = [parameter.state.get("column") for parameter in self._parameters]
+        cut = [
+            column.double().sum(-1, keepdim=True)
+            if parameter.has_cut_columns and column is not None
+            else None
+            for parameter, column in zip(self._parameters, columns, strict=True)
+        ]
+        self._sum_over_cut_rows(cut)
+        means: list[Tensor | None] = []
+        for parameter, column, total in zip(self._parameters, columns, cut, strict=True):
+            if column is None or total is None:
+                means.append(None if column is None else column.mean(-1, keepdim=True))
+            else:
+                means.append((total / parameter.num_columns).to(column.dtype))
+        return means
+
+    def _normalise(self, parameter: _Parameter, mean: Tensor | None) -> None:
         """Divides the gradient by the root of the second moment   # alg. 4: V = R C / (1^T R), U = G / sqrt(V)."""
         state, grad = parameter.state, parameter.grad
-        if column is None:
+        if mean is None:
             grad.mul_(state["square"].rsqrt())
             return
-        state["column"].lerp_((column / parameter.num_rows).to(grad.dtype), 1 - self._decay(parameter))
-        # The mean of the rows' means equals that of the columns', which every rank has.
-        mean = state["column"].mean(-1, keepdim=True)
         # Separate roots: R / mean underflows for a row without a gradient beside large ones, and 0 / sqrt(0) is NaN.
         row_factors = state["row"].rsqrt().mul_(mean.sqrt())
         grad.mul_(row_factors.unsqueeze(-1)).mul_(state["column"].rsqrt().unsqueeze(-2))
@@ -140,23 +181,41 @@ class Adafactor(torch.optim.Optimizer):
     def _sum_over_ranks(self, columns: Sequence[Tensor | None], values: Sequence[Tensor]) -> Tensor:
         """Completes the column sums in place, and returns the mean squares of whole parameters. Collective.
 
-        A group that shards weights holds different rows of a matrix; of an expert, only its replicas in there do.
+        Of a matrix, ranks hold different rows, or copies, of which the owner's count. Where tensor parallelism cuts the
+        columns, only the ranks that shard the same part hold other rows of the same columns. Of an expert these are
+        replicas, and the ranks among which its hidden width is cut.
         """
         owned = [parameter.shard.is_owner for parameter in self._parameters]
         squares = torch.stack(
             [_sum_of_squares(value) * own for value, own in zip(values, owned, strict=True)]
         )
-        if self.mesh.data.size > 1:
-            parts = list(zip(self._parameters, columns, strict=False))
-            shared = [part for owner, part in parts if part is not None and not owner.shard.is_expert]
-            expert = [part for owner, part in parts if part is not None and owner.shard.is_expert]
-            if self.mesh.sharding.copy.size == 1:
-                _sum_together([squares, *shared], self.mesh.data)
+        whole: list[Tensor] = [squares]
+        cut: list[Tensor] = []
+        of_experts: tuple[list[Tensor], list[Tensor]] = ([], [])  # with whole columns, and with cut ones
+        for parameter, part in zip(self._parameters, columns, strict=False):
+            if part is None:
+                continue
+            if parameter.shard.is_expert:
+                of_experts[parameter.has_cut_columns].append(part)
+            elif parameter.has_cut_columns:
+                cut.append(part)
             else:
-                _sum_together([squares], self.mesh.data)
-                _sum_together(shared, self.mesh.sharding.shard)
-            _sum_together(expert, self.mesh.expert_sharding.shard)
+                whole.append(part.mul_(parameter.shard.is_owner))
+        sum_together(whole, self.mesh.world)
+        sum_together(cut, self.mesh.sharding.shard)
+        sum_together([*of_experts[False], *of_experts[True]], self.mesh.expert_sharding.shard)
+        sum_together(of_experts[False], self.mesh.expert_tensor)
         return squares / squares.new_tensor([parameter.num_elements for parameter in self._parameters])
+
+    def _sum_over_cut_rows(self, sums: Sequence[Tensor | None]) -> None:
+        """Completes sums over the columns of matrices whose columns are cut, in place. Collective."""
+        for is_expert, axis in ((False, self.mesh.tensor), (True, self.mesh.expert_tensor)):
+            parts = [
+                part
+                for parameter, part in zip(self._parameters, sums, strict=True)
+                if part is not None and parameter.shard.is_expert == is_expert
+            ]
+            sum_together(parts, axis)
 
 
 def _sum_of_squares(values: Tensor) -> Float[Tensor, ""]:
@@ -164,12 +223,3 @@ def _sum_of_squares(values: Tensor) -> Float[Tensor, ""]:
     if values.ndim == 0 or values.numel() == 0:
         return values.double().square().sum()
     return torch.linalg.vector_norm(values, dim=-1).double().square().sum()
-
-
-def _sum_together(parts: Sequence[Tensor], axis: Axis) -> None:
-    """Sums float64 tensors over an axis, in place, in one collective."""
-    if axis.size == 1 or not parts:
-        return
-    flat = axis.sum(torch.cat([part.reshape(-1) for part in parts]))
-    for part, total in zip(parts, flat.split([part.numel() for part in parts]), strict=True):
-        part.copy_(total.view_as(part))

@@ -3,11 +3,15 @@
 Whoever sums names the axis: "over all workers" is right for few things once workers share more than data.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
+
+from moe_train.parallel.world import World
 
 
 @dataclass(frozen=True)
@@ -71,3 +75,12 @@ class Sharding:
     """One worker of each group: they hold the same part."""
     devices: DeviceMesh | None = None
     """What FSDP2 shards over: copy x shard, or shard alone if there is one group. None in a run with one worker."""
+
+
+def sum_together(parts: Sequence[Tensor], over: Axis | World) -> None:
+    """Sums tensors of one type over an axis, or over all workers, in place, in one collective."""
+    if over.size == 1 or not parts:
+        return
+    flat = over.sum(torch.cat([part.reshape(-1) for part in parts]))
+    for part, total in zip(parts, flat.split([part.numel() for part in parts]), strict=True):
+        part.copy_(total.view_as(part))

@@ -156,6 +156,39 @@ def test_a_broken_rule_is_said(override, workers, sentence):
             "of 3 bad ones in a row, with checkpoint.every=12; set checkpoint.keep_last=3 or more",
         ),
         (
+            ("moe.every=0", "parallel.tensor=4"),
+            4,
+            "parallel.tensor=4: must divide model.num_heads=2; choose one of 1, 2.",
+        ),
+        (
+            ("moe.every=0", "model.d_ff=49", "parallel.tensor=2"),
+            2,
+            "parallel.tensor=2: must divide model.d_ff=49; use 1.",
+        ),
+        (
+            ("moe.every=0", "data.sequence_length=15", "parallel.tensor=2", "parallel.sequence=true"),
+            2,
+            "parallel.tensor=2: must divide the decoder's sequence length of 15; use 1.",
+        ),
+        (
+            ("parallel.sequence=true",),
+            2,
+            "parallel.sequence=true: cuts sequences over the workers of a tensor group, of which parallel.tensor=1 "
+            "leaves one; set parallel.tensor=2 or more, or parallel.sequence=false.",
+        ),
+        (
+            (
+                "moe.every=0",
+                "model.architecture=encoder_decoder",
+                "objective.kind=translation",
+                "data.corpus.kind=parallel_debian",
+                "parallel.tensor=2",
+                "parallel.sequence=true",
+            ),
+            2,
+            "parallel.sequence=true: cannot be combined with decoding.sentences=64: a translation grows by one token",
+        ),
+        (
             ("moe.d_ff=42", "parallel.expert=2"),
             8,
             "makes 4 workers shard each expert, so 4 must divide moe.d_ff=42",
@@ -196,6 +229,10 @@ def test_a_rule_between_several_keys_is_said(overrides, workers, sentence):
 @pytest.mark.parametrize(("workers", "expert"), [(None, 1), (1, 1), (2, 1), (2, 2), (4, 2), (4, 4), (8, 8)])
 def test_a_sound_recipe_has_no_problem(workers, expert):
     assert problems(tiny_recipe(f"parallel.expert={expert}"), workers) == []
+
+
+def test_a_tensor_group_need_not_divide_the_vocabulary():
+    assert problems(tiny_recipe("moe.every=0", "data.tokenizer.vocab_size=301", "parallel.tensor=2"), 4) == []
 
 
 def test_a_dense_model_is_not_asked_about_experts():

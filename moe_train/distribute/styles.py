@@ -1,0 +1,91 @@
+"""Styles for `parallelize_module` where torch's own do not fit: embedding, logits, and weights that are no matrix.
+
+torch's style for an embedding makes the gradient of all rows on every rank, and none knows rows of padding.
+B sequences, S tokens, D model width, V rows of this rank.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ParallelStyle
+
+from moe_train.model.logits import VocabularyPart
+
+
+class CutWeights(ParallelStyle):
+    """Cuts a module's own weights along `dim`; its `forward` sees this rank's part of them as plain tensors."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            cut = distribute_tensor(parameter, device_mesh, [Shard(self.dim)])
+            module.register_parameter(name, nn.Parameter(cut))
+        module.register_forward_pre_hook(_show_parts)
+        module.register_forward_hook(_hide_parts, always_call=True)
+        return module
+
+
+def _show_parts(module: nn.Module, inputs: Any) -> None:
+    """Sets attributes to the local parts: an instance's own attributes come before its registered parameters."""
+    for name, parameter in module.named_parameters(recurse=False):
+        assert isinstance(parameter, DTensor)
+        module.__dict__[name] = parameter.to_local()
+
+
+def _hide_parts(module: nn.Module, inputs: Any, output: Any) -> None:
+    for name, _ in module.named_parameters(recurse=False):
+        module.__dict__.pop(name, None)
+
+
+class CutEmbedding(CutWeights):
+    """Cuts an embedding by vocabulary: each rank looks its own tokens up, and the parts are summed to `output`."""
+
+    def __init__(self, output: Placement) -> None:
+        super().__init__(dim=0)
+        self.output = output
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        super()._apply(module, device_mesh)
+        module.forward = partial(self._embed, module, device_mesh)
+        return module
+
+    def _embed(
+        self, module: nn.Module, devices: DeviceMesh, tokens: Int[Tensor, "B S"]
+    ) -> Float[Tensor, "B S_of_rank D"]:
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        rows = tokens - devices.get_local_rank() * len(weight)
+        is_elsewhere = (rows < 0) | (rows >= len(weight))
+        own = F.embedding(rows.clamp(0, len(weight) - 1), weight)
+        own = own.masked_fill(is_elsewhere.unsqueeze(-1), 0.0)
+        parts = DTensor.from_local(own, devices, [Partial()], run_check=False)
+        return parts.redistribute(placements=[self.output]).to_local()
+
+
+class CutLogits(ParallelStyle):
+    """Computes the logits of this rank's tokens by its rows of the matrix, without those of padding at their end."""
+
+    def __init__(self, part: VocabularyPart, states: Placement) -> None:
+        super().__init__()
+        self.part, self.states = part, states
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        module.register_forward_pre_hook(partial(self._own_part, device_mesh))
+        return module
+
+    def _own_part(
+        self, devices: DeviceMesh, module: nn.Module, inputs: tuple[Tensor, DTensor]
+    ) -> tuple[Float[Tensor, "B S D"], Float[Tensor, "V D"]]:
+        """Returns the states, whose gradient is summed over the ranks, and this rank's rows of the matrix."""
+        states, weight = inputs
+        shared = DTensor.from_local(states, devices, [self.states], run_check=False)
+        shared = shared.redistribute(placements=[Replicate()])
+        return shared.to_local(grad_placements=[Partial()]), weight.to_local()[: self.part.count]
