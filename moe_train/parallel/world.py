@@ -138,7 +138,7 @@ class World:
 
     def leave(self) -> None:
         """Destroy the process group, if there is one."""
-        if self.size > 1 and dist.is_initialized():
+        if dist.is_initialized():
             dist.destroy_process_group()
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from moe_train.checkpoint.checkpointer import Checkpointer
 from moe_train.checkpoint.lineage import record_start
-from moe_train.checkpoint.manifest import read_manifest
+from moe_train.checkpoint.manifest import read_manifest, stored_name
 from moe_train.parallel.world import World
 
 STEPS = 3
@@ -66,7 +66,7 @@ def global_tensors(run_dir: Path) -> dict[str, Tensor]:
             place = tuple(
                 slice(start, start + size) for start, size in zip(box.offsets, box.shape, strict=True)
             )
-            value[place] = files[box.file][name]
+            value[place] = files[box.file][stored_name(name, box.part)]
         whole[name] = value
     return whole
 
