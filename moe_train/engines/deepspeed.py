@@ -75,7 +75,7 @@ class DeepSpeedEngine:
 
     def backward(self, loss: Tensor, is_last: bool) -> None:
         self.runtime.set_gradient_accumulation_boundary(is_last)
-        self.runtime.backward(self.runtime(loss), scale_wrt_gas=False)
+        self.runtime.backward(self.runtime(loss))
 
     def reduce(self, values: Tensor) -> tuple[float, list[float]]:
         owned = list(self._owned_gradients())

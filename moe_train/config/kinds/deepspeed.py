@@ -63,19 +63,19 @@ class DeepSpeedEngineConfig(OwnEngineConfig):
     def settings(self, recipe: Facts, data: int) -> dict[str, Any]:
         """Returns DeepSpeed's configuration for `data` workers that share a batch.
 
-        The norm, clipping, the precision and accumulation are those of the recipe, so DeepSpeed's are off.
+        The norm, clipping, the precision and accumulation are those of the recipe, so DeepSpeed's are off: its batch is
+        one microbatch of every worker.
         """
-        share = recipe.data.global_batch // data
-        micro_batch = recipe.data.micro_batch or share
+        micro_batch = recipe.data.micro_batch or recipe.data.global_batch // data
         extra = read(self.config)
         zero: dict[str, Any] = {"stage": self.stage}
         if self.stage:
             zero |= {"contiguous_gradients": True, "reduce_scatter": True, "compute_grad_norm": False}
         zero |= extra.pop("zero_optimization", {})
         return {
-            "train_batch_size": recipe.data.global_batch,
+            "train_batch_size": micro_batch * data,
             "train_micro_batch_size_per_gpu": micro_batch,
-            "gradient_accumulation_steps": share // micro_batch,
+            "gradient_accumulation_steps": 1,
             "gradient_clipping": 0.0,
             "zero_optimization": zero,
             "zero_allow_untested_optimizer": True,

@@ -118,9 +118,9 @@ def test_the_file_for_deepspeed_follows_from_the_recipe():
     assert "deepspeed" not in sys.modules
     written = recipe.engine.files(recipe, data=2)
     assert json.loads(written["deepspeed.json"]) == {
-        "train_batch_size": 8,
+        "train_batch_size": 4,
         "train_micro_batch_size_per_gpu": 2,
-        "gradient_accumulation_steps": 2,
+        "gradient_accumulation_steps": 1,
         "gradient_clipping": 0.0,
         "zero_optimization": {
             "stage": 2,
