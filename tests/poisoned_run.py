@@ -111,7 +111,7 @@ def make(
         mesh=mesh,
         training_step=TrainingStep.build(recipe, mesh, vocabulary(recipe)),
         loader=loader,
-        validation=loader.batch(10_000, world.rank, world.size, None),
+        validation=loader.batch(10_000, mesh.data.rank, mesh.data.size, None),
         checkpointer=checkpointer,
         callbacks=CallbackGroup({"rows": rows}),
         watch=StopAt(stop_at),
