@@ -51,13 +51,6 @@ def layout_problems(recipe: Recipe, workers: int | None) -> Iterator[Problem]:
 def _not_built(recipe: Recipe) -> Iterator[Problem]:
     """Yields the degrees that moe-train does not implement yet."""
     parallel = recipe.parallel
-    if parallel.tensor > 1 and spec_of(recipe).moe:
-        yield Problem(
-            "parallel.tensor",
-            parallel.tensor,
-            "is not implemented yet for models with MoE layers",
-            "set parallel.tensor=1, or moe.every=0",
-        )
     if parallel.tensor > 1 and recipe.engine.kind != "native":
         yield Problem(
             "parallel.tensor",

@@ -140,7 +140,7 @@ class Stack(nn.Module):
 
         With sequence parallelism, `x`, `memory` and the states are this worker's part of every sequence.
         """
-        rows = context.rows.part(self.sequence.rank, self.sequence.size)
+        rows = context.rows.part(self.sequence)
         context = replace(context, rows=rows)
         if self.positions is not None:
             x = x + self.positions.weight[rows.first : rows.first + x.shape[1]]

@@ -10,11 +10,13 @@ and know those of the whole sequences. Draws, biases and routing go by the whole
 B sequences, S tokens of each, T rows.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
+
+from moe_train.parallel.axis import Axis
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Rows:
     """The rows of whole sequences, of which these are a part; None: these are of whole sequences."""
     first: int = 0
     """Position of the first token of each sequence in the whole one."""
+    workers: Axis = field(default_factory=Axis)
+    """Have one part each."""
 
     @property
     def is_full(self) -> bool:
@@ -92,16 +96,19 @@ class Rows:
         occupied = self.occupied
         return None if occupied is None else occupied.reshape(-1, sequences * self.length)
 
-    def part(self, index: int, number: int) -> "Rows":
-        """Returns one of `number` equal parts of every sequence; 1 leaves the rows as they are."""
-        if number == 1:
+    def part(self, workers: Axis) -> "Rows":
+        """Returns this worker's part of every sequence, of which all have equally many positions."""
+        if workers.size == 1:
             return self
         assert self.is_full, "rows that skip a block are of whole sequences"
-        assert self.length % number == 0, f"{number} workers cannot have equal parts of {self.length} tokens"
-        first, size = index * (self.length // number), self.length // number
+        assert self.length % workers.size == 0, f"{workers.size} workers, {self.length} tokens"
+        size = self.length // workers.size
+        first = workers.rank * size
         here = slice(first, first + size)
         is_real = None if self.is_real is None else self.is_real[:, here]
-        return Rows(self.sequence_ids, self.values[:, here], is_real, whole=self, first=first)
+        return Rows(
+            self.sequence_ids, self.values[:, here], is_real, whole=self, first=first, workers=workers
+        )
 
     def part_of(self, laid_out: Shaped[Tensor, "B S ..."]) -> Shaped[Tensor, "B S_of_part ..."]:
         """Selects these rows' part of every sequence from values of whole sequences."""

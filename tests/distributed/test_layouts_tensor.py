@@ -1,4 +1,4 @@
-"""Dense models train on tensor groups like one process: every position, head and stack, with and without sequence cuts.
+"""Models train on tensor groups like one process: every position, head and stack, with and without sequence cuts.
 
 A rank holds some heads, hidden units and tokens of the vocabulary; 2 does not divide 301 tokens, so there is padding.
 """
@@ -39,15 +39,38 @@ SPANS = (
     "model.activation=gelu",
 )
 MASKED = (*DENSE, "model.architecture=encoder", "objective.kind=masked", "model.activation=gelu")
+SHARED = (
+    "model.dropout=0.1",
+    "moe.router.kind=deepseek",
+    "moe.shared_experts=1",
+    "moe.every=2",
+    "model.activation=gelu",
+    "moe.activation=gelu",
+    "moe.expert_dropout=0.1",
+)
 FACTORED = ("moe.every=0", "data.tokenizer.vocab_size=301", *ADAFACTOR)
 
 TENSOR = ("parallel.tensor=2",)
 SEQUENCE = (*TENSOR, "parallel.sequence=true")
 ON_TWO = [(UNTIED, TENSOR), (SPANS, SEQUENCE), (FACTORED, TENSOR)]
-ON_FOUR = [(TRANSFORMER_XL, TENSOR), (LEARNED, (*SEQUENCE, "data.micro_batch=2")), (FACTORED, SEQUENCE)]
+ON_FOUR = [
+    (TRANSFORMER_XL, TENSOR),
+    (SHARED, (*SEQUENCE, "parallel.expert=2")),
+    (LEARNED, (*SEQUENCE, "data.micro_batch=2")),
+    (FACTORED, SEQUENCE),
+]
 MOVED = (*UNTIED, *ADAMW)
 
-MODELS = [ROTARY, UNTIED, LEARNED, TRANSFORMER_XL, SPANS, (*SPANS, "model.tied_embeddings=false"), MASKED]
+MODELS = [
+    ROTARY,
+    UNTIED,
+    LEARNED,
+    TRANSFORMER_XL,
+    SPANS,
+    (*SPANS, "model.tied_embeddings=false"),
+    MASKED,
+    SHARED,
+]
 LAYOUTS = [
     (2, TENSOR),
     (2, (*SEQUENCE, "data.micro_batch=2")),
@@ -133,7 +156,7 @@ def test_a_checkpoint_moves_to_one_worker_and_back_to_the_bit(on_two, tmp_path):
 @pytest.mark.distributed_exhaustive
 @pytest.mark.parametrize(("workers", "layout"), LAYOUTS)
 @pytest.mark.parametrize("model", [*MODELS, FACTORED], ids=" ".join)
-def test_every_dense_model_trains_the_same_on_every_tensor_layout(model, workers, layout):
+def test_every_model_trains_the_same_on_every_tensor_layout(model, workers, layout):
     heads = tuple(each for each in layout if each.startswith("model."))
     runs = run_workers(workers, train, *model, *layout)
     assert_same_gradients(one_process((*model, *heads)), runs, digits=1e-5)
