@@ -19,6 +19,7 @@ from moe_train.config.ranges import empty_text, not_finite, out_of_range
 from moe_train.config.registry import REGISTRY
 from moe_train.config.resolve import spec_of, with_equal_layers
 from moe_train.config.schema import Recipe
+from moe_train.config.slabs import slab_problems
 from moe_train.errors import LayoutError, RecipeError
 
 
@@ -33,6 +34,7 @@ def problems(recipe: Recipe, workers: int | None = None) -> list[Problem]:
         *_kinds(recipe),
         *_callbacks(recipe),
         *guard_problems(recipe),
+        *slab_problems(recipe),
     ]
     return of_sections or [
         *layout_problems(recipe, workers),

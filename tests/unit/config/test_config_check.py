@@ -215,6 +215,17 @@ def test_a_broken_rule_is_said(override, workers, sentence):
             "engine.gather_dtype=bf16: needs matrix products in bf16, but precision=fp32; set precision=bf16, or",
         ),
         (
+            (
+                "moe.dispatch.kind=one_sided",
+                "moe.dispatch.num_slabs=9",
+                "job.device=cuda",
+                "parallel.expert=2",
+            ),
+            2,
+            "moe.dispatch.num_slabs=9: must be at least 10, which the MoE layers hold at once; set "
+            "moe.dispatch.num_slabs=10, or engine.recompute=block, with which they need 8.",
+        ),
+        (
             ("engine.recompute=experts", "moe.every=0"),
             None,
             "engine.recompute=experts: applies to MoE layers, and the model has none; choose attention or block",
@@ -249,3 +260,15 @@ def test_problems_of_the_layout_alone_are_a_layout_error():
     with pytest.raises(LayoutError):
         require_sound(tiny_recipe("parallel.expert=3"), 4)
     require_sound(tiny_recipe(), 4)
+
+
+def test_slabs_of_what_runs_again_do_not_grow_with_the_layers():
+    few = (
+        "moe.dispatch.kind=one_sided",
+        "moe.dispatch.num_slabs=8",
+        "job.device=cuda",
+        "model.num_layers=40",
+    )
+    for parts in ("experts", "block"):
+        assert problems(tiny_recipe(*few, f"engine.recompute={parts}")) == []
+    assert len(problems(tiny_recipe(*few, "engine.recompute=attention"))) == 1
