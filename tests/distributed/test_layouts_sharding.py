@@ -88,18 +88,18 @@ def test_gathering_in_bf16_changes_no_number_and_reducing_in_bf16_only_rounds():
 
 @pytest.mark.distributed_exhaustive
 def test_tensor_groups_shard_and_run_again_as_others_do():
-    dense = ("model.dropout=0.1", "moe.every=0")
+    tensor, folded = "parallel.tensor=2", "parallel.expert=4"
     ways = [
-        ("parallel.shard=1", "engine.recompute=block", *EACH_MICROBATCH),
-        ("engine.offload=true", "engine.reshard_after_forward=true", "engine.recompute=attention"),
-        ("parallel.sequence=true", "engine.recompute=block"),
+        ("parallel.shard=1", "parallel.expert=2", "engine.recompute=block", *EACH_MICROBATCH),
+        (folded, "engine.offload=true", "engine.reshard_after_forward=true", "engine.recompute=attention"),
+        (folded, "parallel.sequence=true", "engine.recompute=block", "moe.dispatch.kind=all_to_all"),
     ]
-    bf16 = ("precision=bf16", "model.activation=gelu", "optim.lr=0.1")
+    bf16 = ("precision=bf16", "model.activation=gelu", "optim.lr=0.1", "parallel.expert=2")
     gathered_in_bf16 = (*bf16, "engine.gather_dtype=bf16", "engine.recompute=block")
-    layouts = [(*dense, "parallel.tensor=2", *way) for way in (*ways, bf16, gathered_in_bf16)]
+    layouts = [(*RANDOM, tensor, *way) for way in (*ways, bf16, gathered_in_bf16)]
     of_ranks = run_workers(4, trained_on_each, layouts)
     for runs in list(zip(*of_ranks, strict=True))[: len(ways)]:
-        assert_same_gradients(one_process(dense), list(runs), digits=1e-5)
-        assert_same_run(one_process(dense), list(runs), digits=2e-6)
+        assert_same_gradients(one_process(RANDOM), list(runs), digits=1e-5)
+        assert_same_run(one_process(RANDOM), list(runs), digits=2e-6)
     for runs in of_ranks:
         assert_same_numbers(runs[len(ways) :])
