@@ -269,10 +269,18 @@ class DeepSpeedLayer(MoELayer):
     def forward(
         self, x: Tensor, context: RouteContext, residual: Tensor | None = None
     ) -> tuple[Tensor, MoEStats]:
-        """What our layer returns, with the one count that DeepSpeed makes."""
+        """Returns what our layer does, with the one count that DeepSpeed makes."""
+        return self.route(x, context)
+
+    def route(self, x: Tensor, context: RouteContext) -> tuple[Tensor, MoEStats]:
+        """Routes and runs the experts at once, as DeepSpeed does; the decision is what they made of each token."""
         y, balance, load = self.moe(x.unsqueeze(0))
         losses, coefficients = {"balance": balance}, {"balance": BALANCE_COEFFICIENT}
         return y.squeeze(0), MoEStats({"load": load}, losses, coefficients)
+
+    def through_experts(self, x: Tensor, decision: Tensor, context: RouteContext) -> Tensor:
+        """Returns what the experts have made already."""
+        return decision
 
 
 def _deepspeed_step(recipe: Recipe, world: World, *, drop_tokens: bool) -> Callable[[], Stats]:
