@@ -7,7 +7,7 @@ import json
 
 from moe_cluster.contract import DONE, USAGE
 from moe_train.config.check import problems
-from moe_train.config.layout import plan_of
+from moe_train.config.layout import degree_problems, plan_of
 from moe_train.config.load import load_recipe, to_dict, to_yaml
 from moe_train.config.notes import limits, notes
 from moe_train.config.resolve import spec_of
@@ -27,7 +27,9 @@ def show(recipe_name: str, overrides: list[str], workers: int | None, as_json: b
     flops = counted.flops_per_token(recipe.data.sequence_length, recipe.objective.num_passes)
     broken = problems(recipe, workers)
     errors = [str(problem) for problem in broken]
-    has_layout = not any(problem.key.startswith("parallel.") for problem in broken)
+    # Degrees are among the problems only if no section has one.
+    unfit = (*degree_problems(recipe.parallel, workers), *broken)
+    has_layout = not any(problem.key.startswith("parallel.") for problem in unfit)
     if as_json:
         content = {
             "recipe": to_dict(recipe),

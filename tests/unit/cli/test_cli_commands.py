@@ -138,6 +138,13 @@ def test_show_lists_every_problem_and_ends_with_the_usage_code(
     ]
 
 
+def test_show_lists_problems_of_a_recipe_whose_degrees_do_not_fit_either(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["show", str(recipe), "--workers", "4", "parallel.expert=3", "model.num_heads=3"]) == 2
+    assert "model.num_heads=3: must divide" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
