@@ -1,0 +1,95 @@
+"""Runs on meshes where experts are spread over tensor ranks and cut in slices, against one process.
+
+SGD at a rate of 3 for five steps, as in test_layouts.py. test_divided_layers.py has every router layer by layer.
+"""
+
+import pytest
+from gloo_workers import run_workers
+from layout_run import STEPS, gathered, train, train_under_watch
+from test_divided_layers import layouts
+from test_layouts import RANDOM, assert_same_gradients, assert_same_run, one_process
+from test_layouts_routers import (
+    BASE,
+    DENSE_TO_SPARSE,
+    DROPOUT,
+    DSELECT_K,
+    HIERARCHICAL_TOP_K,
+    REINFORCE,
+    SINKHORN,
+    SMEAR,
+    SOFT,
+    THOR,
+    kind_of,
+)
+from test_layouts_spawn import SPAWNING, assert_same_experts
+
+ALL_TO_ALL = ("moe.dispatch.kind=all_to_all",)
+TWO_HOSTS = ("moe.dispatch.kind=hierarchical", "moe.dispatch.ranks_per_host=2")
+FAST = [
+    (RANDOM, 2, layouts(2, 2, 1)),
+    (DROPOUT, 2, (*layouts(1, 1, 2), "data.micro_batch=2")),
+]
+ROUTERS = (
+    RANDOM,
+    DROPOUT,
+    BASE,
+    DENSE_TO_SPARSE,
+    DSELECT_K,
+    HIERARCHICAL_TOP_K,
+    REINFORCE,
+    SINKHORN,
+    SMEAR,
+    SOFT,
+    THOR,
+)
+LAYOUTS = [
+    (4, layouts(2, 4, 1, *ALL_TO_ALL)),
+    (4, layouts(2, 2, 2, *TWO_HOSTS)),
+    (4, (*layouts(2, 1, 2), "data.micro_batch=2")),
+    (4, (*layouts(2, 2, 1), "engine.reshard_after_forward=true")),
+    (4, layouts(4, 4, 1)),
+    (4, layouts(4, 1, 2)),
+    (4, layouts(1, 2, 2, *ALL_TO_ALL)),
+]
+EVERY = [(router, *layout) for router in ROUTERS for layout in LAYOUTS]
+
+
+def assert_trains_like_one_process(overrides: tuple[str, ...], workers: int, layout: tuple[str, ...]) -> None:
+    runs = run_workers(workers, train, *overrides, *layout)
+    assert_same_gradients(one_process(overrides), runs, digits=1e-5)
+    assert_same_run(one_process(overrides), runs, digits=2e-6)
+
+
+@pytest.mark.parametrize(("overrides", "workers", "layout"), FAST, ids=kind_of)
+def test_a_run_with_spread_or_cut_experts_is_that_of_one_process(overrides, workers, layout):
+    assert_trains_like_one_process(overrides, workers, layout)
+
+
+@pytest.mark.distributed_exhaustive
+@pytest.mark.parametrize(("overrides", "workers", "layout"), EVERY, ids=kind_of)
+def test_every_router_trains_like_one_process_with_spread_and_cut_experts(overrides, workers, layout):
+    assert_trains_like_one_process(overrides, workers, layout)
+
+
+@pytest.mark.distributed_exhaustive
+@pytest.mark.parametrize(("workers", "layout"), LAYOUTS)
+def test_copies_of_expert_0_are_the_same_in_slices(workers, layout):
+    overrides = (*SPAWNING, f"moe.router.diversify_steps={STEPS}")
+    results = run_workers(workers, train_under_watch, *overrides, *layout)
+    runs = [run for run, _ in results]
+    assert_same_run(one_process(overrides), runs, digits=2e-6)
+    assert_same_experts(one_process(overrides), runs)
+    assert [seen for _, seen in results] == [[]] * workers, "a worker held all experts of a layer"
+
+
+@pytest.mark.distributed_exhaustive
+@pytest.mark.parametrize(("workers", "layout"), LAYOUTS)
+def test_each_worker_holds_its_part_of_every_expert(workers, layout):
+    runs = run_workers(workers, train, *RANDOM, *layout)
+    whole = gathered([one_process(RANDOM).parameters])
+    for name, tensor in gathered([run.parameters for run in runs]).items():
+        assert (tensor - whole[name]).abs().max() < 1e-5 * whole[name].abs().max(), name
+        for run in runs:
+            box = run.parameters[name]
+            if box.is_expert:
+                assert box.data.numel() * workers == tensor.numel(), name
