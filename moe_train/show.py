@@ -76,7 +76,9 @@ def _layout(recipe: Recipe, workers: int | None) -> list[str]:
     shards = plan.replica_shards
     sharding = f", sharded over {shards} workers" if shards > 1 else ""
     for rank in range(min(data, SHOWN_WORKERS)):
-        lines.append(f"  worker {rank}: experts {_experts_of(rank % expert, expert, numbers)}{sharding}")
+        share, part = divmod(rank % plan.exchange, plan.expert_tensor)
+        cut = f", part {part + 1} of {plan.expert_tensor} of each" if plan.expert_tensor > 1 else ""
+        lines.append(f"  worker {rank}: experts {_experts_of(share, expert, numbers)}{cut}{sharding}")
     if data > SHOWN_WORKERS:
         lines.append(f"  and so on to worker {data - 1}")
     return lines

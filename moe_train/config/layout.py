@@ -58,12 +58,12 @@ def _not_built(recipe: Recipe) -> Iterator[Problem]:
             f"is not implemented yet for engine.kind={recipe.engine.kind}",
             "set parallel.tensor=1, or engine.kind=native",
         )
-    if parallel.expert_tensor > 1:
+    if parallel.expert_tensor > 1 and recipe.engine.kind != "native":
         yield Problem(
             "parallel.expert_tensor",
             parallel.expert_tensor,
-            "is not implemented yet",
-            "set parallel.expert_tensor=1",
+            f"is not implemented yet for engine.kind={recipe.engine.kind}",
+            "set parallel.expert_tensor=1, or engine.kind=native",
         )
 
 
@@ -79,14 +79,27 @@ def _experts(recipe: Recipe, plan: ParallelPlan) -> Iterator[Problem]:
             f"must divide {each}moe.num_experts={recipe.moe.num_experts}",
             f"{choose_divisor(shared)}",
         )
-    widths = {"model.d_model": spec.moe[0].d_model, "moe.d_ff": spec.moe[0].d_ff} if spec.moe else {}
-    for key, width in widths.items():
-        if width % (shards := plan.replica_shards):
+    if not spec.moe:
+        return
+    slices, width = plan.expert_tensor, spec.moe[0].d_ff
+    if width % slices:
+        yield Problem(
+            "parallel.expert_tensor", slices, f"must divide moe.d_ff={width}", choose_divisor(width)
+        )
+        return
+    d_model, shards = spec.moe[0].d_model, plan.replica_shards
+    slice_of = "" if slices == 1 else f" / parallel.expert_tensor={slices}"
+    for what, size in (
+        (f"model.d_model={d_model}", d_model),
+        (f"moe.d_ff={width}{slice_of}", width // slices),
+    ):
+        if size % shards:
             yield Problem(
                 "parallel.expert",
                 plan.expert,
-                f"makes {shards} workers shard each expert, so {shards} must divide {key}={width}",
-                f"choose parallel.expert={plan.workers}, a width that {shards} divides, or a smaller parallel.shard",
+                f"makes {shards} workers shard each expert, so {shards} must divide {what}",
+                f"choose parallel.expert={plan.workers // slices}, a width that {shards} divides, or a smaller "
+                "parallel.shard",
             )
 
 

@@ -30,12 +30,13 @@ class LocalDispatchConfig(DispatchConfig):
     kind: str = "local"
 
     def check(self, recipe: Facts) -> Iterator[Problem]:
-        if recipe.parallel.expert > 1:
+        size, degrees = _set_of_experts(recipe)
+        if size > 1:
             yield Problem(
                 "moe.dispatch.kind",
                 "local",
-                f"reaches only a worker's own experts, but parallel.expert={recipe.parallel.expert} distributes them",
-                "use moe.dispatch.kind=all_to_all (or auto), or parallel.expert=1",
+                f"reaches only a worker's own experts, but {degrees} distributes them",
+                "use moe.dispatch.kind=all_to_all (or auto), or a degree of 1",
             )
 
 
@@ -61,11 +62,12 @@ class OneSidedDispatchConfig(DispatchConfig):
     num_slabs: int = 64
 
     def check(self, recipe: Facts) -> Iterator[Problem]:
-        if recipe.parallel.expert > MOST_RANKS:
+        size, degrees = _set_of_experts(recipe)
+        if size > MOST_RANKS:
             yield Problem(
                 "moe.dispatch.kind",
                 "one_sided",
-                f"shares memory among at most {MOST_RANKS} workers, but parallel.expert={recipe.parallel.expert}",
+                f"shares memory among at most {MOST_RANKS} workers, but {degrees}",
                 "use moe.dispatch.kind=all_to_all (or auto), or a smaller parallel.expert",
             )
         for name, value in (("slab_mib", self.slab_mib), ("num_slabs", self.num_slabs)):
@@ -81,12 +83,12 @@ class HierarchicalDispatchConfig(DispatchConfig):
     ranks_per_host: int | None = None  # consecutive workers on one host; null: detected
 
     def check(self, recipe: Facts) -> Iterator[Problem]:
-        size, expert = self.ranks_per_host, recipe.parallel.expert
-        if size is not None and (size < 1 or expert % size):
+        size, (workers, degrees) = self.ranks_per_host, _set_of_experts(recipe)
+        if size is not None and (size < 1 or workers % size):
             yield Problem(
                 "moe.dispatch.ranks_per_host",
                 size,
-                f"must divide parallel.expert={expert}",
+                f"must divide {degrees}",
                 "choose one of its divisors, or null to detect the hosts",
             )
         elif size is not None and size > MOST_RANKS:
@@ -96,3 +98,11 @@ class HierarchicalDispatchConfig(DispatchConfig):
                 f"must be at most {MOST_RANKS}, the most workers that can share memory",
                 "choose a smaller number",
             )
+
+
+def _set_of_experts(recipe: Facts) -> tuple[int, str]:
+    """Returns the number of workers that hold one set of experts, among which rows travel, and what says so."""
+    expert, slices = recipe.parallel.expert, recipe.parallel.expert_tensor
+    if slices == 1:
+        return expert, f"parallel.expert={expert}"
+    return expert * slices, f"parallel.expert * parallel.expert_tensor={expert} * {slices}={expert * slices}"

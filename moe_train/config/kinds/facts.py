@@ -80,6 +80,7 @@ class ParallelFacts(Protocol):
     """Describes what rules may read of `parallel`."""
 
     expert: int
+    expert_tensor: int
     shard: int | None
 
 

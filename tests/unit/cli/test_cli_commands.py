@@ -73,6 +73,16 @@ def test_show_says_which_workers_hold_which_experts(recipe: Path, capsys: pytest
     assert "worker 3: experts 2 to 3 of each MoE layer, sharded over 2 workers" in lines
 
 
+def test_show_says_which_workers_hold_which_parts_of_experts(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    degrees = ("parallel.expert=2", "parallel.expert_tensor=2")
+    assert cli.main(["show", str(recipe), "--workers", "8", *degrees]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert "worker 1: experts 0 to 1 of each MoE layer, part 2 of 2 of each, sharded over 2 workers" in lines
+    assert "worker 6: experts 2 to 3 of each MoE layer, part 1 of 2 of each, sharded over 2 workers" in lines
+
+
 def test_show_says_what_may_surprise_in_words_only(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     overrides = ["moe.router.kind=top_k", "moe.min_capacity=1"]
     assert cli.main(["show", str(recipe), *overrides]) == 0

@@ -194,6 +194,22 @@ def test_a_broken_rule_is_said(override, workers, sentence):
             "makes 4 workers shard each expert, so 4 must divide moe.d_ff=42",
         ),
         (
+            ("parallel.expert_tensor=3",),
+            3,
+            "parallel.expert_tensor=3: must divide moe.d_ff=40; choose one of 1, 2, 4, 5, 8, 10, 20, 40",
+        ),
+        (
+            ("parallel.expert_tensor=2", "moe.d_ff=20"),
+            16,
+            "makes 8 workers shard each expert, so 8 must divide moe.d_ff=20 / parallel.expert_tensor=2; choose "
+            "parallel.expert=8",
+        ),
+        (
+            ("moe.dispatch.kind=local", "parallel.expert_tensor=2"),
+            2,
+            "reaches only a worker's own experts, but parallel.expert * parallel.expert_tensor=1 * 2=2 distributes",
+        ),
+        (
             ("parallel.shard=3",),
             8,
             "parallel.shard=3: must divide the data-parallel workers, which are 8; choose one of 1, 2, 4, 8, or null",
