@@ -129,3 +129,22 @@ def test_slices_of_layers_and_experts_are_all_saved_and_read_whole(tmp_path, wor
     manifest = read_manifest(tmp_path / "sliced/checkpoints/step_00000003")
     boxes = manifest.tensors["model.layers.0.feedforward.experts.w_in"].boxes
     assert [written.shape for written in boxes] == [box] * workers
+
+
+@pytest.mark.distributed_exhaustive
+@pytest.mark.parametrize(
+    ("workers", "tensor", "expert", "expert_tensor"),
+    [(2, 2, 2, 1), (2, 2, 1, 2), (4, 2, 4, 1), (4, 2, 2, 2), (4, 2, 1, 2)],
+)
+def test_experts_spread_over_tensor_ranks_and_cut_come_back(
+    saved, tmp_path, workers, tensor, expert, expert_tensor
+):
+    spread, alone = tmp_path / "spread", tmp_path / "alone"
+    degrees = (f"parallel.tensor={tensor}", f"parallel.expert_tensor={expert_tensor}")
+    run_workers(workers, load_and_save, saved, spread, expert, *degrees)
+    run_workers(1, load_and_save, spread, alone, 1)
+    before, between, after = global_tensors(saved), global_tensors(spread), global_tensors(alone)
+    assert before.keys() == between.keys() == after.keys()
+    for name, value in before.items():
+        assert torch.equal(between[name], value), name
+        assert torch.equal(after[name], value), name
