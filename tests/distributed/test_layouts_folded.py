@@ -4,8 +4,9 @@ SGD at a rate of 3 for five steps, as in test_layouts.py. test_divided_layers.py
 """
 
 import pytest
+import torch
 from gloo_workers import run_workers
-from layout_run import STEPS, gathered, train, train_under_watch
+from layout_run import STEPS, gathered, mean, tiny_step, train, train_under_watch
 from test_divided_layers import layouts
 from test_layouts import RANDOM, assert_same_gradients, assert_same_run, one_process
 from test_layouts_routers import (
@@ -22,6 +23,9 @@ from test_layouts_routers import (
     kind_of,
 )
 from test_layouts_spawn import SPAWNING, assert_same_experts
+from tiny_model import global_batch, share_of
+
+from moe_train.parallel.world import World
 
 ALL_TO_ALL = ("moe.dispatch.kind=all_to_all",)
 TWO_HOSTS = ("moe.dispatch.kind=hierarchical", "moe.dispatch.ranks_per_host=2")
@@ -69,6 +73,36 @@ def test_a_run_with_spread_or_cut_experts_is_that_of_one_process(overrides, work
 @pytest.mark.parametrize(("overrides", "workers", "layout"), EVERY, ids=kind_of)
 def test_every_router_trains_like_one_process_with_spread_and_cut_experts(overrides, workers, layout):
     assert_trains_like_one_process(overrides, workers, layout)
+
+
+BF16 = ("precision=bf16", "model.activation=gelu")
+
+
+def first_losses(world: World, cases: list[tuple[str, ...]]) -> list[float]:
+    """The loss of the first update of each case."""
+    losses = []
+    for overrides in cases:
+        recipe, training_step = tiny_step(world, *BF16, *overrides)
+        data = training_step.mesh.data
+        result = training_step.update(share_of(global_batch(recipe, 0), data.rank, data.size), 0, False)
+        losses.append(mean(data, result.loss))
+    return losses
+
+
+@pytest.mark.distributed_exhaustive
+@pytest.mark.parametrize("router", ["switch", "top_k"])
+def test_the_first_loss_in_bf16_depends_on_no_dispatcher_and_no_place_of_experts(router):
+    """Except that hosts round their part of the sum over a token's experts, if these are on several."""
+    kind = f"moe.router.kind={router}"
+    exchanges = [("moe.dispatch.kind=one_sided",), ALL_TO_ALL]
+    alone = World(0, 1, 0, 1, torch.device("cpu"))
+    expected, *others = first_losses(alone, [(kind,), *((kind, *exchange) for exchange in exchanges)])
+    assert others == pytest.approx([expected] * len(others), rel=1e-6)
+    if router == "switch":
+        exchanges.append(TWO_HOSTS)
+    degrees = ((1, 4, 1), (2, 4, 1), (4, 4, 1))
+    cases = [(kind, *layouts(*three, *exchange)) for three in degrees for exchange in exchanges]
+    assert run_workers(4, first_losses, cases)[0] == pytest.approx([expected] * len(cases), rel=1e-6)
 
 
 @pytest.mark.distributed_exhaustive
