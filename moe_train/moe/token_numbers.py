@@ -17,8 +17,9 @@ NUM_DIGITS = 4
 
 def token_numbers(rows: Rows) -> Int[Tensor, " T"]:
     """Returns sequence number * sequence length + position."""
-    positions = torch.arange(rows.length, device=rows.values.device)
-    return rows.take(rows.sequence_ids.unsqueeze(1) * rows.length + positions)
+    length = rows.of_whole_sequences.length
+    positions = torch.arange(length, device=rows.values.device)
+    return rows.take(rows.part_of(rows.sequence_ids.unsqueeze(1) * length + positions))
 
 
 def packed(numbers: Int[Tensor, " T"]) -> Float[Tensor, "T 4"]:

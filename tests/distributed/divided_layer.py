@@ -124,10 +124,11 @@ def _run(layer: MoELayer, here: RouteContext) -> Seen:
 def _cut(layer: MoELayer, mesh: Mesh, weights: dict[str, Tensor]) -> dict[str, Callable[[Tensor], Tensor]]:
     """Leaves this rank's part of the layer; returns what cuts its box out of the whole of each expert weight."""
     holder = nn.ModuleDict({"layer": layer})
+    shapes = {name: parameter.shape for name, parameter in holder.named_parameters()}
     apply_expert(holder, mesh)
     layer.experts.to_empty(device="cpu")
     boxes = {}
-    for full_name, shard in parameter_shards(holder, mesh).items():
+    for full_name, shard in parameter_shards(holder, mesh, shapes).items():
         name = full_name.removeprefix("layer.")
         if shard.is_expert:
             place = tuple(

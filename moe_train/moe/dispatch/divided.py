@@ -2,7 +2,8 @@
 
 All ranks of a tensor group have the same tokens and make the same routing, of whole groups and within the capacity.
 Here each rank takes its share of the tokens, dispatches the edges of these alone, and gathers the outputs. So an edge
-travels once, and the gradients of input and router are complete on every rank (parallel/share.py).
+travels once, and the gradients of input and router are complete on every rank (parallel/share.py). With sequence
+parallelism a rank's own tokens are its share, and outputs stay where they are.
 
 A slice is a part of an expert's hidden width, and for the dispatcher beneath an expert of its own: an edge becomes one
 edge to each slice of its expert, with the same weight. The sum over a token's edges then adds up the products with the
@@ -28,6 +29,8 @@ class _Sent:
 
     dispatched: Dispatched
     num_tokens: int
+    is_share: bool
+    """The input was this rank's share of the tokens alone, and so are the outputs."""
 
 
 @dataclass(frozen=True)
@@ -44,15 +47,15 @@ class DividedDispatcher:
     """Experts of which each worker has a slice."""
 
     def dispatch(self, x: Float[Tensor, "T D"], routing: Routing) -> Dispatched:
-        mine = share_of_edges(routing, self.tensor)
-        dispatched = self.whole.dispatch(
-            split(x, self.tensor), edges_to_slices(mine, self.num_slices, self.num_held)
-        )
-        return replace(dispatched, plan=_Sent(dispatched, len(x)))
+        mine, is_share = share_of_edges(routing, self.tensor), len(x) < routing.num_tokens
+        rows = x if is_share else split(x, self.tensor)
+        dispatched = self.whole.dispatch(rows, edges_to_slices(mine, self.num_slices, self.num_held))
+        return replace(dispatched, plan=_Sent(dispatched, routing.num_tokens, is_share))
 
     def combine(self, rows: Float[Tensor, "R D"], dispatched: Dispatched) -> Float[Tensor, "T D"]:
         sent: _Sent = dispatched.plan
-        return gather(self.whole.combine(rows, sent.dispatched), self.tensor, sent.num_tokens)
+        y = self.whole.combine(rows, sent.dispatched)
+        return y if sent.is_share else gather(y, self.tensor, sent.num_tokens)
 
 
 def share_of_edges(routing: Routing, tensor: Axis) -> Routing:

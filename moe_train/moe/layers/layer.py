@@ -17,7 +17,7 @@ from moe_train.config.registry import build, layer_class
 from moe_train.config.spec import MoESpec
 from moe_train.moe.dispatch.dispatcher import Dispatcher
 from moe_train.moe.experts import Experts, ExpertWeights
-from moe_train.moe.layers.whole_sequences import gather_sequences, split_sequences
+from moe_train.moe.layers.whole_sequences import gather_sequences
 from moe_train.moe.recompute import Run, kept
 from moe_train.moe.routing import RouteContext
 from moe_train.parallel.mesh import Mesh
@@ -84,23 +84,15 @@ class MoELayer(nn.Module, ABC):
     ) -> tuple[Float[Tensor, "T D"], MoEStats]:
         """Returns what the experts make of each token; `x` is the norm of the `residual` stream.
 
-        Rows that are a part of every sequence are gathered before, and left a part behind. Collective then.
+        The rows may be a part of every sequence. The router sees whole ones; what it has decided is the same on all
+        workers that have a part, and the rows are left where they are.
         """
-        rows = context.rows
-        if rows.whole is None:
-            return self._route_and_apply(x, context, residual)
-        whole = replace(context, rows=rows.whole)
-        scored = self.router_input(x, residual)
-        of_stream = None if scored is x else gather_sequences(scored, rows)
-        y, stats = self._route_and_apply(gather_sequences(x, rows), whole, of_stream)
-        return split_sequences(y, rows), stats
-
-    def _route_and_apply(
-        self, x: Float[Tensor, "T D"], context: RouteContext, residual: Float[Tensor, "T D"] | None
-    ) -> tuple[Float[Tensor, "T D"], MoEStats]:
-        scored, known = self.router_input(x, residual), context.decision
+        rows, known = context.rows, context.decision
+        scored, whole = self.router_input(x, residual), context
+        if rows.whole is not None:
+            scored, whole = gather_sequences(scored, rows), replace(context, rows=rows.whole)
         decision, stats = (
-            self.route(scored, context) if known is None else known.once(self.route, scored, context)
+            self.route(scored, whole) if known is None else known.once(self.route, scored, whole)
         )
         return self.run_experts(self.through_experts, x, decision, context), stats
 

@@ -15,6 +15,7 @@ from moe_train.moe.capacity import first_with_room, within_capacity
 from moe_train.moe.dispatch.dispatcher import Dispatched, Dispatcher
 from moe_train.moe.figures import stats_of
 from moe_train.moe.layers.layer import MoELayer, compute_dtype
+from moe_train.moe.layers.whole_sequences import count_by_rank
 from moe_train.moe.routing import RouteContext, Routing
 from moe_train.moe.token_numbers import packed, token_numbers, unpack
 from moe_train.parallel.mesh import Mesh
@@ -50,6 +51,7 @@ class RoutedLayer(MoELayer):
         self, x: Float[Tensor, "T D"], decision: Routing, context: RouteContext
     ) -> Float[Tensor, "T D"]:
         """Returns the weighted sum of each token's experts; 0 for a token that all its experts refused."""
+        decision = count_by_rank(decision, context.rows)
         dispatched = self.dispatcher.dispatch(x.to(compute_dtype(x)), decision)
         dropout = self._expert_dropout(decision, dispatched, context)
         rows = self.experts(dispatched.rows, dispatched.counts, dispatched.empty_like, dropout)

@@ -23,6 +23,7 @@ from moe_train.moe.dispatch.dispatcher import Dispatcher
 from moe_train.moe.experts import HIDDEN_DIM
 from moe_train.moe.figures import stats_of
 from moe_train.moe.layers.layer import MoELayer, compute_dtype
+from moe_train.moe.layers.whole_sequences import gather_sequences, split_sequences
 from moe_train.moe.merging import MergingExperts
 from moe_train.moe.routers.edges import table_routing
 from moe_train.moe.routers.smear import SmearRouter
@@ -65,14 +66,15 @@ class SmearLayer(MoELayer):
     ) -> Float[Tensor, "T D"]:
         """Applies each segment's merged expert."""
         merged = [weight.to(compute_dtype(x)) for weight in self._merged(split(decision, self.tensor))]
-        sequences, length = context.rows.values.shape
+        rows = context.rows.of_whole_sequences
+        sequences, length = rows.values.shape
         segments = self.router.num_segments(length)
         size = self.router.config.segment or length
-        padded = F.pad(context.rows.lay_out(x), (0, 0, 0, segments * size - length))
+        padded = F.pad(rows.lay_out(gather_sequences(x, context.rows)), (0, 0, 0, segments * size - length))
         cut = padded.reshape(sequences * segments, size, x.shape[1])
         mine = _feed_forward(self.experts.activation, split(cut, self.tensor), merged)
         by_place = gather(mine, self.tensor, len(cut)).view_as(padded)[:, :length]
-        return context.rows.take(by_place).to(x.dtype)
+        return split_sequences(rows.take(by_place).to(x.dtype), context.rows)
 
     def _merged(self, parts: Float[Tensor, "N E"]) -> list[Float[Tensor, "N _ _"]]:
         """Returns the weights of each segment's expert. Collective over the group.

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from moe_train.moe.figures import stats_of
 from moe_train.moe.layers.layer import MoELayer, compute_dtype
+from moe_train.moe.layers.whole_sequences import gather_sequences, split_sequences
 from moe_train.moe.routers.edges import table_routing
 from moe_train.moe.routing import RouteContext, Routing
 from moe_train.results import MoEStats
@@ -50,10 +51,11 @@ class SoftLayer(MoELayer):
         self, x: Float[Tensor, "T D"], decision: Mixing, context: RouteContext
     ) -> Float[Tensor, "T D"]:
         """Returns a mixture of all slots' results for every token."""
-        dtype = compute_dtype(x)
-        rows = context.rows.lay_out(x)
+        dtype, places = compute_dtype(x), context.rows.of_whole_sequences
+        rows = places.lay_out(gather_sequences(x, context.rows))
         slots = torch.bmm(decision.dispatch.to(dtype).transpose(1, 2), rows.to(dtype))
         dispatched = self.dispatcher.dispatch(slots.flatten(0, 1), decision.slots)
         results = self.experts(dispatched.rows, dispatched.counts, dispatched.empty_like)
         y = self.dispatcher.combine(results, dispatched).view_as(slots)
-        return context.rows.take(torch.bmm(decision.combine.to(dtype), y)).to(x.dtype)
+        mixed = places.take(torch.bmm(decision.combine.to(dtype), y)).to(x.dtype)
+        return split_sequences(mixed, context.rows)
