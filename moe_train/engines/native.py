@@ -57,9 +57,8 @@ class NativeEngine:
     def backward(self, loss: Tensor, is_last: bool) -> None:
         if isinstance(self.model, FSDPModule):
             self.model.set_requires_gradient_sync(is_last or self.reduces_each)
-            self.model.set_requires_all_reduce(
-                is_last
-            )  # copies can be summed over once, after all sums over parts
+            # Copies can be summed over once, after all sums over parts.
+            self.model.set_requires_all_reduce(is_last)
         loss.backward()
 
     def reduce(self, values: Tensor) -> tuple[float, list[float]]:
