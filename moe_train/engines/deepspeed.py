@@ -116,8 +116,8 @@ class DeepSpeedEngine:
             self.ranges.gather()
 
     def _is_cut(self, name: str) -> bool:
-        """Returns whether a parameter has experts of which other workers hold others."""
-        return self.shards[name].is_expert and self.mesh.expert.size > 1
+        """Returns whether a parameter has experts, or parts of them, of which other workers hold others."""
+        return self.shards[name].is_expert and self.mesh.exchange.size > 1
 
     def _owned_gradients(self) -> Iterator[Tensor]:
         """Yields the summed gradients, each element on one rank."""

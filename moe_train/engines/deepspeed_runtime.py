@@ -21,7 +21,7 @@ from moe_train.parallel.mesh import Mesh
 
 def expert_group_name(mesh: Mesh) -> str:
     """Returns the name of the optimizer's group of experts, from which DeepSpeed reads the expert degree."""
-    return f"ep_size_{mesh.expert.size}"
+    return f"ep_size_{mesh.exchange.size}"
 
 
 def start(
@@ -33,7 +33,7 @@ def start(
 ) -> Runtime:
     """Returns DeepSpeed's engine over `model`, whose parameters `optimizer` has in groups. Collective.
 
-    `experts` are those parameters that other workers of the expert axis have others of.
+    `experts` are those parameters that other workers of the exchange have others of.
     """
     # The only op that it would compile is an all-reduce for inference on CPUs, which takes minutes and a compiler.
     ops.__compatible_ops__ = {}
@@ -41,7 +41,7 @@ def start(
     for parameter in experts:
         # DeepSpeed's two marks of a parameter that is not summed over all workers.
         parameter.allreduce, parameter.group_name = False, expert_group_name(mesh)  # type: ignore[attr-defined]
-    trained = TrainedModel(model, ExpertGroups(mesh, alone) if mesh.expert.size > 1 else None)
+    trained = TrainedModel(model, ExpertGroups(mesh, alone) if mesh.exchange.size > 1 else None)
     runtime, *_ = deepspeed.initialize(
         model=trained, optimizer=optimizer, config=dict(settings), mpu=Groups(mesh, alone)
     )
@@ -70,13 +70,13 @@ class ExpertGroups(MoE):
     def __init__(self, mesh: Mesh, alone: dist.ProcessGroup) -> None:
         nn.Module.__init__(self)
         self.mesh, self.alone = mesh, alone
-        self.num_experts = mesh.expert.size
+        self.num_experts = mesh.exchange.size
         """DeepSpeed collects it for its own checkpoints, which are never written."""
 
     def set_deepspeed_parallelism(self, use_data_before_expert_parallel_: bool = False) -> None:
         """Hands over our groups; DeepSpeed calls this before it makes its own."""
         name = expert_group_name(self.mesh)
-        groups._get_expert_parallel_group_dict()[name] = _group(self.mesh.expert, self.alone)
+        groups._get_expert_parallel_group_dict()[name] = _group(self.mesh.exchange, self.alone)
         groups._get_expert_data_parallel_group_dict()[name] = _group(self.mesh.replica, self.alone)
 
 

@@ -7,6 +7,9 @@ import sys
 from typing import Any
 
 import pytest
+import test_layouts
+import test_layouts_routers
+import test_layouts_stacks
 import torch
 from gloo_workers import run_workers
 from layout_run import LayoutRun, tiny_step, train
@@ -177,3 +180,25 @@ def test_layers_with_different_numbers_of_experts_train_like_one_process(workers
     overrides = (*DROPOUT, *PYRAMID)
     for runs in zip(*run_workers(workers, train_at_every_stage, *overrides, EXPERTS_CUT), strict=True):
         assert_same(overrides, list(runs))
+
+
+def train_variants(world: World, variants: list[tuple[str, ...]]) -> list[LayoutRun]:
+    return [train(world, *variant, EXPERTS_CUT, *deepspeed(2)) for variant in variants]
+
+
+@pytest.mark.distributed_exhaustive
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_every_router_objective_and_stack_trains_under_zero_2_like_one_process(first):
+    """A third of them in each case, because importing DeepSpeed costs more than a run."""
+    routers = [router for router, *_ in test_layouts_routers.EVERY]
+    all_variants = [*test_layouts.VARIANTS, *routers, *test_layouts_stacks.VARIANTS]
+    variants = [
+        variant if set(variant) & {*DROPOUT} else (*DROPOUT, *variant)
+        for variant in list(dict.fromkeys(all_variants))[first::3]
+    ]
+    ranks = run_workers(2, train_variants, variants, timeout_s=500)
+    for variant, runs in zip(variants, zip(*ranks, strict=True), strict=True):
+        try:
+            assert_same(variant, list(runs))
+        except AssertionError as error:
+            raise AssertionError(f"{' '.join(variant)}: {error}") from error
