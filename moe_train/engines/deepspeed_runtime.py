@@ -3,7 +3,7 @@
 Importing this imports DeepSpeed, which reads the environment as it does: `World.introduce_to_deepspeed` comes before.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import deepspeed
@@ -26,7 +26,7 @@ def expert_group_name(mesh: Mesh) -> str:
 
 def start(
     model: nn.Module,
-    experts: Iterable[nn.Parameter],
+    experts: Sequence[nn.Parameter],
     optimizer: torch.optim.Optimizer,
     settings: Mapping[str, Any],
     mesh: Mesh,
@@ -41,7 +41,7 @@ def start(
     for parameter in experts:
         # DeepSpeed's two marks of a parameter that is not summed over all workers.
         parameter.allreduce, parameter.group_name = False, expert_group_name(mesh)  # type: ignore[attr-defined]
-    trained = TrainedModel(model, ExpertGroups(mesh, alone) if mesh.exchange.size > 1 else None)
+    trained = TrainedModel(model, ExpertGroups(mesh, alone) if experts else None)
     runtime, *_ = deepspeed.initialize(
         model=trained, optimizer=optimizer, config=dict(settings), mpu=Groups(mesh, alone)
     )
