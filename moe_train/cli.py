@@ -20,6 +20,7 @@ from moe_train.arguments import (
     count_or_range,
     folder,
     parse_with_overrides,
+    positive,
     resume_from,
 )
 from moe_train.data.in_thread import end_abandoned
@@ -164,7 +165,13 @@ def _run(options: argparse.Namespace) -> int:
 def _show(options: argparse.Namespace) -> int:
     from moe_train.show import show
 
-    return show(options.recipe, options.overrides, options.workers and options.workers[-1], options.json)
+    return show(
+        options.recipe,
+        options.overrides,
+        options.workers and options.workers[-1],
+        options.json,
+        options.workers_per_node,
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -208,6 +215,12 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=plain,
     )
     _add_recipe(show)
+    show.add_argument(
+        "--workers-per-node",
+        type=positive,
+        metavar="N",
+        help="workers of a host, to say which groups stay within one",
+    )
     show.add_argument("--json", action="store_true", help="print one JSON object")
     for name, (_, line) in DELEGATED.items():
         commands.add_parser(name, help=line, add_help=False)

@@ -7,29 +7,29 @@ import json
 
 from moe_cluster.contract import DONE, USAGE
 from moe_train.config.check import problems
-from moe_train.config.layout import degree_problems, plan_of
+from moe_train.config.layout import plan_of
 from moe_train.config.load import load_recipe, to_dict, to_yaml
 from moe_train.config.notes import limits, notes
 from moe_train.config.resolve import spec_of
 from moe_train.config.schema import Recipe
 from moe_train.data.corpora.there import require_text
 from moe_train.errors import DataError
+from moe_train.layout.text import layout
 from moe_train.model.count import ModelCount, count
 
-SHOWN_WORKERS = 16
-"""The number of workers that the layout lists; the others follow the same rule."""
 
-
-def show(recipe_name: str, overrides: list[str], workers: int | None, as_json: bool) -> int:
+def show(
+    recipe_name: str,
+    overrides: list[str],
+    workers: int | None,
+    as_json: bool,
+    workers_per_node: int | None = None,
+) -> int:
     """Print the recipe; returns USAGE if it has problems. Raises RecipeError if it cannot be read at all."""
     recipe = load_recipe(recipe_name, overrides)
     counted = count(spec_of(recipe))
     flops = counted.flops_per_token(recipe.data.sequence_length, recipe.objective.num_passes)
-    broken = problems(recipe, workers)
-    errors = [str(problem) for problem in broken]
-    # Degrees are among the problems only if no section has one.
-    unfit = (*degree_problems(recipe.parallel, workers), *broken)
-    has_layout = not any(problem.key.startswith("parallel.") for problem in unfit)
+    errors = [str(problem) for problem in problems(recipe, workers)]
     if as_json:
         content = {
             "recipe": to_dict(recipe),
@@ -45,8 +45,7 @@ def show(recipe_name: str, overrides: list[str], workers: int | None, as_json: b
         lines = [
             *_model(counted, flops),
             "",
-            *([*_layout(recipe, workers), ""] if has_layout else []),
-            *(_problems(errors) if errors else [*_limits(recipe), *_notes(recipe)]),
+            *(_problems(errors) if errors else _sound(recipe, workers, workers_per_node)),
         ]
         print("\n".join(lines))
     return USAGE if errors else DONE
@@ -62,36 +61,10 @@ def _model(counted: ModelCount, flops_per_token: int) -> list[str]:
     ]
 
 
-def _layout(recipe: Recipe, workers: int | None) -> list[str]:
-    spec = spec_of(recipe)
-    layers, numbers = spec.moe_layers, spec.num_experts
-    plan = plan_of(recipe.parallel, workers)
-    data, expert = plan.workers, plan.expert
-    if not layers:
-        return [f"layout: {data} worker(s), no MoE layer"]
-    sizes = f" of {', '.join(map(str, numbers))} experts" if len(set(numbers)) > 1 else ""
-    lines = [f"layout: {data} worker(s); MoE layers {', '.join(map(str, layers))} (counted from 0){sizes}"]
-    if any(number % expert for number in numbers):
-        return lines
-    shards = plan.replica_shards
-    sharding = f", sharded over {shards} workers" if shards > 1 else ""
-    for rank in range(min(data, SHOWN_WORKERS)):
-        share, part = divmod(rank % plan.exchange, plan.expert_tensor)
-        cut = f", part {part + 1} of {plan.expert_tensor} of each" if plan.expert_tensor > 1 else ""
-        lines.append(f"  worker {rank}: experts {_experts_of(share, expert, numbers)}{cut}{sharding}")
-    if data > SHOWN_WORKERS:
-        lines.append(f"  and so on to worker {data - 1}")
-    return lines
-
-
-def _experts_of(share: int, expert: int, numbers: list[int]) -> str:
-    """Describes one of `expert` equal shares of the experts: "0 to 3 of each MoE layer", or for each size of layer."""
-    parts = []
-    for number in dict.fromkeys(numbers):
-        size = number // expert
-        layer = f"MoE layer of {number}" if len(set(numbers)) > 1 else "MoE layer"
-        parts.append(f"{share * size} to {share * size + size - 1} of each {layer}")
-    return " and ".join(parts)
+def _sound(recipe: Recipe, workers: int | None, workers_per_node: int | None) -> list[str]:
+    """Returns what is said of a recipe without problems."""
+    drawn = layout(recipe, plan_of(recipe.parallel, workers), workers_per_node)
+    return [*drawn, "", *_limits(recipe), *_notes(recipe)]
 
 
 def _problems(errors: list[str]) -> list[str]:

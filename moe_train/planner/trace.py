@@ -74,7 +74,7 @@ def trace(recipe: Recipe, workers: int, imbalance: float = 1.0) -> Trace:
     plan = plan_of(recipe.parallel, workers)
     share = recipe.data.global_batch // plan.data
     number = share // (recipe.data.micro_batch or share)
-    with _fake_group(workers):
+    with fake_group(workers):
         mesh = Mesh.build(plan, _Alone(0, workers, 0, 1, torch.device("cpu")))
         batch = planned_batch(recipe, share // number)
         if number <= TRACED_MICROBATCHES:
@@ -107,7 +107,8 @@ def axes_of(mesh: Mesh) -> dict[str, str]:
 
 
 @contextmanager
-def _fake_group(workers: int) -> Iterator[None]:
+def fake_group(workers: int) -> Iterator[None]:
+    """Makes this process rank 0 of `workers` that do not exist, for the duration of a block."""
     if workers == 1:
         yield
         return

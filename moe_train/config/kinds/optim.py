@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import prod
 
 from moe_train.config.kinds.facts import Facts
 from moe_train.config.kinds.kind import KindConfig
@@ -95,6 +96,10 @@ class OptimConfig(KindConfig):
         """Returns whether an element's update depends on that element's gradients alone."""
         return True
 
+    def state_elements(self, held: tuple[int, ...], whole: tuple[int, ...]) -> int:
+        """Returns the fp32 numbers kept for the box `held` of a parameter of shape `whole`, of experts that of one."""
+        return 0
+
     def check(self, recipe: Facts) -> Iterator[Problem]:
         if self.lr <= 0:
             yield Problem("optim.lr", self.lr, "must be above 0", "set optim.lr, for example 1e-3")
@@ -130,6 +135,9 @@ class AdamWConfig(OptimConfig):
     beta2: float = 0.95
     epsilon: float = 1e-8
 
+    def state_elements(self, held: tuple[int, ...], whole: tuple[int, ...]) -> int:
+        return 2 * prod(held) + 1
+
     def check(self, recipe: Facts) -> Iterator[Problem]:
         yield from super().check(recipe)
         for key, value in (("optim.beta1", self.beta1), ("optim.beta2", self.beta2)):
@@ -158,6 +166,11 @@ class AdafactorConfig(OptimConfig):
     @property
     def is_elementwise(self) -> bool:
         return False
+
+    def state_elements(self, held: tuple[int, ...], whole: tuple[int, ...]) -> int:
+        is_factored = len(whole) == 2 and min(whole) >= self.factor_from
+        squares = prod(held[:-1]) + prod(held[:-2]) * held[-1] if is_factored else prod(held)
+        return squares + (prod(held) if self.beta1 else 0) + 1
 
     def check(self, recipe: Facts) -> Iterator[Problem]:
         yield from super().check(recipe)
@@ -190,6 +203,9 @@ class SGDConfig(OptimConfig):
 
     kind: str = "sgd"
     momentum: float = 0.0
+
+    def state_elements(self, held: tuple[int, ...], whole: tuple[int, ...]) -> int:
+        return prod(held) if self.momentum else 0
 
     def check(self, recipe: Facts) -> Iterator[Problem]:
         yield from super().check(recipe)

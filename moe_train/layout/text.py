@@ -1,0 +1,142 @@
+"""Writes the layout of a run for `moe-train show`: groups, what each rank holds, memory, and collectives of an update.
+
+Few lines for a laptop's run of one worker, and as few for a thousand workers: ranks that are alike share a line.
+"""
+
+from collections.abc import Iterator
+
+from moe_train.config.kinds.engine import NativeEngineConfig
+from moe_train.config.plan import ParallelPlan
+from moe_train.config.resolve import spec_of
+from moe_train.config.schema import Recipe
+from moe_train.layout.activations import saved_bytes
+from moe_train.layout.exchanges import Work, exchanges
+from moe_train.layout.groups import axes, ranks
+from moe_train.layout.held import FP32, Held, gathered_elements, held
+from moe_train.layout.shapes import Unit, units
+from moe_train.layout.units import amount, degrees
+
+LISTED = 16
+"""As many workers are listed one by one; of more, those that hold the same experts share a line."""
+SHARES = 4
+"""As many of these lines are written, and then that it goes on."""
+
+
+def layout(recipe: Recipe, plan: ParallelPlan, workers_per_node: int | None) -> list[str]:
+    """Returns the lines for a recipe without problems; `workers_per_node` is None if it is not known."""
+    parts, engine = units(spec_of(recipe)), recipe.engine
+    drawn = [*_heading(recipe, plan), *_groups(plan, workers_per_node), *_experts(recipe, plan), ""]
+    if not isinstance(engine, NativeEngineConfig):
+        return [*drawn, f"memory and collectives: not predicted for engine.kind={engine.kind}"]
+    return [*drawn, *_memory(recipe, plan, engine, parts), *_collectives(recipe, plan, engine, parts)]
+
+
+def _heading(recipe: Recipe, plan: ParallelPlan) -> Iterator[str]:
+    spec = spec_of(recipe)
+    layers, numbers = ", ".join(map(str, spec.moe_layers)), spec.num_experts
+    sizes = f" of {', '.join(map(str, numbers))} experts" if len(set(numbers)) > 1 else ""
+    moe = f"; MoE layers {layers} (counted from 0){sizes}" if layers else ", no MoE layer"
+    yield f"layout: {plan.workers} worker(s){moe}"
+    if plan.workers > 1:
+        yield f"  {degrees(plan.data, plan.tensor, plan.replicas, plan.expert, plan.expert_tensor)}"
+
+
+def _groups(plan: ParallelPlan, workers_per_node: int | None) -> Iterator[str]:
+    for axis in axes(plan):
+        where = ""
+        if workers_per_node is not None:
+            hosts = axis.most_hosts(workers_per_node)
+            where = "; each on one host" if hosts == 1 else f"; each on up to {hosts:,} hosts"
+        first = ranks(next(axis.groups()))
+        more = ", ..." if axis.num_groups > 1 else ""
+        yield f"  {axis.name:<14}{axis.num_groups:>6,} group(s) of {axis.size:<7,}workers {first}{more}{where}"
+
+
+def _experts(recipe: Recipe, plan: ParallelPlan) -> Iterator[str]:
+    """Yields which workers hold which experts."""
+    numbers = spec_of(recipe).num_experts
+    if not numbers:
+        return
+    shards = plan.replica_shards
+    sharding = f", sharded over {shards} workers" if shards > 1 else ""
+    if plan.workers <= LISTED:
+        for rank in range(plan.workers):
+            yield f"  worker {rank}: {_share(rank, plan, numbers)}{sharding}"
+        return
+    for first in range(min(plan.exchange, SHARES)):
+        alike = ranks(range(first, plan.workers, plan.exchange))
+        yield f"  worker(s) {alike}: {_share(first, plan, numbers)}{sharding}"
+    if plan.exchange > SHARES:
+        yield f"  and so on to worker {plan.exchange - 1} and those that hold the same"
+
+
+def _share(rank: int, plan: ParallelPlan, numbers: list[int]) -> str:
+    """Describes what a rank holds of the experts: "experts 0 to 3 of each MoE layer", for each size of layer."""
+    share, part = rank // plan.expert_tensor % plan.expert, rank % plan.expert_tensor
+    parts = []
+    for number in dict.fromkeys(numbers):
+        size = number // plan.expert
+        layer = f"MoE layer of {number}" if len(set(numbers)) > 1 else "MoE layer"
+        parts.append(f"{share * size} to {share * size + size - 1} of each {layer}")
+    cut = f", part {part + 1} of {plan.expert_tensor} of each" if plan.expert_tensor > 1 else ""
+    return f"experts {' and '.join(parts)}{cut}"
+
+
+def _memory(
+    recipe: Recipe, plan: ParallelPlan, engine: NativeEngineConfig, parts: list[Unit]
+) -> Iterator[str]:
+    of_parts = held(parts, plan, recipe.optim)
+    yield f"{'memory of a worker':<22}{'parameters':>14}{'gradients':>14}{'optimizer':>14}"
+    for part, of_part in of_parts.items():
+        if of_part.parameters:
+            yield _row(f"  {part}", of_part)
+    every = of_parts.values()
+    yield _row(
+        "  together",
+        Held(*(sum(getattr(one, of) for one in every) for of in ("parameters", "gradients", "optimizer"))),
+    )
+    work = work_of(recipe, plan)
+    kept = saved_bytes(spec_of(recipe), plan, work.sequences, work.is_bf16, work.passes)
+    size = f"{work.microbatches} microbatch(es) of {work.sequences} sequence(s)"
+    yield f"  {'activations':<20}{amount(kept):>14}  kept for the backward pass at most, of {size}"
+    if gathered := _gathered(plan, engine, parts):
+        yield f"  {'gathered weights':<20}{amount(gathered):>14}  in the backward pass at most"
+
+
+def _gathered(plan: ParallelPlan, engine: NativeEngineConfig, parts: list[Unit]) -> int:
+    """Returns the bytes of gathered weights: of all units, or of two blocks beside what stands around them."""
+    shared = [unit for unit in parts if (plan.replica_shards if unit.is_experts else plan.data_shards) > 1]
+    sizes = [(unit, FP32 * gathered_elements(unit, plan)) for unit in shared]
+    if engine.reshard_after_forward:
+        of_blocks = sorted((size for unit, size in sizes if not unit.is_around), reverse=True)
+        return sum(size for unit, size in sizes if unit.is_around) + sum(of_blocks[:2])
+    return sum(size for _, size in sizes)
+
+
+def _row(name: str, of_part: Held) -> str:
+    figures = (of_part.parameters, of_part.gradients, of_part.optimizer)
+    return f"{name:<22}" + "".join(f"{amount(figure):>14}" for figure in figures)
+
+
+def work_of(recipe: Recipe, plan: ParallelPlan) -> Work:
+    """Returns what a rank does in an update."""
+    share = recipe.data.global_batch // plan.data
+    sequences = recipe.data.micro_batch or share
+    microbatches, passes = share // sequences, recipe.objective.num_passes
+    counts_first = microbatches > 1 and bool(spec_of(recipe).moe) and recipe.moe.router.learns_from_batch
+    counting = microbatches * passes if counts_first else 0
+    return Work(microbatches, passes, sequences, recipe.precision == "bf16", counting)
+
+
+def _collectives(
+    recipe: Recipe, plan: ParallelPlan, engine: NativeEngineConfig, parts: list[Unit]
+) -> Iterator[str]:
+    if plan.workers == 1:
+        return
+    yield f"{'collectives of an update':<58}{'number':>8}{'bytes each':>14}{'bytes':>14}"
+    for one in exchanges(spec_of(recipe), parts, plan, engine, work_of(recipe, plan)):
+        name = f"  {one.kind} over {one.axis}: {one.what}"
+        yield f"{name:<58}{one.number:>8,}{amount(one.bytes / one.number):>14}{amount(one.bytes):>14}"
+    yield "  and sums of a few numbers" + (
+        ", and those of tensor parallelism: see moe-train plan" if plan.tensor > 1 else ""
+    )
