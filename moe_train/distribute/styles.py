@@ -26,7 +26,7 @@ class CutWeights(ParallelStyle):
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         for name, parameter in list(module.named_parameters(recurse=False)):
-            cut = distribute_tensor(parameter, device_mesh, [Shard(self.dim)])
+            cut = distribute_tensor(parameter, device_mesh, [Shard(self.dim)], src_data_rank=None)
             module.register_parameter(name, nn.Parameter(cut))
         module.register_forward_pre_hook(_show_parts)
         module.register_forward_hook(_hide_parts, always_call=True)

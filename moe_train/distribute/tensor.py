@@ -10,6 +10,8 @@ positions there: an all-gather stands before each pair of matrices and a reduce-
 norms and learned positions are those of a rank's positions alone (`partial_gradients`).
 """
 
+from functools import partial
+
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -34,6 +36,9 @@ from moe_train.parallel.mesh import Mesh
 Plan = dict[str, ParallelStyle]
 """How the modules of a module are cut, by name; "" is the module itself."""
 
+# Parameters are on the meta device: no rank has values that the others would have to get.
+_parallelize = partial(parallelize_module, src_data_rank=None)
+
 
 def apply_tensor(model: Model, mesh: Mesh) -> None:
     """Cuts a model on the meta device down to this rank's part. config/layout.py has checked that the degree fits."""
@@ -44,11 +49,11 @@ def apply_tensor(model: Model, mesh: Mesh) -> None:
     of_sequences, of_rows = (Shard(1), Shard(0)) if sequence else (Replicate(), Replicate())
     for module in list(model.modules()):
         if isinstance(module, Attention):
-            parallelize_module(module, devices, _attention(module, of_sequences))
+            _parallelize(module, devices, _attention(module, of_sequences))
         elif isinstance(module, FeedForward):
-            parallelize_module(module, devices, _feedforward(module, of_rows))
+            _parallelize(module, devices, _feedforward(module, of_rows))
         elif isinstance(module, RelativeBias):
-            parallelize_module(module, devices, CutWeights(1))
+            _parallelize(module, devices, CutWeights(1))
         elif isinstance(module, Stack) and sequence:
             module.sequence = mesh.tensor
     model.vocabulary = VocabularyPart(model.vocabulary.size, mesh.tensor)
@@ -101,10 +106,10 @@ def _cut_vocabulary(model: Model, devices: DeviceMesh, states: Placement) -> Non
     for module in (model.embedding, model.head):
         if module is not None:
             module.weight = nn.Parameter(torch.empty(num_rows, module.weight.shape[1], device="meta"))
-    parallelize_module(model.embedding, devices, CutEmbedding(states))
+    _parallelize(model.embedding, devices, CutEmbedding(states))
     if model.head is not None:
-        parallelize_module(model.head, devices, CutWeights(0))
-    parallelize_module(model.scores, devices, CutLogits(model.vocabulary, states))
+        _parallelize(model.head, devices, CutWeights(0))
+    _parallelize(model.scores, devices, CutLogits(model.vocabulary, states))
 
 
 def clear_padding(model: Model, mesh: Mesh) -> None:
