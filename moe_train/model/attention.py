@@ -47,10 +47,11 @@ class Attention(nn.Module):
         x: Float[Tensor, "B S D"],
         bias: Float[Tensor, "#B #H #S R"] | None,
         memory: Float[Tensor, "B R D"] | None = None,
-    ) -> Float[Tensor, "B S D"]:
+    ) -> Float[Tensor, "B S_of_rank D"]:
         """Attends to `memory`, or to the positions of `x` (only to this and earlier ones if it is causal).
 
         `bias` is added to the scores. In causal attention it holds -inf above the diagonal. Memory has no positions.
+        With sequence parallelism `x` and `memory` arrive whole, and this worker's part of the result is returned.
         """
         read = x if memory is None else memory
         query, key, value = (

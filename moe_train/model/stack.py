@@ -56,7 +56,7 @@ class Block(nn.Module):
         x: Float[Tensor, "T D"],
         bias: Float[Tensor, "#B #H #S S"] | None,
         context: RouteContext,
-        memory: Float[Tensor, "B R D"] | None = None,
+        memory: Float[Tensor, "B R_of_rank D"] | None = None,
         memory_bias: Float[Tensor, "B 1 1 R"] | None = None,
     ) -> tuple[Float[Tensor, "T D"], MoEStats | None]:
         """Returns the states of the rows and, from an MoE layer, its statistics.
@@ -70,7 +70,7 @@ class Block(nn.Module):
         x: Float[Tensor, "T D"],
         bias: Float[Tensor, "#B #H #S S"] | None,
         context: RouteContext,
-        memory: Float[Tensor, "B R D"] | None,
+        memory: Float[Tensor, "B R_of_rank D"] | None,
         memory_bias: Float[Tensor, "B 1 1 R"] | None,
     ) -> tuple[Float[Tensor, "T D"], MoEStats | None]:
         x = self.run_attention(self._attend, x, bias, context, memory, memory_bias)
@@ -89,7 +89,7 @@ class Block(nn.Module):
         x: Float[Tensor, "T D"],
         bias: Float[Tensor, "#B #H #S S"] | None,
         context: RouteContext,
-        memory: Float[Tensor, "B R D"] | None,
+        memory: Float[Tensor, "B R_of_rank D"] | None,
         memory_bias: Float[Tensor, "B 1 1 R"] | None,
     ) -> Float[Tensor, "T D"]:
         """Adds what the rows read of their sequence, and of the encoder's output."""
@@ -133,7 +133,7 @@ class Stack(nn.Module):
         self,
         x: Float[Tensor, "B S D"],
         context: RouteContext,
-        memory: Float[Tensor, "B R D"] | None = None,
+        memory: Float[Tensor, "B R_of_rank D"] | None = None,
         memory_bias: Float[Tensor, "B 1 1 R"] | None = None,
     ) -> StackOutput:
         """Returns the states of embedded tokens after the last block.

@@ -112,7 +112,7 @@ class EncoderDecoder(Model):
         self,
         tokens: Int[Tensor, "B S"],
         context: RouteContext,
-        memory: Float[Tensor, "B R D"],
+        memory: Float[Tensor, "B R_of_rank D"],
         is_real: Bool[Tensor, "B R"] | None,
     ) -> ModelOutput:
         hiding = None if is_real is None else hide_padding(is_real)

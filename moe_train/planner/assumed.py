@@ -33,8 +33,11 @@ class AssumedValues(TorchDispatchMode):
     ) -> Any:
         if self.is_building and (_makes_meta(kwargs) or _has_meta(args)):
             return _without_storage(func, args, kwargs or {})
+        if self.is_building and _has_values(args):
+            with unset_fake_temporarily():
+                return func(*args, **(kwargs or {}))
         if not args or not isinstance(args[0], FakeTensor):
-            return func(*args, **(kwargs or {}))  # such as torch's own tables of ranks, which have values
+            return func(*args, **(kwargs or {}))
         if func is aten.nonzero.default:
             return _all_places(args[0])
         if func is aten._local_scalar_dense.default and (self.is_building or not _is_whole(args[0].dtype)):
@@ -56,6 +59,12 @@ def _has_meta(args: Sequence[Any]) -> bool:
         isinstance(leaf, Tensor) and not isinstance(leaf, FakeTensor) and leaf.is_meta
         for leaf in tree_iter(args)
     )
+
+
+def _has_values(args: Sequence[Any]) -> bool:
+    """Returns whether all tensors are real, as torch's own tables of ranks are."""
+    tensors = [leaf for leaf in tree_iter(args) if isinstance(leaf, Tensor)]
+    return bool(tensors) and not any(isinstance(each, FakeTensor) or each.is_meta for each in tensors)
 
 
 def _without_storage(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
