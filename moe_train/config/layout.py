@@ -58,7 +58,7 @@ def _not_built(recipe: Recipe) -> Iterator[Problem]:
             f"is not implemented yet for engine.kind={recipe.engine.kind}",
             "set parallel.tensor=1, or engine.kind=native",
         )
-    if parallel.expert_tensor > 1 and recipe.engine.kind != "native":
+    if parallel.expert_tensor > 1 and recipe.engine.kind not in ("native", "deepspeed"):
         yield Problem(
             "parallel.expert_tensor",
             parallel.expert_tensor,

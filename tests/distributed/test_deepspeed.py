@@ -14,6 +14,7 @@ import torch
 from gloo_workers import run_workers
 from layout_run import LayoutRun, tiny_step, train
 from test_layouts import DROPOUT, PYRAMID, RANDOM, assert_same_gradients, assert_same_run, one_process
+from test_layouts_adafactor import ADAFACTOR
 from test_layouts_spawn import SPAWNING
 from tiny_model import global_batch, share_of
 
@@ -33,6 +34,8 @@ EVERY = [
     (4, ()),
     (4, (EXPERTS_CUT, "data.micro_batch=2")),
     (4, ("parallel.expert=4", "data.micro_batch=1")),
+    (4, ("parallel.expert_tensor=2", "data.micro_batch=1")),
+    (4, (EXPERTS_CUT, "parallel.expert_tensor=2", "moe.dispatch.kind=all_to_all")),
 ]
 REPRESENTATIVE = pytest.param(4, (EXPERTS_CUT, "data.micro_batch=1"), id="representative")
 
@@ -202,3 +205,16 @@ def test_every_router_objective_and_stack_trains_under_zero_2_like_one_process(f
             assert_same(variant, list(runs))
         except AssertionError as error:
             raise AssertionError(f"{' '.join(variant)}: {error}") from error
+
+
+def train_adafactor(world: World) -> list[LayoutRun]:
+    layouts = [(), (EXPERTS_CUT,)] if world.size == 2 else [(EXPERTS_CUT,)]
+    return [train(world, *ADAFACTOR, *layout, *deepspeed(0)) for layout in layouts]
+
+
+@pytest.mark.distributed_exhaustive
+@pytest.mark.parametrize("workers", [2, 4])
+def test_adafactor_over_whole_parameters_trains_like_one_process(workers):
+    for runs in zip(*run_workers(workers, train_adafactor), strict=True):
+        assert_same_gradients(one_process(ADAFACTOR), list(runs), digits=1e-5)
+        assert_same_run(one_process(ADAFACTOR), list(runs), digits=2e-6)

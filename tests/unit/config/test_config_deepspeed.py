@@ -18,6 +18,7 @@ DEEPSPEED = "engine.kind=deepspeed"
 BROKEN = [
     ("engine.stage=3", "engine.stage=3: cuts weights too, which DeepSpeed does not do with experts; use"),
     ("parallel.shard=1", "parallel.shard=1: shards in groups, but ZeRO cuts over all workers that hold"),
+    ("parallel.tensor=2", "parallel.tensor=2: is not implemented yet for engine.kind=deepspeed; set"),
     ("engine.stage=4", "engine.stage=4: is not a stage of ZeRO; use 0, 1 or 2."),
     (
         "engine.config={zero_optimisation: {stage: 1}}",
@@ -65,6 +66,7 @@ def test_each_mistake_is_found(override, message):
 
 def test_nothing_is_wrong_with_the_engine_alone_and_with_keys_of_deepspeeds_that_are_known():
     assert found() == ""
+    assert found("parallel.expert_tensor=2") == ""
     assert found("engine.config={steps_per_print: 10, zero_optimization: {overlap_comm: true}}") == ""
 
 
