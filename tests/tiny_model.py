@@ -75,7 +75,7 @@ def gate(config: RouterConfig, logits: Tensor, group: int = 1) -> Router:
 
 def vocabulary(recipe: Recipe) -> Vocabulary:
     """The tiny recipe's tokens, the n-th of which occurs n times, with vectors that say nothing."""
-    return vocabulary_of(recipe.data.tokenizer.size)
+    return vocabulary_of(spec_of(recipe).vocabulary_size)
 
 
 def vocabulary_of(size: int) -> Vocabulary:

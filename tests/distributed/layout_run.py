@@ -1,6 +1,6 @@
 """A short training run on one layout, and what must be the same on every other one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from balanced_routers import padded
@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from moe_train.checkpoint.layout import Shard
 from moe_train.config.layout import plan_of
 from moe_train.config.schema import Recipe
 from moe_train.engines.engine import Engine
@@ -51,6 +52,10 @@ class LayoutRun:
     """After the last step."""
     allocated: dict[str, int]
     """Bytes of storage behind each local parameter."""
+    reported: list[float]
+    """The mean losses that the update itself has summed up."""
+    state: dict[str, list[Box]]
+    """All that a checkpoint of the end would have: parameters, buffers and the optimizer's state."""
 
 
 class WholeExpertsWatch(TorchDispatchMode):
@@ -110,11 +115,12 @@ def train(world: World, *overrides: str) -> LayoutRun:
         update(lr, norm)
 
     engine.update = take
-    run = LayoutRun([], [], [], [], [], [], [], 0.0, gradients, {}, {})
+    run = LayoutRun([], [], [], [], [], [], [], 0.0, gradients, {}, {}, [], {})
     for step in range(STEPS):
         batches = share_of(global_batch(recipe, step), data.rank, data.size, recipe.data.micro_batch)
         result = training_step.update(batches, step, False)
         run.losses.append(mean(data, result.loss))
+        run.reported.append(result.mean_loss)
         run.auxiliary.append({name: mean(data, loss) for name, loss in result.losses.items()})
         run.norms.append(result.grad_norm)
         run.loads.append(data.sum(over_microbatches(result.stats, "load")))
@@ -125,6 +131,7 @@ def train(world: World, *overrides: str) -> LayoutRun:
     share = share_of(validation, data.rank, data.size, recipe.data.micro_batch)
     run.validation = training_step.evaluate(share, STEPS)
     run.parameters = boxes(engine, {name: shard.data for name, shard in engine.shards.items()})
+    run.state = {name: [_box(shard) for shard in held] for name, held in engine.state().items()}
     run.allocated = {name: allocated_bytes(parameter) for name, parameter in engine.model.named_parameters()}
     return run
 
@@ -159,16 +166,13 @@ def gradients_of(engine: Engine) -> dict[str, Tensor]:
 
 def boxes(engine: Engine, tensors: dict[str, Tensor | None]) -> dict[str, Box]:
     """Copies of local tensors, with their places."""
-    return {
-        name: Box(
-            shard.global_shape,
-            shard.offsets,
-            tensors[name].detach().clone(),
-            shard.is_expert,
-            shard.is_owner,
-        )
-        for name, shard in engine.shards.items()
-    }
+    return {name: _box(replace(shard, data=tensors[name])) for name, shard in engine.shards.items()}
+
+
+def _box(shard: Shard) -> Box:
+    return Box(
+        shard.global_shape, shard.offsets, shard.data.detach().clone(), shard.is_expert, shard.is_owner
+    )
 
 
 def allocated_bytes(parameter: Tensor) -> int:
@@ -187,18 +191,23 @@ def mean(data: Axis, value: Tensor) -> float:
     return float(data.sum(value.detach().double().clone()) / data.size)
 
 
-def gathered(of_ranks: list[dict[str, Box]]) -> dict[str, Tensor]:
+def gathered(of_ranks: list[dict[str, Box]] | list[dict[str, list[Box]]]) -> dict[str, Tensor]:
     """Whole tensors from the boxes of all ranks: every element has one owner, and copies are equal to the bit."""
     whole = {}
-    for name, first in of_ranks[0].items():
-        tensor, holders = torch.zeros(first.global_shape), torch.zeros(first.global_shape)
-        boxes = [of_rank[name] for of_rank in of_ranks]
-        for box in boxes:
+    for name in dict.fromkeys(name for of_rank in of_ranks for name in of_rank):
+        boxes = [
+            (rank, box)
+            for rank, of_rank in enumerate(of_ranks)
+            for box in (of_rank[name] if isinstance(of_rank.get(name, []), list) else [of_rank[name]])
+        ]
+        shape = boxes[0][1].global_shape
+        tensor, holders = torch.zeros(shape), torch.zeros(shape)
+        for _, box in boxes:
             if box.is_owner:
                 tensor[place_of(box)] = box.data.float()
                 holders[place_of(box)] += 1
         assert (holders == 1).all(), f"{name}: some element is owned by no rank or by several"
-        for rank, box in enumerate(boxes):
+        for rank, box in boxes:
             assert torch.equal(tensor[place_of(box)], box.data.float()), (
                 f"{name}: rank {rank} holds another copy"
             )

@@ -101,11 +101,11 @@ def assert_same_run(expected: LayoutRun, runs: list[LayoutRun], digits: float) -
     first = runs[0]
     for run in runs:
         assert run.losses == first.losses
-        assert run.norms == first.norms
+        assert run.norms == first.norms, "norms"
     assert torch.equal(first.loads[0], expected.loads[0])
     assert torch.equal(first.dropped[0], expected.dropped[0])
     assert first.losses == pytest.approx(expected.losses, rel=digits)
-    assert first.norms == pytest.approx(expected.norms, rel=10 * digits)
+    assert first.norms == pytest.approx(expected.norms, rel=10 * digits), "norms"
     assert first.validation == pytest.approx(expected.validation, rel=digits)
     for mine, theirs in zip(first.auxiliary, expected.auxiliary, strict=True):
         assert mine == pytest.approx(theirs, rel=10 * digits)
