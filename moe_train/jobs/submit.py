@@ -14,6 +14,7 @@ from moe_cluster.contract import DONE
 from moe_cluster.sites import read_sites, sites_file
 from moe_train.arguments import Parser, add_overrides, folder, parse_with_overrides, resume_from
 from moe_train.config.load import load_recipe
+from moe_train.config.notes import host_notes
 from moe_train.config.schema import Recipe
 from moe_train.config.timing import timing_notes
 from moe_train.errors import UsageError
@@ -85,7 +86,12 @@ def _submit(
     after = [_job_of(name, job.cluster) for name in options.after]
     spec = job.spec(submission.recipe, submission.recipe_file, run_dir, resume, after)
     script = job.executor.render(spec)  # raises for what the backend cannot do, before anything is written
+    notes = [
+        f"note: {note}"
+        for note in (*timing_notes(recipe), *host_notes(recipe, job.resources.workers_per_node))
+    ]
     if options.dry_run:
+        _say(notes)
         print(script, end="")
         return DONE
     require_free(submission)
@@ -93,17 +99,18 @@ def _submit(
     if start is Start.FINISHED:
         raise UsageError(f"steps={recipe.steps}: {run_dir} has already finished; raise steps to train on")
     is_resumed = start is Start.RESUME and RunFolder(run_dir).holds_run
-    for sentence in [
-        *(report_changes(run_dir, recipe, resume) if is_resumed else ()),
-        *(f"note: {note}" for note in timing_notes(recipe)),
-    ]:
-        print(f"moe-train: {sentence}", file=sys.stderr)
+    _say([*(report_changes(run_dir, recipe, resume) if is_resumed else ()), *notes])
     (job_id,) = submit_runs(job, [submission], [spec])
     print(f"submitted {job.cluster}:{job_id}; {run_dir}")
     print(f"  state:   moe-train status {run_dir}")
     print(f"  output:  moe-train logs -f {run_dir}")
     print(f"  cancel:  moe-train cancel {run_dir}")
     return DONE
+
+
+def _say(sentences: Sequence[str]) -> None:
+    for sentence in sentences:
+        print(f"moe-train: {sentence}", file=sys.stderr)
 
 
 def _job_of(name: str, cluster: str) -> str:

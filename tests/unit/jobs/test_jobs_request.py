@@ -12,6 +12,7 @@ from moe_cluster.sites import Site, Sites, read_sites, sites_file
 from moe_train.config.load import load_recipe
 from moe_train.errors import LayoutError, UsageError
 from moe_train.jobs.request import Request, add_options, request
+from moe_train.launch import allowed_workers
 
 RECIPE = "recipes/switch/tiny.yaml"
 
@@ -124,6 +125,16 @@ def test_a_layout_that_does_not_fit_is_refused_before_anything_is_queued() -> No
     recipe = load_recipe(RECIPE, ["parallel.expert=3"])
     with pytest.raises(LayoutError, match=r"parallel.expert=3"):
         asked("--nodes", "2").spec(recipe, Path("r.yaml"), Path("/r"), "auto", [])
+
+
+def test_a_run_shrinks_only_to_whole_tensor_groups() -> None:
+    recipe = load_recipe(RECIPE, ["parallel.tensor=2"])
+    assert allowed_workers(recipe, 8, 1) == (2, 4, 8)
+    assert allowed_workers(load_recipe(RECIPE), 8, 1) == (1, 2, 4, 8)
+    with pytest.raises(
+        LayoutError, match=r"parallel\.tensor=2: must divide the number of workers, which is 3"
+    ):
+        asked("--nodes", "1:3").spec(recipe, Path("r.yaml"), Path("/r"), "auto", [])
 
 
 def test_a_recipe_for_gpus_that_asks_the_cluster_for_none_is_refused() -> None:

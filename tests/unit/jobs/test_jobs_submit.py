@@ -79,6 +79,18 @@ def test_nodes_of_ray_may_have_text_that_this_machine_has_not(moe_train: Command
     moe_train("submit", "small.yaml", "--dry-run", words[-1]).refuses("/only/there: there is no such file")
 
 
+@pytest.mark.parametrize(("workers_per_node", "spans"), [(1, True), (2, False), (4, False)])
+def test_tensor_groups_that_span_nodes_are_noted_and_not_refused(
+    moe_train: Command, workers_per_node: int, spans: bool
+) -> None:
+    size = ("--nodes", "2", "--workers-per-node", str(workers_per_node))
+    ended = moe_train("submit", "small.yaml", "--cluster", "slurm", "--dry-run", *size, "parallel.tensor=2")
+    note = f"note: parallel.tensor=2: does not divide the {workers_per_node} workers of a node"
+    assert ended.code == 0
+    assert (note in ended.errors) == spans
+    assert ended.output.startswith("#!")
+
+
 @pytest.mark.parametrize(
     ("words", "part"), [(["--dir", ""], "must not be empty"), (["--at-once", "0"], "at least 1")]
 )
