@@ -9,7 +9,7 @@ from moe_cluster.contract import DONE, USAGE
 from moe_train.config.check import problems
 from moe_train.config.layout import plan_of
 from moe_train.config.load import load_recipe, to_dict, to_yaml
-from moe_train.config.notes import limits, notes
+from moe_train.config.notes import host_notes, limits, notes
 from moe_train.config.resolve import spec_of
 from moe_train.config.schema import Recipe
 from moe_train.data.corpora.there import require_text
@@ -37,7 +37,7 @@ def show(
             "active_parameters": counted.active_parameters,
             "flops_per_token": flops,
             "problems": errors,
-            "notes": [] if errors else _all_notes(recipe),
+            "notes": [] if errors else _all_notes(recipe, workers, workers_per_node),
         }
         print(json.dumps(content, indent=1))
     else:
@@ -64,20 +64,23 @@ def _model(counted: ModelCount, flops_per_token: int) -> list[str]:
 def _sound(recipe: Recipe, workers: int | None, workers_per_node: int | None) -> list[str]:
     """Returns what is said of a recipe without problems."""
     drawn = layout(recipe, plan_of(recipe.parallel, workers), workers_per_node)
-    return [*drawn, "", *_limits(recipe), *_notes(recipe)]
+    return [*drawn, "", *_limits(recipe), *_notes(_all_notes(recipe, workers, workers_per_node))]
 
 
 def _problems(errors: list[str]) -> list[str]:
     return ["problems:", *(f"  {sentence}" for sentence in errors)]
 
 
-def _all_notes(recipe: Recipe) -> list[str]:
+def _all_notes(recipe: Recipe, workers: int | None, workers_per_node: int | None) -> list[str]:
     """Returns all notes. Text that is missing on this machine is a note, not a problem: a cluster may have it."""
+    sentences = notes(recipe)
+    if workers_per_node is not None:
+        sentences += host_notes(recipe, plan_of(recipe.parallel, workers).workers, workers_per_node)
     try:
         require_text(recipe.data.corpus)
     except DataError as error:
-        return [*notes(recipe), str(error)]
-    return notes(recipe)
+        sentences.append(str(error))
+    return sentences
 
 
 def _limits(recipe: Recipe) -> list[str]:
@@ -85,7 +88,6 @@ def _limits(recipe: Recipe) -> list[str]:
     return ["capacity:", *(f"  {sentence}" for sentence in sentences), ""] if sentences else []
 
 
-def _notes(recipe: Recipe) -> list[str]:
-    sentences = _all_notes(recipe)
+def _notes(sentences: list[str]) -> list[str]:
     lines = ["notes:", *(f"  {sentence}" for sentence in sentences), ""] if sentences else []
     return [*lines, "no problems found"]

@@ -68,13 +68,13 @@ def notes(recipe: Recipe) -> list[str]:
     return [*timing_notes(recipe), *moe_notes, *_of_packages(recipe)]
 
 
-def host_notes(recipe: Recipe, workers_per_node: int) -> Iterator[str]:
+def host_notes(recipe: Recipe, workers: int, workers_per_node: int) -> Iterator[str]:
     """Yields a sentence if tensor groups span hosts, as they do if a host has no whole number of them.
 
     Ranks are numbered host by host, and those of a tensor group are neighbours.
     """
     tensor = recipe.parallel.tensor
-    if workers_per_node % tensor:
+    if workers > workers_per_node and workers_per_node % tensor:
         yield (
             f"parallel.tensor={tensor}: does not divide the {workers_per_node} workers of a node, so tensor groups "
             "span nodes, and the collectives of every block cross the network; use a multiple of it for "

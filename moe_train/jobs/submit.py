@@ -86,10 +86,8 @@ def _submit(
     after = [_job_of(name, job.cluster) for name in options.after]
     spec = job.spec(submission.recipe, submission.recipe_file, run_dir, resume, after)
     script = job.executor.render(spec)  # raises for what the backend cannot do, before anything is written
-    notes = [
-        f"note: {note}"
-        for note in (*timing_notes(recipe), *host_notes(recipe, job.resources.workers_per_node))
-    ]
+    of_nodes = host_notes(recipe, job.resources.workers, job.resources.workers_per_node)
+    notes = [f"note: {note}" for note in (*timing_notes(recipe), *of_nodes)]
     if options.dry_run:
         _say(notes)
         print(script, end="")

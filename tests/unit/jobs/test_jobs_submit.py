@@ -83,12 +83,15 @@ def test_nodes_of_ray_may_have_text_that_this_machine_has_not(moe_train: Command
 def test_tensor_groups_that_span_nodes_are_noted_and_not_refused(
     moe_train: Command, workers_per_node: int, spans: bool
 ) -> None:
-    size = ("--nodes", "2", "--workers-per-node", str(workers_per_node))
-    ended = moe_train("submit", "small.yaml", "--cluster", "slurm", "--dry-run", *size, "parallel.tensor=2")
-    note = f"note: parallel.tensor=2: does not divide the {workers_per_node} workers of a node"
-    assert ended.code == 0
-    assert (note in ended.errors) == spans
-    assert ended.output.startswith("#!")
+    words = ("small.yaml", "parallel.tensor=2", "--workers-per-node", str(workers_per_node))
+    note = f"parallel.tensor=2: does not divide the {workers_per_node} workers of a node"
+    job = moe_train("submit", *words, "--cluster", "slurm", "--nodes", "2", "--dry-run")
+    assert job.code == 0
+    assert (f"note: {note}" in job.errors) == spans
+    assert job.output.startswith("#!")
+    shown = moe_train("show", *words, "--workers", str(2 * workers_per_node))
+    assert shown.code == 0
+    assert (note in shown.output) == spans
 
 
 @pytest.mark.parametrize(
