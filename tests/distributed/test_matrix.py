@@ -72,12 +72,15 @@ def assert_same(choice: Choice, expected: LayoutRun, runs: list[LayoutRun]) -> N
 
 
 def assert_same_first_step(expected: LayoutRun, runs: list[LayoutRun]) -> None:
-    """The first step alone, since later ones go by rounded updates."""
-    assert runs[0].losses[0] == pytest.approx(expected.losses[0], rel=1e-4)
-    assert runs[0].reported[0] == pytest.approx(expected.losses[0], rel=1e-4)
+    """The first step alone, since later ones go by rounded updates.
+
+    Tensor ranks round partial sums, so a token may go to another expert: what is wrong by a factor is found, no more.
+    """
+    assert runs[0].losses[0] == pytest.approx(expected.losses[0], rel=1e-3)
+    assert runs[0].reported[0] == pytest.approx(expected.losses[0], rel=1e-3)
     assert runs[0].norms[0] == pytest.approx(expected.norms[0], rel=2e-2)
     assert runs[0].auxiliary[0] == pytest.approx(expected.auxiliary[0], rel=2e-2)
-    assert_same_gradients(expected, runs, digits=0.05)
+    assert_same_gradients(expected, runs, digits=0.25)
 
 
 def assert_all_same(workers: int, choices: list[Choice]) -> None:
