@@ -6,6 +6,7 @@ slurm_jobs.py and ray_jobs.py add what only their schedulers know.
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+import pytest
 from full_disks import SharedDisk
 from own_processes import wait_for
 from small_run import RECIPE, lay_traps, write_corpus
@@ -25,6 +27,13 @@ STEPS = 120
 PATIENCE_S = 300.0
 ENDLESS = ("steps=100000", "checkpoint.every=100")
 TWO_NODES = ("--nodes", "2", "parallel.expert=2")
+SHARED_WORK = {
+    "parallel.tensor=2": ("parallel.tensor=2",),
+    "engine.kind=deepspeed": ("engine.kind=deepspeed", "engine.stage=2"),
+}
+"""Overrides with which the workers of TWO_NODES share more than experts, or share otherwise."""
+CALM = ("optim.lr=1e-4",)
+"""A rate at which rounding stays rounding for STEPS steps: at ten times as much it may send a token elsewhere."""
 COMPUTED = ("loss", "losses", "grad_norm", "lr", "moe", "tokens_seen", "validation_loss")
 
 
@@ -186,6 +195,23 @@ class Run:
         assert sorted(losses) == list(range(2, max(losses) + 1, 2))
         expected = undisturbed.numbers()
         assert all(losses[step] == expected[step, "loss"] for step in losses if step < STEPS)
+
+    def assert_resumed(self, attempt: int) -> None:
+        """The attempt began at a checkpoint of the one before."""
+        begun = re.search(rf"attempt {attempt}, from step (\d+)", self.output)
+        assert begun, self.output
+        assert int(begun[1]) > 0
+
+    def assert_like_one_worker(self, *overrides: str) -> None:
+        """Every row from the first to the last is there, with the loss of a run of one worker, up to rounding."""
+        alone = Run(self.terminal, self.folder.with_name(f"{self.folder.name}-alone"))
+        words = ("run", "small.yaml", "--run-dir", str(alone.folder), *overrides, f"steps={self.step}")
+        self.terminal(*words)
+        losses, others = (
+            {step: value for (step, key), value in run.numbers().items() if key == "loss" and step % 2 == 0}
+            for run in (self, alone)
+        )
+        assert losses == pytest.approx(others, rel=1e-5)
 
 
 def assert_sweeps(terminal: Terminal, undisturbed: Run) -> None:

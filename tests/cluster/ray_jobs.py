@@ -3,7 +3,6 @@
 import time
 from pathlib import Path
 
-import pytest
 from cluster_jobs import PATIENCE_S, Run, Terminal
 from own_processes import wait_for
 from ray_cluster import RayCluster
@@ -61,14 +60,3 @@ class RayRun(Run):
         self.wait_for_step(self.step + more_steps)
         self.terminal("cancel", str(self.folder))
         self.wait_until("stopped")
-
-    def assert_like_one_worker(self, *overrides: str) -> None:
-        """Every row from the first to the last is there, with the loss of a run of one worker, up to rounding."""
-        alone = RayRun(self.terminal, self.folder.with_name(f"{self.folder.name}-alone"))
-        words = ("run", "small.yaml", "--run-dir", str(alone.folder), *overrides, f"steps={self.step}")
-        self.terminal(*words)
-        losses, others = (
-            {step: value for (step, key), value in run.numbers().items() if key == "loss" and step % 2 == 0}
-            for run in (self, alone)
-        )
-        assert losses == pytest.approx(others, rel=1e-5)

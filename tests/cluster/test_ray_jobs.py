@@ -15,9 +15,11 @@ from pathlib import Path
 import pytest
 import safetensors
 from cluster_jobs import (
+    CALM,
     ENDLESS,
     FULL_DISK,
     PATIENCE_S,
+    SHARED_WORK,
     STEPS,
     TWO_NODES,
     assert_outlives_full_disk,
@@ -115,6 +117,28 @@ def test_representative_a_killed_worker_is_named_and_the_run_goes_on(
         "a worker is killed",
         "named; the run resumes from its last checkpoint",
         f"seen after {seen_s:.0f} s, then as promised",
+        recovery_s,
+    )
+
+
+@pytest.mark.parametrize("how", ["parallel.tensor=2"])
+def test_a_killed_worker_of_any_engine_and_layout_comes_back(
+    terminal: RayTerminal, table: Scenarios, how: str
+) -> None:
+    run = terminal.submit(f"killed-{how.partition('=')[0]}", *TWO_NODES, *SHARED_WORK[how], *CALM)
+    run.wait_for_step(20)
+    host, pid = run.worker(rank=1)
+    os.kill(pid, signal.SIGKILL)
+    seen_s, recovery_s = run.recovery(attempt=1)
+    run.wait_until("finished")
+    assert f"rank 1 on {host} failed " in run.output
+    assert (run.attempts, run.step) == (2, STEPS)
+    run.assert_resumed(attempt=2)
+    run.assert_like_one_worker(*CALM)
+    table.add(
+        f"a worker is killed, `{how}`",
+        "named; the run resumes from its last checkpoint",
+        f"seen after {seen_s:.0f} s, then as promised; the losses of one worker, within 1e-5",
         recovery_s,
     )
 

@@ -15,9 +15,11 @@ from pathlib import Path
 import pytest
 import slurm_cluster
 from cluster_jobs import (
+    CALM,
     ENDLESS,
     FULL_DISK,
     PATIENCE_S,
+    SHARED_WORK,
     STEPS,
     TWO_NODES,
     assert_outlives_full_disk,
@@ -119,6 +121,24 @@ def test_representative_a_killed_worker_is_named_and_its_run_goes_on_where_it_is
     assert run.numbers() == undisturbed.numbers()
     seen = "rank, node, step and signal named; second attempt in the same allocation"
     scenarios.add("a worker is killed", f"named; {GOES_ON}", seen, recovery_s)
+
+
+@pytest.mark.parametrize("how", SHARED_WORK)
+def test_a_killed_worker_of_any_engine_and_layout_comes_back(
+    terminal: SlurmTerminal, scenarios: Scenarios, how: str
+) -> None:
+    run = terminal.submit(f"killed-{how.partition('=')[0]}", *TWO_NODES, *SHARED_WORK[how], *CALM)
+    run.wait_for_step(20)
+    host, pid = run.worker(rank=1)
+    os.kill(pid, signal.SIGKILL)
+    recovery_s = back_at_work(run, time.monotonic())
+    assert "Restarts=0 " in run.wait_for_job("COMPLETED")
+    assert f"rank 1 on {host} failed " in run.output
+    assert (run.attempts, run.step) == (2, STEPS)
+    run.assert_resumed(attempt=2)
+    run.assert_like_one_worker(*CALM)
+    seen = "named, second attempt in the same allocation; the losses of one worker, within 1e-5"
+    scenarios.add(f"a worker is killed, `{how}`", f"named; {GOES_ON}", seen, recovery_s)
 
 
 def test_a_slow_worker_is_named_once_and_its_run_goes_on(
