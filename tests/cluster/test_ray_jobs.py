@@ -121,7 +121,7 @@ def test_representative_a_killed_worker_is_named_and_the_run_goes_on(
     )
 
 
-@pytest.mark.parametrize("how", ["parallel.tensor=2"])
+@pytest.mark.parametrize("how", SHARED_WORK)
 def test_a_killed_worker_of_any_engine_and_layout_comes_back(
     terminal: RayTerminal, table: Scenarios, how: str
 ) -> None:
