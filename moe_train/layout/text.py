@@ -71,15 +71,17 @@ def _experts(recipe: Recipe, plan: ParallelPlan) -> Iterator[str]:
 
 
 def _share(rank: int, plan: ParallelPlan, numbers: list[int]) -> str:
-    """Describes what a rank holds of the experts: "experts 0 to 3 of each MoE layer", for each size of layer."""
+    """Describes what a rank holds of the experts: "experts 0 to 3 of each MoE layer", or that of each size of layer."""
     share, part = rank // plan.expert_tensor % plan.expert, rank % plan.expert_tensor
     parts = []
     for number in dict.fromkeys(numbers):
         size = number // plan.expert
         layer = f"MoE layer of {number}" if len(set(numbers)) > 1 else "MoE layer"
-        parts.append(f"{share * size} to {share * size + size - 1} of each {layer}")
+        first, last = share * size, share * size + size - 1
+        parts.append(f"{first if size == 1 else f'{first} to {last}'} of each {layer}")
     cut = f", part {part + 1} of {plan.expert_tensor} of each" if plan.expert_tensor > 1 else ""
-    return f"experts {' and '.join(parts)}{cut}"
+    noun = "expert" if max(numbers) == plan.expert else "experts"
+    return f"{noun} {' and '.join(parts)}{cut}"
 
 
 def _memory(

@@ -1,4 +1,4 @@
-"""Logits cut by vocabulary are read as whole ones are: every reader, values and all gradients, padding and all."""
+"""Logits cut by vocabulary are read as whole ones are: every reader, values and all gradients."""
 
 from collections.abc import Callable, Sequence
 
@@ -96,11 +96,9 @@ def whole_passes(kind: str, size: int) -> list[torch.Tensor]:
     return [(3 * normal(SEQUENCES, LENGTH, 11, seed=seed)).to(dtype)[..., :size] for seed in (1, 2)]
 
 
-def cut(whole: torch.Tensor, part: VocabularyPart, padding: float) -> torch.Tensor:
-    """What the head of one worker computes: its rows, where those of padding have any value."""
-    padded = F.pad(whole, (0, part.rows * part.axis.size - part.size), value=padding)
-    rows = padded[..., part.axis.rank * part.rows : (part.axis.rank + 1) * part.rows]
-    return rows.clone().requires_grad_()
+def cut(whole: torch.Tensor, part: VocabularyPart) -> torch.Tensor:
+    """What the head of one worker computes: the logits of its tokens."""
+    return whole[..., part.first : part.first + part.count].clone().requires_grad_()
 
 
 TOLERANCE = {"fp32": (1e-5, 1e-6), "bf16": (1e-2, 1e-6), "extreme": (1e-5, 1e-3)}
@@ -129,9 +127,9 @@ def read_on_a_rank(world: World) -> dict[int, dict[object, object]]:
 def read_along(axis: Axis) -> dict[object, object]:
     results, part = {}, VocabularyPart(11, axis)
     for reader, kind in CASES:
-        passes = [cut(each, part, padding=1e3) for each in whole_passes(kind, 11)]
+        passes = [cut(each, part) for each in whole_passes(kind, 11)]
         with Largest() as largest:
-            loss = READERS[reader]([Logits.of_head(each, part) for each in passes], BATCH)
+            loss = READERS[reader]([Logits(each, part) for each in passes], BATCH)
             gradients = torch.autograd.grad(loss, passes, allow_unused=True)
         results[reader, kind] = loss.detach(), gradients, largest.elements
     results["nothing predicted"] = of_nothing(part)
@@ -142,8 +140,8 @@ def read_along(axis: Axis) -> dict[object, object]:
 
 def of_nothing(part: VocabularyPart) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Losses of a batch without targets, their gradient, and the mean."""
-    values, none = cut(whole_passes("fp32", 11)[0], part, 0.0), torch.full_like(TARGETS, IGNORED)
-    logits = Logits.of_head(values, part)
+    values, none = cut(whole_passes("fp32", 11)[0], part), torch.full_like(TARGETS, IGNORED)
+    logits = Logits(values, part)
     losses = cross_entropies(logits, none)
     (gradient,) = torch.autograd.grad(losses.sum(), values)
     return losses.detach(), gradient, language([logits], Batch(none, none, torch.arange(3))).detach()
@@ -158,8 +156,8 @@ def continuations(axis: Axis) -> dict[int, tuple[list[torch.Tensor], torch.Tenso
     found = {}
     for size in SIZES:
         part = VocabularyPart(size, axis)
-        values = cut(whole_passes("fp32", size)[0], part, padding=1e3)
-        logits = Logits.of_head(values, part)
+        values = cut(whole_passes("fp32", size)[0], part)
+        logits = Logits(values, part)
         with torch.no_grad():
             best = best_or_last(logits)
         targets = TARGETS.clamp(max=size - 1)
@@ -181,7 +179,7 @@ def search(part: VocabularyPart):
     def step(prefixes: torch.Tensor) -> LogProbabilities:
         table = 2 * normal(SEQUENCES, 4, 11, 11, seed=5)
         after = table[torch.arange(SEQUENCES).unsqueeze(1), prefixes.shape[2] - 1, prefixes[:, :, -1]]
-        return log_probabilities(Logits.of_head(cut(after, part, padding=1e3), part))
+        return log_probabilities(Logits(cut(after, part), part))
 
     sizes = {"beam_size": 3, "max_length": 4, "alpha": 0.6, "start": 0, "end": 1}
     with torch.no_grad():
@@ -199,13 +197,6 @@ def results(request, of_all_ranks):
     return [of_rank[request.param] for of_rank in of_all_ranks[: request.param]]
 
 
-def joined(rows: Sequence[torch.Tensor], size: int) -> torch.Tensor:
-    """The gradients of all workers side by side, of which those of padding are zero."""
-    together = torch.cat(list(rows), -1)
-    assert not together[..., size:].any(), "padding has a gradient"
-    return together[..., :size]
-
-
 @pytest.mark.parametrize(("reader", "kind"), CASES)
 def test_a_reader_of_cut_logits_has_the_value_and_the_gradient_of_whole_ones(results, reader, kind):
     passes = [each.clone().requires_grad_() for each in whole_passes(kind, 11)]
@@ -221,12 +212,12 @@ def test_a_reader_of_cut_logits_has_the_value_and_the_gradient_of_whole_ones(res
             assert mine == [None] * len(results)
             continue
         rtol, atol = TOLERANCE[kind]
-        torch.testing.assert_close(joined(mine, 11), gradient, rtol=rtol, atol=atol)
+        torch.testing.assert_close(torch.cat(list(mine), -1), gradient, rtol=rtol, atol=atol)
 
 
 def test_targets_that_are_ignored_have_no_gradient_and_no_part_in_the_loss(results):
     for reader in ("consistency", "translation", "language", "one_by_one"):
-        gradient = joined([of_rank[reader, "fp32"][1][0] for of_rank in results], 11)
+        gradient = torch.cat([of_rank[reader, "fp32"][1][0] for of_rank in results], -1)
         assert not gradient[TARGETS == IGNORED].any()
         assert gradient[TARGETS != IGNORED].any(1).all()
     for of_rank in results:
@@ -245,7 +236,7 @@ def test_the_best_continuations_are_those_of_whole_logits_also_where_a_worker_ha
     for best, mine, _ in (of_rank["continuations"][size] for of_rank in results):
         torch.testing.assert_close(best, expected)
         torch.testing.assert_close(mine, loss.detach())
-    gradient = joined([of_rank["continuations"][size][-1] for of_rank in results], size)
+    gradient = torch.cat([of_rank["continuations"][size][-1] for of_rank in results], -1)
     torch.testing.assert_close(gradient, torch.autograd.grad(loss, values)[0])
 
 

@@ -32,7 +32,7 @@ def test_a_layer_works_as_among_layers_of_its_own_size(kind, training):
     middle, first = of_4.layers[0](of_4.embedding(tokens).flatten(0, 1), None, about)
     top, second = of_8.layers[1](middle, None, about)
     expected = of_8.norm(top) @ of_8.embedding.weight.t()
-    torch.testing.assert_close(logits, expected.view_as(logits))
+    torch.testing.assert_close(logits.values, expected.view_as(logits.values))
     for layer, expected, experts in zip(stats, (first, second), (4, 8), strict=True):
         assert layer.load.tolist() == expected.load.tolist()
         assert len(layer.load) == experts
