@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import require_tool
 from gloo_workers import run_workers
 from layout_run import LayoutRun, tiny_step, train
 from test_layouts import RANDOM, assert_same_gradients, assert_same_run, one_process
@@ -69,6 +70,7 @@ def slabs_of_one_update(world: World, *layout: str) -> dict[tuple[str, int], int
 
 
 def test_one_sided_holds_no_slab_of_what_runs_again_between_the_passes():
+    require_tool("g++", "g++")
     for slabs in run_workers(2, slabs_of_one_update, "parallel.expert=2", "moe.dispatch.kind=one_sided"):
         assert slabs["none", 3] == slabs["none", 1] + 2 * 2, "two slabs of each further layer"
         assert slabs["attention", 3] == slabs["none", 3]
