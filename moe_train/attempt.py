@@ -27,6 +27,7 @@ from moe_cluster.watch.first_cause import FirstCause, find_first_cause
 from moe_train.checkpoint.folder import CheckpointFolder
 from moe_train.checkpoint.lineage import has_started, last_number
 from moe_train.config.schema import Recipe
+from moe_train.imports import without_collecting
 from moe_train.run_folder import RunFolder, attempt_recipe
 from moe_train.worker.process import Process
 
@@ -47,7 +48,8 @@ def run_here(recipe: Recipe, attempt: Attempt, resume: str, environment: Mutable
     environment[ATTEMPT_VARIABLE] = str(attempt.number)
     try:
         with Process(attempt.run_dir, attempt.number, rank=0) as process:
-            from moe_train import train
+            with without_collecting():
+                from moe_train import train
 
             return Outcome(train.run(recipe, attempt.run_dir, resume, process))
     except SystemExit as end:

@@ -12,6 +12,7 @@ from pathlib import Path
 from moe_cluster.output import protect_output
 from moe_train.arguments import Parser
 from moe_train.data.in_thread import end_abandoned
+from moe_train.imports import without_collecting
 from moe_train.worker.process import Process
 
 
@@ -28,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             from moe_train.config.load import load_recipe
 
             recipe = load_recipe(arguments.recipe)
-            from moe_train import train
+            with without_collecting():
+                from moe_train import train
 
             return train.run(recipe, arguments.run_dir, arguments.resume, process)
     except SystemExit as end:
