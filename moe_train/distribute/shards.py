@@ -30,6 +30,14 @@ def parameter_shards(model: Model, mesh: Mesh, shapes: dict[str, torch.Size]) ->
     }
 
 
+def buffer_shards(model: Model, is_main: bool) -> dict[str, Shard]:
+    """Returns every buffer, by global name: all ranks hold it whole, and the main one owns it."""
+    return {
+        name: Shard(buffer, tuple(buffer.shape), (0,) * buffer.ndim, is_owner=is_main)
+        for name, buffer in model.named_buffers()
+    }
+
+
 def _expert_shard(name: str, parameter: nn.Parameter, mesh: Mesh, shape: torch.Size) -> Shard:
     """Describes experts: FSDP2 knows this rank's slices of its experts only, which expert parallelism has cut."""
     offsets = list(_offsets(parameter))

@@ -19,10 +19,12 @@ from moe_train.config.registry import build
 from moe_train.config.resolve import spec_of
 from moe_train.config.schema import Recipe
 from moe_train.distribute.apply import distribute
+from moe_train.distribute.shards import buffer_shards
 from moe_train.engines.deepspeed_groups import Templates, grouped_optimizer
 from moe_train.engines.deepspeed_ranges import Ranges
 from moe_train.moe.routing import Vocabulary
-from moe_train.optim.norm import squared_norm
+from moe_train.optim.norm import norm_and_sums
+from moe_train.optim.optimizer import set_rate_and_clip
 from moe_train.optim.state import forget, sharded_state
 from moe_train.parallel.axis import Sharding
 from moe_train.parallel.mesh import Mesh
@@ -78,18 +80,11 @@ class DeepSpeedEngine:
         self.runtime.backward(self.runtime(loss))
 
     def reduce(self, values: Tensor) -> tuple[float, list[float]]:
-        owned = list(self._owned_gradients())
-        local = squared_norm(owned) if owned else values.new_zeros((), dtype=torch.float64)
-        squared, *sums = self.mesh.world.total(torch.cat([local.reshape(1), values.double()]))
-        return squared**0.5, sums
+        return norm_and_sums(self._owned_gradients(), values, self.mesh.world)
 
     def update(self, lr: float, norm: float) -> None:
-        """Updates by way of DeepSpeed; our optimizers divide the gradients by `grad_scale`, and so they are clipped."""
-        excess = norm / self.clip
-        scale = torch.tensor(excess, device=self.mesh.world.device) if excess > 1 else None
-        self.optimizer.grad_scale = scale  # type: ignore[attr-defined]
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        """Updates by way of DeepSpeed, whose own clipping is off."""
+        set_rate_and_clip(self.optimizer, lr, norm, self.clip, self.mesh.world.device)
         self.runtime.step()
 
     def forget(self, name: str) -> None:
@@ -100,10 +95,7 @@ class DeepSpeedEngine:
 
     def state(self) -> ShardedState:
         is_main = self.mesh.world.is_main
-        buffers = {
-            f"model.{name}": Shard(buffer, tuple(buffer.shape), (0,) * buffer.ndim, is_owner=is_main)
-            for name, buffer in self.model.named_buffers()
-        }
+        buffers = {f"model.{name}": shard for name, shard in buffer_shards(self.model, is_main).items()}
         if self.ranges is not None:
             return {**alone(buffers), **self.ranges.state(self.parameters, self.shards, is_main)}
         parameters = {

@@ -10,16 +10,17 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
-from moe_train.checkpoint.layout import Shard, ShardedState, alone
+from moe_train.checkpoint.layout import ShardedState, alone
 from moe_train.config.kinds.engine import NativeEngineConfig
 from moe_train.config.registry import build
 from moe_train.config.resolve import spec_of
 from moe_train.config.schema import Recipe
 from moe_train.distribute.apply import distribute
-from moe_train.distribute.shards import local_part
+from moe_train.distribute.shards import buffer_shards, local_part
 from moe_train.distribute.tensor import partial_gradients
 from moe_train.moe.routing import Vocabulary
-from moe_train.optim.norm import squared_norm
+from moe_train.optim.norm import norm_and_sums
+from moe_train.optim.optimizer import set_rate_and_clip
 from moe_train.optim.state import forget, sharded_state
 from moe_train.parallel.axis import sum_together
 from moe_train.parallel.mesh import Mesh
@@ -64,32 +65,21 @@ class NativeEngine:
     def reduce(self, values: Tensor) -> tuple[float, list[float]]:
         self._hand_over_gradients()
         grads = [shard.data.grad for shard in self.shards.values() if shard.is_owner]
-        owned = [grad for grad in grads if grad is not None]
-        local = squared_norm(owned) if owned else values.new_zeros((), dtype=torch.float64)
-        squared, *sums = self.mesh.world.total(
-            torch.cat([local.reshape(1).to(values.device), values.double()])
-        )
-        return squared**0.5, sums
+        return norm_and_sums((grad for grad in grads if grad is not None), values, self.mesh.world)
 
     def update(self, lr: float, norm: float) -> None:
-        """Clips and updates in one pass over the gradients: fused optimizers divide them by `grad_scale`."""
-        excess = norm / self.clip
-        scale = torch.tensor(excess, device=self.mesh.world.device) if excess > 1 else None
-        self.optimizer.grad_scale = scale  # type: ignore[attr-defined]
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        """Clips and updates in one pass over the gradients."""
+        set_rate_and_clip(self.optimizer, lr, norm, self.clip, self.mesh.world.device)
         self.optimizer.step()
 
     def forget(self, name: str) -> None:
         forget(self.optimizer, self.shards[name])
 
     def state(self) -> ShardedState:
-        state = {f"model.{name}": shard for name, shard in self.shards.items()}
-        for name, buffer in self.model.named_buffers():
-            state[f"model.{name}"] = Shard(
-                buffer, tuple(buffer.shape), (0,) * buffer.ndim, is_owner=self.mesh.world.is_main
-            )
-        return {**alone(state), **sharded_state(self.optimizer, self.shards, self.mesh.world.is_main)}
+        is_main = self.mesh.world.is_main
+        held = self.shards | buffer_shards(self.model, is_main)
+        state = {f"model.{name}": shard for name, shard in held.items()}
+        return {**alone(state), **sharded_state(self.optimizer, self.shards, is_main)}
 
     def after_load(self) -> None:
         """Nothing is left to do: the model works on the tensors that were loaded."""

@@ -1,4 +1,4 @@
-"""Computes the squared norm of many gradients, exact to fp32 rounding whatever their sizes.
+"""Computes the norm of many gradients, exact to fp32 rounding whatever their sizes.
 
 A single fp32 sum over a large tensor loses what it adds: over 8 Mi elements torch's own vector norm is 2e-4 too small,
 and the error depends on how the tensor is cut into shards. Norms of short runs are exact to rounding, are computed by
@@ -10,8 +10,21 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from moe_train.parallel.world import World
+
 RUN = 1024
 """Number of elements of a run."""
+
+
+def norm_and_sums(owned: Iterable[Tensor], values: Tensor, world: World) -> tuple[float, list[float]]:
+    """Returns the norm of the gradients that all ranks own, and sums of `values` [N] over them, by one reduction.
+
+    Each element of a gradient must be owned by one rank. Collective.
+    """
+    tensors = list(owned)
+    local = squared_norm(tensors) if tensors else values.new_zeros((), dtype=torch.float64)
+    squared, *sums = world.total(torch.cat([local.reshape(1).to(values.device), values.double()]))
+    return squared**0.5, sums
 
 
 def squared_norm(tensors: Iterable[Tensor]) -> Tensor:

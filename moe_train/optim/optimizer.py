@@ -15,6 +15,19 @@ from moe_train.optim.groups import groups_by_decay
 from moe_train.parallel.mesh import Mesh
 
 
+def set_rate_and_clip(
+    optimizer: torch.optim.Optimizer, lr: float, norm: float, clip: float, device: torch.device
+) -> None:
+    """Has the next step use `lr`, and divide gradients of the global norm `norm` so that it is `clip` at most.
+
+    Our optimizers divide by `grad_scale` as they read the gradients: clipping costs no pass of its own.
+    """
+    excess = norm / clip
+    optimizer.grad_scale = torch.tensor(excess, device=device) if excess > 1 else None  # type: ignore[attr-defined]
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
 def adamw(config: AdamWConfig, *, shards: Mapping[str, Shard], mesh: Mesh) -> torch.optim.Optimizer:
     """Makes AdamW (1711.05101), fused into one pass over memory."""
     optimizer = torch.optim.AdamW(
