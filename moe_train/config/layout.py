@@ -208,12 +208,10 @@ def _shard_problems(parallel: ParallelConfig, data: int | None) -> Iterator[Prob
 def _indivisible(key: str, degree: int, product: int, workers: int) -> Problem:
     """Returns the problem of a degree that makes groups of `product` workers, which do not divide `workers`."""
     times = f"times parallel.expert_tensor={product // degree} " if product > degree else ""
-    fits = f"{choose_divisor(workers)}, " if product == degree else ""
+    fits = f"{choose_divisor(workers)}, or " if product == degree else ""
     return Problem(
         key,
         degree,
         f"{times}must divide the number of workers, which is {workers}",
-        f"{fits}or run with --workers {product} {A_JOB_HAS}"
-        if fits
-        else f"run with --workers {product} {A_JOB_HAS}",
+        f"{fits}run with --workers {product} {A_JOB_HAS}",
     )
