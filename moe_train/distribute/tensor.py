@@ -34,7 +34,7 @@ from moe_train.model.stack import Stack
 from moe_train.parallel.mesh import Mesh
 
 Plan = dict[str, ParallelStyle]
-"""How the modules of a module are cut, by name; "" is the module itself."""
+"""Says how the modules of a module are cut, by name; "" is the module itself."""
 
 # Parameters are on the meta device: no rank has values that the others would have to get.
 _parallelize = partial(parallelize_module, src_data_rank=None)

@@ -1,4 +1,4 @@
-"""What ZeRO's stages 1 and 2 hold on a rank: a range of each group's parameters, flattened one after another.
+"""Reads and writes what a rank holds in ZeRO's stages 1 and 2: a range of each group's flattened parameters.
 
 A rank has the fp32 values and the optimizer's state of its range, and, after the last backward pass of an update, the
 summed gradients of it. The whole parameters, with which the model works, are gathered from the ranges by each update.
@@ -83,7 +83,7 @@ class _Fragment(NamedTuple):
     first: int
     """The first of them, in the flattened parameter."""
     start: int
-    """Where that stands in the range."""
+    """Its place in the range."""
     size: int
 
     def of(self, range_: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ class RouteContext:
     forward_pass: Pass
     rows: Rows
     decision: Decision | None = None
-    """What the router decided, in a part of the model that may run again (recompute.py)."""
+    """Holds what the router decided, in a part of the model that may run again (recompute.py)."""
 
     @classmethod
     def outside_of_a_run(cls, tokens: Int[Tensor, "B S"], training: bool) -> "RouteContext":

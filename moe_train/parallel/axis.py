@@ -74,7 +74,7 @@ class Sharding:
     copy: Axis = field(default_factory=Axis)
     """One worker of each group: they hold the same part."""
     devices: DeviceMesh | None = None
-    """What FSDP2 shards over: copy x shard, or shard alone if there is one group. None in a run with one worker."""
+    """FSDP2 shards over this mesh: copy x shard, or shard alone if there is one group. None with one worker."""
 
 
 def sum_together(parts: Sequence[Tensor], over: Axis | World) -> None:

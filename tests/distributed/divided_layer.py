@@ -39,7 +39,7 @@ class Case:
 
 @dataclass
 class Seen:
-    """What a pass forward and backward gave."""
+    """Holds the results of a forward and a backward pass."""
 
     y: Tensor
     x_gradient: Tensor

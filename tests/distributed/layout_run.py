@@ -216,5 +216,5 @@ def gathered(of_ranks: list[dict[str, Box]] | list[dict[str, list[Box]]]) -> dic
 
 
 def place_of(box: Box) -> tuple[slice, ...]:
-    """Where the box stands in the global tensor."""
+    """Returns the place of the box in the global tensor."""
     return tuple(slice(start, start + n) for start, n in zip(box.offsets, box.data.shape, strict=True))

@@ -129,7 +129,7 @@ AXES = LAYOUT | MODEL
 
 
 def overrides_of(choice: Choice, axes: Sequence[str] = tuple(AXES)) -> Overrides:
-    """What makes the tiny recipe that of a choice, or of the values on some of its axes."""
+    """Returns the overrides that make the tiny recipe that of a choice, or of the values on some of its axes."""
     return (*BASE, *(each for axis in axes for each in AXES[axis][choice[axis]]))
 
 
