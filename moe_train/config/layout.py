@@ -22,7 +22,7 @@ def plan_of(parallel: ParallelConfig, workers: int | None = None) -> ParallelPla
     """
     for problem in degree_problems(parallel, workers):
         raise LayoutError(str(problem))
-    exchange = parallel.expert * parallel.expert_tensor
+    exchange = parallel.exchange
     smallest = math.lcm(exchange // math.gcd(exchange, parallel.tensor), parallel.shard or 1)
     data = parallel.data or (workers // parallel.tensor if workers else smallest)
     return ParallelPlan(
@@ -175,7 +175,7 @@ def degree_problems(parallel: ParallelConfig, workers: int | None) -> Iterator[P
     if workers is not None and workers % tensor:
         yield _indivisible("parallel.tensor", tensor, tensor, workers)
         return
-    exchange = parallel.expert * parallel.expert_tensor
+    exchange = parallel.exchange
     known = workers if data is None else data * tensor
     if known is not None and known % exchange:
         yield _indivisible("parallel.expert", parallel.expert, exchange, known)
@@ -185,7 +185,7 @@ def degree_problems(parallel: ParallelConfig, workers: int | None) -> Iterator[P
 
 def _shard_problems(parallel: ParallelConfig, data: int | None) -> Iterator[Problem]:
     """Yields the rule by which groups that shard weights fit neither the data axis nor the sets of experts."""
-    shard, exchange = parallel.shard, parallel.expert * parallel.expert_tensor
+    shard, exchange = parallel.shard, parallel.exchange
     if shard is None:
         return
     if data is not None and data % shard:

@@ -117,6 +117,11 @@ class ParallelConfig:
     # steps between comparisons of what several workers hold copies of; 0: never, and a save records differences
     check_every: int = at_least(0, 100)
 
+    @property
+    def exchange(self) -> int:
+        """Returns the number of workers that hold one set of experts together."""
+        return self.expert * self.expert_tensor
+
 
 @dataclass
 class CheckpointConfig:

@@ -40,13 +40,12 @@ class Axis:
 
 def axes(plan: ParallelPlan) -> tuple[Axis, ...]:
     """Returns the axes that have groups of more than one rank, those with neighbouring ranks first."""
-    exchange = plan.expert * plan.expert_tensor
     every = (
         Axis("tensor", plan.tensor, 1, plan.workers),
         Axis("expert_tensor", plan.expert_tensor, 1, plan.workers),
-        Axis("exchange", exchange, 1, plan.workers),
+        Axis("exchange", plan.exchange, 1, plan.workers),
         Axis("expert", plan.expert, plan.expert_tensor, plan.workers),
-        Axis("replica", plan.replicas, exchange, plan.workers),
+        Axis("replica", plan.replicas, plan.exchange, plan.workers),
         Axis("data", plan.data, plan.tensor, plan.workers),
     )
     is_alone = plan.expert_tensor == 1  # then the exchange is the expert axis

@@ -38,7 +38,7 @@ def _heading(recipe: Recipe, plan: ParallelPlan) -> Iterator[str]:
     moe = f"; MoE layers {layers} (counted from 0){sizes}" if layers else ", no MoE layer"
     yield f"layout: {plan.workers} worker(s){moe}"
     if plan.workers > 1:
-        yield f"  {degrees(plan.data, plan.tensor, plan.replicas, plan.expert, plan.expert_tensor)}"
+        yield f"  {degrees(plan)}"
 
 
 def _groups(plan: ParallelPlan, workers_per_node: int | None) -> Iterator[str]:

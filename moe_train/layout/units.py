@@ -1,5 +1,7 @@
 """Writes amounts of memory and work in few characters."""
 
+from moe_train.config.plan import ParallelPlan
+
 BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -15,10 +17,10 @@ def amount(number: float) -> str:
     )
 
 
-def degrees(data: int, tensor: int, replicas: int, expert: int, expert_tensor: int) -> str:
+def degrees(plan: ParallelPlan) -> str:
     """Writes the degrees of both meshes, without those of 1: "data 128 x tensor 8; experts: replica 16 x expert 64"."""
-    dense = _product({"data": data, "tensor": tensor})
-    experts = _product({"replica": replicas, "expert": expert, "expert_tensor": expert_tensor})
+    dense = _product({"data": plan.data, "tensor": plan.tensor})
+    experts = _product({"replica": plan.replicas, "expert": plan.expert, "expert_tensor": plan.expert_tensor})
     return f"{dense}; experts: {experts}"
 
 

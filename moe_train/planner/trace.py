@@ -136,9 +136,8 @@ def _traced(recipe: Recipe, mesh: Mesh, batch: Batch, number: int, imbalance: fl
         shards = [shard.data for shard in step.engine.shards.values()]
         grads = [grad for shard in shards if (grad := shard.grad) is not None]
         state = optimizer_state(step.engine)
-    plan = mesh.plan
     return Trace(
-        degrees=degrees(plan.data, plan.tensor, plan.replicas, plan.expert, plan.expert_tensor),
+        degrees=degrees(mesh.plan),
         microbatches=number,
         sequences=len(batch.tokens),
         flops=flops.total,
