@@ -30,8 +30,8 @@ from moe_train.checkpoint.folder import CheckpointFolder
 from moe_train.checkpoint.lineage import has_started, last_number, newest_attempt
 from moe_train.config.check import problems, require_sound
 from moe_train.config.load import load_recipe
+from moe_train.config.notes import start_notes
 from moe_train.config.schema import Recipe
-from moe_train.config.timing import timing_notes
 from moe_train.errors import MoETrainError
 from moe_train.requeue import lost_in_vain, stopped_in_vain
 from moe_train.resume_report import report_changes
@@ -92,7 +92,7 @@ def launch(request: Launch, environment: MutableMapping[str, str]) -> int:
         if folder.is_of_same_job and (reason := lost_in_vain(folder)):
             _say(reason)
             return FAILED
-        for note in timing_notes(recipe):
+        for note in start_notes(recipe):
             _say(f"note: {note}")
         exit_code = _attempts_unless_refused(request, recipe, allowed, folder, environment)
     if exit_code == DONE:

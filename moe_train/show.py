@@ -9,7 +9,7 @@ from moe_cluster.contract import DONE, USAGE
 from moe_train.config.check import problems
 from moe_train.config.layout import plan_of
 from moe_train.config.load import load_recipe, to_dict, to_yaml
-from moe_train.config.notes import host_notes, limits, notes
+from moe_train.config.notes import limits, notes
 from moe_train.config.resolve import spec_of
 from moe_train.config.schema import Recipe
 from moe_train.data.corpora.there import require_text
@@ -73,9 +73,7 @@ def _problems(errors: list[str]) -> list[str]:
 
 def _all_notes(recipe: Recipe, workers: int | None, workers_per_node: int | None) -> list[str]:
     """Returns all notes. Text that is missing on this machine is a note, not a problem: a cluster may have it."""
-    sentences = notes(recipe)
-    if workers_per_node is not None:
-        sentences += host_notes(recipe, plan_of(recipe.parallel, workers).workers, workers_per_node)
+    sentences = notes(recipe, workers, workers_per_node)
     try:
         require_text(recipe.data.corpus)
     except DataError as error:

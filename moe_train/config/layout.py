@@ -68,7 +68,7 @@ def _not_built(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _experts(recipe: Recipe, plan: ParallelPlan) -> Iterator[Problem]:
-    """Yields problems of experts: their number, and the widths along which their replicas shard them."""
+    """Yields problems of experts: their number, and the widths along which FSDP2 shards them over replicas."""
     spec = spec_of(recipe)
     shared = math.gcd(*spec.num_experts)
     if shared % plan.expert:
@@ -87,6 +87,8 @@ def _experts(recipe: Recipe, plan: ParallelPlan) -> Iterator[Problem]:
             "parallel.expert_tensor", slices, f"must divide moe.d_ff={width}", choose_divisor(width)
         )
         return
+    if not isinstance(recipe.engine, NativeEngineConfig):
+        return  # ZeRO cuts flattened weights, whatever their widths
     d_model, shards = spec.moe[0].d_model, plan.replica_shards
     slice_of = "" if slices == 1 else f" / parallel.expert_tensor={slices}"
     for what, size in (

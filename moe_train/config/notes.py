@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from operator import attrgetter
 
 from moe_train.config.capacity import capacity, chance_cv, dropped_share, effective_factor
+from moe_train.config.layout import plan_of
 from moe_train.config.registry import GUARDS, REGISTRY
 from moe_train.config.resolve import spec_of, with_equal_layers
 from moe_train.config.schema import Recipe
@@ -49,8 +50,8 @@ def _sizes(stack: StackSpec) -> Iterator[tuple[int, str]]:
         yield number, f" in layers of {number} experts" if len(numbers) > 1 else ""
 
 
-def notes(recipe: Recipe) -> list[str]:
-    """Returns a sentence for each surprise; `recipe` must have no problems."""
+def notes(recipe: Recipe, workers: int | None = None, workers_per_node: int | None = None) -> list[str]:
+    """Returns a sentence for each surprise; `recipe` must have no problems. None: the number is not known."""
     moe_notes = (
         [
             *_dropped_at_balance(recipe),
@@ -65,10 +66,22 @@ def notes(recipe: Recipe) -> list[str]:
         if spec_of(recipe).moe
         else []
     )
-    return [*timing_notes(recipe), *moe_notes, *_of_packages(recipe)]
+    return [*start_notes(recipe, workers, workers_per_node), *moe_notes, *_of_packages(recipe)]
 
 
-def host_notes(recipe: Recipe, workers: int, workers_per_node: int) -> Iterator[str]:
+def start_notes(
+    recipe: Recipe, workers: int | None = None, workers_per_node: int | None = None
+) -> Iterator[str]:
+    """Yields the notes that `run`, `submit`, `resume` and `sweep` print, beside `show`: nothing is too late for them.
+
+    Raises LayoutError if the degrees do not fit `workers`.
+    """
+    yield from timing_notes(recipe)
+    if workers_per_node is not None:
+        yield from _host_notes(recipe, plan_of(recipe.parallel, workers).workers, workers_per_node)
+
+
+def _host_notes(recipe: Recipe, workers: int, workers_per_node: int) -> Iterator[str]:
     """Yields a sentence if tensor groups span hosts, as they do if a host has no whole number of them.
 
     Ranks are numbered host by host, and those of a tensor group are neighbours.

@@ -1,6 +1,6 @@
 """Finds settings that the run never reaches with its number of steps.
 
-`show` prints these notes with the others (`notes.py`); `run` and `submit` print them when they start.
+`show` prints these notes with the others (`notes.py`); `run`, `submit` and `sweep` print them when they start.
 """
 
 import math

@@ -14,9 +14,8 @@ from moe_cluster.contract import DONE
 from moe_cluster.sites import read_sites, sites_file
 from moe_train.arguments import Parser, add_overrides, folder, parse_with_overrides, resume_from
 from moe_train.config.load import load_recipe
-from moe_train.config.notes import host_notes
+from moe_train.config.notes import start_notes
 from moe_train.config.schema import Recipe
-from moe_train.config.timing import timing_notes
 from moe_train.errors import UsageError
 from moe_train.jobs.request import add_options, request
 from moe_train.jobs.standing import run_folder
@@ -86,8 +85,8 @@ def _submit(
     after = [_job_of(name, job.cluster) for name in options.after]
     spec = job.spec(submission.recipe, submission.recipe_file, run_dir, resume, after)
     script = job.executor.render(spec)  # raises for what the backend cannot do, before anything is written
-    of_nodes = host_notes(recipe, job.resources.workers, job.resources.workers_per_node)
-    notes = [f"note: {note}" for note in (*timing_notes(recipe), *of_nodes)]
+    sizes = job.resources
+    notes = [f"note: {note}" for note in start_notes(recipe, sizes.workers, sizes.workers_per_node)]
     if options.dry_run:
         _say(notes)
         print(script, end="")

@@ -12,10 +12,11 @@ from moe_cluster.contract import DONE, FAILED
 from moe_cluster.sites import read_sites, sites_file
 from moe_train.arguments import Parser, add_overrides, folder, parse_with_overrides, positive
 from moe_train.config.load import load_recipe
+from moe_train.config.notes import start_notes
 from moe_train.config.schema import Recipe
 from moe_train.errors import RecipeError, UsageError
 from moe_train.jobs.commands import print_runs
-from moe_train.jobs.request import add_options, request
+from moe_train.jobs.request import Request, add_options, request
 from moe_train.jobs.standing import Progress, read_progress
 from moe_train.jobs.submission import Submission, is_free, of_run, submit_runs
 from moe_train.jobs.text import anchored
@@ -50,6 +51,7 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     waiting = [each for each in submissions if not _is_finished(each) and is_free(each)]
     specs = [job.spec(each.recipe, each.recipe_file, each.run_dir, "auto", ()) for each in waiting]
     scripts = [job.executor.render(spec) for spec in specs]
+    _print_notes(job, waiting)
     if options.dry_run:
         print(
             "".join(f"# {spec.run_dir}\n{script}" for spec, script in zip(specs, scripts, strict=True)),
@@ -63,6 +65,17 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
         return _results(list(runs), sweep_dir, options.json)
     print(f"  results:  moe-train list {sweep_dir}")
     return DONE
+
+
+def _print_notes(job: Request, submissions: Sequence[Submission]) -> None:
+    """Print what `submit` notes of each run, once where it notes the same of several."""
+    runs_with: dict[str, list[str]] = {}
+    for each in submissions:
+        for note in start_notes(each.recipe, job.resources.workers, job.resources.workers_per_node):
+            runs_with.setdefault(note, []).append(each.run_dir.name)
+    for note, names in runs_with.items():
+        which = "" if len(names) == len(submissions) else f" ({'; '.join(names)})"
+        print(f"moe-train: note: {note}{which}", file=sys.stderr)
 
 
 def _base(recipe: str, overrides: Sequence[str]) -> Recipe:

@@ -76,6 +76,14 @@ def test_adafactor_needs_whole_matrices(stage):
     assert (message in found(f"engine.stage={stage}", "optim.kind=adafactor")) == (stage > 0)
 
 
+def test_zero_cuts_experts_of_any_width_and_fsdp2_does_not():
+    odd = ("data.global_batch=9", "moe.d_ff=41")
+    assert not problems(tiny_recipe(DEEPSPEED, *odd), workers=3)
+    (problem, other) = problems(tiny_recipe(*odd), workers=3)
+    assert "so 3 must divide model.d_model=32" in str(problem)
+    assert "so 3 must divide moe.d_ff=41" in str(other)
+
+
 def test_a_value_in_place_of_the_mapping_is_refused():
     with pytest.raises(
         RecipeError, match=re.escape("engine.config=5: must be a mapping, such as {key: value}")

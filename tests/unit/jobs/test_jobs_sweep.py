@@ -70,6 +70,21 @@ def test_a_run_that_is_finished_is_not_submitted_until_the_recipe_has_more_steps
     assert submitted("steps=8") == ["seed=0", "seed=1"]
 
 
+def test_notes_of_a_layout_are_those_of_submit_and_once_for_all_runs_that_have_them(
+    moe_train: Command, tmp_path: Path
+) -> None:
+    sizes = ("--nodes", "2", "--workers-per-node", "1", "--cluster", "slurm", "--dry-run")
+    layout = ("parallel.tensor=2", "model.num_heads=2", "moe.every=0")
+    single = moe_train("submit", "small.yaml", *layout, *sizes)
+    (note,) = [line for line in single.errors.splitlines() if "parallel.tensor=2" in line]
+    assert note.startswith("moe-train: note: parallel.tensor=2: does not divide the 1 workers of a node")
+    swept = moe_train("sweep", "small.yaml", *layout, "log_every=1,99", "seed=0,1", *sizes)
+    assert swept.errors.count(note) == 1
+    (late,) = [line for line in swept.errors.splitlines() if "log_every=99" in line]
+    assert late.endswith(" (log_every=99,seed=0; log_every=99,seed=1)")
+    assert "log_every=1:" not in swept.errors
+
+
 def test_results_name_what_was_never_submitted_and_do_not_call_it_done(
     moe_train: Command, run_dir: Path, tmp_path: Path
 ) -> None:
