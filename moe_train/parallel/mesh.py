@@ -5,8 +5,10 @@ expert_tensor` is for experts: workers of one set of experts are neighbours, so 
 workers; the degrees are those of config/plan.py.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
+import torch
+import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from moe_train.config.plan import ParallelPlan
@@ -65,6 +67,35 @@ class Mesh:
             sharding=sharding,
             expert_sharding=expert_sharding,
         )
+
+    def groups(self) -> dict[str, dist.ProcessGroup]:
+        """Returns the process groups by the names of their axes: "data/exchange" if both have the same workers."""
+        if self.world.size == 1:
+            return {}
+        assert dist.group.WORLD is not None
+        groups = {dist.group.WORLD.group_name: dist.group.WORLD}
+        names: dict[str, list[str]] = {}
+        for name, axis in self._axes().items():
+            if axis.group is not None:
+                names.setdefault(axis.group.group_name, []).append(name)
+                groups[axis.group.group_name] = axis.group
+        return {"/".join(names.get(name, ["world"])): group for name, group in groups.items()}
+
+    def use_groups(self) -> None:
+        """Uses every process group once. Collective.
+
+        NCCL makes the communicator of a group in its first collective, which hangs or fails once memory is full.
+        """
+        for group in self.groups().values():
+            dist.all_reduce(torch.zeros(1, device=self.world.device), group=group)
+
+    def _axes(self) -> dict[str, Axis]:
+        axes = {field.name: getattr(self, field.name) for field in fields(self)}
+        named = {name: axis for name, axis in axes.items() if isinstance(axis, Axis)}
+        for whole, sharding in (("data", self.sharding), ("replica", self.expert_sharding)):
+            if sharding.shard.size < named[whole].size:
+                named |= {f"{whole}_shard": sharding.shard, f"{whole}_copy": sharding.copy}
+        return named
 
 
 def _lay_out(

@@ -81,9 +81,9 @@ class Moved:
 class Collectives:
     """Is a counter for `Watch`."""
 
-    def __init__(self, axes: Mapping[str, str]):
-        """`axes` has the axis of the mesh by the name of its process group."""
-        self.axes = axes
+    def __init__(self, groups: Mapping[str, dist.ProcessGroup]):
+        """`groups` has the process groups of the mesh by the names of their axes."""
+        self.axes = {str(group.group_name): name for name, group in groups.items()}
         self._counts: Counter[Collective] = Counter()
         self._bytes: Counter[Collective] = Counter()
 

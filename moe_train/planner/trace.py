@@ -6,7 +6,7 @@ they have sizes and no values; the process group is torch's fake one, whose coll
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,7 +26,6 @@ from moe_train.moe.dispatch.divided import DividedDispatcher
 from moe_train.moe.layers.layer import moe_layers_of
 from moe_train.moe.layers.routed import RoutedLayer
 from moe_train.moe.routing import Vocabulary
-from moe_train.parallel.axis import Axis
 from moe_train.parallel.mesh import Mesh
 from moe_train.parallel.world import World
 from moe_train.planner.assumed import AssumedValues
@@ -89,23 +88,6 @@ def trace(recipe: Recipe, workers: int, imbalance: float = 1.0) -> Trace:
     )
 
 
-def axes_of(mesh: Mesh) -> dict[str, str]:
-    """Returns the axes of each process group by the group's name: "data/exchange" if both have the same ranks."""
-    axes = {field.name: getattr(mesh, field.name) for field in fields(mesh)}
-    named = {name: axis for name, axis in axes.items() if isinstance(axis, Axis)}
-    for whole, sharding in (("data", mesh.sharding), ("replica", mesh.expert_sharding)):
-        if sharding.shard.size < named[whole].size:
-            named |= {f"{whole}_shard": sharding.shard, f"{whole}_copy": sharding.copy}
-    names: dict[str, list[str]] = {}
-    for name, axis in named.items():
-        if axis.group is not None:
-            names.setdefault(axis.group.group_name, []).append(name)
-    if mesh.world.size > 1:
-        assert dist.group.WORLD is not None
-        names.setdefault(dist.group.WORLD.group_name, ["world"])
-    return {group: "/".join(of_group) for group, of_group in names.items()}
-
-
 @contextmanager
 def fake_group(workers: int) -> Iterator[None]:
     """Makes this process rank 0 of `workers` that do not exist, for the duration of a block."""
@@ -121,7 +103,7 @@ def fake_group(workers: int) -> Iterator[None]:
 
 def _traced(recipe: Recipe, mesh: Mesh, batch: Batch, number: int, imbalance: float) -> Trace:
     """Builds the model and traces one update from `number` microbatches like `batch`."""
-    live, flops, collectives = LiveBytes(), Flops(), Collectives(axes_of(mesh))
+    live, flops, collectives = LiveBytes(), Flops(), Collectives(mesh.groups())
     with ExitStack() as modes:
         fake = modes.enter_context(FakeTensorMode())
         assumed = modes.enter_context(AssumedValues())

@@ -47,7 +47,11 @@ class TrainingStep:
 
     @classmethod
     def build(cls, recipe: Recipe, mesh: Mesh, vocabulary: Vocabulary | None = None) -> "TrainingStep":
-        """Returns a step with the engine of the recipe; only tables of routers need the vocabulary."""
+        """Returns a step with the engine of the recipe; only tables of routers need the vocabulary.
+
+        Every process group is used before anything is allocated.
+        """
+        mesh.use_groups()
         engine: Engine = build("engine", recipe.engine, recipe=recipe, mesh=mesh, vocabulary=vocabulary)
         return cls(recipe, mesh, engine)
 

@@ -11,7 +11,7 @@ from moe_train.parallel.world import World
 from moe_train.planner.collectives import Collectives, Moved
 from moe_train.planner.flops import Flops
 from moe_train.planner.live import LiveBytes
-from moe_train.planner.trace import axes_of, optimizer_state
+from moe_train.planner.trace import optimizer_state
 from moe_train.planner.watch import Watch
 from moe_train.step.training_step import TrainingStep
 
@@ -21,6 +21,8 @@ class Measured:
     """What an update cost one rank."""
 
     moved: Moved
+    start: Moved
+    """Before the update."""
     flops: int
     parameter_bytes: int
     gradient_bytes: int
@@ -37,17 +39,18 @@ def _measured(world: World, overrides: tuple[str, ...]) -> Measured:
     recipe = tiny_recipe(*overrides)
     mesh = Mesh.build(plan_of(recipe.parallel, world.size), world)
     batches = share_of(global_batch(recipe, 0), mesh.data.rank, mesh.data.size, recipe.data.micro_batch)
-    live, flops, collectives = LiveBytes(), Flops(), Collectives(axes_of(mesh))
+    live, flops, collectives = LiveBytes(), Flops(), Collectives(mesh.groups())
     with ExitStack() as modes:
         modes.enter_context(live.following_resizes())
         modes.enter_context(Watch(live, flops, collectives))
         step = TrainingStep.build(recipe, mesh, vocabulary(recipe))
-        collectives.take()
+        start = collectives.take()
         live.restart_peak()
         step.update([batch.each(lambda tensor: tensor.clone()) for batch in batches], 0, False)
         shards = list(step.engine.shards.values())
         return Measured(
             collectives.take(),
+            start,
             flops.total,
             sum(shard.data.nbytes for shard in shards),
             sum(shard.data.grad.nbytes for shard in shards),

@@ -45,6 +45,7 @@ def test_what_is_planned_is_what_ran(case: tuple[str, ...]) -> None:
     ran, plan = measured()[0][CASES.index(case)], planned(case)
     assert plan.collectives.counts == ran.moved.counts
     assert plan.collectives.bytes == ran.moved.bytes
+    assert (plan.start.counts, plan.start.bytes) == (ran.start.counts, ran.start.bytes)
     assert plan.flops == ran.flops
     assert (plan.parameter_bytes, plan.gradient_bytes, plan.optimizer_bytes) == (
         ran.parameter_bytes,
