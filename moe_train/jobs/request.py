@@ -11,6 +11,8 @@ from moe_cluster.job import VARIABLE, JobSpec, Resources
 from moe_cluster.records import JobRecord
 from moe_cluster.sites import Site, Sites
 from moe_train.arguments import count, count_or_range, gibibytes, minutes, positive
+from moe_train.config.check import problems
+from moe_train.config.problem import Problem
 from moe_train.config.schema import Recipe
 from moe_train.errors import UsageError
 from moe_train.jobs.text import require_text
@@ -48,7 +50,9 @@ class Request:
         """
         size, least = self.resources, self.resources.min_nodes
         least_workers = None if least is None else least * size.workers_per_node
-        allowed_workers(recipe, size.workers, least_workers)
+        allowed = allowed_workers(recipe, size.workers, least_workers)
+        if least_workers is not None and allowed[0] > least_workers:
+            raise UsageError(_too_few_nodes(size, allowed[0], problems(recipe, least_workers)))
         require_text(recipe, self.cluster)
         if recipe.job.device == "cuda" and self.cluster != "local" and size.gpus_per_worker == 0:
             raise UsageError("job.device=cuda: needs a GPU per worker; add --gpus-per-worker 1")
@@ -179,6 +183,17 @@ def request(
 
 def _first(value: Value | None, otherwise: Value) -> Value:
     return otherwise if value is None else value
+
+
+def _too_few_nodes(size: Resources, needed: int, reasons: Sequence[Problem]) -> str:
+    """Returns the message for a least number of nodes on which the run cannot train, as it needs so many workers."""
+    nodes = -(-needed // size.workers_per_node)
+    fits = f"{nodes}:{size.nodes}" if nodes < size.nodes else str(size.nodes)
+    return (
+        f"--nodes {size.min_nodes}:{size.nodes}: the run cannot continue on {size.min_nodes} x --workers-per-node "
+        f"{size.workers_per_node} workers, for it needs at least {needed} ({'; '.join(map(str, reasons))}); use "
+        f"--nodes {fits}"
+    )
 
 
 def _nodes(text: str) -> tuple[int | None, int]:

@@ -137,6 +137,20 @@ def test_a_run_shrinks_only_to_whole_tensor_groups() -> None:
         asked("--nodes", "1:3").spec(recipe, Path("r.yaml"), Path("/r"), "auto", [])
 
 
+@pytest.mark.parametrize(
+    ("nodes", "fits"), [("1:4", "2:4"), ("1:2", "2"), ("3:4", "4")], ids=["more", "all", "no divisor"]
+)
+def test_a_job_that_could_not_continue_on_its_least_nodes_is_refused(nodes: str, fits: str) -> None:
+    """On fewer workers than a tensor group has, or than share the batch, its launcher would have no layout."""
+    recipe = load_recipe(RECIPE, ["parallel.tensor=4"])
+    words = ("--nodes", nodes, "--workers-per-node", "2")
+    with pytest.raises(UsageError, match=rf"--nodes {nodes}: .*parallel\.tensor=4: must divide") as refused:
+        asked(*words).spec(recipe, Path("r.yaml"), Path("/r"), "auto", [])
+    assert str(refused.value).endswith(f"use --nodes {fits}")
+    spec = asked("--nodes", fits, *words[2:]).spec(recipe, Path("r.yaml"), Path("/r"), "auto", [])
+    assert "--workers" in spec.command
+
+
 def test_a_recipe_for_gpus_that_asks_the_cluster_for_none_is_refused() -> None:
     recipe = load_recipe(RECIPE, ["job.device=cuda"])
     with pytest.raises(UsageError, match="add --gpus-per-worker 1"):
