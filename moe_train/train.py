@@ -32,7 +32,7 @@ from moe_train.identity import is_same_run
 from moe_train.model.count import count
 from moe_train.parallel.host_memory import keep_freed_memory
 from moe_train.parallel.mesh import Mesh
-from moe_train.parallel.preflight import try_nodes
+from moe_train.parallel.preflight import try_workers
 from moe_train.parallel.turn import first_of_host
 from moe_train.parallel.world import World
 from moe_train.resumption import require_same_recipe
@@ -63,7 +63,7 @@ def _started(recipe: Recipe, run_dir: Path, resume: str, process: Process) -> tu
     """Does everything before the first step: connects the workers, tokenizes the text, builds and loads the model."""
     job = recipe.job
     world = World.from_env(
-        job.device, job.timeout_s, preflight=partial(try_nodes, job, run_dir, process.attempt)
+        job.device, job.timeout_s, preflight=partial(try_workers, recipe, run_dir, process.attempt)
     )
     keep_freed_memory()
     if recipe.job.threads:

@@ -65,7 +65,7 @@ def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tu
     A key that only one of them has is ignored: it belongs to another kind, whose `kind` differs too, or to another
     version of moe-train.
     """
-    old, new = dict(_leaves(before)), dict(_leaves(after))
+    old, new = dict(leaves(before)), dict(leaves(after))
     return [
         (key, old[key], new[key])
         for key in sorted(old.keys() & new.keys())
@@ -85,10 +85,11 @@ def _below(key: str, places: tuple[str, ...]) -> bool:
     return any(key == place or key.startswith(f"{place}.") for place in places)
 
 
-def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the dotted key and the value of everything in a recipe as plain data."""
     for key, value in node.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,7 +76,7 @@ def report(run_dir: Path, now: Callable[[], float] = time.time, is_alone: bool =
         gpus=devices,
         gpu_note=note,
         xids=_xids() if devices or not is_alone else [],
-        versions={} if is_alone else versions(),
+        versions={} if is_alone else {**versions(), "commit": _commit()},
     )
 
 
@@ -86,13 +86,11 @@ def read(text: str) -> Report:
     return Report(**{**content, "gpus": [Gpu(**gpu) for gpu in content["gpus"]]})
 
 
-def versions() -> dict[str, str | None]:
-    """Returns the versions that must be equal on all nodes, without importing the packages."""
+def versions(packages: Iterable[str] = ()) -> dict[str, str | None]:
+    """Returns the versions that must be equal on all nodes, also of further `packages`, without importing them."""
     return {
         "python": platform.python_version(),
-        "torch": _installed("torch"),
-        "moe-train": _installed("moe-train"),
-        "commit": _commit(),
+        **{name: _installed(name) for name in ("torch", "moe-train", *packages)},
         "code": _digest(),
     }
 

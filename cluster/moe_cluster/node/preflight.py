@@ -12,9 +12,8 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from moe_cluster.contract import attempt_dir
 from moe_cluster.errors import ClusterError, JobError
@@ -24,6 +23,7 @@ from moe_cluster.node.bad_nodes import own_name
 from moe_cluster.node.check import fatal_among, write_down
 from moe_cluster.node.health_rules import problems
 from moe_cluster.node.links import Listener, answer_at, mib_per_s
+from moe_cluster.node.reports import Store, exchange, first_line
 
 CONNECT_S = 5.0
 """A connection that takes longer counts as failed."""
@@ -33,14 +33,6 @@ MOST_PAIRED = 64
 SLOW = 0.25
 """Links below this share of the median speed are reported."""
 SHOWN = 8
-
-
-class Store(Protocol):
-    """Declares the used part of torch.distributed's stores."""
-
-    def set(self, key: str, value: str) -> None: ...
-    def get(self, key: str) -> bytes: ...
-    def wait(self, keys: list[str], timeout: timedelta) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -89,12 +81,12 @@ def preflight(
     address = address or listening_address()
     with Listener(address, rank) as listener:
         card = Card(rank, local_rank, own_name(), address, listener.port)
-        cards = [Card(**content) for content in _exchange(store, "card", asdict(card), size, rank, timeout_s)]
+        cards = [Card(**content) for content in exchange(store, "card", asdict(card), size, rank, timeout_s)]
         seen = _look(card, cards, run_dir)
         patience_s = timeout_s + 2 * CONNECT_S + PROBE_S
         everything = [
             Seen(**_as_seen(content))
-            for content in _exchange(store, "seen", asdict(seen), size, rank, patience_s)
+            for content in exchange(store, "seen", asdict(seen), size, rank, patience_s)
         ]
     unreached = _unreached(cards, everything)
     reports = [condition.read(seen.health) for seen in everything if seen.health is not None]
@@ -131,44 +123,6 @@ def peers(card: Card, cards: Sequence[Card]) -> list[Card]:
     return [other for other in others if other.local_rank == card.local_rank]
 
 
-def _exchange(
-    store: Store, name: str, mine: Mapping[str, Any], size: int, rank: int, timeout_s: float
-) -> list[dict[str, Any]]:
-    """Returns the reports of all ranks, in their order. Rank 0 collects them, so the store gets O(ranks) requests."""
-    store.set(f"{name}/{rank}", json.dumps(mine))
-    if rank == 0:
-        store.set(f"{name}s", json.dumps(_collected(store, name, size, timeout_s)))
-    try:
-        # Rank 0 waits for the slowest before it reports who is missing.
-        store.wait([f"{name}s"], timedelta(seconds=2 * timeout_s))
-    except Exception as error:  # a store has no error class of its own
-        raise ClusterError(
-            f"rank 0 did not report which ranks started ({_first_line(error)}); see its log"
-        ) from None
-    reports = json.loads(store.get(f"{name}s"))
-    if "missing" in reports:
-        raise ClusterError(reports["missing"])
-    return list(reports["all"])
-
-
-def _collected(store: Store, name: str, size: int, timeout_s: float) -> dict[str, Any]:
-    reports: list[dict[str, Any]] = []
-    missing: list[int] = []
-    for rank in range(size):
-        try:
-            store.wait([f"{name}/{rank}"], timedelta(seconds=timeout_s if not missing else 0.1))
-            reports.append(json.loads(store.get(f"{name}/{rank}")))
-        except Exception:  # a store has no error class of its own
-            missing.append(rank)
-    if not missing:
-        return {"all": reports}
-    ranks = ", ".join(map(str, missing))
-    return {
-        "missing": f"rank {ranks} did not reach the preflight within {timeout_s:.0f} s, {len(reports)} of {size} did; "
-        "see launcher.log of the attempt, and check the nodes of the missing ranks"
-    }
-
-
 def _look(card: Card, cards: Sequence[Card], run_dir: Path) -> Seen:
     with ThreadPoolExecutor(16) as pool:
         whys = pool.map(_why_unreachable, others := peers(card, cards))
@@ -182,7 +136,7 @@ def _look(card: Card, cards: Sequence[Card], run_dir: Path) -> Seen:
         try:
             speed = mib_per_s(after.address, after.port, PROBE_MIB, PROBE_S)
         except OSError as error:
-            unreachable[after.rank] = f"while sending {PROBE_MIB} MiB: {_first_line(error)}"
+            unreachable[after.rank] = f"while sending {PROBE_MIB} MiB: {first_line(error)}"
     return Seen(unreachable, speed, json.dumps(asdict(condition.report(run_dir))))
 
 
@@ -192,7 +146,7 @@ def _why_unreachable(other: Card) -> str | None:
     except TimeoutError:
         return "timed out"
     except OSError as error:
-        return _first_line(error)
+        return first_line(error)
     return None if rank == other.rank else f"rank {rank} answers there"
 
 
@@ -247,11 +201,6 @@ def _speeds(cards: Sequence[Card], everything: Sequence[Seen]) -> list[str]:
 def _as_seen(content: Mapping[str, Any]) -> dict[str, Any]:
     """Convert ranks back to numbers: JSON has only text as keys."""
     return {**content, "unreachable": {int(rank): why for rank, why in content["unreachable"].items()}}
-
-
-def _first_line(error: BaseException) -> str:
-    strerror = getattr(error, "strerror", None)
-    return str(strerror or error or type(error).__name__).splitlines()[0]
 
 
 def _nobody(sentence: str) -> None:

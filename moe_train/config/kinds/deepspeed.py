@@ -7,7 +7,7 @@ import importlib.util
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from moe_train.config.kinds.deepspeed_keys import key_problems, read
 from moe_train.config.kinds.engine import OwnEngineConfig
@@ -23,6 +23,8 @@ INSTALL = "pip install 'deepspeed>=0.19.8,<0.20'"
 @dataclass
 class DeepSpeedEngineConfig(OwnEngineConfig):
     """Uses DeepSpeed's ZeRO under the same model, experts and dispatchers as the native engine."""
+
+    packages: ClassVar[tuple[str, ...]] = ("deepspeed", "megatron-core")
 
     kind: str = "deepspeed"
     stage: int = 1  # 0: every worker has all; 1: optimizer state is cut over the workers; 2: and gradients

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from moe_train.config.kinds.facts import Facts
 from moe_train.config.kinds.kind import KindConfig
@@ -12,6 +12,9 @@ from moe_train.config.problem import Problem
 @dataclass
 class EngineConfig(KindConfig):
     """Is the base of all engines."""
+
+    packages: ClassVar[tuple[str, ...]] = ()
+    """What it runs beside torch: all workers must have the same versions."""
 
     def files(self, recipe: Facts, data: int) -> Mapping[str, str]:
         """Returns the text of files that the engine adds to a run folder, by name; `data` workers share a batch."""
