@@ -30,6 +30,8 @@ from moe_train.decoding.translations import TranslationTest
 from moe_train.errors import DataError, UsageError
 from moe_train.identity import is_same_run
 from moe_train.model.count import count
+from moe_train.model.follow import follow
+from moe_train.model.model import Model
 from moe_train.parallel.host_memory import keep_freed_memory
 from moe_train.parallel.mesh import Mesh
 from moe_train.parallel.preflight import try_workers
@@ -74,6 +76,7 @@ def _started(recipe: Recipe, run_dir: Path, resume: str, process: Process) -> tu
     mesh = Mesh.build(plan_of(recipe.parallel, world.size), world)
     training_step = TrainingStep.build(recipe, mesh, feed.vocabulary())
     engine = training_step.engine
+    report_place(process, mesh, engine.model)
     process.write_layout(_layout(mesh, engine.shards))
 
     checkpointer = Checkpointer(run_dir, recipe.checkpoint, world)
@@ -114,6 +117,12 @@ def _started(recipe: Recipe, run_dir: Path, resume: str, process: Process) -> tu
         {"event": "resume" if found else "start", "step": trainer.step, "attempt": world.attempt}
     )
     return world, trainer
+
+
+def report_place(process: Process, mesh: Mesh, model: Model) -> None:
+    """Has heartbeats name the layer of the model that this rank is in, and the collective that it waits in."""
+    follow(model, process.progress.reached)
+    process.progress.axes = {str(group.group_name): axes for axes, group in mesh.groups().items()}
 
 
 def _trainer(

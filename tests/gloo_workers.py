@@ -49,10 +49,10 @@ def run_workers(
 
     `function` must be importable by name. Raises WorkerError with the first failing rank's traceback.
     """
-    launcher = _launcher()
+    context = launcher()
     with tempfile.TemporaryDirectory() as folder:
         ranks = [
-            launcher.Process(target=_work, args=(rank, size, folder, device, function, args), daemon=True)
+            context.Process(target=_work, args=(rank, size, folder, device, function, args), daemon=True)
             for rank in range(size)
         ]
         for process in ranks:
@@ -66,17 +66,17 @@ def run_workers(
         return [torch.load(Path(folder) / f"{rank}.result", weights_only=False) for rank in range(size)]
 
 
-def _launcher() -> Any:
+def launcher() -> Any:
     """Returns the context that starts ranks; its server runs, and imported what they need from this tree.
 
     The server finds modules by PYTHONPATH alone: it does not get this process's `sys.path`.
     """
-    launcher = multiprocessing.get_context("forkserver")
-    launcher.set_forkserver_preload(PRELOADED)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
         forkserver.ensure_running()
-    return launcher
+    return context
 
 
 def join(rank: int, size: int, folder: Path, device: str) -> World:

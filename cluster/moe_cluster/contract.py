@@ -12,13 +12,15 @@ Folders     DIR/attempts/K/rank-R/{log.txt,error.json,heartbeat.json,layout.json
             findings.jsonl} beside them. DIR/recipe.yaml is
             what the run was last trained with: the trainer replaces it once it has accepted the new one.
             heartbeat.json is {pid, host, step, time, step_time, phase, parts, is_paced, patience_s, where,
-            waiting, stop}; it appears once the worker handles signals, and is rewritten every second whatever
-            the worker does. step_time: when the last step ended. phase: starting, training, validating,
+            layer, collective, waiting, stop}; it appears once the worker handles signals, and is rewritten every
+            second whatever the worker does. step_time: when the last step ended. phase: starting, training, validating,
             translating, checkpoint, ending, ended. parts: of the phase that are done, such as batches of a
             validation. is_paced: whether the phase advances in steps or such parts.
             patience_s: how long the phase may last without a step or a part before it counts as a hang; null:
-            not known yet. where: the line of our code at which the main thread is. waiting: the share of the last
-            seconds in which it waited for other workers, 0 to 1. stop: the reason of a stop request, or null.
+            not known yet. where: the line of our code at which the main thread is. layer: the layer of the model
+            and the direction of the pass that it is in ("layers.3 backward"), or null. collective: the one that it
+            waits in ("all_reduce over tensor"), once half of the patience is over; else null. waiting: the share of
+            the last seconds in which it waited for other workers, 0 to 1. stop: the reason of a stop request, or null.
             A hang leaves rank-R/stacks.txt (all threads) and rank-R/collectives.json (torch's flight recorder).
             error.json is {rank, host, pid, step, time, type, message, explained, traceback, exit_code}; it
             appears where a worker fails by itself. explained: the message says all that a user needs.

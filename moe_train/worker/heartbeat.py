@@ -2,7 +2,7 @@
 
 A rank that hangs keeps its heartbeat, with the line where it hangs; a C thread, which needs no Python lock, writes its
 stacks to stacks.txt. Of a rank without a heartbeat only the last one is known. All files are those of
-`moe_cluster.contract`. Imports no torch: its flight recorder is read only if torch is loaded.
+`moe_cluster.contract`. Imports no torch.
 """
 
 import faulthandler
@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from moe_cluster.contract import (
     requested_end,
     requested_stop,
 )
+from moe_train.worker.collectives import pending, recorded_collectives
 from moe_train.worker.progress import Progress
 from moe_train.worker.whereabouts import Sampler
 
@@ -42,6 +42,8 @@ BEATS_A_LOOK = 5
 """A newer attempt is looked for once in this many beats: all workers share that file system."""
 LONGEST_GOODBYE_S = 5.0
 """The longest wait at exit for a heartbeat that a dead file system does not take."""
+LOOK_AFTER = 0.5
+"""The share of the patience after which a heartbeat names the collective that the worker waits in."""
 DUMP_AFTER = 0.8
 """The share of the patience after which stacks are written, before the launcher ends a hanging attempt."""
 
@@ -133,6 +135,8 @@ class Heartbeat:
             "is_paced": progress.is_paced,
             "patience_s": progress.patience_s,
             "where": self._sampler.place.where,
+            "layer": self._layer(),
+            "collective": self._collective(),
             "waiting": round(self._sampler.waiting, 2),
             "stop": self._stop_reason,
         }
@@ -140,6 +144,18 @@ class Heartbeat:
             replace_text(self._folder / HEARTBEAT_FILE, json.dumps(content) + "\n")
         except OSError as error:
             logger.warning("heartbeat.json could not be written (%s)", error.strerror)
+
+    def _layer(self) -> str | None:
+        layer, direction = self._progress.layer, self._sampler.place.direction
+        return f"{layer} {direction}" if layer and direction else None
+
+    def _collective(self) -> str | None:
+        """Returns the collective of a worker that has made no progress for long; else it would change all the time."""
+        progress = self._progress
+        patience_s = progress.patience_s
+        if patience_s is None or time.monotonic() - progress.since < LOOK_AFTER * patience_s:
+            return None
+        return pending(recorded_collectives(), progress.axes)
 
     def _watch_stacks(self) -> None:
         """Restart the timer that dumps all stacks if there was progress; write the collectives if it has run out."""
@@ -189,9 +205,3 @@ class Heartbeat:
                 f"{self._run_dir}: attempt {self._attempt} is superseded by attempt {newer}, so this worker ends; "
                 "nothing is lost: the newer attempt resumes from the last checkpoint"
             )
-
-
-def recorded_collectives() -> str:
-    """Returns the last collectives in torch's flight recorder as JSON; empty without torch."""
-    c10d = sys.modules.get("torch._C._distributed_c10d")
-    return c10d._dump_fr_trace_json().decode() if c10d is not None else ""

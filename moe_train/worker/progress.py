@@ -6,7 +6,7 @@ duration of its steps: a step hangs if it takes several times as long as those b
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 STARTING, TRAINING, VALIDATING, TRANSLATING, CHECKPOINT, ENDING = (
@@ -35,6 +35,10 @@ class Progress:
         """Parts of the phase that are done, such as batches of a validation."""
         self.since = time.monotonic()
         """When the last step or part ended or the phase began."""
+        self.layer: str | None = None
+        """The layer that a pass through the model has reached, or that the last one ended in."""
+        self.axes: Mapping[str, str] = {}
+        """The axis of the mesh by the name of its process group."""
         self._hang_s: float | None = None
         self._timeout_s = 0.0
         self._step_seconds: deque[float] = deque(maxlen=REMEMBERED_STEPS)
@@ -49,6 +53,10 @@ class Progress:
         if self.phase == TRAINING:
             self._step_seconds.append(now - self.since)
         self.step, self.step_time, self.phase, self.since = step, time.time(), TRAINING, now
+
+    def reached(self, layer: str) -> None:
+        """Record that a pass has come to this layer, forward or backward."""
+        self.layer = layer
 
     def made_part(self) -> None:
         """Record that a part of the phase is done."""

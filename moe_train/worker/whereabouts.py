@@ -8,7 +8,7 @@ import gc
 import sys
 import threading
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 
 OWN = ("moe_train", "moe_kernels", "moe_cluster")
@@ -22,10 +22,12 @@ WAITING = (
     "moe_train.moe.dispatch.all_to_all",
     "moe_train.parallel.world",
 )
-# Calls the kernels for all others, so its caller is the place to report.
-CALLS_KERNELS = "moe_kernels.launch"
+# These call kernels and collectives for all others, so their caller is the place to report.
+ON_BEHALF = ("moe_kernels.launch", "moe_train.parallel.axis")
 # A CPU tensor's backward pass runs in the thread that asked for it, a CUDA tensor's in one of torch's own.
 BACKWARD = "torch.autograd.graph"
+# What a pass through the model runs, from the embedding to the loss.
+FORWARD = ("moe_train.model", "moe_train.objectives")
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Place:
     where: str
     """As "moe/layers/layer.py:123 forward"."""
     is_waiting: bool
+    direction: str = ""
+    """forward or backward: of the pass through the model that the thread is in; empty outside of one."""
 
 
 NOWHERE = Place("outside of moe-train", is_waiting=False)
@@ -63,8 +67,10 @@ def _main_thread_place() -> Place:
     if frame is not None and _module(frame) == BACKWARD:
         python_threads = {thread.ident for thread in threading.enumerate()}
         places = [place_of(other) for ident, other in frames.items() if ident not in python_threads]
-        return next((place for place in places if place != NOWHERE), place_of(frame))
-    return place_of(frame)
+        place = next((place for place in places if place != NOWHERE), place_of(frame))
+    else:
+        place = place_of(frame)
+    return replace(place, direction=direction_of(frame))
 
 
 def place_of(frame: FrameType | None) -> Place:
@@ -73,10 +79,23 @@ def place_of(frame: FrameType | None) -> Place:
     while frame is not None:
         module = _module(frame)
         is_waiting = is_waiting or (_below(module, WAITING) and frame.f_code.co_name != "<module>")
-        if _below(module, OWN) and module != CALLS_KERNELS:
+        if _below(module, OWN) and module not in ON_BEHALF:
             return Place(_shown(frame, module), is_waiting)
         frame = frame.f_back
     return NOWHERE
+
+
+def direction_of(frame: FrameType | None) -> str:
+    """Returns the direction of the pass that a frame is in. What runs again in a backward pass is part of that."""
+    direction = ""
+    while frame is not None:
+        module = _module(frame)
+        if module == BACKWARD:
+            return "backward"
+        if _below(module, FORWARD):
+            direction = "forward"
+        frame = frame.f_back
+    return direction
 
 
 class Sampler:

@@ -30,13 +30,25 @@ class Suspect:
 
 
 @dataclass(frozen=True)
+class Wait:
+    """Describes ranks that wait in the same operation."""
+
+    ranks: tuple[int, ...]
+    operation: str
+    """What they wait in: a collective, its layer, and the line of our code."""
+
+    def __str__(self) -> str:
+        return f"{named(self.ranks)} for it in {self.operation}"
+
+
+@dataclass(frozen=True)
 class Hang:
     """Reports that no rank makes steps any more. The attempt has to end."""
 
     suspects: tuple[Suspect, ...]
     """Ascending by rank; all ranks, if each waits for another one."""
-    waiting: tuple[int, ...]
-    """Ranks that wait for them."""
+    waiting: tuple[Wait, ...]
+    """Those that wait for them."""
     step: int | None
     """The last step; None before the first."""
     seconds: float
@@ -50,7 +62,7 @@ class Hang:
     def what(self) -> str:
         """Returns the state of the suspects, as the end of a sentence."""
         shown = "; ".join(map(str, self.suspects[:SHOWN])) + _more(len(self.suspects))
-        victims = f"; {named(self.waiting)} for it" if self.waiting else ""
+        victims = "".join(f"; {wait}" for wait in self.waiting[:SHOWN])
         return f"no step for {self.seconds:.0f} s: {shown}{victims}"
 
 
@@ -136,7 +148,8 @@ def recorded_hang(attempt: Path) -> tuple[Hang, float] | None:
     for finding in recorded(attempt):
         if finding["kind"] == "hang":
             suspects = tuple(Suspect(**suspect) for suspect in finding["suspects"])
-            hang = Hang(suspects, tuple(finding["waiting"]), finding["step"], finding["seconds"])
+            waiting = tuple(Wait(tuple(wait["ranks"]), wait["operation"]) for wait in finding["waiting"])
+            hang = Hang(suspects, waiting, finding["step"], finding["seconds"])
             return hang, finding["time"]
     return None
 

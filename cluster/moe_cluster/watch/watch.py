@@ -17,7 +17,7 @@ from typing import Any
 
 from moe_cluster.contract import ENDED, ERROR_FILE, HEARTBEAT_FILE, attempt_dir, request_end
 from moe_cluster.linux import state_of
-from moe_cluster.watch.findings import Finding, Hang, NoStart, Straggler, Suspect, record
+from moe_cluster.watch.findings import Finding, Hang, NoStart, Straggler, Suspect, Wait, record
 from moe_cluster.watch.launcher_logs import why_none_started
 
 LOOKS_A_PATIENCE = 20
@@ -47,7 +47,19 @@ class Heartbeat:
     is_paced: bool = False
     patience_s: float | None = None
     where: str = "an unknown place"
+    layer: str | None = None
+    collective: str | None = None
     waiting: float = 0.0
+
+    @property
+    def place(self) -> str:
+        """Returns where the worker is: the line, and the layer of the model if it is in one."""
+        return f"{self.where} of {self.layer}" if self.layer else self.where
+
+    @property
+    def operation(self) -> str:
+        """Returns what a waiting worker waits in."""
+        return f"{self.collective} at {self.place}" if self.collective else self.place
 
 
 class Watch:
@@ -150,7 +162,7 @@ class Watch:
         suspects = sorted(silent) or [rank for rank in ranks if rank not in waiting] or ranks
         return Hang(
             suspects=tuple(_suspect(rank, beats.get(rank), silent.get(rank)) for rank in suspects),
-            waiting=tuple(rank for rank in waiting if rank not in suspects),
+            waiting=_waits({rank: beats[rank] for rank in waiting if rank not in suspects}),
             step=max((beat.step for beat in beats.values() if beat.step is not None), default=None),
             seconds=now - self._since,
         )
@@ -190,15 +202,23 @@ def _slowest(beats: Mapping[int, Heartbeat]) -> int | None:
     return slowest if beats[slowest].waiting < HOLDS_UP * least else None
 
 
+def _waits(beats: Mapping[int, Heartbeat]) -> tuple[Wait, ...]:
+    """Returns the waiting ranks by what they wait in, that of the lowest rank first."""
+    ranks: dict[str, list[int]] = {}
+    for rank, beat in sorted(beats.items()):
+        ranks.setdefault(beat.operation, []).append(rank)
+    return tuple(Wait(tuple(waiting), operation) for operation, waiting in ranks.items())
+
+
 def _suspect(rank: int, beat: Heartbeat | None, silent_s: float | None) -> Suspect:
     if beat is None:
         return Suspect(rank, "", "no heartbeat yet; its host or its start failed")
     if silent_s is None:
         action = "waits, as all others do" if beat.waiting > WAITS else "does not wait for others"
-        return Suspect(rank, beat.host, f"{action}; it is at {beat.where}")
+        return Suspect(rank, beat.host, f"{action}; it is at {beat.operation}")
     # Both are the host's own name: Slurm may have several nodes on one host, and a process id is the host's.
     state = state_of(beat.pid) if beat.host == socket.gethostname() else "its host may be down or cut off"
-    return Suspect(rank, beat.host, f"no heartbeat for {silent_s:.0f} s; last seen at {beat.where}; {state}")
+    return Suspect(rank, beat.host, f"no heartbeat for {silent_s:.0f} s; last seen at {beat.place}; {state}")
 
 
 def _heartbeat(content: Mapping[str, Any]) -> Heartbeat:

@@ -7,7 +7,7 @@ from types import FrameType
 
 import pytest
 
-from moe_train.worker.whereabouts import NOWHERE, Place, Sampler, main_thread_place, place_of
+from moe_train.worker.whereabouts import NOWHERE, Place, Sampler, direction_of, main_thread_place, place_of
 
 
 def stack(*modules: str) -> FrameType:
@@ -41,6 +41,11 @@ def stack(*modules: str) -> FrameType:
         (["moe_kernels.endpoint", "moe_kernels.launch"], "moe_kernels/endpoint.py:2 function", True),
         (["moe_kernels.ops.router", "moe_kernels.launch"], "moe_kernels/ops/router.py:2 function", False),
         (["moe_train.trainer", "moe_train.parallel.world"], "parallel/world.py:2 function", True),
+        (
+            ["moe_train.parallel.cut_softmax", "moe_train.parallel.axis", "torch.distributed.x"],
+            "parallel/cut_softmax.py:2 function",
+            True,
+        ),
         (["moe_train.data.prepare", "moe_training"], "data/prepare.py:2 function", False),
     ],
 )
@@ -48,6 +53,21 @@ def test_the_innermost_line_of_our_own_is_named_and_whether_it_waits(
     modules: list[str], where: str, is_waiting: bool
 ) -> None:
     assert place_of(stack(*modules)) == Place(where, is_waiting)
+
+
+@pytest.mark.parametrize(
+    ("modules", "direction"),
+    [
+        (["moe_train.step.losses", "moe_train.model.stack", "torch.distributed.x"], "forward"),
+        (["moe_train.step.losses", "moe_train.objectives.language", "moe_train.parallel.axis"], "forward"),
+        (["moe_train.engines.native", "torch.autograd.graph", "torch.distributed.x"], "backward"),
+        # A block that is computed again.
+        (["moe_train.engines.native", "torch.autograd.graph", "moe_train.model.stack"], "backward"),
+        (["moe_train.engines.native", "moe_train.optim.norm", "moe_train.parallel.world"], ""),
+    ],
+)
+def test_a_pass_through_the_model_has_a_direction(modules: list[str], direction: str) -> None:
+    assert direction_of(stack(*modules)) == direction
 
 
 def test_a_thread_that_runs_nothing_of_ours_is_nowhere() -> None:

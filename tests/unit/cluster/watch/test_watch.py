@@ -13,7 +13,7 @@ from own_processes import wait_for
 
 from moe_cluster.contract import attempt_dir, rank_dir, requested_end
 from moe_cluster.linux import state_of
-from moe_cluster.watch.findings import Hang, Straggler, record, recorded_hang
+from moe_cluster.watch.findings import Hang, Straggler, Wait, record, recorded_hang
 from moe_cluster.watch.first_cause import find_first_cause
 from moe_cluster.watch.watch import Heartbeat, Watch
 
@@ -55,11 +55,29 @@ def test_the_rank_that_does_not_wait_is_named_once_the_patience_is_over(tmp_path
     assert watched(watch, 9, *beats) == []
     (hang,) = watched(watch, 0, *beats, start=10)
     assert isinstance(hang, Hang)
-    assert ([suspect.rank for suspect in hang.suspects], hang.waiting, hang.step) == ([1], (0, 2), 7)
+    assert ([suspect.rank for suspect in hang.suspects], hang.step) == ([1], 7)
+    assert hang.waiting == (Wait((0, 2), "w.py:9 all_reduce"),)
     assert str(hang) == (
         "the run hangs after step 7: no step for 10 s: rank 1 on far: does not wait for others; it is at a.py:1 f; "
-        "ranks 0, 2 wait for it"
+        "ranks 0, 2 wait for it in w.py:9 all_reduce"
     )
+
+
+def test_ranks_that_wait_are_listed_by_the_collective_and_the_layer_that_they_wait_in(tmp_path: Path) -> None:
+    gathers, exchanges = (
+        replace(waits(TRAINS), layer="layers.3 backward", collective=collective)
+        for collective in ("all_gather over tensor", "all_to_all over expert")
+    )
+    stopped = replace(TRAINS, layer="layers.3 forward")
+    (hang,) = watched(Watch(tmp_path, 1, 4), 10, exchanges, gathers, stopped, exchanges, silent=(2,))
+    assert str(hang).endswith(
+        "last seen at a.py:1 f of layers.3 forward; its host may be down or cut off; "
+        "ranks 0, 3 wait for it in all_to_all over expert at w.py:9 all_reduce of layers.3 backward; "
+        "rank 1 waits for it in all_gather over tensor at w.py:9 all_reduce of layers.3 backward"
+    )
+    attempt_dir(tmp_path, 1).mkdir(parents=True)
+    record(attempt_dir(tmp_path, 1), hang)
+    assert recorded_hang(attempt_dir(tmp_path, 1))[0] == hang
 
 
 def test_a_step_of_any_rank_is_progress(tmp_path: Path) -> None:
@@ -90,7 +108,7 @@ def test_a_silent_rank_is_named_with_what_this_host_knows_of_its_process(tmp_pat
         process.wait()
     assert str(hang).endswith(
         f"rank 1 on {here.host}: no heartbeat for 10 s; last seen at a.py:1 f; process {process.pid} is stopped "
-        "(SIGSTOP); rank 0 waits for it"
+        "(SIGSTOP); rank 0 waits for it in w.py:9 all_reduce"
     )
 
 
