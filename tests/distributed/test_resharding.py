@@ -15,6 +15,7 @@ from torch import Tensor
 from moe_train.checkpoint.checkpointer import Checkpointer
 from moe_train.checkpoint.lineage import record_start
 from moe_train.checkpoint.manifest import read_manifest, stored_name
+from moe_train.errors import CheckpointError
 from moe_train.parallel.world import World
 
 STEPS = 3
@@ -129,6 +130,42 @@ def test_slices_of_layers_and_experts_are_all_saved_and_read_whole(tmp_path, wor
     manifest = read_manifest(tmp_path / "sliced/checkpoints/step_00000003")
     boxes = manifest.tensors["model.layers.0.feedforward.experts.w_in"].boxes
     assert [written.shape for written in boxes] == [box] * workers
+
+
+ODD = ("data.tokenizer.vocab_size=301", "model.tied_embeddings=false")
+TENSOR = ("parallel.tensor=2", *ODD)
+
+
+def cut_to_cut(world: World, whole: Path, again: Path, cut: Path) -> str:
+    """Loads `whole` on a tensor group and saves it in `again`, trains there into `cut`; says why `cut` is refused."""
+    load_and_save(world, whole, again, 1, *TENSOR)
+    train_and_save(world, cut, *TENSOR)
+    # As many rows in memory as 301 tokens have with padding, but another model.
+    with pytest.raises(CheckpointError) as refused:
+        load_and_save(world, cut, cut, 1, *TENSOR, "data.tokenizer.vocab_size=302")
+    return str(refused.value)
+
+
+def test_a_checkpoint_with_another_padding_of_the_vocabulary_loads(tmp_path):
+    whole, again, cut, alone = (tmp_path / name for name in ("whole", "again", "cut", "alone"))
+    train_and_save(one_rank(), whole, *ODD)
+    reasons = run_workers(2, cut_to_cut, whole, again, cut)
+    load_and_save(one_rank(attempt=2), cut, alone, 1, *ODD)
+    for before, after in ((whole, again), (cut, alone)):
+        expected, loaded = global_tensors(before), global_tensors(after)
+        assert expected.keys() == loaded.keys()
+        for name, value in expected.items():
+            assert torch.equal(loaded[name], value), name
+        for name in ("model.embedding.weight", "model.head.weight"):
+            assert expected[name].shape == (301, 32)
+            moments = expected[name.replace("model.", "optim.exp_avg_sq.")]
+            assert moments.shape == (301, 32)
+            assert moments.max() > 0
+    assert len(set(reasons)) == 1
+    assert (
+        "embedding.weight: is float32 [301, 32] in the checkpoint and float32 [302, 32] in the model"
+        in reasons[0]
+    )
 
 
 @pytest.mark.distributed_exhaustive
