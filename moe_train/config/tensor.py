@@ -29,24 +29,10 @@ def tensor_problems(recipe: Recipe, plan: ParallelPlan) -> Iterator[Problem]:
                 f"must divide {what}{separator}{size}",
                 choose_divisor(math.gcd(*cut.values())),
             )
-    if plan.sequence:
-        yield from _sequence(recipe, plan)
-
-
-def _sequence(recipe: Recipe, plan: ParallelPlan) -> Iterator[Problem]:
-    """Yields problems of cutting sequences between the blocks."""
-    if plan.tensor == 1:
+    if plan.sequence and plan.tensor == 1:
         yield Problem(
             "parallel.sequence",
             "true",
             "cuts sequences over the workers of a tensor group, of which parallel.tensor=1 leaves one",
             "set parallel.tensor=2 or more, or parallel.sequence=false",
-        )
-    if recipe.data.corpus.parallel and recipe.decoding.sentences:
-        yield Problem(
-            "parallel.sequence",
-            "true",
-            f"cannot be combined with decoding.sentences={recipe.decoding.sentences}: a translation grows by one token "
-            "at a time, and sequences of every length cannot be cut into equal parts",
-            "set parallel.sequence=false, or decoding.sentences=0",
         )

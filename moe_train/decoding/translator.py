@@ -34,7 +34,7 @@ class Translator:
         model = self.forward.model
         assert isinstance(model, Translating), "config.check accepts pairs only for such models"
         model.eval()
-        with self.forward.precision(batch):
+        with self.forward.precision(batch), self.forward.model.sequences.whole():
             tokens = generate(
                 model,
                 batch,

@@ -1,9 +1,11 @@
 """Styles for `parallelize_module` where torch's own do not fit: embedding, logits, and weights that are no matrix.
 
-torch's style for an embedding makes the gradient of all rows on every rank, and none knows rows of padding.
+torch's style for an embedding makes the gradient of all rows on every rank, and none knows rows of padding, or that
+activations are cut in one pass and whole in the next.
 B sequences, S tokens, D model width, V rows of this rank.
 """
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,9 +14,60 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
-from torch.distributed.tensor.parallel import ParallelStyle
+from torch.distributed.tensor.parallel import ParallelStyle, RowwiseParallel
 
 from moe_train.model.logits import VocabularyPart
+from moe_train.parallel.sequences import Sequences
+
+
+@dataclass(frozen=True)
+class Between:
+    """Says how activations lie between the parts of a layer that are cut."""
+
+    sequences: Sequences
+    dim: int
+    """Along which sequences are cut."""
+
+    @property
+    def placement(self) -> Placement:
+        """Returns where activations lie in this pass: whole on every rank, or cut."""
+        return Shard(self.dim) if self.sequences.are_cut else Replicate()
+
+
+class WholeInputs(ParallelStyle):
+    """Gives a module whole inputs, marked once for all matrices that read them: then one collective sums a gradient."""
+
+    def __init__(self, *given: Between | None) -> None:
+        super().__init__()
+        self.given = given
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        module.register_forward_pre_hook(partial(self._gather, device_mesh))
+        return module
+
+    def _gather(self, devices: DeviceMesh, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(
+            x if between is None else _whole(x, devices, between.placement)
+            for x, between in zip(inputs, self.given, strict=True)
+        )
+
+
+def _whole(x: Tensor, devices: DeviceMesh, placement: Placement) -> DTensor:
+    marked = DTensor.from_local(x, devices, [placement], run_check=False)
+    return marked if placement == Replicate() else marked.redistribute(placements=[Replicate()])
+
+
+class SumOutputs(RowwiseParallel):
+    """Cuts a matrix by columns, and sums the ranks' products to what lies between the parts."""
+
+    def __init__(self, between: Between) -> None:
+        super().__init__()
+        self.between = between
+
+    def _prepare_output_fn(  # type: ignore[override]
+        self, layouts: Any, use_local: bool, module: nn.Module, products: DTensor, devices: DeviceMesh
+    ) -> Tensor:
+        return products.redistribute(placements=[self.between.placement], async_op=True).to_local()
 
 
 class CutWeights(ParallelStyle):
@@ -48,7 +101,7 @@ def _hide_parts(module: nn.Module, inputs: Any, output: Any) -> None:
 class CutEmbedding(CutWeights):
     """Cuts an embedding by vocabulary: each rank looks its own tokens up, and the parts are summed to `output`."""
 
-    def __init__(self, output: Placement) -> None:
+    def __init__(self, output: Between) -> None:
         super().__init__(dim=0)
         self.output = output
 
@@ -67,13 +120,13 @@ class CutEmbedding(CutWeights):
         own = F.embedding(rows.clamp(0, len(weight) - 1), weight)
         own = own.masked_fill(is_elsewhere.unsqueeze(-1), 0.0)
         parts = DTensor.from_local(own, devices, [Partial()], run_check=False)
-        return parts.redistribute(placements=[self.output]).to_local()
+        return parts.redistribute(placements=[self.output.placement]).to_local()
 
 
 class CutLogits(ParallelStyle):
     """Computes the logits of this rank's tokens by its rows of the matrix, without those of padding at their end."""
 
-    def __init__(self, part: VocabularyPart, states: Placement) -> None:
+    def __init__(self, part: VocabularyPart, states: Between) -> None:
         super().__init__()
         self.part, self.states = part, states
 
@@ -86,6 +139,6 @@ class CutLogits(ParallelStyle):
     ) -> tuple[Float[Tensor, "B S D"], Float[Tensor, "V D"]]:
         """Returns the states, whose gradient is summed over the ranks, and this rank's rows of the matrix."""
         states, weight = inputs
-        shared = DTensor.from_local(states, devices, [self.states], run_check=False)
+        shared = DTensor.from_local(states, devices, [self.states.placement], run_check=False)
         shared = shared.redistribute(placements=[Replicate()])
         return shared.to_local(grad_placements=[Partial()]), weight.to_local()[: self.part.count]

@@ -15,23 +15,17 @@ from functools import partial
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import Placement, Replicate, Shard
-from torch.distributed.tensor.parallel import (
-    ColwiseParallel,
-    ParallelStyle,
-    PrepareModuleInput,
-    RowwiseParallel,
-    parallelize_module,
-)
+from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, parallelize_module
 
 from moe_train.distribute.shards import local_part
-from moe_train.distribute.styles import CutEmbedding, CutLogits, CutWeights
+from moe_train.distribute.styles import Between, CutEmbedding, CutLogits, CutWeights, SumOutputs, WholeInputs
 from moe_train.model.attention import Attention, RelativeBias
 from moe_train.model.feedforward import FeedForward
 from moe_train.model.logits import VocabularyPart
 from moe_train.model.model import Model
 from moe_train.model.stack import Stack
 from moe_train.parallel.mesh import Mesh
+from moe_train.parallel.sequences import Sequences
 
 Plan = dict[str, ParallelStyle]
 """Says how the modules of a module are cut, by name; "" is the module itself."""
@@ -42,11 +36,12 @@ _parallelize = partial(parallelize_module, src_data_rank=None)
 
 def apply_tensor(model: Model, mesh: Mesh) -> None:
     """Cuts a model on the meta device down to this rank's part. config/layout.py has checked that the degree fits."""
-    devices, sequence = mesh.tensor.devices, mesh.plan.sequence
+    devices = mesh.tensor.devices
     if devices is None:
         return
+    sequences = Sequences(mesh.tensor if mesh.plan.sequence else None)
     # Attention and stacks see [B, S, D]; a feed-forward block sees rows, of which each has its part in any order.
-    of_sequences, of_rows = (Shard(1), Shard(0)) if sequence else (Replicate(), Replicate())
+    of_sequences, of_rows = Between(sequences, dim=1), Between(sequences, dim=0)
     for module in list(model.modules()):
         if isinstance(module, Attention):
             _parallelize(module, devices, _attention(module, of_sequences))
@@ -54,8 +49,8 @@ def apply_tensor(model: Model, mesh: Mesh) -> None:
             _parallelize(module, devices, _feedforward(module, of_rows))
         elif isinstance(module, RelativeBias):
             _parallelize(module, devices, CutWeights(1))
-        elif isinstance(module, Stack) and sequence:
-            module.sequence = mesh.tensor
+        if isinstance(module, Model | Stack):
+            module.sequences = sequences
     model.vocabulary = VocabularyPart(model.vocabulary.size, mesh.tensor)
     _cut_vocabulary(model, devices, of_sequences)
 
@@ -64,40 +59,38 @@ def partial_gradients(model: Model) -> list[str]:
     """Returns the parameters whose gradients the ranks of a tensor group have to sum up."""
     names = []
     for name, module in model.named_modules():
-        if isinstance(module, Stack) and module.sequence.size > 1:
+        if isinstance(module, Stack) and module.sequences.cut_by.size > 1:
             norms = [own for own, part in module.named_modules() if isinstance(part, nn.RMSNorm)]
             positions = [] if module.positions is None else ["positions"]
             names += [f"{name}.{own}.weight".lstrip(".") for own in (*norms, *positions)]
     return names
 
 
-def _attention(module: Attention, states: Placement) -> Plan:
-    """Cuts by heads. Inputs are marked once for all matrices that read them: then one collective sums a gradient."""
-    given = (states, None, states) if module.reads_memory else (states, None)
-    wanted = tuple(each and Replicate() for each in given)
+def _attention(module: Attention, states: Between) -> Plan:
+    """Cuts by heads."""
     plan: Plan = {
-        "": PrepareModuleInput(input_layouts=given, desired_input_layouts=wanted),
+        "": WholeInputs(states, None, states) if module.reads_memory else WholeInputs(states, None),
         "query": ColwiseParallel(),
         "key": ColwiseParallel(),
         "value": ColwiseParallel(),
-        "output": RowwiseParallel(output_layouts=states),
+        "output": SumOutputs(states),
     }
     if module.distances is not None:
         plan |= {"distances": CutWeights(0), "distances.project": ColwiseParallel()}
     return plan
 
 
-def _feedforward(module: FeedForward, states: Placement) -> Plan:
+def _feedforward(module: FeedForward, states: Between) -> Plan:
     """Cuts by hidden width."""
     plan: Plan = {
-        "": PrepareModuleInput(input_layouts=states, desired_input_layouts=Replicate()),
+        "": WholeInputs(states),
         "w_in": ColwiseParallel(),
-        "w_out": RowwiseParallel(output_layouts=states),
+        "w_out": SumOutputs(states),
     }
     return plan if module.w_gate is None else plan | {"w_gate": ColwiseParallel()}
 
 
-def _cut_vocabulary(model: Model, devices: DeviceMesh, states: Placement) -> None:
+def _cut_vocabulary(model: Model, devices: DeviceMesh, states: Between) -> None:
     """Cuts embedding and head by vocabulary, after rows of padding have made it a multiple of the degree.
 
     These rows are in no box of `parameter_shards`, so no norm, optimizer or checkpoint sees them.

@@ -14,6 +14,7 @@ from moe_train.data.batch import Batch
 from moe_train.model.logits import Logits, VocabularyPart
 from moe_train.model.stack import Block, StackOutput
 from moe_train.moe.routing import Pass, RouteContext
+from moe_train.parallel.sequences import Sequences
 from moe_train.results import MoEStats
 
 
@@ -38,6 +39,8 @@ class Model(nn.Module, ABC):
     """Methods that are called in place of `forward`, which FSDP2 must hook itself into as well."""
     vocabulary: VocabularyPart
     """The tokens whose logits this rank's head computes: all of them, until tensor parallelism cuts the head."""
+    sequences: Sequences
+    """Says whether sequences are cut between the blocks; the same for all stacks."""
 
     @property
     @abstractmethod

@@ -19,7 +19,7 @@ from moe_train.moe.layers.layer import MoELayer, moe_layer
 from moe_train.moe.recompute import Run, kept
 from moe_train.moe.routing import RouteContext
 from moe_train.moe.rows import Rows
-from moe_train.parallel.axis import Axis
+from moe_train.parallel.sequences import Sequences
 from moe_train.results import MoEStats
 
 
@@ -117,8 +117,8 @@ class Stack(nn.Module):
     def __init__(self, spec: ModelSpec, stack: StackSpec, prefix: str = ""):
         super().__init__()
         self.site, self.dropout, self.is_causal = f"{prefix}embedding", spec.dropout, stack.is_causal
-        self.sequence = Axis()
-        """Workers that have different positions of every sequence between the blocks."""
+        self.sequences = Sequences()
+        """Says which workers have different positions of every sequence between the blocks."""
         self.positions = nn.Embedding(stack.length, spec.d_model) if spec.positions == "learned" else None
         self.relative_bias = (
             RelativeBias(spec.num_heads, is_causal=stack.is_causal) if spec.positions == "relative" else None
@@ -140,7 +140,7 @@ class Stack(nn.Module):
 
         With sequence parallelism, `x`, `memory` and the states are this worker's part of every sequence.
         """
-        rows = context.rows.part(self.sequence)
+        rows = context.rows.part(self.sequences.workers)
         context = replace(context, rows=rows)
         if self.positions is not None:
             x = x + self.positions.weight[rows.first : rows.first + x.shape[1]]

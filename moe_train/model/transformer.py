@@ -20,6 +20,7 @@ from moe_train.model.model import Model, ModelOutput, Scores
 from moe_train.model.stack import Block, Stack, StackOutput
 from moe_train.moe.routing import Pass, RouteContext
 from moe_train.moe.rows import Rows
+from moe_train.parallel.sequences import Sequences
 
 
 class Transformer(Stack, Model):
@@ -62,6 +63,7 @@ class EncoderDecoder(Model):
         self.embedding = _embedding(spec)
         self.encoder = Stack(spec, encoder, "encoder.")
         self.decoder = Stack(spec, decoder, "decoder.")
+        self.sequences = self.encoder.sequences = self.decoder.sequences = Sequences()
         self.head = _head(spec)
         self.scores = Scores()
 

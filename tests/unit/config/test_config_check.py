@@ -177,18 +177,6 @@ def test_a_broken_rule_is_said(override, workers, sentence):
             "leaves one; set parallel.tensor=2 or more, or parallel.sequence=false.",
         ),
         (
-            (
-                "moe.every=0",
-                "model.architecture=encoder_decoder",
-                "objective.kind=translation",
-                "data.corpus.kind=parallel_debian",
-                "parallel.tensor=2",
-                "parallel.sequence=true",
-            ),
-            2,
-            "parallel.sequence=true: cannot be combined with decoding.sentences=64: a translation grows by one token",
-        ),
-        (
             ("moe.d_ff=42", "parallel.expert=2"),
             8,
             "makes 4 workers shard each expert, so 4 must divide moe.d_ff=42",
