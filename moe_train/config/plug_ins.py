@@ -6,7 +6,7 @@ commands that read no recipe pay nothing, and a broken package affects only thos
 
 import importlib.util
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
@@ -29,6 +29,25 @@ class Kind:
     """For a router: the layer it needs, if that is not ROUTED_LAYER of registry.py."""
     package: str | None = None
     """Name and version of the package it comes from; None: moe-train."""
+
+
+class OnDemand(Mapping[str, Kind]):
+    """Maps names to kinds that are made when they are looked up, so that a run imports the options of its own only."""
+
+    def __init__(self, makers: Mapping[str, Callable[[], Kind]]):
+        self.makers = makers
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.makers)
+
+    def __len__(self) -> int:
+        return len(self.makers)
+
+    def __contains__(self, kind: object) -> bool:
+        return kind in self.makers
+
+    def __getitem__(self, kind: str) -> Kind:
+        return self.makers[kind]()
 
 
 class Kinds(Mapping[str, Kind]):

@@ -8,58 +8,63 @@ recipe (routers get the model's width, corpora nothing).
 """
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from moe_train.config.kinds import data, deepspeed, depth, dispatch, engine, objective, optim, parallel_corpus
 from moe_train.config.kinds.guard.guard import GuardConfig
 from moe_train.config.kinds.kind import KindConfig
 from moe_train.config.kinds.router.router import RouterConfig
-from moe_train.config.plug_ins import Kind, Kinds
+from moe_train.config.plug_ins import Kind, Kinds, OnDemand
 from moe_train.errors import RecipeError
 
 
-def _router(name: str, code: str | None = None, layer: str | None = None) -> Kind:
-    """Returns the kind of a router by "file:Class": its options are the dataclass ClassConfig in
+def _router(name: str, code: str | None = None, layer: str | None = None) -> Callable[[], Kind]:
+    """Makes the kind of a router by "file:Class": its options are the dataclass ClassConfig in
     config/kinds/router/FILE.py, its code the class in moe/routers/FILE.py unless `code` names another."""
-    module, _, router = name.partition(":")
-    options = importlib.import_module(f"moe_train.config.kinds.router.{module}")
-    return Kind(getattr(options, f"{router}Config"), f"moe_train.moe.routers.{code or name}", layer)
+    return partial(_named, "kinds.router", name, f"moe_train.moe.routers.{code or name}", layer)
 
 
-def _guard(name: str) -> Kind:
-    """Returns the kind of a guard by "file:Class": its options are the dataclass ClassConfig in
+def _guard(name: str) -> Callable[[], Kind]:
+    """Makes the kind of a guard by "file:Class": its options are the dataclass ClassConfig in
     config/kinds/guard/FILE.py, its code the class in guards/FILE.py."""
-    module, _, guard = name.partition(":")
-    options = importlib.import_module(f"moe_train.config.kinds.guard.{module}")
-    return Kind(getattr(options, f"{guard}Config"), f"moe_train.guards.{name}")
+    return partial(_named, "kinds.guard", name, f"moe_train.guards.{name}")
+
+
+def _named(folder: str, name: str, code: str, layer: str | None = None) -> Kind:
+    module, _, kind = name.partition(":")
+    options = importlib.import_module(f"moe_train.config.{folder}.{module}")
+    return Kind(getattr(options, f"{kind}Config"), code, layer)
 
 
 ROUTED_LAYER = "moe_train.moe.layers.routed:RoutedLayer"
 """The layer of routers whose kind names none."""
 
 OWN_KINDS: Mapping[str, Mapping[str, Kind]] = {
-    "moe.router": {
-        "switch": _router("switch:SwitchRouter", code="top_k:TopKRouter"),
-        "top_k": _router("top_k:TopKRouter"),
-        "gshard": _router("gshard:GShardRouter"),
-        "noisy_top_k": _router("noisy_top_k:NoisyTopKRouter"),
-        "hierarchical_top_k": _router("hierarchical_top_k:HierarchicalTopKRouter"),
-        "prototypes": _router("prototypes:PrototypesRouter"),
-        "deepseek": _router("deepseek:DeepSeekRouter"),
-        "hash": _router("hash:HashRouter"),
-        "random": _router("random:RandomRouter"),
-        "thor": _router("thor:ThorRouter"),
-        "dense_to_sparse": _router("dense_to_sparse:DenseToSparseRouter"),
-        "base": _router("base:BaseRouter"),
-        "sinkhorn": _router("sinkhorn:SinkhornRouter"),
-        "expert_choice": _router("expert_choice:ExpertChoiceRouter"),
-        "batch_priority": _router("batch_priority:BatchPriorityRouter"),
-        "dselect_k": _router("dselect_k:DSelectKRouter"),
-        "reinforce": _router("reinforce:ReinforceRouter"),
-        "soft": _router("soft:SoftRouter", layer="moe_train.moe.layers.soft:SoftLayer"),
-        "smear": _router("smear:SmearRouter", layer="moe_train.moe.layers.smear:SmearLayer"),
-    },
+    "moe.router": OnDemand(
+        {
+            "switch": _router("switch:SwitchRouter", code="top_k:TopKRouter"),
+            "top_k": _router("top_k:TopKRouter"),
+            "gshard": _router("gshard:GShardRouter"),
+            "noisy_top_k": _router("noisy_top_k:NoisyTopKRouter"),
+            "hierarchical_top_k": _router("hierarchical_top_k:HierarchicalTopKRouter"),
+            "prototypes": _router("prototypes:PrototypesRouter"),
+            "deepseek": _router("deepseek:DeepSeekRouter"),
+            "hash": _router("hash:HashRouter"),
+            "random": _router("random:RandomRouter"),
+            "thor": _router("thor:ThorRouter"),
+            "dense_to_sparse": _router("dense_to_sparse:DenseToSparseRouter"),
+            "base": _router("base:BaseRouter"),
+            "sinkhorn": _router("sinkhorn:SinkhornRouter"),
+            "expert_choice": _router("expert_choice:ExpertChoiceRouter"),
+            "batch_priority": _router("batch_priority:BatchPriorityRouter"),
+            "dselect_k": _router("dselect_k:DSelectKRouter"),
+            "reinforce": _router("reinforce:ReinforceRouter"),
+            "soft": _router("soft:SoftRouter", layer="moe_train.moe.layers.soft:SoftLayer"),
+            "smear": _router("smear:SmearRouter", layer="moe_train.moe.layers.smear:SmearLayer"),
+        }
+    ),
     "model.depth": {
         "full": Kind(depth.FullDepthConfig, "moe_train.model.depth:FullDepth"),
     },
@@ -143,9 +148,11 @@ GUARDS = Kinds(
     "guards",
     "moe_train.guards",
     GuardConfig,
-    {
-        "spike": _guard("spike:SpikeGuard"),
-    },
+    OnDemand(
+        {
+            "spike": _guard("spike:SpikeGuard"),
+        }
+    ),
 )
 """The kinds of the list `guards`, which holds any number of them where a place of REGISTRY holds one."""
 

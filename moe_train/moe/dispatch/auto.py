@@ -1,12 +1,19 @@
-"""Chooses the default dispatcher: the cheapest that reaches all experts."""
+"""Chooses the default dispatcher: the cheapest that reaches all experts.
+
+The registry imports the chosen one, so a worker that shares no experts does not import the shared memory of others.
+"""
+
+from collections.abc import Mapping
+from typing import Any, cast
 
 import torch.distributed as dist
 
 from moe_kernels.errors import KernelError
 from moe_kernels.hosts import Hosts
 from moe_train.config.kinds.dispatch import DispatchConfig, HierarchicalDispatchConfig
-from moe_train.moe.dispatch import hierarchical, one_sided
+from moe_train.config.registry import build, implementation
 from moe_train.moe.dispatch.dispatcher import Dispatcher
+from moe_train.moe.dispatch.fallback import fall_back, is_on_cpu
 from moe_train.moe.dispatch.local import LocalDispatcher
 
 
@@ -20,15 +27,21 @@ def choose(
     """
     if group is None:
         return LocalDispatcher(config, num_experts=num_experts, group=None)
-    if not one_sided.is_on_cpu(group):
-        return one_sided.join(config, num_experts=num_experts, group=group, timeout_s=timeout_s)
+    place: dict[str, Any] = {"num_experts": num_experts, "group": group, "timeout_s": timeout_s}
+    if not is_on_cpu(group):
+        return _one_sided(config, place)
     try:
         hosts = Hosts.of(group)
     except KernelError as problem:
-        return one_sided.fall_back(num_experts, group, timeout_s, str(problem))
+        return fall_back(**place, reason=str(problem))
     if hosts.num_hosts == 1:
-        return one_sided.join(config, num_experts=num_experts, group=group, timeout_s=timeout_s)
+        return _one_sided(config, place)
     if hosts.ranks_per_host == 1:
-        return one_sided.fall_back(num_experts, group, timeout_s, "every worker has a host of its own")
+        return fall_back(**place, reason="every worker has a host of its own")
     of_hosts = HierarchicalDispatchConfig(ranks_per_host=hosts.ranks_per_host)
-    return hierarchical.join(of_hosts, num_experts=num_experts, group=group, timeout_s=timeout_s)
+    return cast(Dispatcher, build("moe.dispatch", of_hosts, **place))
+
+
+def _one_sided(config: DispatchConfig, place: Mapping[str, Any]) -> Dispatcher:
+    """Joins with the user's own config, by which `one_sided` knows that it was not asked for by name."""
+    return cast(Dispatcher, implementation("moe.dispatch", "one_sided")(config, **place))

@@ -13,6 +13,7 @@ from moe_kernels.hierarchical import Hierarchical
 from moe_train.config.kinds.dispatch import HierarchicalDispatchConfig
 from moe_train.moe.dispatch import one_sided
 from moe_train.moe.dispatch.dispatcher import Dispatcher
+from moe_train.moe.dispatch.fallback import fall_back, is_on_cpu
 
 log = logging.getLogger(__name__)
 
@@ -23,12 +24,12 @@ def join(
     """Returns the dispatcher across hosts; where it cannot be had, `all_to_all`, and why. Collective over `group`."""
     if group is None:
         return one_sided.join(config, num_experts=num_experts, group=None, timeout_s=timeout_s)
-    if not one_sided.is_on_cpu(group):
-        return one_sided.fall_back(num_experts, group, timeout_s, "hierarchical runs on the CPU only")
+    if not is_on_cpu(group):
+        return fall_back(num_experts, group, timeout_s, "hierarchical runs on the CPU only")
     try:
         exchange = Hierarchical.join(group, num_experts, timeout_s, config.ranks_per_host)
     except KernelError as problem:
-        return one_sided.fall_back(num_experts, group, timeout_s, str(problem))
+        return fall_back(num_experts, group, timeout_s, str(problem))
     hosts = exchange.hosts
     log.info(
         "Experts are exchanged by hierarchical, among %d x %d workers (hosts x workers of a host).",

@@ -19,6 +19,7 @@ from moe_kernels.hierarchical import Hierarchical
 from moe_train.config.kinds.dispatch import AllToAllDispatchConfig, DispatchConfig, OneSidedDispatchConfig
 from moe_train.moe.dispatch.all_to_all import AllToAllDispatcher
 from moe_train.moe.dispatch.dispatcher import Dispatched, Dispatcher
+from moe_train.moe.dispatch.fallback import fall_back, is_on_cpu
 from moe_train.moe.routing import Routing
 
 log = logging.getLogger(__name__)
@@ -102,15 +103,3 @@ def _alone(num_experts: int, timeout_s: float) -> Dispatcher:
         return OneSidedDispatcher(Exchange.join(None, num_experts, timeout_s, num_slabs=ALONE_SLABS))
     except KernelError as problem:
         return fall_back(num_experts, None, timeout_s, str(problem))
-
-
-def is_on_cpu(group: dist.ProcessGroup) -> bool:
-    """Returns whether the workers of `group` train on the CPU."""
-    return "nccl" not in str(dist.get_backend_config(group))
-
-
-def fall_back(num_experts: int, group: dist.ProcessGroup | None, timeout_s: float, reason: str) -> Dispatcher:
-    """Returns `all_to_all`, and logs the reason in one line."""
-    log.info("Experts are exchanged by all_to_all, since %s.", reason)
-    config = AllToAllDispatchConfig()
-    return AllToAllDispatcher(config, num_experts=num_experts, group=group, timeout_s=timeout_s)

@@ -52,7 +52,7 @@ def taken(world: World, cases: list[Case], library: str) -> list[str]:
         with pytest.MonkeyPatch.context() as patch:
             said: list[str] = []
             patch.setattr(
-                "moe_train.moe.dispatch.one_sided.log.info",
+                "moe_train.moe.dispatch.fallback.log.info",
                 lambda text, *values, said=said: said.append(text % values),
             )
             dispatcher = build("moe.dispatch", config, num_experts=8, group=dist.group.WORLD, timeout_s=30.0)
