@@ -225,9 +225,10 @@ class RunFolder:
             self._made.expect(folders)
             folders.mkdir(exist_ok=True)
             number = _make_next(folders, after)
-            replace_text(attempt_recipe(self.path, number), to_yaml(recipe), durable=True)
+            text = to_yaml(recipe)
+            replace_text(attempt_recipe(self.path, number), text, durable=True)
             if not self.holds_run:
-                replace_text(self.path / RECIPE_FILE, to_yaml(recipe), durable=True)
+                replace_text(self.path / RECIPE_FILE, text, durable=True)
         except OSError as error:
             raise RunError.unwritable(self.path, error) from None
         return number
