@@ -32,8 +32,9 @@ class ThreadWorld(World):
         super().__init__(rank, size, rank, attempt, torch.device("cpu"))
         object.__setattr__(self, "_meeting", meeting)
 
-    def sum(self, values: torch.Tensor) -> torch.Tensor:
-        return values.copy_(torch.stack(self._meeting.exchange(self.rank, values.clone())).sum(0))
+    @property
+    def everyone(self) -> Axis:
+        return ThreadAxis(self)
 
     def gather(self, value: Any) -> list[Any]:
         return self._meeting.exchange(self.rank, value)
@@ -53,7 +54,7 @@ class ThreadAxis(Axis):
         object.__setattr__(self, "_world", world)
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        return self._world.sum(values)
+        return values.copy_(torch.stack(self._world.gather(values.clone())).sum(0))
 
 
 def run_ranks(size: int, function: Callable[[World], Any], attempt: int = 1) -> list[Any]:

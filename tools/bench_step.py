@@ -185,7 +185,9 @@ def _work(options: argparse.Namespace) -> None:
         stats = step()
         world.barrier()
         seconds = time.perf_counter() - began
-        loads = world.sum(torch.stack([of_layer.load.double() for of_layer in stats])) if stats else None
+        loads = (
+            world.everyone.sum(torch.stack([of_layer.load.double() for of_layer in stats])) if stats else None
+        )
         cv = 0.0 if loads is None else float((loads.std(1, unbiased=False) / loads.mean(1)).mean())
         answers.write(json.dumps({"seconds": seconds, "cv": round(cv, 2)}) + "\n")
     world.leave()
@@ -337,7 +339,7 @@ def _clip(shared: list[nn.Parameter], experts: list[nn.Parameter], limit: float,
         torch._foreach_mul_(owned, 1 / world.size)
     squared = torch.nn.utils.get_total_norm(owned).square()
     squared += torch.nn.utils.get_total_norm(common).square() / world.size
-    norm = world.sum(squared).sqrt().item()
+    norm = world.everyone.sum(squared).sqrt().item()
     if norm > limit:
         torch._foreach_mul_(owned + common, limit / norm)
 

@@ -107,7 +107,7 @@ def check_experts(manifest: Manifest, target: ShardedState, world: World) -> Non
             into[first : first + shard.data.shape[0]] += torch.tensor(
                 expert_checksums(shard.data, shard.offsets)
             )
-    total = world.sum(torch.cat(list(sums.values())).to(world.device)).cpu() & CHECKSUM_MASK
+    total = world.everyone.sum(torch.cat(list(sums.values())).to(world.device)).cpu() & CHECKSUM_MASK
     wrong = _wrong_experts(
         saved, dict(zip(sums, total.split([len(into) for into in sums.values()]), strict=True))
     )

@@ -49,4 +49,4 @@ class Translator:
     def _all_agree(self, answer: bool) -> bool:
         """Returns whether all ranks say yes. Collective."""
         noes = torch.tensor(float(not answer), device=self.world.device)
-        return float(self.world.sum(noes)) == 0
+        return float(self.world.everyone.sum(noes)) == 0

@@ -201,7 +201,7 @@ class Adafactor(torch.optim.Optimizer):
                 cut.append(part)
             else:
                 whole.append(part.mul_(parameter.shard.is_owner))
-        sum_together(whole, self.mesh.world)
+        sum_together(whole, self.mesh.world.everyone)
         sum_together(cut, self.mesh.sharding.shard)
         sum_together([*of_experts[False], *of_experts[True]], self.mesh.expert_sharding.shard)
         sum_together(of_experts[False], self.mesh.expert_tensor)

@@ -23,7 +23,7 @@ def norm_and_sums(owned: Iterable[Tensor], values: Tensor, world: World) -> tupl
     """
     tensors = list(owned)
     local = squared_norm(tensors) if tensors else values.new_zeros((), dtype=torch.float64)
-    squared, *sums = world.total(torch.cat([local.reshape(1).to(values.device), values.double()]))
+    squared, *sums = world.everyone.total(torch.cat([local.reshape(1).to(values.device), values.double()]))
     return squared**0.5, sums
 
 

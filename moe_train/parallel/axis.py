@@ -11,8 +11,6 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from moe_train.parallel.world import World
-
 
 @dataclass(frozen=True)
 class Axis:
@@ -36,7 +34,8 @@ class Axis:
 
     @property
     def group(self) -> dist.ProcessGroup | None:
-        """Returns the process group; None with one worker."""
+        """Returns the process group; None with one worker, and where all workers are one axis without a mesh: torch
+        takes it for its default group, which they are."""
         return None if self.devices is None else self.devices.get_group()
 
     def sum(self, values: Tensor) -> Tensor:
@@ -77,8 +76,8 @@ class Sharding:
     """FSDP2 shards over this mesh: copy x shard, or shard alone if there is one group. None with one worker."""
 
 
-def sum_together(parts: Sequence[Tensor], over: Axis | World) -> None:
-    """Sums tensors of one type over an axis, or over all workers, in place, in one collective."""
+def sum_together(parts: Sequence[Tensor], over: Axis) -> None:
+    """Sums tensors of one type over an axis, in place, in one collective."""
     if over.size == 1 or not parts:
         return
     flat = over.sum(torch.cat([part.reshape(-1) for part in parts]))

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from moe_cluster.contract import ATTEMPT_VARIABLE
 from moe_train.errors import RunError, UsageError
+from moe_train.parallel.axis import Axis
 
 RECORDED_COLLECTIVES = "500"
 """Torch's flight recorder keeps this many of the last collectives, which a hang leaves behind (worker/heartbeat.py)."""
@@ -94,16 +94,10 @@ class World:
         """Returns whether this is rank 0, which writes what is written once."""
         return self.rank == 0
 
-    def sum(self, values: Tensor) -> Tensor:
-        """Sum `values` over all ranks, in place, and return it. Collective."""
-        if self.size > 1:
-            dist.all_reduce(values)
-        return values
-
-    def total(self, values: Tensor) -> list[float]:
-        """Returns the sum over all ranks as numbers: on CUDA this waits for the device. Collective."""
-        numbers: list[float] = self.sum(values).tolist()
-        return numbers
+    @property
+    def everyone(self) -> Axis:
+        """Returns all ranks as one axis."""
+        return Axis(self.size, self.rank)
 
     def gather(self, value: Any) -> list[Any]:
         """Returns one picklable object of every rank, in rank order, on every rank. Collective."""

@@ -96,7 +96,7 @@ def train_deepspeed(
         (loss + balance).backward()
         average_gradients(model, world, expert)
         optimizer.step()
-        losses.append(float(world.sum(loss.detach().double())) / world.size)
+        losses.append(float(world.everyone.sum(loss.detach().double())) / world.size)
     return losses
 
 

@@ -79,7 +79,7 @@ def train_megatron(
                 for parameter in model.parameters():
                     parameter.grad = parameter.main_grad
                 optimizer.step()
-                losses.append(float(world.sum(loss.detach().double())) / world.size)
+                losses.append(float(world.everyone.sum(loss.detach().double())) / world.size)
             return losses
         finally:
             parallel_state.destroy_model_parallel()

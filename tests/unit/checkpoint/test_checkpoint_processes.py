@@ -31,7 +31,7 @@ def load_then_save(rank: int, size: int, run_dir: Path, attempt: int, port: int)
         record_start(run_dir, attempt, found.origin if found else None)
     world.barrier()
     checkpointer.save(attempt, held, {"from": attempt})
-    total = world.sum(torch.ones(1))  # a collective while the save is under way
+    total = world.everyone.sum(torch.ones(1))  # a collective while the save is under way
     checkpointer.wait()
     assert total.item() == size
     assert checkpointer.poll() == [attempt]
