@@ -16,12 +16,8 @@ training is like; after these steps the CV of the loads is about 0.5.
 """
 
 import argparse
-import json
 import logging
-import os
-import socket
 import statistics
-import subprocess
 import sys
 import time
 import warnings
@@ -32,6 +28,7 @@ import torch.distributed as dist
 from measurement import Row, add_output_options, interleave, median_ratio, peak_memory_gib, report
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from workers import Tasks, Workers
 
 from moe_cluster.output import run_main
 from moe_train.checkpoint.layout import Shard
@@ -115,59 +112,30 @@ def _measure(options: argparse.Namespace, workers: int) -> list[Row]:
 
 
 class Group:
-    """The worker processes of one system. They wait, without using a core, until they are told to make a step."""
+    """The worker processes of one system."""
 
     def __init__(self, options: argparse.Namespace, system: str, experts: int, workers: int):
         """Start the workers and let them make the settling steps."""
         arguments = [f"--worker={system}", f"--d-model={options.d_model}", f"--sequences={options.sequences}"]
-        environment = os.environ | {"WORLD_SIZE": str(workers), "MASTER_ADDR": "127.0.0.1"}
-        environment |= {"MASTER_PORT": str(_free_port()), "OMP_NUM_THREADS": str(2 // workers)}
-        environment["GOMP_SPINCOUNT"] = "1000"  # as `moe-train run` sets it
-        self.workers = [
-            subprocess.Popen(
-                [sys.executable, __file__, *arguments, "--experts", str(experts)],
-                env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            for rank in range(workers)
-        ]
+        self.workers = Workers(__file__, [*arguments, "--experts", str(experts)], workers)
         self.cv = 0.0
         for _ in range(options.settle):
             self.step()
 
     def step(self) -> float:
         """Wall seconds of one step, as the slowest worker saw it."""
-        for worker in self.workers:
-            assert worker.stdin is not None
-            worker.stdin.write("step\n")
-            worker.stdin.flush()
-        answers = [
-            json.loads(worker.stdout.readline()) for worker in self.workers if worker.stdout is not None
-        ]
+        answers = self.workers.ask("step")
         self.cv = answers[0]["cv"]
         return max(answer["seconds"] for answer in answers)
 
     def stop(self) -> None:
-        """End the workers: they read until their input closes."""
-        for worker in self.workers:
-            assert worker.stdin is not None
-            worker.stdin.close()
-        for worker in self.workers:
-            worker.wait(timeout=60)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+        """End the workers."""
+        self.workers.stop()
 
 
 def _work(options: argparse.Namespace) -> None:
     """One worker of one system: a step for every line of its input."""
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what libraries print must not stand among the answers
+    tasks = Tasks()
     logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore")
     world = World.from_env("cpu", 600.0)
@@ -179,7 +147,7 @@ def _work(options: argparse.Namespace) -> None:
         step = _deepspeed_step(recipe, world, drop_tokens=options.worker == "deepspeed_capacity")
     else:
         step = _our_step(recipe, world)
-    for _ in sys.stdin:
+    for _, answer in tasks:
         world.barrier()
         began = time.perf_counter()
         stats = step()
@@ -189,7 +157,7 @@ def _work(options: argparse.Namespace) -> None:
             world.everyone.sum(torch.stack([of_layer.load.double() for of_layer in stats])) if stats else None
         )
         cv = 0.0 if loads is None else float((loads.std(1, unbiased=False) / loads.mean(1)).mean())
-        answers.write(json.dumps({"seconds": seconds, "cv": round(cv, 2)}) + "\n")
+        answer({"seconds": seconds, "cv": round(cv, 2)})
     world.leave()
 
 

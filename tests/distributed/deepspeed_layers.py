@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from moe_train.config.schema import Recipe
 from moe_train.config.spec import MoESpec
+from moe_train.model.model import Model
 from moe_train.moe.layers.layer import MoELayer
 from moe_train.moe.routing import Pass, RouteContext
 from moe_train.parallel.world import World
@@ -24,9 +25,17 @@ NAMES = {"router.weight": "gate.wg.weight", "experts.w_in": "0.weight", "experts
 
 
 class DeepSpeedLayer(MoELayer):
-    """Is DeepSpeed's layer with the interface of ours. It drops no token and draws nothing."""
+    """Is DeepSpeed's layer with the interface of ours. It draws nothing."""
 
-    def __init__(self, spec: MoESpec, weights: Mapping[str, Tensor], world: World, ep_size: int):
+    def __init__(
+        self,
+        spec: MoESpec,
+        weights: Mapping[str, Tensor],
+        world: World,
+        ep_size: int,
+        capacity_factor: float | None = None,
+    ):
+        """`weights` are of our layer, of all experts. Without a capacity factor no token is dropped."""
         nn.Module.__init__(self)
         from deepspeed.moe.layer import MoE
 
@@ -41,12 +50,12 @@ class DeepSpeedLayer(MoELayer):
             num_experts=spec.num_experts,
             ep_size=ep_size,
             k=spec.router.num_choices,
-            drop_tokens=False,
+            capacity_factor=capacity_factor or 1.0,
+            drop_tokens=capacity_factor is not None,
             min_capacity=0,
             use_rts=False,
             top2_2nd_expert_sampling=False,
         )
-        self.moe.set_deepspeed_parallelism()
         self._load(weights, world.rank % ep_size)
 
     @torch.no_grad()
@@ -80,10 +89,9 @@ def train_deepspeed(
     """Returns the losses of STEPS updates with DeepSpeed's layers, begun from `weights`. Collective."""
     start_deepspeed(world)
     model = tiny_transformer(recipe)
-    for index, block in enumerate(model.blocks):
-        prefix = f"layers.{index}.feedforward."
-        of_layer = {name.removeprefix(prefix): value for name, value in weights.items() if prefix in name}
-        block.feedforward = DeepSpeedLayer(block.feedforward.spec, of_layer, world, expert)
+    use_deepspeed_layers(model, weights, world, expert)
+    for block in model.blocks:
+        block.feedforward.moe.set_deepspeed_parallelism()  # which DeepSpeed's engine does where it is used
     optimizer = optimizer_of(recipe, model.parameters())
     losses = []
     for step in range(STEPS):
@@ -98,6 +106,21 @@ def train_deepspeed(
         optimizer.step()
         losses.append(float(world.everyone.sum(loss.detach().double())) / world.size)
     return losses
+
+
+def use_deepspeed_layers(
+    model: Model,
+    weights: Mapping[str, Tensor],
+    world: World,
+    ep_size: int,
+    capacity_factor: float | None = None,
+) -> None:
+    """Puts DeepSpeed's layers in the place of all feed-forward blocks of a model, with the same weights."""
+    for index, block in enumerate(model.blocks):
+        prefix = f"layers.{index}.feedforward."
+        of_layer = {name.removeprefix(prefix): value for name, value in weights.items() if prefix in name}
+        spec = block.feedforward.spec
+        block.feedforward = DeepSpeedLayer(spec, of_layer, world, ep_size, capacity_factor)
 
 
 def start_deepspeed(world: World) -> None:

@@ -61,7 +61,7 @@ def train_megatron(
         )
         model_parallel_cuda_manual_seed(0)
         try:
-            model = _model(recipe, tensor, expert)
+            model = gpt(recipe, tensor, expert)
             load(model.module, weights, recipe.model.num_heads)
             optimizer = optimizer_of(recipe, model.parameters())
             rank, size = world.rank // tensor, world.size // tensor
@@ -85,7 +85,7 @@ def train_megatron(
             parallel_state.destroy_model_parallel()
 
 
-def _model(recipe: Recipe, tensor: int, expert: int) -> Any:
+def gpt(recipe: Recipe, tensor: int, expert: int) -> Any:
     """Returns their model under their data parallelism, with their initial values."""
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
     from megatron.core.models.gpt import GPTModel

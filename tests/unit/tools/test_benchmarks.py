@@ -53,6 +53,32 @@ def test_the_step_benchmark_compares_four_systems_with_each_number_of_workers(tm
         assert row["tokens_per_second"] > 0
 
 
+@pytest.mark.distributed_exhaustive
+def test_the_parallel_benchmark_compares_two_engines_with_two_systems(tmp_path):
+    require_tool("g++", "g++")
+    sizes = ["--experts=2", "--d-model=32", "--sequences=2", "--layers=1", "--rounds=1", "--settle=1"]
+    rows = _rows(tmp_path, "bench_parallel.py", *sizes)
+    speeds, splits, recomputed, goals = (
+        [row for row in rows if key in row] for key in ("over_native", "wait_ms", "kept_mib", "goal")
+    )
+    losses = {row["system"]: row["loss"] for row in speeds}
+    assert losses["deepspeed"] == pytest.approx(losses["native"], rel=1e-5)
+    for other in ("native_recompute_block", "deepspeed_moe", "megatron"):
+        assert losses[other] == pytest.approx(losses["native"], rel=1e-3), other
+    assert set(losses) - {row["system"] for row in splits} == {"one_process", "two_apart"}
+    for row in splits:
+        assert min(row["compute_ms"], row["gather_reduce_ms"], row["wait_ms"]) > 0, row
+        assert row["dispatch_ms"] > 0, row
+    kept = {row["recompute"]: row["kept_mib"] for row in recomputed}
+    assert kept["block"] < kept["attention"] < kept["none"]
+    assert {(row["time of"], row["over"]) for row in goals} >= {
+        ("native", "megatron"),
+        ("deepspeed", "deepspeed_moe"),
+        ("deepspeed", "native"),
+        ("one_process", "native"),
+    }
+
+
 def test_the_monitor_benchmark_gives_its_share_of_a_step_for_three_models(tmp_path):
     rows = _rows(tmp_path, "bench_monitor.py", "--rounds=1", "--threads=1", "--sequences=1", "--markdown")
     models = [("switch_tiny", 8), ("d256_e8", 8), ("d256_e32", 32)]
