@@ -158,9 +158,9 @@ def _require_resumable(found: Checkpoint, recipe: Recipe, data: PreparedData) ->
     before = found.manifest.meta["data_fingerprint"]
     if before != data.fingerprint:
         raise DataError(
-            f"data.corpus: its text has changed since the run began (fingerprint {data.fingerprint[:12]}, the "
-            f"checkpoint of step {found.step} has {before[:12]}), and a resumed run must train on the same text; "
-            "restore the files, or start afresh with --resume never"
+            f"data.corpus: the text has changed since this run started (its fingerprint is {data.fingerprint[:12]}; "
+            f"the checkpoint of step {found.step} was trained on {before[:12]}), and a run can resume only on the text "
+            "that it started with; restore the files, or start over with --resume never"
         )
     if found.step > recipe.steps:
         raise UsageError(

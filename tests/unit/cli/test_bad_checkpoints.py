@@ -140,7 +140,7 @@ def test_a_resume_on_other_text_is_refused_and_leaves_the_run_as_it_was(
         file.write(" more")
     ended = moe_train("run", "small.yaml", "--run-dir", str(run_dir), "steps=8", f"data.corpus.path={other}")
     ended.refuses(
-        "data.corpus: its text has changed since the run began", "restore the files", "--resume never"
+        "data.corpus: the text has changed since this run started", "restore the files", "--resume never"
     )
     assert contents(run_dir) == before
 

@@ -18,7 +18,7 @@ from moe_train.monitor.page.document import write_page
 from moe_train.monitor.run import read_run
 from moe_train.run_folder import RunFolder
 
-CAUSE = "data.corpus: its text has changed"
+CAUSE = "data.corpus: the text has changed"
 
 
 def attempt(run_dir: Path, number: int, exit_code: int | None, *, started: bool = True) -> None:
