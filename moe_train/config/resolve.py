@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain, repeat
 
+from moe_train.config.kinds.dispatch import AllToAllDispatchConfig, AutoDispatchConfig, DispatchConfig
+from moe_train.config.kinds.engine import OwnEngineConfig
 from moe_train.config.schema import Recipe
 from moe_train.config.spec import ModelSpec, MoESpec, StackSpec
 
@@ -47,8 +49,16 @@ def moe_spec(recipe: Recipe, num_experts: int) -> MoESpec:
         min_capacity=moe.min_capacity,
         group_sequences=moe.group_sequences,
         router=moe.router,
-        dispatch=moe.dispatch,
+        dispatch=_dispatch(recipe),
     )
+
+
+def _dispatch(recipe: Recipe) -> DispatchConfig:
+    """Returns the dispatcher; what overlaps the exchange leaves `auto` no choice."""
+    overlaps = isinstance(recipe.engine, OwnEngineConfig) and recipe.engine.overlap != "none"
+    if overlaps and isinstance(recipe.moe.dispatch, AutoDispatchConfig):
+        return AllToAllDispatchConfig()
+    return recipe.moe.dispatch
 
 
 def with_equal_layers(recipe: Recipe) -> Iterator[Recipe]:

@@ -3,11 +3,12 @@
 1. The whole model on the meta device: shapes, no storage.
 2. Tensor parallelism, because it decides how many heads, hidden units and tokens of the vocabulary exist here at all.
 3. Expert parallelism decides the same of experts, which tensor parallelism leaves alone; what follows sees only these.
-4. Recomputation: what runs again in the backward pass includes the collectives of both, and FSDP2 stands around it.
-5. Data parallelism (FSDP2), outermost, over whatever parameters are left: it must see final local shapes.
-6. Storage on the device, then initial values by global name and expert id: no rank ever holds more than its part.
+4. Overlap of their exchange with products, since all of it may run again.
+5. Recomputation: what runs again in the backward pass includes the collectives of both, and FSDP2 stands around it.
+6. Data parallelism (FSDP2), outermost, over whatever parameters are left: it must see final local shapes.
+7. Storage on the device, then initial values by global name and expert id: no rank ever holds more than its part.
    Buffers are held whole by every rank: they begin at 0, and tables of routers are made.
-7. Persistent gradient buffers for experts that FSDP2 does not own: they need storage to exist.
+8. Persistent gradient buffers for experts that FSDP2 does not own: they need storage to exist.
 """
 
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from moe_train.config.kinds.engine import NativeEngineConfig, OwnEngineConfig
 from moe_train.config.spec import ModelSpec
 from moe_train.distribute.data import apply_data, shards_experts
 from moe_train.distribute.expert import apply_expert
+from moe_train.distribute.overlap import apply_overlap
 from moe_train.distribute.recompute import apply_recompute
 from moe_train.distribute.shards import parameter_shards
 from moe_train.distribute.tensor import apply_tensor, clear_padding
@@ -63,6 +65,7 @@ def distribute(
     if native:
         apply_tensor(model, mesh)
     apply_expert(model, mesh, None if native else 1.0)
+    apply_overlap(model, engine.overlap)
     apply_recompute(
         model, engine.recompute, holds_parts=native is not None and native.gather_dtype is not None
     )

@@ -44,6 +44,8 @@ def apply_data(model: Model, mesh: Mesh, engine: NativeEngineConfig) -> None:
                 mp_policy=_precision(engine, reads_bf16=isinstance(layer.experts, Experts)),
                 offload_policy=offload,
             )
+            if isinstance(layer.experts, Experts):
+                register_fsdp_forward_method(layer.experts, "in_two")
     if mesh.data.size == 1:
         return
     owned_elsewhere: set[nn.Parameter] = (

@@ -83,17 +83,20 @@ def _of_unit(unit: Unit, plan: ParallelPlan, engine: NativeEngineConfig, work: W
 def _of_layer(
     moe: MoESpec, length: int, plan: ParallelPlan, engine: NativeEngineConfig, work: Work
 ) -> Iterator[Exchange]:
-    """Yields a layer's exchange: rows go to their experts and back, and their gradients likewise."""
+    """Yields a layer's exchange: rows go to their experts and back, and their gradients likewise.
+
+    In halves with `engine.overlap=halves`, whose numbers of rows go together.
+    """
     tokens = work.sequences * length // plan.tensor
     rows = expected_rows(moe, length).sent(tokens) * plan.expert_tensor
-    runs_again = engine.recompute in ("experts", "block")
+    runs_again, parts = engine.recompute in ("experts", "block"), 2 if engine.overlap == "halves" else 1
     passes = work.microbatches * work.passes
     counts = passes * (1 + runs_again) + work.counting_passes
     moves = passes * (4 + 2 * runs_again) + 2 * work.counting_passes
     width = (2 if work.is_bf16 else FP32) * moe.d_model
-    size = COUNT * moe.num_experts * plan.expert_tensor
+    size = parts * COUNT * moe.num_experts * plan.expert_tensor
     yield Exchange("all_to_all", "exchange", "numbers of rows", counts, counts * size)
-    yield Exchange("all_to_all", "exchange", "rows", moves, moves * rows * width)
+    yield Exchange("all_to_all", "exchange", "rows", parts * moves, moves * rows * width)
 
 
 def _together(every: list[Exchange]) -> list[Exchange]:

@@ -15,6 +15,7 @@ from moe_train.config.spec import ModelSpec, StackSpec
 from moe_train.model.attention import Attention, RelativeBias, hide_later, hide_padding
 from moe_train.model.depth import Depth, Part
 from moe_train.model.feedforward import FeedForward
+from moe_train.moe.dispatch.through import Beside
 from moe_train.moe.layers.layer import MoELayer, moe_layer
 from moe_train.moe.recompute import Run, kept
 from moe_train.moe.routing import RouteContext
@@ -77,9 +78,8 @@ class Block(nn.Module):
         normed, stats = self.feedforward_norm(x), None
         if isinstance(self.feedforward, MoELayer):
             # A view: gradients of router and experts are summed in it before those of the shared experts are added.
-            y, stats = self.feedforward(normed.view_as(normed), context, x)
-            if self.shared_experts is not None:
-                y = y + self.feedforward.run_experts(self.shared_experts, normed)
+            beside = None if self.shared_experts is None else Beside(self.shared_experts, normed)
+            y, stats = self.feedforward(normed.view_as(normed), context, x, beside)
         else:
             y = self.feedforward(normed)
         return x + dropout(y, self.dropout, f"{self.site}.feedforward", context), stats

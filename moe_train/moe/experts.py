@@ -9,7 +9,7 @@ tensor an expert: the allocator reuses blocks of a moderate size, but maps one o
 R rows received, E experts held here, D model width, F hidden width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -96,6 +96,24 @@ class Experts(ExpertWeights):
             dropout,
             *self.for_function(),
         )
+
+    def in_two(
+        self,
+        first: Float[Tensor, "R1 D"],
+        second: Float[Tensor, " 0"],
+        counts: Sequence[list[int]],
+        dropout: Sequence[Float[Tensor, "_ F"] | None],
+        between: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    ) -> tuple[Float[Tensor, " 0"], Float[Tensor, "R2 D"]]:
+        """Applies the networks to the first rows and then to the second, which are under way until then.
+
+        `between` gets the results of the first, and starts their way back; it returns the second rows by expert. What
+        is under way is an empty tensor (dispatch/turns.py). As both are one call, FSDP2 gathers the weights once, and
+        reduces their gradients once.
+        """
+        results = self.forward(first, counts[0], dropout=dropout[0])
+        returning, second = between(results, second)
+        return returning, self.forward(second, counts[1], dropout=dropout[1])
 
 
 class GroupedFeedForward(torch.autograd.Function):

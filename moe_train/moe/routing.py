@@ -1,6 +1,6 @@
 """Defines the currency of router, dispatcher, losses and monitor: a list of edges from tokens to experts.
 
-T tokens on this rank, D model width, E experts, N edges, B sequences, V vocabulary.
+T tokens on this rank, D model width, E experts, N edges, B sequences, V vocabulary, K choices.
 """
 
 from abc import ABC, abstractmethod
@@ -120,6 +120,12 @@ class Routing:
             choices=self.choices[kept],
             weights=self.weights[kept],
         )
+
+    def weight_table(self) -> Float[Tensor, "T K"]:
+        """Returns the weights by token and choice, 0 where there is no edge."""
+        slots = self.token_ids * self.num_choices + self.choices
+        table = self.weights.new_zeros(self.num_tokens * self.num_choices)
+        return table.scatter(0, slots, self.weights).view(self.num_tokens, self.num_choices)
 
     def first_choices(self) -> "Routing":
         """Returns the same routing with each token's first choice alone."""

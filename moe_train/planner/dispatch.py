@@ -2,18 +2,19 @@
 
 It issues the same collectives and copies the same rows; what follows from values of tensors, which a trace does not
 have, comes from `layout/rows.py`. No recipe can name it.
-T tokens on this rank, D model width, E experts.
+P parts of the tokens, W ranks that exchange rows, L experts of each.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from moe_train.config.kinds.dispatch import AllToAllDispatchConfig
 from moe_train.layout.rows import ExpectedRows, evenly
-from moe_train.moe.dispatch.all_to_all import AllToAllDispatcher
-from moe_train.moe.dispatch.dispatcher import Dispatched, Dispatcher
+from moe_train.moe.dispatch.all_to_all import AllToAllDispatcher, ExchangePlan
+from moe_train.moe.dispatch.dispatcher import Dispatcher
 from moe_train.moe.routing import Routing
 
 
@@ -32,21 +33,33 @@ class PlannedDispatcher(AllToAllDispatcher):
             AllToAllDispatchConfig(), num_experts=built.num_ranks * built.num_local, group=built.group
         )
         self.expected, self.imbalance, self.num_slices = expected, imbalance, num_slices
-        self._sent = self._received = 0
 
-    def dispatch(self, x: Float[Tensor, "T D"], routing: Routing) -> Dispatched:
-        edges = len(routing.token_ids)
-        self._sent = self._received = edges
-        if self.expected is not None:
-            self._sent = min(self.num_slices * self.expected.sent(routing.num_tokens), edges)
-            self._received = self.num_slices * self.expected.received(routing.num_tokens, self.imbalance)
-        return super().dispatch(x, _first(routing, self._sent))
+    def plan(self, parts: Sequence[Routing]) -> list[ExchangePlan]:
+        return super().plan([_first(part, self._sent(part)) for part in parts])
 
     def _host_sizes(
-        self, sent: Int[Tensor, " E"], received: Int[Tensor, " E"]
-    ) -> tuple[list[int], list[int], list[int]]:
-        send, receive = evenly(self._sent, self.num_ranks), evenly(self._received, self.num_ranks)
-        return send, receive, evenly(self._received, self.num_local)
+        self, parts: Sequence[Routing], sent: Int[Tensor, "P W L"], received: Int[Tensor, "P W L"]
+    ) -> tuple[list[list[int]], list[list[int]], list[list[int]]]:
+        numbers = [self._received(part) for part in parts]
+        return (
+            [evenly(self._sent(part), self.num_ranks) for part in parts],
+            [evenly(number, self.num_ranks) for number in numbers],
+            [evenly(number, self.num_local) for number in numbers],
+        )
+
+    def _sent(self, part: Routing) -> int:
+        """Returns the rows of a part: as many as are expected, if there are as many edges."""
+        edges = len(part.token_ids)
+        return (
+            edges
+            if self.expected is None
+            else min(self.num_slices * self.expected.sent(part.num_tokens), edges)
+        )
+
+    def _received(self, part: Routing) -> int:
+        if self.expected is None:
+            return len(part.token_ids)
+        return self.num_slices * self.expected.received(part.num_tokens, self.imbalance)
 
 
 def _first(routing: Routing, number: int) -> Routing:

@@ -16,6 +16,7 @@ OWN = ("moe_train", "moe_kernels", "moe_cluster")
 # host reads a result. `parallel.turn` is not among them: its wait may take as long as building a corpus.
 WAITING = (
     "torch.distributed",
+    "moe_kernels.all_to_all",
     "moe_kernels.endpoint",
     "moe_kernels.exchange",
     "moe_train.checkpoint.rendezvous",

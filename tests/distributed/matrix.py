@@ -53,6 +53,7 @@ LAYOUT: dict[str, dict[str, Overrides]] = {
     "recompute": {
         value: (f"engine.recompute={value}",) for value in ("none", "experts", "attention", "block")
     },
+    "overlap": {value: (f"engine.overlap={value}",) for value in ("none", "halves", "shared")},
     "dispatch": {
         "auto": (),
         "all_to_all": ("moe.dispatch.kind=all_to_all",),

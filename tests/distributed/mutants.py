@@ -17,6 +17,8 @@ from moe_train.engines import native
 from moe_train.engines.native import NativeEngine
 from moe_train.model.attention import Attention
 from moe_train.model.logits import VocabularyPart
+from moe_train.moe.dispatch import overlap
+from moe_train.moe.experts import Experts
 from moe_train.moe.recompute import Decision
 from moe_train.moe.rows import Rows
 from moe_train.parallel import share
@@ -221,6 +223,22 @@ def other_values_on_one_rank(patch: Patch) -> None:
     patch.setattr(NativeEngine, "update", update)
 
 
+def halves_swapped(patch: Patch) -> None:
+    """The outputs of the second half of the tokens come first."""
+    sound = overlap._combined
+    patch.setattr(overlap, "_combined", lambda *parts: (y := sound(*parts)).roll(len(y) // 2, 0))
+
+
+def gradient_of_the_second_half_forgotten(patch: Patch) -> None:
+    sound = Experts.in_two
+
+    def in_two(self, *arguments):
+        returning, results = sound(self, *arguments)
+        return returning, results.detach()
+
+    patch.setattr(Experts, "in_two", in_two)
+
+
 def of(make: Callable[[Patch], None], found_by: str, **values: str) -> tuple[str, Mutant]:
     return make.__name__, Mutant(make, PLAIN | values, found_by)
 
@@ -252,6 +270,8 @@ MUTANTS = dict(
         ),
         of(positions_of_a_part_from_zero, "differs by", tensor="2", sequence="true", positions="learned"),
         of(norms_of_a_part_not_summed, "norm.weight: rank 1 holds another copy", tensor="2", sequence="true"),
+        of(halves_swapped, "differs by", overlap="halves"),
+        of(gradient_of_the_second_half_forgotten, "differs by", overlap="halves"),
         of(other_values_on_one_rank, "norm.weight: rank 1 holds another copy", sharding="copies"),
     ]
 )

@@ -23,6 +23,7 @@ CASES = [
     (*EVEN, "parallel.expert=2", "engine.reshard_after_forward=true", "optim.kind=adafactor"),
     (*EVEN, "parallel.expert=2", "data.micro_batch=1", "precision=bf16", "model.tied_embeddings=false"),
     (*EVEN, "parallel.expert=2", "parallel.shard=2", "engine.recompute=block", "data.micro_batch=2"),
+    (*EVEN, "parallel.expert=4", "engine.overlap=halves", "moe.shared_experts=1"),  # two sequences a half
     # The only tensor groups here: torch caches a mesh for others of the same ranks, whose groups would have no name.
     (*EVEN, "parallel.tensor=2", "parallel.sequence=true", "parallel.expert=2", "model.activation=swiglu"),
     (*EVEN, "moe.dispatch.kind=local", "model.positions=learned", "model.activation=swiglu"),

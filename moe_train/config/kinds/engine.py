@@ -8,6 +8,9 @@ from moe_train.config.kinds.facts import Facts
 from moe_train.config.kinds.kind import KindConfig
 from moe_train.config.problem import Problem
 
+OFF = "engine.overlap=none"
+"""The way out where there is nothing to overlap."""
+
 
 @dataclass
 class EngineConfig(KindConfig):
@@ -28,14 +31,55 @@ class OwnEngineConfig(EngineConfig):
     # what the backward pass runs again, for less memory: what lies between dispatch and combination, attention (of all
     # kinds), or whole blocks; routers are never run again
     recompute: Literal["none", "experts", "attention", "block"] = "none"
+    # what goes on while rows of experts travel: shared experts, or they and one half of the rows while the other does
+    overlap: Literal["none", "shared", "halves"] = "none"
 
     def check(self, recipe: Facts) -> Iterator[Problem]:
+        if self.overlap != "none":
+            yield from self._overlap(recipe)
         if self.recompute == "experts" and recipe.moe.every == 0:
             yield Problem(
                 "engine.recompute",
                 "experts",
                 "applies to MoE layers, and the model has none",
                 "choose attention or block",
+            )
+
+    def _overlap(self, recipe: Facts) -> Iterator[Problem]:
+        """Yields what leaves nothing to overlap."""
+        key, moe, dispatch = "engine.overlap", recipe.moe, recipe.moe.dispatch.kind
+        if moe.every == 0:
+            yield Problem(key, self.overlap, "applies to MoE layers, and the model has none", f"set {OFF}")
+        elif not moe.router.sends_rows:
+            yield Problem(
+                key,
+                self.overlap,
+                "overlaps the exchange of rows with computing, but the layer of "
+                f"moe.router.kind={moe.router.kind} exchanges no rows",
+                f"set {OFF}",
+            )
+        elif recipe.parallel.exchange == 1:
+            yield Problem(
+                key,
+                self.overlap,
+                "overlaps the exchange of rows with computing, but with parallel.expert=1 every worker holds all "
+                "experts, and no row travels",
+                f"use parallel.expert=2 or more, or {OFF}",
+            )
+        elif dispatch not in ("auto", "all_to_all"):
+            yield Problem(
+                key,
+                self.overlap,
+                f"needs an exchange that gloo or NCCL makes in the background, but moe.dispatch.kind={dispatch} makes "
+                "its own, for which the worker waits",
+                f"use moe.dispatch.kind=all_to_all (or auto), or {OFF}",
+            )
+        if self.overlap == "shared" and not moe.shared_experts:
+            yield Problem(
+                key,
+                "shared",
+                "runs shared experts while rows travel, but moe.shared_experts=0",
+                f"use engine.overlap=halves, or {OFF}",
             )
 
 

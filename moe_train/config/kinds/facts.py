@@ -4,17 +4,24 @@ A kind's dataclass is a part of `Recipe`, so these protocols stand in for that c
 imported it would import itself.
 """
 
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 
 class RouterFacts(Protocol):
     """Describes what rules may read of `moe.router`."""
 
     kind: str
+    sends_rows: ClassVar[bool]
 
     def draws_in_training(self, num_experts: int) -> bool:
         """Returns whether two passes over a batch route it differently."""
         ...
+
+
+class DispatchFacts(Protocol):
+    """Describes what rules may read of `moe.dispatch`."""
+
+    kind: str
 
 
 class MoEFacts(Protocol):
@@ -26,7 +33,10 @@ class MoEFacts(Protocol):
     capacity_factor: float | None
     eval_capacity_factor: float | None
     group_sequences: int
+    shared_experts: int
 
+    @property
+    def dispatch(self) -> DispatchFacts: ...
     @property
     def router(self) -> RouterFacts: ...
 
@@ -82,6 +92,9 @@ class ParallelFacts(Protocol):
     expert: int
     expert_tensor: int
     shard: int | None
+
+    @property
+    def exchange(self) -> int: ...
 
 
 class StabilityFacts(Protocol):

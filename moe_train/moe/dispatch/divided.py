@@ -29,8 +29,8 @@ class _Sent:
 
     dispatched: Dispatched
     num_tokens: int
-    is_share: bool
-    """The input was this rank's share of the tokens alone, and so are the outputs."""
+    num_given: int
+    """Fewer tokens than all: the input was this rank's share alone, and so are the outputs."""
 
 
 @dataclass(frozen=True)
@@ -47,15 +47,25 @@ class DividedDispatcher:
     """Experts of which each worker has a slice."""
 
     def dispatch(self, x: Float[Tensor, "T D"], routing: Routing) -> Dispatched:
-        mine, is_share = share_of_edges(routing, self.tensor), len(x) < routing.num_tokens
-        rows = x if is_share else split(x, self.tensor)
-        dispatched = self.whole.dispatch(rows, edges_to_slices(mine, self.num_slices, self.num_held))
-        return replace(dispatched, plan=_Sent(dispatched, routing.num_tokens, is_share))
+        edges = self.edges_of_share(routing)
+        dispatched = self.whole.dispatch(self.rows_of_share(x, routing), edges)
+        return replace(dispatched, plan=_Sent(dispatched, routing.num_tokens, len(x)))
 
     def combine(self, rows: Float[Tensor, "R D"], dispatched: Dispatched) -> Float[Tensor, "T D"]:
         sent: _Sent = dispatched.plan
-        y = self.whole.combine(rows, sent.dispatched)
-        return y if sent.is_share else gather(y, self.tensor, sent.num_tokens)
+        return self.as_given(self.whole.combine(rows, sent.dispatched), sent.num_given, sent.num_tokens)
+
+    def edges_of_share(self, routing: Routing) -> Routing:
+        """Returns the edges of this rank's share of the tokens to slices; the gradient is collective."""
+        return edges_to_slices(share_of_edges(routing, self.tensor), self.num_slices, self.num_held)
+
+    def rows_of_share(self, x: Float[Tensor, "T D"], routing: Routing) -> Float[Tensor, "S D"]:
+        """Returns the rows of this rank's share, unless these are all that it has; the gradient is collective then."""
+        return x if len(x) < routing.num_tokens else split(x, self.tensor)
+
+    def as_given(self, y: Float[Tensor, "S D"], num_given: int, num_tokens: int) -> Float[Tensor, "T D"]:
+        """Returns the outputs of all tokens from those of the shares, unless a share was given. Collective then."""
+        return y if num_given < num_tokens else gather(y, self.tensor, num_tokens)
 
 
 def share_of_edges(routing: Routing, tensor: Axis) -> Routing:
@@ -67,8 +77,7 @@ def share_of_edges(routing: Routing, tensor: Axis) -> Routing:
         return routing
     first, last = bounds(routing.num_tokens, tensor)
     slots = routing.token_ids * routing.num_choices + routing.choices
-    table = routing.weights.new_zeros(routing.num_tokens * routing.num_choices)
-    weights = split(table.scatter(0, slots, routing.weights).view(-1, routing.num_choices), tensor)
+    weights = split(routing.weight_table(), tensor)
     mine = ((routing.token_ids >= first) & (routing.token_ids < last)).nonzero().squeeze(1)
     return Routing(
         token_ids=routing.token_ids[mine] - first,

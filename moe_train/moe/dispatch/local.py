@@ -40,14 +40,15 @@ class ExpertOrder:
         shape = (routing.num_tokens, routing.num_choices)
         places = slots.new_zeros(shape[0] * shape[1])
         places.index_copy_(0, sorted_slots, torch.arange(slots.numel(), device=slots.device))
-        table = routing.weights.new_zeros(places.numel())
         is_full = slots.numel() == places.numel()
         return cls(
             token_ids=routing.token_ids[order],
             slots=sorted_slots,
             places=places.view(shape),
-            present=None if is_full else table.index_fill(0, slots, 1.0).view(shape),
-            weights=table.scatter(0, slots, routing.weights).view(shape),
+            present=None
+            if is_full
+            else routing.weights.new_zeros(len(places)).index_fill(0, slots, 1.0).view(shape),
+            weights=routing.weight_table(),
             counts=counts_of(routing.expert_ids, routing.num_experts),
         )
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from moe_train.config.registry import build, layer_class
 from moe_train.config.spec import MoESpec
 from moe_train.moe.dispatch.dispatcher import Dispatcher
+from moe_train.moe.dispatch.through import Beside, Through, one_by_one
 from moe_train.moe.experts import Experts, ExpertWeights
 from moe_train.moe.layers.whole_sequences import gather_sequences
 from moe_train.moe.recompute import Run, kept
@@ -54,6 +55,7 @@ class MoELayer(nn.Module, ABC):
         )
         self.experts = self.make_experts()
         self.run_experts: Run = kept
+        self.through: Through = one_by_one
         self.experts.begins_at_zero = spec.router.begins_as_identity
         if spec.scale_expert_gradients:
             self.experts.gradient_scale = spec.num_experts**-0.5
@@ -80,12 +82,16 @@ class MoELayer(nn.Module, ABC):
         return residual if self.spec.router.scores_residual and residual is not None else x
 
     def forward(
-        self, x: Float[Tensor, "T D"], context: RouteContext, residual: Float[Tensor, "T D"] | None = None
+        self,
+        x: Float[Tensor, "T D"],
+        context: RouteContext,
+        residual: Float[Tensor, "T D"] | None = None,
+        beside: Beside | None = None,
     ) -> tuple[Float[Tensor, "T D"], MoEStats]:
         """Returns what the experts make of each token; `x` is the norm of the `residual` stream.
 
         The rows may be a part of every sequence. The router sees whole ones; what it has decided is the same on all
-        workers that have a part, and the rows are left where they are.
+        workers that have a part, and the rows are left where they are. What `beside` makes is added.
         """
         rows, known = context.rows, context.decision
         scored, whole = self.router_input(x, residual), context
@@ -94,7 +100,10 @@ class MoELayer(nn.Module, ABC):
         decision, stats = (
             self.route(scored, whole) if known is None else known.once(self.route, scored, whole)
         )
-        return self.run_experts(self.through_experts, x, decision, context), stats
+        if beside is not None and self.through is not one_by_one:
+            return self.run_experts(self.through_experts, x, decision, context, beside), stats
+        y = self.run_experts(self.through_experts, x, decision, context)
+        return y if beside is None else y + self.run_experts(beside.part, beside.x), stats
 
     @abstractmethod
     def route(self, x: Float[Tensor, "T D"], context: RouteContext) -> tuple[Any, MoEStats]:
@@ -105,9 +114,16 @@ class MoELayer(nn.Module, ABC):
 
     @abstractmethod
     def through_experts(
-        self, x: Float[Tensor, "T D"], decision: Any, context: RouteContext
+        self,
+        x: Float[Tensor, "T D"],
+        decision: Any,
+        context: RouteContext,
+        beside: Beside | None = None,
     ) -> Float[Tensor, "T D"]:
-        """Returns what the experts make of each token, as `route` has decided. Collective over the expert group."""
+        """Returns what the experts make of each token, as `route` has decided. Collective over the expert group.
+
+        With `beside`, which only layers that go by `self.through` get, the sum with what it makes.
+        """
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

@@ -1,6 +1,6 @@
 """Implements the layer of routers that return edges: route, limit, dispatch, apply the experts, combine.
 
-T tokens, D model width, E experts.
+T tokens, D model width, E experts, R rows that arrive here, F hidden width.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,9 @@ from torch import Tensor
 from moe_train.config.capacity import capacity
 from moe_train.config.spec import MoESpec
 from moe_train.moe.capacity import first_with_room, within_capacity
-from moe_train.moe.dispatch.dispatcher import Dispatched, Dispatcher
+from moe_train.moe.dispatch.dispatcher import Dispatcher
+from moe_train.moe.dispatch.through import Beside, Dropout
+from moe_train.moe.experts import Experts
 from moe_train.moe.figures import stats_of
 from moe_train.moe.layers.layer import MoELayer, compute_dtype
 from moe_train.moe.layers.whole_sequences import count_by_rank
@@ -24,6 +26,8 @@ from moe_train.results import MoEStats
 
 class RoutedLayer(MoELayer):
     """Sends each token to the experts of its edges that have room for it."""
+
+    experts: Experts
 
     def __init__(self, spec: MoESpec, site: str):
         super().__init__(spec, site)
@@ -48,36 +52,40 @@ class RoutedLayer(MoELayer):
         return kept, stats_of(assigned, kept, context)
 
     def through_experts(
-        self, x: Float[Tensor, "T D"], decision: Routing, context: RouteContext
+        self,
+        x: Float[Tensor, "T D"],
+        decision: Routing,
+        context: RouteContext,
+        beside: Beside | None = None,
     ) -> Float[Tensor, "T D"]:
         """Returns the weighted sum of each token's experts; 0 for a token that all its experts refused."""
-        decision = count_by_rank(decision, context.rows)
-        dispatched = self.dispatcher.dispatch(x.to(compute_dtype(x)), decision)
-        dropout = self._expert_dropout(decision, dispatched, context)
-        rows = self.experts(dispatched.rows, dispatched.counts, dispatched.empty_like, dropout)
-        return self.dispatcher.combine(rows, dispatched).to(x.dtype)
+        decision, dtype = count_by_rank(decision, context.rows), compute_dtype(x)
+        dropout = self._expert_dropout(decision.num_experts, context, dtype)
+        y, z = self.through(self.dispatcher, x.to(dtype), decision, self.experts, dropout, beside)
+        return y.to(x.dtype) if z is None else y.to(x.dtype) + z
 
-    def _expert_dropout(
-        self, routing: Routing, dispatched: Dispatched, context: RouteContext
-    ) -> Float[Tensor, "R F"] | None:
-        """Returns dropout factors for the hidden units of the rows that arrived here; None without dropout.
+    def _expert_dropout(self, num_experts: int, context: RouteContext, dtype: torch.dtype) -> Dropout | None:
+        """Returns dropout of the hidden units of the rows that arrive here; None without dropout.
 
         A factor is a function of (seed, step, token, expert, unit), wherever the token comes from, so each row's token
-        is told by a second exchange, of a few numbers for each row. Collective as that is. Where this worker holds a
-        slice of each expert, its units take their part of the expert's draws.
+        is told by a second exchange, of a few numbers for each row. Where this worker holds a slice of each expert,
+        its units take their part of the expert's draws.
         """
         rate = self.spec.expert_dropout
         if rate == 0 or not context.training:
             return None
-        with torch.no_grad():
-            tokens = unpack(self.dispatcher.dispatch(packed(token_numbers(context.rows)), routing).rows)
-        local = torch.arange(len(dispatched.counts), device=tokens.device)
-        sizes = torch.tensor(dispatched.counts, device=tokens.device)
-        experts = local.repeat_interleave(sizes, output_size=len(dispatched.rows)) + self.first_expert
-        streams = tokens * routing.num_experts + experts
-        draws = context.forward_pass.random.uniform(self.dropout_site, streams, self.spec.d_ff)
-        draws = draws.narrow(1, self.first_unit, self.experts.w_out.shape[1])
-        return (draws >= rate).to(dispatched.rows.dtype) / (1 - rate)
+
+        def factors(numbers: Float[Tensor, "R 4"], counts: list[int]) -> Float[Tensor, "R F"]:
+            tokens = unpack(numbers)
+            local = torch.arange(len(counts), device=tokens.device)
+            sizes = torch.tensor(counts, device=tokens.device)
+            experts = local.repeat_interleave(sizes, output_size=len(tokens)) + self.first_expert
+            streams = tokens * num_experts + experts
+            draws = context.forward_pass.random.uniform(self.dropout_site, streams, self.spec.d_ff)
+            draws = draws.narrow(1, self.first_unit, self.experts.w_out.shape[1])
+            return (draws >= rate).to(dtype) / (1 - rate)
+
+        return Dropout(packed(token_numbers(context.rows)), factors)
 
     def _limit(self, routing: Routing, context: RouteContext) -> Routing:
         """Drops the edges beyond the capacity of their expert in their group, and alternatives that are not needed."""

@@ -20,6 +20,7 @@ from torch import Tensor
 from moe_kernels.all_to_all import AllToAll, all_to_all
 from moe_train.moe.activations import GATES
 from moe_train.moe.dispatch.dispatcher import Dispatcher
+from moe_train.moe.dispatch.through import Beside
 from moe_train.moe.experts import HIDDEN_DIM
 from moe_train.moe.figures import stats_of
 from moe_train.moe.layers.layer import MoELayer, compute_dtype
@@ -62,9 +63,14 @@ class SmearLayer(MoELayer):
         return parts, stats_of(routing, routing, context)
 
     def through_experts(
-        self, x: Float[Tensor, "T D"], decision: Float[Tensor, "G E"], context: RouteContext
+        self,
+        x: Float[Tensor, "T D"],
+        decision: Float[Tensor, "G E"],
+        context: RouteContext,
+        beside: Beside | None = None,
     ) -> Float[Tensor, "T D"]:
         """Applies each segment's merged expert."""
+        assert beside is None, "config.check refuses to overlap weights"
         merged = [weight.to(compute_dtype(x)) for weight in self._merged(split(decision, self.tensor))]
         rows = context.rows.of_whole_sequences
         sequences, length = rows.values.shape

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from moe_train.moe.dispatch.through import Beside
+from moe_train.moe.experts import Experts
 from moe_train.moe.figures import stats_of
 from moe_train.moe.layers.layer import MoELayer, compute_dtype
 from moe_train.moe.layers.whole_sequences import gather_sequences, split_sequences
@@ -33,6 +35,8 @@ class Mixing(NamedTuple):
 class SoftLayer(MoELayer):
     """Mixes tokens into slots, applies each slot's expert, and mixes the results into tokens."""
 
+    experts: Experts
+
     def route(self, x: Float[Tensor, "T D"], context: RouteContext) -> tuple[Mixing, MoEStats]:
         """Returns the mixtures; `load` counts slots, which are always even."""
         dispatch, combine, spread = self.router(x, context)
@@ -48,14 +52,20 @@ class SoftLayer(MoELayer):
         return Mixing(dispatch, combine, routing), stats_of(routing, routing, context)
 
     def through_experts(
-        self, x: Float[Tensor, "T D"], decision: Mixing, context: RouteContext
+        self,
+        x: Float[Tensor, "T D"],
+        decision: Mixing,
+        context: RouteContext,
+        beside: Beside | None = None,
     ) -> Float[Tensor, "T D"]:
         """Returns a mixture of all slots' results for every token."""
         dtype, places = compute_dtype(x), context.rows.of_whole_sequences
         rows = places.lay_out(gather_sequences(x, context.rows))
         slots = torch.bmm(decision.dispatch.to(dtype).transpose(1, 2), rows.to(dtype))
-        dispatched = self.dispatcher.dispatch(slots.flatten(0, 1), decision.slots)
-        results = self.experts(dispatched.rows, dispatched.counts, dispatched.empty_like)
-        y = self.dispatcher.combine(results, dispatched).view_as(slots)
+        results, z = self.through(
+            self.dispatcher, slots.flatten(0, 1), decision.slots, self.experts, beside=beside
+        )
+        y = results.view_as(slots)
         mixed = places.take(torch.bmm(decision.combine.to(dtype), y)).to(x.dtype)
-        return split_sequences(mixed, context.rows)
+        mine = split_sequences(mixed, context.rows)
+        return mine if z is None else mine + z

@@ -5,6 +5,7 @@ from tiny_model import tiny_recipe
 
 from moe_train.config.bounds import bounded_fields
 from moe_train.config.check import problems, require_sound
+from moe_train.config.resolve import spec_of
 from moe_train.config.schema import Recipe
 from moe_train.errors import LayoutError, RecipeError
 
@@ -234,6 +235,34 @@ def test_a_broken_rule_is_said(override, workers, sentence):
             None,
             "engine.recompute=experts: applies to MoE layers, and the model has none; choose attention or block",
         ),
+        (
+            ("engine.overlap=halves", "moe.every=0"),
+            None,
+            "engine.overlap=halves: applies to MoE layers, and the model has none; set engine.overlap=none",
+        ),
+        (
+            ("engine.overlap=halves",),
+            2,
+            "engine.overlap=halves: overlaps the exchange of rows with computing, but with parallel.expert=1 every "
+            "worker holds all experts, and no row travels; use parallel.expert=2 or more, or engine.overlap=none",
+        ),
+        (
+            ("engine.overlap=halves", "parallel.expert=2", "moe.dispatch.kind=one_sided"),
+            2,
+            "but moe.dispatch.kind=one_sided makes its own, for which the worker waits; use "
+            "moe.dispatch.kind=all_to_all (or auto), or engine.overlap=none",
+        ),
+        (
+            ("engine.overlap=halves", "parallel.expert=2", "moe.router.kind=smear"),
+            2,
+            "but the layer of moe.router.kind=smear exchanges no rows; set engine.overlap=none",
+        ),
+        (
+            ("engine.overlap=shared", "parallel.expert=2"),
+            2,
+            "engine.overlap=shared: runs shared experts while rows travel, but moe.shared_experts=0; use "
+            "engine.overlap=halves, or engine.overlap=none",
+        ),
     ],
 )
 def test_a_rule_between_several_keys_is_said(overrides, workers, sentence):
@@ -244,6 +273,14 @@ def test_a_rule_between_several_keys_is_said(overrides, workers, sentence):
 @pytest.mark.parametrize(("workers", "expert"), [(None, 1), (1, 1), (2, 1), (2, 2), (4, 2), (4, 4), (8, 8)])
 def test_a_sound_recipe_has_no_problem(workers, expert):
     assert problems(tiny_recipe(f"parallel.expert={expert}"), workers) == []
+
+
+@pytest.mark.parametrize("engine", ["native", "deepspeed"])
+def test_overlap_leaves_the_choice_of_dispatcher_no_choice(engine):
+    recipe = tiny_recipe(f"engine.kind={engine}", "engine.overlap=halves", "parallel.expert=2")
+    assert problems(recipe, 2) == []
+    assert {layer.dispatch.kind for layer in spec_of(recipe).moe} == {"all_to_all"}
+    assert {layer.dispatch.kind for layer in spec_of(tiny_recipe("parallel.expert=2")).moe} == {"auto"}
 
 
 def test_a_tensor_group_need_not_divide_the_vocabulary():

@@ -25,6 +25,7 @@ LAYOUTS = [
     ("parallel.expert=4", "engine.reshard_after_forward=true", "engine.recompute=block", "precision=bf16"),
     ("parallel.expert=2", "engine.reshard_after_forward=true", "data.micro_batch=1"),
     ("optim.kind=adafactor", "optim.factor_from=8", "parallel.shard=2", "parallel.expert=2"),
+    ("parallel.expert=4", "engine.overlap=halves", "engine.recompute=experts"),
     (
         "model.positions=learned",
         "model.tied_embeddings=false",

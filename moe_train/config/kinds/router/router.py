@@ -31,6 +31,8 @@ class RouterConfig(KindConfig):
     """Whether the router sees the residual stream instead of its norm, which is what experts receive."""
     begins_as_identity: ClassVar[bool] = False
     """Whether the experts' last matrix begins at 0, so that an MoE layer begins as its residual."""
+    sends_rows: ClassVar[bool] = True
+    """Whether its layer sends rows to experts by `MoELayer.through`, and not weights to the rows."""
     validation_follows_step: ClassVar[bool] = False
     """Whether validation depends on the number of updates, by a schedule of the recipe, beside the weights."""
 

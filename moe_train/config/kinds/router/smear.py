@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from moe_train.config.kinds.facts import Facts
 from moe_train.config.kinds.router.mixing import MixingRouterConfig
@@ -11,6 +12,8 @@ from moe_train.config.problem import Problem
 @dataclass
 class SmearRouterConfig(MixingRouterConfig):
     """Configures SMEAR (2306.03745): one expert per sequence, merged from all weights; with segments it is causal."""
+
+    sends_rows: ClassVar[bool] = False
 
     kind: str = "smear"
     segment: int | None = (
