@@ -51,7 +51,7 @@ def layout_problems(recipe: Recipe, workers: int | None) -> Iterator[Problem]:
 def _not_built(recipe: Recipe) -> Iterator[Problem]:
     """Yields the degrees that moe-train does not implement yet."""
     parallel = recipe.parallel
-    if parallel.tensor > 1 and recipe.engine.kind != "native":
+    if parallel.tensor > 1 and recipe.engine.kind not in ("native", "deepspeed"):
         yield Problem(
             "parallel.tensor",
             parallel.tensor,

@@ -11,6 +11,7 @@
 8. Persistent gradient buffers for experts that FSDP2 does not own: they need storage to exist.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +34,9 @@ from moe_train.moe.layers.layer import moe_layers_of
 from moe_train.moe.routing import Vocabulary
 from moe_train.parallel.mesh import Mesh
 
+CutLayers = Callable[[Model, Mesh], None]
+"""Applies tensor parallelism to a model on the meta device, as `apply_tensor`, but with plain tensors as parameters."""
+
 
 @dataclass(frozen=True)
 class DistributedModel:
@@ -52,18 +56,21 @@ def distribute(
     seed: int,
     engine: OwnEngineConfig | None = None,
     vocabulary: Vocabulary | None = None,
+    cut_layers: CutLayers | None = None,
 ) -> DistributedModel:
     """Builds, shards and initialises a model; only tables of routers need the vocabulary. Collective.
 
-    Under the native engine, which is the default, data ranks share the parameters. Another engine gets whole ones, and
-    divides the gradients of experts by the data degree, as those of all others.
+    Under the native engine, which is the default, data ranks share the parameters. On another engine's data ranks they
+    are whole, and it divides the gradients of experts by the data degree, as those of all others; on a tensor group
+    it needs `cut_layers`.
     """
     engine, model = engine or NativeEngineConfig(), build_on_meta(spec)
     native = engine if isinstance(engine, NativeEngineConfig) else None
     begins = initials(model, spec.init_scale)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    if native:
-        apply_tensor(model, mesh)
+    cut = apply_tensor if native else cut_layers
+    if cut:
+        cut(model, mesh)
     apply_expert(model, mesh, None if native else 1.0)
     apply_overlap(model, engine.overlap)
     apply_recompute(

@@ -5,6 +5,8 @@ what is no expert the first worker of a tensor group. So a sum over the elements
 counts each of them once.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -50,12 +52,22 @@ def _expert_shard(name: str, parameter: nn.Parameter, mesh: Mesh, shape: torch.S
 
 
 def _dense_shard(parameter: nn.Parameter, mesh: Mesh, shape: torch.Size) -> Shard:
-    """Describes a parameter that is no expert; rows that pad a vocabulary are left out."""
-    local, offsets = local_part(parameter.detach()), _offsets(parameter)
-    if local.ndim:
-        local = local[: max(0, shape[0] - offsets[0])]
-    is_first = mesh.tensor.is_first or _is_cut_by_tensor(parameter, mesh)
-    return Shard(local, tuple(shape), offsets, is_owner=is_first and mesh.sharding.copy.is_first)
+    """Describes a parameter that is no expert. A plain one with another shape was cut by tensor parallelism."""
+    local, offsets = local_part(parameter.detach()), list(_offsets(parameter))
+    is_cut = _is_cut_by_tensor(parameter, mesh)
+    if not isinstance(parameter, DTensor) and parameter.shape != shape:
+        is_cut, dim = True, next(dim for dim, size in enumerate(shape) if parameter.shape[dim] != size)
+        offsets[dim] = mesh.tensor.rank * parameter.shape[dim]
+    is_owner = (is_cut or mesh.tensor.is_first) and mesh.sharding.copy.is_first
+    return without_padding(Shard(local, tuple(shape), tuple(offsets), is_owner=is_owner))
+
+
+def without_padding(shard: Shard) -> Shard:
+    """Returns a box without the rows that pad a vocabulary, which are at the end of it."""
+    if not shard.global_shape:
+        return shard
+    rows = max(0, shard.global_shape[0] - shard.offsets[0])
+    return shard if len(shard.data) <= rows else replace(shard, data=shard.data[:rows])
 
 
 def local_part(tensor: Tensor) -> Tensor:

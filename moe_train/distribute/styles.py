@@ -5,7 +5,6 @@ activations are cut in one pass and whole in the next.
 B sequences, S tokens, D model width, V rows of this rank.
 """
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,25 +12,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ParallelStyle, RowwiseParallel
 
+from moe_train.distribute.boundary import Between, enter, leave
 from moe_train.model.logits import VocabularyPart
-from moe_train.parallel.sequences import Sequences
-
-
-@dataclass(frozen=True)
-class Between:
-    """Says how activations lie between the parts of a layer that are cut."""
-
-    sequences: Sequences
-    dim: int
-    """Along which sequences are cut."""
-
-    @property
-    def placement(self) -> Placement:
-        """Returns where activations lie in this pass: whole on every rank, or cut."""
-        return Shard(self.dim) if self.sequences.are_cut else Replicate()
 
 
 class WholeInputs(ParallelStyle):
@@ -119,8 +104,7 @@ class CutEmbedding(CutWeights):
         is_elsewhere = (rows < 0) | (rows >= len(weight))
         own = F.embedding(rows.clamp(0, len(weight) - 1), weight)
         own = own.masked_fill(is_elsewhere.unsqueeze(-1), 0.0)
-        parts = DTensor.from_local(own, devices, [Partial()], run_check=False)
-        return parts.redistribute(placements=[self.output.placement]).to_local()
+        return leave(own, devices, self.output)
 
 
 class CutLogits(ParallelStyle):
@@ -139,6 +123,4 @@ class CutLogits(ParallelStyle):
     ) -> tuple[Float[Tensor, "B S D"], Float[Tensor, "V D"]]:
         """Returns the states, whose gradient is summed over the ranks, and this rank's rows of the matrix."""
         states, weight = inputs
-        shared = DTensor.from_local(states, devices, [self.states.placement], run_check=False)
-        shared = shared.redistribute(placements=[Replicate()])
-        return shared.to_local(grad_placements=[Partial()]), weight.to_local()[: self.part.count]
+        return enter(states, devices, self.states), weight.to_local()[: self.part.count]

@@ -17,8 +17,9 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, parallelize_module
 
+from moe_train.distribute.boundary import Between
 from moe_train.distribute.shards import local_part
-from moe_train.distribute.styles import Between, CutEmbedding, CutLogits, CutWeights, SumOutputs, WholeInputs
+from moe_train.distribute.styles import CutEmbedding, CutLogits, CutWeights, SumOutputs, WholeInputs
 from moe_train.model.attention import Attention, RelativeBias
 from moe_train.model.feedforward import FeedForward
 from moe_train.model.logits import VocabularyPart

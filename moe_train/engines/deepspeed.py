@@ -11,22 +11,23 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from moe_train.checkpoint.layout import Shard, ShardedState, alone
 from moe_train.config.kinds.deepspeed import DeepSpeedEngineConfig
 from moe_train.config.registry import build
 from moe_train.config.resolve import spec_of
 from moe_train.config.schema import Recipe
-from moe_train.distribute.apply import distribute
-from moe_train.distribute.shards import buffer_shards
+from moe_train.distribute.apply import CutLayers, distribute
+from moe_train.distribute.shards import buffer_shards, without_padding
+from moe_train.distribute.tensor import partial_gradients
 from moe_train.engines.deepspeed_groups import Templates, grouped_optimizer
 from moe_train.engines.deepspeed_ranges import Ranges
 from moe_train.moe.routing import Vocabulary
 from moe_train.optim.norm import norm_and_sums
 from moe_train.optim.optimizer import set_rate_and_clip
 from moe_train.optim.state import forget, sharded_state
-from moe_train.parallel.axis import Sharding
+from moe_train.parallel.axis import Sharding, sum_together
 from moe_train.parallel.mesh import Mesh
 
 
@@ -48,14 +49,26 @@ class DeepSpeedEngine:
         # Whole parameters on every worker: as sharding in groups of one.
         mesh = replace(mesh, sharding=Sharding(copy=mesh.data), expert_sharding=Sharding(copy=mesh.replica))
         self.mesh, self.clip = mesh, recipe.optim.clip or math.inf
-        built = distribute(spec_of(recipe), mesh, seed=recipe.seed, engine=config, vocabulary=vocabulary)
+        built = distribute(
+            spec_of(recipe),
+            mesh,
+            seed=recipe.seed,
+            engine=config,
+            vocabulary=vocabulary,
+            cut_layers=_cut_layers(mesh),
+        )
         self.model = built.model
         self.parameters = dict(self.model.named_parameters())
-        # The parameters themselves, whose memory DeepSpeed replaces.
-        self.shards = {
+        # The parameters themselves, whose memory DeepSpeed replaces, with the rows that pad a vocabulary.
+        self.padded = {
             name: replace(shard, data=self.parameters[name]) for name, shard in built.shards.items()
         }
-        experts = [self.parameters[name] for name in self.shards if self._is_cut(name)]
+        self.partial = [self.parameters[name] for name in partial_gradients(self.model)]
+        # Those that the workers which share the other gradients have others of, or of which they have other gradients.
+        is_apart = mesh.exchange.size > 1 or mesh.tensor.size > 1
+        experts = [
+            self.parameters[name] for name, shard in self.padded.items() if shard.is_expert and is_apart
+        ]
 
         def make(shards: Mapping[str, Shard]) -> torch.optim.Optimizer:
             optimizer: torch.optim.Optimizer = build("optim", recipe.optim, shards=shards, mesh=mesh)
@@ -63,13 +76,17 @@ class DeepSpeedEngine:
 
         templates: Templates = []
         if config.stage == 0:
-            self.optimizer = make(self.shards)
+            self.optimizer = make(self.padded)
         else:
             group_name = runtime.expert_group_name(mesh) if experts else None
-            self.optimizer, templates = grouped_optimizer(make, self.model, self.shards, group_name)
+            self.optimizer, templates = grouped_optimizer(make, self.model, self.padded, group_name)
         settings = config.settings(recipe, mesh.data.size)
         self.runtime = runtime.start(self.model, experts, self.optimizer, settings, mesh)
         self.ranges = Ranges(self.runtime.optimizer, self.optimizer, templates) if config.stage else None
+
+    @property
+    def shards(self) -> Mapping[str, Shard]:
+        return {name: without_padding(shard) for name, shard in self.padded.items()}
 
     def clear_gradients(self) -> None:
         for parameter in self.parameters.values():
@@ -80,6 +97,8 @@ class DeepSpeedEngine:
         self.runtime.backward(self.runtime(loss))
 
     def reduce(self, values: Tensor) -> tuple[float, list[float]]:
+        partial = [self._gradient(parameter) for parameter in self.partial]
+        sum_together([grad for grad in partial if grad is not None], self.mesh.tensor)
         return norm_and_sums(self._owned_gradients(), values, self.mesh.world)
 
     def update(self, lr: float, norm: float) -> None:
@@ -89,7 +108,7 @@ class DeepSpeedEngine:
 
     def forget(self, name: str) -> None:
         if self.ranges is None:
-            forget(self.optimizer, self.shards[name])
+            forget(self.optimizer, self.padded[name])
         else:
             self.ranges.forget(self.parameters[name])
 
@@ -97,26 +116,48 @@ class DeepSpeedEngine:
         is_main = self.mesh.world.is_main
         buffers = {f"model.{name}": shard for name, shard in buffer_shards(self.model, is_main).items()}
         if self.ranges is not None:
-            return {**alone(buffers), **self.ranges.state(self.parameters, self.shards, is_main)}
+            # Workers that share gradients hold ranges, not copies: what is left are the copies of a tensor group.
+            held = {
+                name: replace(shard, is_owner=self._is_owned_by_tensor_rank(shard))
+                for name, shard in self.shards.items()
+            }
+            return {**alone(buffers), **self.ranges.state(self.parameters, held, is_main)}
         parameters = {
             f"model.{name}": replace(shard, data=shard.data.detach()) for name, shard in self.shards.items()
         }
-        return {**alone(parameters | buffers), **sharded_state(self.optimizer, self.shards, is_main)}
+        optimizer = {
+            name: tuple(map(without_padding, boxes))
+            for name, boxes in sharded_state(self.optimizer, self.padded, is_main).items()
+        }
+        return {**alone(parameters | buffers), **optimizer}
 
     def after_load(self) -> None:
         if self.ranges is not None:
             self.ranges.gather()
 
-    def _is_cut(self, name: str) -> bool:
-        """Returns whether a parameter has experts, or parts of them, of which other workers hold others."""
-        return self.shards[name].is_expert and self.mesh.exchange.size > 1
+    def _is_owned_by_tensor_rank(self, shard: Shard) -> bool:
+        """Returns whether no worker before this one in its tensor group has the same part of a parameter."""
+        is_cut = tuple(shard.data.shape) != shard.global_shape
+        return shard.is_expert or is_cut or self.mesh.tensor.is_first
+
+    def _gradient(self, parameter: nn.Parameter) -> Tensor | None:
+        """Returns what this rank has of a summed gradient: all of it, or with stages 1 and 2 its range's part."""
+        return parameter.grad if self.ranges is None else self.ranges.gradient(parameter)
 
     def _owned_gradients(self) -> Iterator[Tensor]:
         """Yields the summed gradients, each element on one rank."""
-        if self.ranges is not None:
-            yield from self.ranges.gradients()
-            return
-        for name, parameter in self.parameters.items():
-            assert parameter.grad is not None, f"{name} has no gradient"
-            if self.shards[name].is_owner:
-                yield parameter.grad
+        for name, shard in self.padded.items():
+            grad = self._gradient(self.parameters[name])
+            assert grad is not None or self.ranges is not None, f"{name} has no gradient"
+            is_owner = shard.is_owner if self.ranges is None else self._is_owned_by_tensor_rank(shard)
+            if grad is not None and is_owner:
+                yield grad
+
+
+def _cut_layers(mesh: Mesh) -> CutLayers | None:
+    """Returns what cuts the layers on a tensor group; without one megatron-core is not imported."""
+    if mesh.tensor.size == 1:
+        return None
+    from moe_train.engines.deepspeed_tensor import cut_layers
+
+    return cut_layers

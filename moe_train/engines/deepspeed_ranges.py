@@ -4,7 +4,7 @@ A rank has the fp32 values and the optimizer's state of its range, and, after th
 summed gradients of it. The whole parameters, with which the model works, are gathered from the ranges by each update.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -26,10 +26,13 @@ class Ranges:
             id(parameter): index for index, group in enumerate(zero.bit16_groups) for parameter in group
         }
 
-    def gradients(self) -> Iterator[Tensor]:
-        """Yields the gradients of the ranges, and zeros where a range ends in padding."""
-        for index in range(len(self.optimizer.param_groups)):
-            yield from self.zero.averaged_gradients[index]
+    def gradient(self, parameter: nn.Parameter) -> Tensor | None:
+        """Returns the gradient of a parameter's elements in this rank's range; None if there are none."""
+        if self._held(parameter) is None:
+            return None
+        of_group = self.zero.averaged_gradients[self._group_of[id(parameter)]]
+        gradient: Tensor = of_group[parameter._index_in_param_group]  # type: ignore[attr-defined]
+        return gradient
 
     def forget(self, parameter: nn.Parameter) -> None:
         """Takes over the values of a parameter that were written from outside, and resets its optimizer state."""
@@ -45,19 +48,24 @@ class Ranges:
     def state(
         self, parameters: Mapping[str, nn.Parameter], shards: Mapping[str, Shard], is_main: bool
     ) -> ShardedState:
-        """Returns values and optimizer state of this rank's part of each parameter, as boxes of global tensors."""
+        """Returns values and optimizer state of this rank's part of each parameter, as boxes of global tensors.
+
+        `shards` say which box of the global tensor a parameter is, and whether its workers' ranges own it.
+        """
         state: dict[str, tuple[Shard, ...]] = {}
         for name, parameter in parameters.items():
-            held, flat = self._held(parameter), self._flat(parameter)
+            held, flat, shard = self._held(parameter), self._flat(parameter), shards[name]
             tensors = {f"model.{name}": flat.detach()}
             tensors |= {f"optim.{key}.{name}": value for key, value in self.optimizer.state[flat].items()}
             for key, tensor in tensors.items():
                 if tensor.ndim == 0:
                     state[key] = (Shard(tensor, (), (), is_owner=is_main),)
-                elif held is None:
+                elif held is None or held.first >= shard.data.numel():
                     state[key] = ()
                 else:
-                    state[key] = fragment_shards(shards[name], held.first, held.of(tensor), is_owner=True)
+                    # Rows that pad a vocabulary are the last elements of the parameter, and in no box.
+                    values = held.of(tensor)[: shard.data.numel() - held.first]
+                    state[key] = fragment_shards(shard, held.first, values, shard.is_owner)
         return state
 
     def gather(self) -> None:

@@ -161,7 +161,8 @@ def gradients_of(engine: Engine) -> dict[str, Tensor]:
         return {name: local.grad for name, local in engine.locals.items()}
     from deepspeed.utils import safe_get_full_grad  # which only its own engine may have imported before
 
-    return {name: safe_get_full_grad(parameter) for name, parameter in engine.parameters.items()}
+    padded = {name: safe_get_full_grad(parameter) for name, parameter in engine.parameters.items()}
+    return {name: padded[name][: len(shard.data)] for name, shard in engine.shards.items()}
 
 
 def boxes(engine: Engine, tensors: dict[str, Tensor | None]) -> dict[str, Box]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from moe_train.config.plan import ParallelPlan
 from moe_train.distribute import apply
-from moe_train.engines import native
+from moe_train.engines import deepspeed, native
 from moe_train.engines.native import NativeEngine
 from moe_train.model.attention import Attention
 from moe_train.model.logits import VocabularyPart
@@ -83,6 +83,21 @@ def experts_summed_for_averaged(patch: Patch) -> None:
 def experts_averaged_twice_in_deepspeed(patch: Patch) -> None:
     sound = apply.apply_expert
     patch.setattr(apply, "apply_expert", lambda model, mesh, factor: sound(model, mesh, 1 / mesh.expert.size))
+
+
+def copies_of_tensor_ranks_owned_twice_in_deepspeed(patch: Patch) -> None:
+    patch.setattr(deepspeed.DeepSpeedEngine, "_is_owned_by_tensor_rank", lambda self, shard: True)
+
+
+def norms_of_a_part_not_summed_in_deepspeed(patch: Patch) -> None:
+    patch.setattr(deepspeed, "partial_gradients", lambda model: [])
+
+
+def experts_of_tensor_ranks_not_summed_in_deepspeed(patch: Patch) -> None:
+    """Experts that both ranks hold are left as the rank's own tokens make them."""
+    from moe_train.engines import deepspeed_runtime  # imports DeepSpeed, which the sound run has done by now
+
+    patch.setattr(deepspeed_runtime, "_group", lambda axis, alone: alone)
 
 
 def routing_made_anew_in_recompute(patch: Patch) -> None:
@@ -250,6 +265,26 @@ MUTANTS = dict(
         of(norm_of_each_rank_alone, "norm of the first step"),
         of(experts_summed_for_averaged, "experts.w_in: differs by"),
         of(experts_averaged_twice_in_deepspeed, "experts.w_in: differs by", engine="stage 1"),
+        of(
+            copies_of_tensor_ranks_owned_twice_in_deepspeed,
+            "owned by no rank or by several",
+            engine="stage 2",
+            tensor="2",
+        ),
+        of(
+            norms_of_a_part_not_summed_in_deepspeed,
+            "norm.weight: rank 1 holds another copy",
+            engine="stage 1",
+            tensor="2",
+            sequence="true",
+        ),
+        of(
+            experts_of_tensor_ranks_not_summed_in_deepspeed,
+            "experts.w_in: rank 1 holds another copy",
+            engine="stage 0",
+            tensor="2",
+            expert="1",
+        ),
         of(routing_made_anew_in_recompute, "differs by", recompute="block"),
         of(last_microbatch_alone, "differs by", micro_batch="1"),
         of(microbatches_summed_for_averaged, "differs by", micro_batch="1"),

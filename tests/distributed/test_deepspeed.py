@@ -16,6 +16,7 @@ from layout_run import LayoutRun, tiny_step, train
 from test_layouts import DROPOUT, PYRAMID, RANDOM, assert_same_gradients, assert_same_run, one_process
 from test_layouts_adafactor import ADAFACTOR
 from test_layouts_spawn import SPAWNING
+from test_layouts_tensor import UNTIED
 from tiny_model import global_batch, share_of
 
 from moe_train.parallel.world import World
@@ -25,6 +26,8 @@ EXPERTS_CUT = "parallel.expert=2"
 FOUR_MICROBATCHES = "data.micro_batch=1"
 ADAMW = ("optim.kind=adamw", "optim.lr=1e-2", "optim.weight_decay=0.1")
 SPAWNED = (*SPAWNING, *ADAMW, "moe.router.diversify_steps=2")
+CUT = ("parallel.tensor=2", "parallel.sequence=true", "data.micro_batch=2")
+CUT_MODEL = (*UNTIED, "moe.every=2", "model.activation=gelu", "moe.activation=gelu")
 BF16 = (*RANDOM, "precision=bf16", "optim.lr=0.1", "model.activation=gelu")
 EVERY = [
     (1, ()),
@@ -81,7 +84,9 @@ def show_all(world: World) -> dict[str, Any]:
     shown["imported by native"] = sorted({"deepspeed", "megatron"} & sys.modules.keys())
     for stage in STAGES:
         shown[f"stage {stage}"] = train(world, *RANDOM, *accumulated, *deepspeed(stage))
+    shown["imported for whole layers"] = "megatron" in sys.modules
     return shown | {
+        "tensor": train(world, *CUT_MODEL, *CUT, *deepspeed(2)),
         "replicas": train(world, *RANDOM, *deepspeed(2)),
         "recompute": train(world, *RANDOM, *cut, "engine.recompute=block", *deepspeed(2)),
         "adamw": train(world, *RANDOM, *ADAMW, *accumulated, *deepspeed(2)),
@@ -124,6 +129,11 @@ def test_microbatches_of_different_content_are_all_counted(ranks, stage):
 
 def test_experts_with_replicas_train_like_one_process(ranks):
     assert_same(RANDOM, of(ranks, "replicas"))
+
+
+def test_a_tensor_group_with_cut_sequences_trains_like_one_process(ranks):
+    assert_same(CUT_MODEL, of(ranks, "tensor"))
+    assert of(ranks, "imported for whole layers") == [False, False]
 
 
 def test_recomputed_blocks_train_like_one_process(ranks):

@@ -15,9 +15,12 @@ from moe_train.config.kinds.facts import Facts
 from moe_train.config.problem import Problem
 
 FILE_NAME = "deepspeed.json"
-VERSION = "0.19."
-"""The engine reads gradients and weights where this version of DeepSpeed keeps them."""
-INSTALL = "pip install 'deepspeed>=0.19.8,<0.20'"
+VERSIONS = {"deepspeed": "0.19.", "megatron-core": "0.16."}
+"""The engine reads gradients where this DeepSpeed keeps them, and overrides methods of this Megatron's layers."""
+INSTALL = {
+    "deepspeed": "pip install 'deepspeed>=0.19.8,<0.20'",
+    "megatron-core": "pip install 'megatron-core>=0.16.1,<0.17'",
+}
 
 
 @dataclass
@@ -32,7 +35,14 @@ class DeepSpeedEngineConfig(OwnEngineConfig):
 
     def check(self, recipe: Facts) -> Iterator[Problem]:
         yield from super().check(recipe)
-        yield from _installed()
+        yield from _installed("deepspeed", "engine.kind", self.kind, "engine.kind=native")
+        if recipe.parallel.tensor > 1:
+            yield from _installed(
+                "megatron-core",
+                "parallel.tensor",
+                recipe.parallel.tensor,
+                "parallel.tensor=1, or engine.kind=native",
+            )
         if recipe.parallel.shard is not None:
             yield Problem(
                 "parallel.shard",
@@ -89,25 +99,17 @@ class DeepSpeedEngineConfig(OwnEngineConfig):
         return {FILE_NAME: json.dumps(self.settings(recipe, data), indent=1) + "\n"}
 
 
-def _installed() -> Iterator[Problem]:
-    """Yields a problem unless a DeepSpeed of the right version can be imported; it is not imported."""
+def _installed(package: str, key: str, value: object, instead: str) -> Iterator[Problem]:
+    """Yields a problem unless a package of the right version can be imported; it is not imported."""
     from importlib.metadata import PackageNotFoundError, version  # takes as long as all of `show` without it
 
     try:
-        found = version("deepspeed") if importlib.util.find_spec("deepspeed") else None
+        found = version(package) if importlib.util.find_spec(package.partition("-")[0]) else None
     except PackageNotFoundError:
         found = None
+    way_out = f"install it with {INSTALL[package]}, or use {instead}"
     if found is None:
-        yield Problem(
-            "engine.kind",
-            "deepspeed",
-            "needs the package deepspeed, which is not installed",
-            f"install it with {INSTALL}, or use engine.kind=native",
-        )
-    elif not found.startswith(VERSION):
-        yield Problem(
-            "engine.kind",
-            "deepspeed",
-            f"needs version {VERSION}x of the package deepspeed, but {found} is installed",
-            f"install it with {INSTALL}, or use engine.kind=native",
-        )
+        yield Problem(key, value, f"needs the package {package}, which is not installed", way_out)
+    elif not found.startswith(VERSIONS[package]):
+        rule = f"needs version {VERSIONS[package]}x of the package {package}, but {found} is installed"
+        yield Problem(key, value, rule, way_out)

@@ -89,6 +89,7 @@ class OptimFacts(Protocol):
 class ParallelFacts(Protocol):
     """Describes what rules may read of `parallel`."""
 
+    tensor: int
     expert: int
     expert_tensor: int
     shard: int | None

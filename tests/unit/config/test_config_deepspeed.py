@@ -18,7 +18,6 @@ DEEPSPEED = "engine.kind=deepspeed"
 BROKEN = [
     ("engine.stage=3", "engine.stage=3: cuts weights too, which DeepSpeed does not do with experts; use"),
     ("parallel.shard=1", "parallel.shard=1: shards in groups, but ZeRO cuts over all workers that hold"),
-    ("parallel.tensor=2", "parallel.tensor=2: is not implemented yet for engine.kind=deepspeed; set"),
     ("engine.stage=4", "engine.stage=4: is not a stage of ZeRO; use 0, 1 or 2."),
     (
         "engine.config={zero_optimisation: {stage: 1}}",
@@ -67,6 +66,7 @@ def test_each_mistake_is_found(override, message):
 def test_nothing_is_wrong_with_the_engine_alone_and_with_keys_of_deepspeeds_that_are_known():
     assert found() == ""
     assert found("parallel.expert_tensor=2") == ""
+    assert found("parallel.tensor=2") == ""
     assert found("engine.config={steps_per_print: 10, zero_optimization: {overlap_comm: true}}") == ""
 
 
@@ -97,11 +97,20 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatc
         "engine.kind=deepspeed: needs the package deepspeed, which is not installed; install it with "
         "pip install 'deepspeed>=0.19.8,<0.20', or use engine.kind=native." in found()
     )
+    assert "megatron" not in found()
+    assert (
+        "parallel.tensor=2: needs the package megatron-core, which is not installed; install it with "
+        "pip install 'megatron-core>=0.16.1,<0.17', or use parallel.tensor=1, or engine.kind=native."
+        in found("parallel.tensor=2")
+    )
 
 
 def test_another_version_is_refused_with_both(monkeypatch):
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.21.0")
     assert "needs version 0.19.x of the package deepspeed, but 0.21.0 is installed" in found()
+    assert "needs version 0.16.x of the package megatron-core, but 0.21.0 is installed" in found(
+        "parallel.tensor=2"
+    )
 
 
 def test_every_listed_key_is_one_of_deepspeeds():
