@@ -13,8 +13,9 @@ native_...           the native engine with an option
 one_process          the native engine on one process, the other one idle, with as many tokens for this process
 two_apart            the same on both processes at once, that share nothing: what the machine leaves of one_process
 `over_native` and `cpu_over_native` are medians over rounds of wall and CPU time over that of `native`; `spread` is that
-of the wall time, its interquartile range over its median. `loss` is of the last update: systems that compute the same
-have the same. The second table splits steps of their own (tools/split.py), the third says what recomputation saves.
+of the wall time, its interquartile range over its median. `first_s` are the seconds of the very first update, `loss` is
+that of the last: systems that compute the same have the same. The second table splits updates of their own
+(tools/split.py), the third says what recomputation saves.
 """
 
 import argparse
@@ -111,6 +112,7 @@ def _measured(workers: Workers, options: argparse.Namespace) -> list[list[Row]]:
             "cpu_over_native": median_ratio(cpu[name], cpu["native"]),
             "cpu_ms": 1e3 * statistics.median(cpu[name]),
             "spread": _spread(wall[name]),
+            "first_s": system.first,
             "loss": system.loss,
         }
         for name, system in systems.items()
@@ -127,13 +129,17 @@ class Measured:
         self.cpu: list[float] = []
         """CPU seconds of each update, of all workers."""
         self.loss = 0.0
+        self.first: float | None = None
+        """Wall seconds of the first update of all."""
 
     def update(self) -> float:
         """Returns the wall seconds of an update, as the slowest worker saw it."""
         answers = self.workers.ask(f"update {self.name}")
         self.cpu.append(sum(answer["cpu"] for answer in answers))
         self.loss = statistics.mean(answer["loss"] for answer in answers if answer["loss"] is not None)
-        return max(answer["wall"] for answer in answers)
+        wall: float = max(answer["wall"] for answer in answers)
+        self.first = self.first or wall
+        return wall
 
 
 def _processes(name: str) -> int:

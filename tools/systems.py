@@ -166,6 +166,6 @@ def clip(model: nn.Module, limit: float, world: World) -> None:
     squared = torch.nn.utils.get_total_norm(common).square() / world.size
     if owned:
         squared += torch.nn.utils.get_total_norm(owned).square()
-    norm = world.sum(squared).sqrt().item()
+    norm = world.everyone.sum(squared).sqrt().item()
     if norm > limit:
         torch._foreach_mul_(owned + common, limit / norm)

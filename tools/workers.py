@@ -48,13 +48,17 @@ class Workers:
         return [json.loads(answer) for answer in answers]
 
     def stop(self) -> None:
-        """Ends the workers: they read until their input closes."""
+        """Ends the workers: they read until their input closes. One that waits for another that failed is killed."""
         for worker in self.workers:
             assert worker.stdin is not None
             with suppress(BrokenPipeError):
                 worker.stdin.close()
         for worker in self.workers:
-            worker.wait(timeout=60)
+            try:
+                worker.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                worker.kill()
+                worker.wait()
 
 
 class Tasks:
