@@ -78,7 +78,8 @@ def _listed(folder: Path, prefix: Path) -> str:
     """Returns `, such as FOLDER/tiny.yaml; it has ...` for the YAML files of a folder."""
     names = _yaml_files(folder)
     if not names:
-        return "; it has none"
+        tiny = sorted(folder.glob("[!_]*/tiny.yaml"))
+        return f" or below it, such as {prefix / tiny[0].relative_to(folder)}" if tiny else "; it has none"
     first = "tiny.yaml" if "tiny.yaml" in names else names[0]
     return f", such as {prefix / first}" + (f"; it has {', '.join(names)}" if len(names) > 1 else "")
 

@@ -1,7 +1,8 @@
 """Checks that a recipe's model and batch can be distributed as `parallel` says."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 
 from moe_train.config.divisors import choose_divisor
 from moe_train.config.kinds.engine import NativeEngineConfig
@@ -91,18 +92,27 @@ def _experts(recipe: Recipe, plan: ParallelPlan) -> Iterator[Problem]:
         return  # ZeRO cuts flattened weights, whatever their widths
     d_model, shards = spec.moe[0].d_model, plan.replica_shards
     slice_of = "" if slices == 1 else f" / parallel.expert_tensor={slices}"
-    for what, size in (
-        (f"model.d_model={d_model}", d_model),
-        (f"moe.d_ff={width}{slice_of}", width // slices),
-    ):
+    sizes = {f"model.d_model={d_model}": d_model, f"moe.d_ff={width}{slice_of}": width // slices}
+    better = _degrees_that_shard(plan, shared, sizes.values())
+    choice = f"parallel.expert={' or '.join(map(str, better[:2]))}, " if better else ""
+    for what, size in sizes.items():
         if size % shards:
             yield Problem(
                 "parallel.expert",
                 plan.expert,
                 f"makes {shards} workers shard each expert, so {shards} must divide {what}",
-                f"choose parallel.expert={plan.workers // slices}, a width that {shards} divides, or a smaller "
-                "parallel.shard",
+                f"choose {choice}a width that {shards} divides, or a smaller parallel.shard",
             )
+
+
+def _degrees_that_shard(plan: ParallelPlan, num_experts: int, sizes: Collection[int]) -> list[int]:
+    """Returns the expert degrees whose replicas can shard experts of these sizes on the workers of `plan`."""
+    fitting = (
+        replace(plan, expert=degree)
+        for degree in range(1, min(num_experts, plan.workers) + 1)
+        if num_experts % degree == 0 and plan.workers % (degree * plan.expert_tensor) == 0
+    )
+    return [other.expert for other in fitting if all(size % other.replica_shards == 0 for size in sizes)]
 
 
 def _offload(recipe: Recipe, workers: int | None) -> Iterator[Problem]:

@@ -191,7 +191,12 @@ def test_a_broken_rule_is_said(override, workers, sentence):
             ("parallel.expert_tensor=2", "moe.d_ff=20"),
             16,
             "makes 8 workers shard each expert, so 8 must divide moe.d_ff=20 / parallel.expert_tensor=2; choose "
-            "parallel.expert=8",
+            "parallel.expert=4 or 8, a width",
+        ),
+        (
+            ("moe.d_ff=20", "moe.num_experts=5"),
+            8,
+            "makes 8 workers shard each expert, so 8 must divide moe.d_ff=20; choose a width that 8 divides, or",
         ),
         (
             ("moe.dispatch.kind=local", "parallel.expert_tensor=2"),

@@ -328,6 +328,9 @@ def test_a_folder_is_answered_with_the_files_in_it(tmp_path, monkeypatch):
         assert "xxl.yaml" in said
     (tmp_path / "mine").mkdir()
     assert refusal("mine").endswith("is a folder; name one YAML file in it; it has none")
+    (tmp_path / "mine/a").mkdir()
+    (tmp_path / "mine/a/tiny.yaml").write_text("seed: 1")
+    assert refusal("mine").endswith("name one YAML file in it or below it, such as mine/a/tiny.yaml")
     (tmp_path / "mine/a.yaml").write_text("seed: 1")
     assert refusal("mine").endswith("is a folder; name one YAML file in it, such as mine/a.yaml")
 
