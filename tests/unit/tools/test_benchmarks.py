@@ -54,6 +54,15 @@ def test_the_step_benchmark_compares_four_systems_with_each_number_of_workers(tm
 
 
 @pytest.mark.distributed_exhaustive
+def test_the_benchmark_of_overlap_compares_every_value_and_one_sided(tmp_path):
+    require_tool("g++", "g++")
+    rows = _rows(tmp_path, "bench_overlap.py", "--rounds=1", "--layers=1")
+    assert [row["overlap"] for row in rows] == ["none", "shared", "halves", "one_sided"]
+    for row in rows:
+        assert min(row["seconds"], row["over_none"], row["cpu_over_none"]) > 0
+
+
+@pytest.mark.distributed_exhaustive
 def test_the_parallel_benchmark_compares_two_engines_with_two_systems(tmp_path):
     require_tool("g++", "g++")
     sizes = ["--experts=2", "--d-model=32", "--sequences=2", "--layers=1", "--rounds=1", "--settle=1"]
