@@ -60,10 +60,3 @@ def shard_shape(parameter: Parameter, is_expert: bool, plan: ParallelPlan) -> tu
     dim, degree = (1, plan.replica_shards) if is_expert else (0, plan.data_shards)
     shape[dim] = -(-shape[dim] // degree)
     return tuple(shape)
-
-
-def gathered_elements(unit: Unit, plan: ParallelPlan) -> int:
-    """Returns the elements of a unit's weights once gathered, each padded to a multiple of the ranks that cut it."""
-    degree = plan.replica_shards if unit.is_experts else plan.data_shards
-    shards = (prod(shard_shape(parameter, unit.is_experts, plan)) for parameter in unit.parameters)
-    return degree * sum(shards)

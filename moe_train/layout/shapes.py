@@ -20,6 +20,8 @@ class Parameter:
     shape: tuple[int, ...]
     tensor_dim: int | None = None
     """The dimension along which the workers of a tensor group share it; None: each has all."""
+    read_in_bf16_by: str = ""
+    """The part of a block in which products in bf16 alone read it, where these are; empty: it is read in fp32."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,9 @@ def _blocks(spec: ModelSpec, stack: StackSpec) -> Iterator[Unit]:
 
 
 def _block(spec: ModelSpec, stack: StackSpec, moe: MoESpec | None) -> Iterator[Parameter]:
-    yield from _attention(spec, spec.positions == "transformer_xl")
+    yield from _attention(spec, "attention", spec.positions == "transformer_xl")
     if stack.reads_encoder:
-        yield from _attention(spec, False)
+        yield from _attention(spec, "cross_attention", False)
     for _ in range(3 if stack.reads_encoder else 2):
         yield Parameter("norms", (spec.d_model,))
     if moe is None:
@@ -75,23 +77,24 @@ def _block(spec: ModelSpec, stack: StackSpec, moe: MoESpec | None) -> Iterator[P
         yield from _feed_forward("shared_experts", moe.activation, moe.d_model, moe.shared_width)
 
 
-def _attention(spec: ModelSpec, has_distances: bool) -> Iterator[Parameter]:
+def _attention(spec: ModelSpec, module: str, has_distances: bool) -> Iterator[Parameter]:
     for _ in range(3):
-        yield Parameter("attention", (spec.attention_width, spec.d_model), 0)
-    yield Parameter("attention", (spec.d_model, spec.attention_width), 1)
+        yield Parameter("attention", (spec.attention_width, spec.d_model), 0, module)
+    yield Parameter("attention", (spec.d_model, spec.attention_width), 1, module)
     if has_distances:
-        yield Parameter("positions", (spec.attention_width, spec.d_model), 0)
+        yield Parameter("positions", (spec.attention_width, spec.d_model), 0, module)
         for _ in range(2):
-            yield Parameter("positions", (spec.attention_width,), 0)
+            yield Parameter("positions", (spec.attention_width,), 0, module)
 
 
 def _feed_forward(part: str, activation: str, width: int, hidden: int) -> Iterator[Parameter]:
     for _ in range(2 if activation in GATED else 1):
-        yield Parameter(part, (hidden, width), 0)
-    yield Parameter(part, (width, hidden), 1)
+        yield Parameter(part, (hidden, width), 0, part)
+    yield Parameter(part, (width, hidden), 1, part)
 
 
 def _experts(moe: MoESpec) -> Iterator[Parameter]:
+    part = "experts" if moe.router.sends_rows else ""
     for _ in range(2 if moe.activation in GATED else 1):
-        yield Parameter("experts", (moe.num_experts, moe.d_model, moe.d_ff), 2)
-    yield Parameter("experts", (moe.num_experts, moe.d_ff, moe.d_model), 1)
+        yield Parameter("experts", (moe.num_experts, moe.d_model, moe.d_ff), 2, part)
+    yield Parameter("experts", (moe.num_experts, moe.d_ff, moe.d_model), 1, part)

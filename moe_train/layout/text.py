@@ -5,16 +5,21 @@ Few lines for a laptop's run of one worker, and as few for a thousand workers: r
 
 from collections.abc import Iterator
 
-from moe_train.config.kinds.engine import NativeEngineConfig
+from moe_train.config.kinds.deepspeed import DeepSpeedEngineConfig
+from moe_train.config.kinds.engine import NativeEngineConfig, OwnEngineConfig
 from moe_train.config.plan import ParallelPlan
 from moe_train.config.resolve import spec_of
 from moe_train.config.schema import Recipe
-from moe_train.layout.activations import saved_bytes
-from moe_train.layout.exchanges import Work, exchanges
+from moe_train.layout.activations import Kept, saved_bytes
+from moe_train.layout.blocks import blocks
+from moe_train.layout.exchange import Exchange, Work
+from moe_train.layout.exchanges import exchanges
+from moe_train.layout.gathered import gathered_at_most
 from moe_train.layout.groups import axes, ranks
-from moe_train.layout.held import FP32, Held, gathered_elements, held
+from moe_train.layout.held import Held, held
 from moe_train.layout.shapes import Unit, units
 from moe_train.layout.units import amount, degrees
+from moe_train.layout.zero import buckets, held_by_zero
 
 LISTED = 16
 """As many workers are listed one by one; of more, those that hold the same experts share a line."""
@@ -26,7 +31,7 @@ def layout(recipe: Recipe, plan: ParallelPlan, workers_per_node: int | None) -> 
     """Returns the lines for a recipe without problems; `workers_per_node` is None if it is not known."""
     parts, engine = units(spec_of(recipe)), recipe.engine
     drawn = [*_heading(recipe, plan), *_groups(plan, workers_per_node), *_experts(recipe, plan), ""]
-    if not isinstance(engine, NativeEngineConfig):
+    if not isinstance(engine, OwnEngineConfig):
         return [*drawn, f"memory and collectives: not predicted for engine.kind={engine.kind}"]
     return [*drawn, *_memory(recipe, plan, engine, parts), *_collectives(recipe, plan, engine, parts)]
 
@@ -57,7 +62,7 @@ def _experts(recipe: Recipe, plan: ParallelPlan) -> Iterator[str]:
     numbers = spec_of(recipe).num_experts
     if not numbers:
         return
-    shards = plan.replica_shards
+    shards = plan.replica_shards if isinstance(recipe.engine, NativeEngineConfig) else 1
     sharding = f", sharded over {shards} workers" if shards > 1 else ""
     if plan.workers <= LISTED:
         for rank in range(plan.workers):
@@ -84,10 +89,12 @@ def _share(rank: int, plan: ParallelPlan, numbers: list[int]) -> str:
     return f"{noun} {' and '.join(parts)}{cut}"
 
 
-def _memory(
-    recipe: Recipe, plan: ParallelPlan, engine: NativeEngineConfig, parts: list[Unit]
-) -> Iterator[str]:
-    of_parts = held(parts, plan, recipe.optim)
+def _memory(recipe: Recipe, plan: ParallelPlan, engine: OwnEngineConfig, parts: list[Unit]) -> Iterator[str]:
+    of_parts = (
+        held_by_zero(parts, plan, engine, recipe.optim)
+        if isinstance(engine, DeepSpeedEngineConfig)
+        else held(parts, plan, recipe.optim)
+    )
     yield f"{'memory of a worker':<22}{'parameters':>14}{'gradients':>14}{'optimizer':>14}"
     for part, of_part in of_parts.items():
         if of_part.parameters:
@@ -98,21 +105,37 @@ def _memory(
         Held(*(sum(getattr(one, of) for one in every) for of in ("parameters", "gradients", "optimizer"))),
     )
     work = work_of(recipe, plan)
-    kept = saved_bytes(spec_of(recipe), plan, work.sequences, work.is_bf16, work.passes)
+    kept = saved_bytes(spec_of(recipe), plan, work.sequences, kept_of(recipe, plan), work.passes)
     size = f"{work.microbatches} microbatch(es) of {work.sequences} sequence(s)"
     yield f"  {'activations':<20}{amount(kept):>14}  kept for the backward pass at most, of {size}"
-    if gathered := _gathered(plan, engine, parts):
+    if isinstance(engine, NativeEngineConfig):
+        yield from _of_fsdp(plan, engine, parts)
+    elif isinstance(engine, DeepSpeedEngineConfig) and engine.stage:
+        yield from _of_zero(engine)
+
+
+def kept_of(recipe: Recipe, plan: ParallelPlan) -> Kept:
+    """Returns what decides how much is kept of a forward pass."""
+    engine = recipe.engine
+    gathers_bf16 = isinstance(engine, NativeEngineConfig) and engine.gather_dtype is not None
+    recompute = engine.recompute if isinstance(engine, OwnEngineConfig) else "none"
+    return Kept(recipe.precision == "bf16", recompute, not (gathers_bf16 and plan.data > 1))
+
+
+def _of_fsdp(plan: ParallelPlan, engine: NativeEngineConfig, parts: list[Unit]) -> Iterator[str]:
+    if gathered := gathered_at_most(parts, plan, engine):
         yield f"  {'gathered weights':<20}{amount(gathered):>14}  in the backward pass at most"
+    if engine.offload:
+        yield "  parameters, gradients and optimizer are in host memory, gathered weights and activations on the GPU"
 
 
-def _gathered(plan: ParallelPlan, engine: NativeEngineConfig, parts: list[Unit]) -> int:
-    """Returns the bytes of gathered weights: of all units, or of two blocks beside what stands around them."""
-    shared = [unit for unit in parts if (plan.replica_shards if unit.is_experts else plan.data_shards) > 1]
-    sizes = [(unit, FP32 * gathered_elements(unit, plan)) for unit in shared]
-    if engine.reshard_after_forward:
-        of_blocks = sorted((size for unit, size in sizes if not unit.is_around), reverse=True)
-        return sum(size for unit, size in sizes if unit.is_around) + sum(of_blocks[:2])
-    return sum(size for _, size in sizes)
+def _of_zero(engine: DeepSpeedEngineConfig) -> Iterator[str]:
+    own = buckets(engine)
+    yield (
+        f"  {'buckets':<20}{amount(own.bytes):>14}  of gradients in the backward pass, "
+        f"zero_optimization.reduce_bucket_size={own.elements:,}"
+    )
+    yield "  optimizer: its state and the fp32 values of a worker's ranges, as if they cut every part evenly"
 
 
 def _row(name: str, of_part: Held) -> str:
@@ -131,14 +154,19 @@ def work_of(recipe: Recipe, plan: ParallelPlan) -> Work:
 
 
 def _collectives(
-    recipe: Recipe, plan: ParallelPlan, engine: NativeEngineConfig, parts: list[Unit]
+    recipe: Recipe, plan: ParallelPlan, engine: OwnEngineConfig, parts: list[Unit]
 ) -> Iterator[str]:
     if plan.workers == 1:
         return
-    yield f"{'collectives of an update':<58}{'number':>8}{'bytes each':>14}{'bytes':>14}"
-    for one in exchanges(spec_of(recipe), parts, plan, engine, work_of(recipe, plan)):
+    work = work_of(recipe, plan)
+    for name, one in blocks(spec_of(recipe), plan, engine, work):
+        yield from _listed(f"collectives of {name}, a microbatch", one)
+    yield from _listed("collectives of an update", exchanges(spec_of(recipe), parts, plan, engine, work))
+    yield "  and sums of a few numbers"
+
+
+def _listed(title: str, every: list[Exchange]) -> Iterator[str]:
+    yield f"{title:<58}{'number':>8}{'bytes each':>14}{'bytes':>14}"
+    for one in every:
         name = f"  {one.kind} over {one.axis}: {one.what}"
         yield f"{name:<58}{one.number:>8,}{amount(one.bytes / one.number):>14}{amount(one.bytes):>14}"
-    yield "  and sums of a few numbers" + (
-        ", and those of tensor parallelism: see moe-train plan" if plan.tensor > 1 else ""
-    )

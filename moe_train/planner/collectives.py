@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import _resolve_process_group
 from torch.utils._pytree import tree_iter
 
 from moe_train.planner.watch import overloads
@@ -27,6 +28,7 @@ KINDS = {
     "reduce_scatter": ("_reduce_scatter_base_", "reduce_scatter_", "reduce_scatter_tensor_coalesced_"),
     "all_to_all": ("alltoall_base_", "alltoall_"),
     "broadcast": ("broadcast_",),
+    "reduce": ("reduce_",),
     "barrier": ("barrier",),
 }
 """torch.distributed's own operations, by what they are called here."""
@@ -88,10 +90,12 @@ class Collectives:
         self._bytes: Counter[Collective] = Counter()
 
     def __call__(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any) -> None:
-        """Counts the operation if it is a collective."""
+        """Counts the operation if it is a collective of several workers."""
         if (kind := KIND_OF.get(func)) is None:
             return
         name = _group_name((*args, *kwargs.values()))
+        if name not in self.axes and _is_alone(name):
+            return
         collective = Collective(kind, self.axes.get(name, name))
         self._counts[collective] += 1
         self._bytes[collective] += _larger_side(func, args, result)
@@ -116,6 +120,11 @@ def _larger_side(func: Any, args: Sequence[Any], result: Any) -> int:
         sum(leaf.numel() * leaf.element_size() for leaf in tree_iter(side) if isinstance(leaf, Tensor))
         for side in sides
     )
+
+
+def _is_alone(name: str) -> bool:
+    """Returns whether a group has one worker, as DeepSpeed makes them: nothing moves there."""
+    return _resolve_process_group(name).size() == 1  # type: ignore[arg-type]  # a NewType of str
 
 
 def _group_name(arguments: Sequence[Any]) -> str:

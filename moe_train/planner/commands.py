@@ -3,12 +3,14 @@
 import argparse
 import json
 import logging
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from moe_cluster.contract import DONE
 from moe_train.arguments import Parser, add_overrides, at_least_one, parse_with_overrides, positive
 from moe_train.config.check import require_sound
+from moe_train.config.kinds.engine import OwnEngineConfig
 from moe_train.config.load import load_recipe
 from moe_train.config.schema import Recipe
 from moe_train.errors import UsageError
@@ -57,10 +59,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _require_traceable(recipe: Recipe) -> None:
-    if recipe.engine.kind != "native":
+    if not isinstance(recipe.engine, OwnEngineConfig):
         raise UsageError(
-            f"engine.kind={recipe.engine.kind}: plan traces the native engine only; set engine.kind=native, or see "
-            "moe-train show for what a worker holds"
+            f"engine.kind={recipe.engine.kind}: plan traces moe-train's own engines only; set engine.kind=native or "
+            "deepspeed"
         )
 
 
@@ -72,7 +74,10 @@ def _traced(recipe: Recipe, workers: int, imbalance: float) -> dict[str, Any]:
 
     logging.getLogger("torch").setLevel(logging.ERROR)
     try:
-        planned = trace(recipe, workers, imbalance)
+        with warnings.catch_warnings(
+            action="ignore", category=FutureWarning
+        ):  # DeepSpeed uses old names of torch
+            planned = trace(recipe, workers, imbalance)
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise UsageError(
             f"moe.router.kind={recipe.moe.router.kind}: an update needs values of tensors ({error.func}), which a "

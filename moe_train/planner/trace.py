@@ -1,7 +1,8 @@
 """Traces one update of a recipe on rank 0 of any number, with neither storage nor other processes.
 
 The model, its distribution, the engine, the optimizer and the training step are those of a run. Tensors are fake, so
-they have sizes and no values; the process group is torch's fake one, whose collectives return at once.
+they have sizes and no values; the process group is torch's fake one, whose collectives return at once. DeepSpeed
+runs too, with its buckets and ranges.
 """
 
 from collections.abc import Iterator
@@ -11,7 +12,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from moe_train.config.kinds.dispatch import AllToAllDispatchConfig
@@ -19,7 +19,6 @@ from moe_train.config.layout import plan_of
 from moe_train.config.resolve import spec_of
 from moe_train.config.schema import Recipe
 from moe_train.data.batch import Batch
-from moe_train.engines.engine import Engine
 from moe_train.layout.rows import expected_rows
 from moe_train.layout.units import degrees
 from moe_train.moe.dispatch.divided import DividedDispatcher
@@ -33,8 +32,10 @@ from moe_train.planner.batches import planned_batch
 from moe_train.planner.collectives import Collectives, Moved
 from moe_train.planner.dispatch import PlannedDispatcher
 from moe_train.planner.flops import Flops
+from moe_train.planner.held import HeldGradients, optimizer_bytes, parameter_bytes
 from moe_train.planner.live import LiveBytes
 from moe_train.planner.watch import Watch
+from moe_train.planner.zero import fake_tensors_answer_deepspeed
 from moe_train.step.training_step import TrainingStep
 
 TRACED_MICROBATCHES = 3
@@ -67,14 +68,19 @@ class _Alone(World):
         return value
 
 
+def alone(workers: int) -> World:
+    """Returns rank 0 of `workers` that do not exist."""
+    return _Alone(0, workers, 0, 1, torch.device("cpu"))
+
+
 def trace(recipe: Recipe, workers: int, imbalance: float = 1.0) -> Trace:
     """Returns the costs of an update on `workers` workers, where the busiest receives `imbalance` times the mean."""
     recipe = replace(recipe, moe=replace(recipe.moe, dispatch=AllToAllDispatchConfig()))
     plan = plan_of(recipe.parallel, workers)
     share = recipe.data.global_batch // plan.data
     number = share // (recipe.data.micro_batch or share)
-    with fake_group(workers):
-        mesh = Mesh.build(plan, _Alone(0, workers, 0, 1, torch.device("cpu")))
+    with fake_group(workers, of_one=recipe.engine.kind != "native"):
+        mesh = Mesh.build(plan, alone(workers))
         batch = planned_batch(recipe, share // number)
         if number <= TRACED_MICROBATCHES:
             return _traced(recipe, mesh, batch, number, imbalance)
@@ -89,9 +95,12 @@ def trace(recipe: Recipe, workers: int, imbalance: float = 1.0) -> Trace:
 
 
 @contextmanager
-def fake_group(workers: int) -> Iterator[None]:
-    """Makes this process rank 0 of `workers` that do not exist, for the duration of a block."""
-    if workers == 1:
+def fake_group(workers: int, *, of_one: bool = False) -> Iterator[None]:
+    """Makes this process rank 0 of `workers` that do not exist, for the duration of a block.
+
+    A single worker becomes a group of one if an engine wants that.
+    """
+    if workers == 1 and not of_one:
         yield
         return
     dist.init_process_group("fake", rank=0, world_size=workers)
@@ -108,16 +117,15 @@ def _traced(recipe: Recipe, mesh: Mesh, batch: Batch, number: int, imbalance: fl
         fake = modes.enter_context(FakeTensorMode())
         assumed = modes.enter_context(AssumedValues())
         modes.enter_context(live.following_resizes())
+        modes.enter_context(fake_tensors_answer_deepspeed())
         modes.enter_context(Watch(live, flops, collectives))
         step = TrainingStep.build(recipe, mesh, Vocabulary.without_text(recipe.data.tokenizer.size))
         plan_dispatch(step, recipe, imbalance)
         start = collectives.take()
         assumed.is_building = False
         live.restart_peak()
+        gradients = HeldGradients(step.engine)
         step.update([batch.each(fake.from_tensor) for _ in range(number)], 0, False)
-        shards = [shard.data for shard in step.engine.shards.values()]
-        grads = [grad for shard in shards if (grad := shard.grad) is not None]
-        state = optimizer_state(step.engine)
     return Trace(
         degrees=degrees(mesh.plan),
         microbatches=number,
@@ -125,17 +133,11 @@ def _traced(recipe: Recipe, mesh: Mesh, batch: Batch, number: int, imbalance: fl
         flops=flops.total,
         collectives=collectives.take(),
         start=start,
-        parameter_bytes=_bytes(shards),
-        gradient_bytes=_bytes(grads),
-        optimizer_bytes=_bytes(state),
+        parameter_bytes=parameter_bytes(step.engine),
+        gradient_bytes=gradients.bytes,
+        optimizer_bytes=optimizer_bytes(step.engine),
         peak_bytes=live.peak,
     )
-
-
-def optimizer_state(engine: Engine) -> list[Tensor]:
-    """Returns this rank's tensors of the optimizer's state."""
-    state = engine.state().items()
-    return [box.data for name, boxes in state if name.startswith("optim.") for box in boxes]
 
 
 def plan_dispatch(step: TrainingStep, recipe: Recipe, imbalance: float) -> None:
@@ -150,7 +152,3 @@ def plan_dispatch(step: TrainingStep, recipe: Recipe, imbalance: float) -> None:
             )
         else:
             layer.dispatcher = PlannedDispatcher(built, expected, imbalance)
-
-
-def _bytes(tensors: list[Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -10,8 +10,8 @@ from moe_train.parallel.mesh import Mesh
 from moe_train.parallel.world import World
 from moe_train.planner.collectives import Collectives, Moved
 from moe_train.planner.flops import Flops
+from moe_train.planner.held import HeldGradients, optimizer_bytes, parameter_bytes
 from moe_train.planner.live import LiveBytes
-from moe_train.planner.trace import optimizer_state
 from moe_train.planner.watch import Watch
 from moe_train.step.training_step import TrainingStep
 
@@ -46,14 +46,14 @@ def _measured(world: World, overrides: tuple[str, ...]) -> Measured:
         step = TrainingStep.build(recipe, mesh, vocabulary(recipe))
         start = collectives.take()
         live.restart_peak()
+        gradients = HeldGradients(step.engine)
         step.update([batch.each(lambda tensor: tensor.clone()) for batch in batches], 0, False)
-        shards = list(step.engine.shards.values())
         return Measured(
             collectives.take(),
             start,
             flops.total,
-            sum(shard.data.nbytes for shard in shards),
-            sum(shard.data.grad.nbytes for shard in shards),
-            sum(tensor.nbytes for tensor in optimizer_state(step.engine)),
+            parameter_bytes(step.engine),
+            gradients.bytes,
+            optimizer_bytes(step.engine),
             live.peak,
         )
