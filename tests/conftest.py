@@ -3,6 +3,8 @@
 import os
 import shutil
 import signal
+import stat
+from collections.abc import Iterator
 from typing import NoReturn
 
 import pytest
@@ -47,3 +49,11 @@ def skip_or_fail(reason: str) -> NoReturn:
     if os.environ.get("MOE_TRAIN_REQUIRE_ALL") == "1":
         pytest.fail(f"{reason}, and MOE_TRAIN_REQUIRE_ALL=1 says that no test may be skipped")
     pytest.skip(reason)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def null_device(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails a file of tests after which /dev/null is a plain file: as root, any program may have replaced it."""
+    yield
+    is_device = stat.S_ISCHR(os.stat(os.devnull).st_mode)
+    assert is_device, f"{request.node.name} or a test beside it has replaced {os.devnull} by a plain file"

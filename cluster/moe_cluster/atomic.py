@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import stat
 from pathlib import Path
 
 NO_ROOM_BYTES = 64 * 1024
@@ -16,8 +17,12 @@ def replace_content(path: Path, content: bytes, durable: bool = False) -> None:
     """Replace `path` by `content`: a crash leaves the old content or the new, never a part.
 
     `durable`: the content is on the disk on return; its name is once the folder is (`make_durable`).
+    A device is written into: to put a file in the place of /dev/null would harm the whole machine.
     Raises OSError that names `path`; its old content is left then.
     """
+    if _is_device(path):
+        path.write_bytes(content)
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -30,6 +35,14 @@ def replace_content(path: Path, content: bytes, durable: bool = False) -> None:
         error.filename = str(path)  # a write to a full disk names no file, an open the temporary one
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _is_device(path: Path) -> bool:
+    try:
+        mode = path.lstat().st_mode
+    except OSError:
+        return False
+    return stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
 
 
 def make_durable(path: Path) -> None:
