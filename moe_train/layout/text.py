@@ -18,7 +18,7 @@ from moe_train.layout.gathered import gathered_at_most
 from moe_train.layout.groups import axes, ranks
 from moe_train.layout.held import Held, held
 from moe_train.layout.shapes import Unit, units
-from moe_train.layout.units import amount, degrees
+from moe_train.layout.units import amount, counted, degrees
 from moe_train.layout.zero import buckets, held_by_zero
 
 LISTED = 16
@@ -41,7 +41,7 @@ def _heading(recipe: Recipe, plan: ParallelPlan) -> Iterator[str]:
     layers, numbers = ", ".join(map(str, spec.moe_layers)), spec.num_experts
     sizes = f" of {', '.join(map(str, numbers))} experts" if len(set(numbers)) > 1 else ""
     moe = f"; MoE layers {layers} (counted from 0){sizes}" if layers else ", no MoE layer"
-    yield f"layout: {plan.workers} worker(s){moe}"
+    yield f"layout: {counted(plan.workers, 'worker')}{moe}"
     if plan.workers > 1:
         yield f"  {degrees(plan)}"
 
@@ -54,7 +54,7 @@ def _groups(plan: ParallelPlan, workers_per_node: int | None) -> Iterator[str]:
             where = "; each on one host" if hosts == 1 else f"; each on up to {hosts:,} hosts"
         first = ranks(next(axis.groups()))
         more = ", ..." if axis.num_groups > 1 else ""
-        yield f"  {axis.name:<14}{axis.num_groups:>6,} group(s) of {axis.size:<7,}workers {first}{more}{where}"
+        yield f"  {axis.name:<14}{counted(axis.num_groups, 'group'):>12} of {axis.size:,}: workers {first}{more}{where}"
 
 
 def _experts(recipe: Recipe, plan: ParallelPlan) -> Iterator[str]:
@@ -70,7 +70,8 @@ def _experts(recipe: Recipe, plan: ParallelPlan) -> Iterator[str]:
         return
     for first in range(min(plan.exchange, SHARES)):
         alike = ranks(range(first, plan.workers, plan.exchange))
-        yield f"  worker(s) {alike}: {_share(first, plan, numbers)}{sharding}"
+        noun = "worker" if plan.replicas == 1 else "workers"
+        yield f"  {noun} {alike}: {_share(first, plan, numbers)}{sharding}"
     if plan.exchange > SHARES:
         yield f"  and so on to worker {plan.exchange - 1} and those that hold the same"
 
@@ -106,7 +107,9 @@ def _memory(recipe: Recipe, plan: ParallelPlan, engine: OwnEngineConfig, parts: 
     )
     work = work_of(recipe, plan)
     kept = saved_bytes(spec_of(recipe), plan, work.sequences, kept_of(recipe, plan), work.passes)
-    size = f"{work.microbatches} microbatch(es) of {work.sequences} sequence(s)"
+    size = (
+        f"{counted(work.microbatches, 'microbatch', 'microbatches')} of {counted(work.sequences, 'sequence')}"
+    )
     yield f"  {'activations':<20}{amount(kept):>14}  kept for the backward pass at most, of {size}"
     if isinstance(engine, NativeEngineConfig):
         yield from _of_fsdp(plan, engine, parts)

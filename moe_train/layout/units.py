@@ -1,4 +1,4 @@
-"""Writes amounts of memory and work in few characters."""
+"""Writes amounts of memory and work, and counts of things, in few characters."""
 
 from moe_train.config.plan import ParallelPlan
 
@@ -15,6 +15,11 @@ def amount(number: float) -> str:
         if unit == 0 or number >= 100
         else f"{number:,.3g} {BYTE_UNITS[unit]}"
     )
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Writes a number with its noun: "1 group", "1,024 groups"."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def degrees(plan: ParallelPlan) -> str:

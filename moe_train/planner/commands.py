@@ -101,13 +101,14 @@ def _traced(recipe: Recipe, workers: int, imbalance: float) -> dict[str, Any]:
 
 
 def _lines(planned: dict[str, Any]) -> list[str]:
-    from moe_train.layout.units import amount
+    from moe_train.layout.units import amount, counted
 
+    batches = counted(planned["microbatches"], "microbatch", "microbatches")
+    sequences = counted(planned["sequences_per_microbatch"], "sequence")
     return [
-        f"{planned['name']} on {planned['workers']:,} worker(s): {planned['degrees']}",
+        f"{planned['name']} on {counted(planned['workers'], 'worker')}: {planned['degrees']}",
         "",
-        f"one update of rank 0, {planned['microbatches']} microbatch(es) of {planned['sequences_per_microbatch']} "
-        f"sequence(s), rows {planned['imbalance']:g} times the mean",
+        f"one update of rank 0, {batches} of {sequences}, rows {planned['imbalance']:g} times the mean",
         f"  {'FLOPs':<34}{planned['flops'] / 1e12:>12,.3g} TFLOP",
         "",
         "memory of live tensors",

@@ -87,7 +87,7 @@ def test_a_full_size_model_has_the_papers_parameters(name):
 def test_a_run_of_many_workers_is_shown_in_few_lines(capsys):
     assert show(str(RECIPES / "glam" / "64b_64e.yaml"), [], 1024, as_json=False) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if "worker" in line]
-    first = "worker(s) 0, 64, ..., 960: expert 0 of each MoE layer, sharded over 16 workers"
+    first = "workers 0, 64, ..., 960: expert 0 of each MoE layer, sharded over 16 workers"
     assert first in [line.strip() for line in lines]
     assert "and so on to worker 63 and those that hold the same" in [line.strip() for line in lines]
     assert len(lines) == 10

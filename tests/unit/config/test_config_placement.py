@@ -207,7 +207,7 @@ def test_show_says_which_experts_of_which_layers_a_worker_holds(capsys):
     shown = ["moe.num_experts=[8,16]", "parallel.expert=4"]
     assert show(str(RECIPES / "switch" / "tiny.yaml"), shown, 4, as_json=False) == 0
     shown_lines = capsys.readouterr().out.splitlines()
-    assert "layout: 4 worker(s); MoE layers 1, 3 (counted from 0) of 8, 16 experts" in shown_lines
+    assert "layout: 4 workers; MoE layers 1, 3 (counted from 0) of 8, 16 experts" in shown_lines
     assert (
         "  worker 1: experts 2 to 3 of each MoE layer of 8 and 4 to 7 of each MoE layer of 16" in shown_lines
     )

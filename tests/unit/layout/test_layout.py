@@ -126,7 +126,7 @@ def test_a_thousand_workers_take_few_lines():
 def test_one_worker_takes_fewer():
     lines = layout(tiny_recipe(), ParallelPlan(), None)
     assert lines[:2] == [
-        "layout: 1 worker(s); MoE layers 0, 1 (counted from 0)",
+        "layout: 1 worker; MoE layers 0, 1 (counted from 0)",
         "  worker 0: experts 0 to 7 of each MoE layer",
     ]
-    assert not any("group(s)" in line or "collectives" in line for line in lines)
+    assert not any(" group" in line or "collectives" in line for line in lines)

@@ -27,7 +27,7 @@ def test_a_plan_is_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_plan_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", TINY, "--world", "1"]) == 0
     output = capsys.readouterr().out
-    assert "on 1 worker(s): 1; experts: 1\n" in output
+    assert "on 1 worker: 1; experts: 1\n" in output
     assert "  parameters                                   232 KiB\n" in output
     assert "collectives of an update: none" in output
 
