@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from moe_train.config.spec import ModelSpec
 from moe_train.initial import Initial, Normal
+from moe_train.model.rotary import rotate
 from moe_train.model.transformer_xl import DistanceScores
 
 NUM_BUCKETS = 32
@@ -67,16 +68,6 @@ class Attention(nn.Module):
         causal = self.is_causal and mask is None and memory is None
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
         return self.output(mixed.transpose(1, 2).flatten(-2))
-
-
-def rotate(x: Float[Tensor, "B H S W"], base: float = 10_000.0) -> Float[Tensor, "B H S W"]:
-    """Rotates the pair (i, i + W/2) by position * base^(-2i/W)   # RoFormer (2104.09864) eq. 34, halves paired."""
-    half = x.shape[-1] // 2
-    rate = base ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
-    angle = torch.outer(torch.arange(x.shape[-2], device=x.device, dtype=torch.float32), rate)
-    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-    first, second = x[..., :half], x[..., half:]
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
 def hide_padding(is_real: Bool[Tensor, "B R"]) -> Float[Tensor, "B 1 1 R"]:

@@ -9,7 +9,7 @@ from tiny_model import normal, tiny_recipe
 from torch import nn
 
 from moe_train.config.resolve import spec_of
-from moe_train.model.attention import Attention, RelativeBias, bucket, rotate
+from moe_train.model.attention import Attention, RelativeBias, bucket
 
 
 def test_attention_equals_the_formula_written_out():
@@ -58,28 +58,6 @@ def test_a_part_of_the_heads_with_the_bias_or_the_output_of_all_fails():
     three_heads = torch.zeros(1, 3, 5, 5)
     with pytest.raises(RuntimeError):
         attention(x, three_heads)
-
-
-def test_rotated_products_depend_on_the_distance_only():
-    query, key = normal(8, seed=1).expand(1, 1, 12, 8), normal(8, seed=2).expand(1, 1, 12, 8)
-    scores = (rotate(query) @ rotate(key).transpose(-1, -2))[0, 0]
-    for distance in range(12):
-        diagonal = scores.diagonal(-distance)
-        torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal))
-    assert (scores[0, 0] - scores[5, 0]).abs() > 0.1
-
-
-def test_rotation_keeps_lengths_and_leaves_position_zero():
-    x = normal(1, 2, 6, 8)
-    torch.testing.assert_close(rotate(x).norm(dim=-1), x.norm(dim=-1))
-    assert torch.equal(rotate(x)[:, :, 0], x[:, :, 0])
-
-
-def test_rotation_by_hand():
-    # Width 4: pairs (0, 2) at rate 1 and (1, 3) at rate 1/100; position 1.
-    turned = rotate(torch.tensor([[[[0.0, 0, 0, 0], [1.0, 1.0, 0.0, 0.0]]]]))[0, 0, 1]
-    expected = torch.tensor([math.cos(1), math.cos(0.01), math.sin(1), math.sin(0.01)])
-    torch.testing.assert_close(turned, expected)
 
 
 @pytest.mark.parametrize(
