@@ -9,7 +9,9 @@ deepspeed_moe        our transformer with DeepSpeed's MoE layers under DeepSpeed
 deepspeed_capacity   the same with capacity factor 1.25, beyond which tokens are dropped
 megatron             megatron-core's GPT-MoE under its own data parallelism, with the clip of bench_step.py. It runs on
                      CPU tensors behind tests/distributed/megatron_facade.py, which replaces names of torch.cuda
-native_...           the native engine with an option
+native_recompute_... the native engine with engine.recompute
+native_all_to_all    the native engine with gloo's exchange of rows; native has one_sided
+native_overlap       the same with engine.overlap=halves
 one_process          the native engine on one process, the other one idle, with as many tokens for this process
 two_apart            the same on both processes at once, that share nothing: what the machine leaves of one_process
 `over_native` and `cpu_over_native` are medians over rounds of wall and CPU time over that of `native`; `spread` is that
@@ -22,7 +24,7 @@ import argparse
 import statistics
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from measurement import Row, interleave, machine, median_ratio, peak_memory_gib, text_table, write_rows
@@ -30,21 +32,34 @@ from workers import Workers
 
 from moe_cluster.output import run_main
 from moe_train.config.kinds.deepspeed import DeepSpeedEngineConfig
+from moe_train.config.kinds.dispatch import AllToAllDispatchConfig, AutoDispatchConfig, DispatchConfig
 from moe_train.config.kinds.engine import EngineConfig, NativeEngineConfig
 
 WORKERS = 2
 SEQUENCE_LENGTH = 128
 TESTS = Path(__file__).resolve().parents[1] / "tests"
-ENGINES: Mapping[str, EngineConfig] = {
-    "native": NativeEngineConfig(),
-    "deepspeed": DeepSpeedEngineConfig(stage=1),
-    "native_recompute_experts": NativeEngineConfig(recompute="experts"),
-    "native_recompute_attention": NativeEngineConfig(recompute="attention"),
-    "native_recompute_block": NativeEngineConfig(recompute="block"),
+
+
+@dataclass
+class Ours:
+    """What sets one of our systems apart."""
+
+    engine: EngineConfig
+    dispatch: DispatchConfig = field(default_factory=AutoDispatchConfig)
+
+
+OURS: Mapping[str, Ours] = {
+    "native": Ours(NativeEngineConfig()),
+    "deepspeed": Ours(DeepSpeedEngineConfig(stage=1)),
+    "native_recompute_experts": Ours(NativeEngineConfig(recompute="experts")),
+    "native_recompute_attention": Ours(NativeEngineConfig(recompute="attention")),
+    "native_recompute_block": Ours(NativeEngineConfig(recompute="block")),
+    "native_all_to_all": Ours(NativeEngineConfig(), AllToAllDispatchConfig()),
+    "native_overlap": Ours(NativeEngineConfig(overlap="halves"), AllToAllDispatchConfig()),
 }
 OTHERS = ("deepspeed_moe", "deepspeed_capacity", "megatron")
 APART = ("one_process", "two_apart")
-SYSTEMS = (*ENGINES, *OTHERS, *APART)
+SYSTEMS = (*OURS, *OTHERS, *APART)
 MIB = 2**20
 
 
@@ -64,7 +79,7 @@ def main() -> None:
         tables = _measured(workers, options)
     finally:
         workers.stop()
-    for table in tables:
+    for table in filter(None, tables):
         print(text_table(table, markdown=options.markdown), end="\n\n")
     print(f"{machine()}; {WORKERS} processes of 1 thread; peak memory of one {peak_memory_gib():.1f} GiB")
     print(
@@ -168,11 +183,8 @@ def _recomputed(workers: Workers, wall: Seconds, cpu: Seconds) -> list[Row]:
     """Returns what recomputation saves on a worker, and its time over that without."""
     rows: list[Row] = []
     for name in wall:
-        engine = ENGINES.get(name)
-        if (
-            isinstance(engine, NativeEngineConfig)
-            and replace(engine, recompute="none") == NativeEngineConfig()
-        ):
+        engine = OURS[name].engine if name in OURS else None
+        if isinstance(engine, NativeEngineConfig) and (name == "native" or engine.recompute != "none"):
             sizes = [answer["bytes"] for answer in workers.ask(f"bytes {name}")]
             kept, peak = (max(of_workers) for of_workers in zip(*sizes, strict=True))
             row = {"recompute": engine.recompute, "kept_mib": kept / MIB, "peak_mib": peak / MIB}

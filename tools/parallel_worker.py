@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from bench_parallel import APART, ENGINES, SEQUENCE_LENGTH, SIZES
+from bench_parallel import APART, OURS, SEQUENCE_LENGTH, SIZES, Ours
 from bench_recompute import live_bytes
 from split import Split
 from systems import CAPACITY_FACTOR, Step, deepspeed_step, megatron_step, our_step
@@ -20,7 +20,6 @@ from workers import Tasks
 
 from moe_train.config.kinds.data import BPEConfig
 from moe_train.config.kinds.dispatch import AllToAllDispatchConfig
-from moe_train.config.kinds.engine import EngineConfig, NativeEngineConfig
 from moe_train.config.kinds.optim import AdamWConfig, ConstantScheduleConfig
 from moe_train.config.kinds.router.switch import SwitchRouterConfig
 from moe_train.config.schema import DataConfig, ModelConfig, MoEConfig, ParallelConfig, Recipe
@@ -60,8 +59,7 @@ class Systems:
         keep_freed_memory()
         alone, whole = replace(world, rank=0, size=1), recipe(options, world)
         make: dict[str, Callable[[], Step]] = {
-            name: partial(_our_step, recipe(options, world, engine), world)
-            for name, engine in ENGINES.items()
+            name: partial(_our_step, recipe(options, world, ours), world) for name, ours in OURS.items()
         }
         make |= dict.fromkeys(APART, partial(_our_step, recipe(options, alone), alone))
         make["deepspeed_moe"] = partial(deepspeed_step, whole, world, None)
@@ -86,9 +84,8 @@ class Systems:
     def live_bytes(self, name: str) -> dict[str, Any]:
         """Returns the bytes that a forward pass leaves, and the most in it and in the backward pass."""
         # One-sided rows lie in slabs of address space, whose size is not that of the rows.
-        dispatch = AllToAllDispatchConfig()
-        given = recipe(self.options, self.world, ENGINES[name])
-        _, step = our_step(replace(given, moe=replace(given.moe, dispatch=dispatch)), self.world)
+        given = recipe(self.options, self.world, Ours(OURS[name].engine, AllToAllDispatchConfig()))
+        _, step = our_step(given, self.world)
         (batch,) = share_of(global_batch(given, 0), self.world.rank, self.world.size)
         return {"bytes": live_bytes(step, batch)}
 
@@ -98,7 +95,7 @@ def _our_step(recipe: Recipe, world: World) -> Step:
     return step
 
 
-def recipe(options: argparse.Namespace, world: World, engine: EngineConfig | None = None) -> Recipe:
+def recipe(options: argparse.Namespace, world: World, ours: Ours = OURS["native"]) -> Recipe:
     """Returns the recipe of all systems; a batch grows with the workers."""
     return Recipe(
         model=ModelConfig(num_layers=options.layers, d_model=options.d_model, num_heads=4, activation="relu"),
@@ -106,6 +103,7 @@ def recipe(options: argparse.Namespace, world: World, engine: EngineConfig | Non
             every=1,
             num_experts=options.experts,
             capacity_factor=None,
+            dispatch=ours.dispatch,
             router=SwitchRouterConfig(jitter=0.0, balance_coefficient=0.01),
         ),
         data=DataConfig(
@@ -114,7 +112,7 @@ def recipe(options: argparse.Namespace, world: World, engine: EngineConfig | Non
             global_batch=options.sequences * world.size,
         ),
         optim=AdamWConfig(lr=1e-4, clip=1.0, weight_decay=0.0, schedule=ConstantScheduleConfig()),
-        engine=engine or NativeEngineConfig(),
+        engine=ours.engine,
         parallel=ParallelConfig(expert=world.size),
     )
 
