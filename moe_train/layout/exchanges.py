@@ -21,6 +21,9 @@ from moe_train.layout.zero import reductions
 COUNT = 8
 """Bytes of the number of rows to an expert, which goes before the rows."""
 
+BESIDE = {"none": "rows", "shared": "rows, beside shared experts", "halves": "rows, in overlapping halves"}
+"""Describes rows by `engine.overlap`."""
+
 
 def exchanges(
     spec: ModelSpec, parts: list[Unit], plan: ParallelPlan, engine: OwnEngineConfig, work: Work
@@ -85,4 +88,4 @@ def of_rows(
     width = (2 if work.is_bf16 else FP32) * moe.d_model
     size = parts * COUNT * moe.num_experts * plan.expert_tensor
     yield Exchange("all_to_all", "exchange", "numbers of rows", counts, counts * size)
-    yield Exchange("all_to_all", "exchange", "rows", parts * moves, moves * rows * width)
+    yield Exchange("all_to_all", "exchange", BESIDE[engine.overlap], parts * moves, moves * rows * width)

@@ -42,6 +42,7 @@ ON_FOUR = [
         ("parallel.expert_tensor=2", "parallel.tensor=2", "parallel.shard=1"),
         ("parallel.expert=2", "parallel.expert_tensor=2", "data.micro_batch=1"),
         ("parallel.expert=2", "engine.kind=deepspeed", "engine.stage=2", "data.micro_batch=1"),
+        ("parallel.expert=4", "parallel.tensor=2", "engine.kind=deepspeed", "engine.stage=1"),
     )
 ]
 Case = tuple[tuple[str, ...], tuple[str, ...]]

@@ -14,6 +14,7 @@ DEEPSPEED = ("engine.kind=deepspeed",)
 SMALL_BUCKETS = "engine.config={zero_optimization: {reduce_bucket_size: 1000}}"
 SCATTER = "(reduce_scatter|all_reduce)"  # gloo's reduce_scatter is an all_reduce
 ROWS = r"at moe/dispatch/all_to_all\.py:\d+ \w+"
+OVERLAPPED = r"all_to_all over \S*expert\S* at moe_kernels/all_to_all\.py:\d+ arrive"
 
 CASES = {
     "tensor sum": (
@@ -50,6 +51,16 @@ CASES = {
         ALL_TO_ALL,
         Where("alltoall", "all_to_all.py", is_backward=True),
         r"all_to_all over \S*expert\S* at moe_kernels/all_to_all\.py:\d+ \w+ of layers\.1 backward",
+    ),
+    "overlapped dispatch": (
+        (EXPERT, "engine.overlap=halves"),
+        Where("alltoall", "dispatch/turns.py"),
+        rf"{OVERLAPPED} of layers\.0 forward",
+    ),
+    "overlapped dispatch, backward": (
+        (EXPERT, "engine.overlap=halves"),
+        Where("alltoall", "dispatch/turns.py", is_backward=True),
+        rf"{OVERLAPPED} of layers\.1 backward",
     ),
     "one-sided dispatch": (
         (EXPERT, "moe.dispatch.kind=one_sided"),
