@@ -47,7 +47,7 @@ class Overlapped:
         experts: Experts,
         dropout: Dropout | None = None,
         beside: Beside | None = None,
-    ) -> tuple[Float[Tensor, "T D"], Float[Tensor, "T D"] | None]:
+    ) -> tuple[Float[Tensor, "T D"], Float[Tensor, "_ D"] | None]:
         if isinstance(dispatcher, DividedDispatcher):
             edges, rows = dispatcher.edges_of_share(routing), dispatcher.rows_of_share(x, routing)
             if dropout is not None:
@@ -81,7 +81,7 @@ def _travel(
     experts: Experts,
     dropout: Dropout | None,
     beside: Beside | None,
-) -> tuple[Float[Tensor, "T D"], Float[Tensor, "T D"] | None]:
+) -> tuple[Float[Tensor, "T D"], Float[Tensor, "_ D"] | None]:
     """Makes the way of all parts in the order above."""
     number, sizes = len(plans), [len(plan.order.weights) for plan in plans]
     factors = _factors(dispatcher, plans, dropout, sizes)

@@ -32,11 +32,14 @@ class Beside:
     """Holds a part of the model that has nothing to do with the exchange, and may run while rows travel."""
 
     part: Callable[[Tensor], Tensor]
-    x: Float[Tensor, "T D"]
+    x: Float[Tensor, "_ D"]
 
 
 class Through(Protocol):
-    """Returns the weighted sum of each token's experts, and what `beside` makes, if it is given. Collective."""
+    """Returns the weighted sum of each token's experts, and what `beside` makes, if it is given. Collective.
+
+    The tokens may be a share of those that `beside` sees.
+    """
 
     def __call__(
         self,
@@ -46,7 +49,7 @@ class Through(Protocol):
         experts: Experts,
         dropout: Dropout | None = None,
         beside: Beside | None = None,
-    ) -> tuple[Float[Tensor, "T D"], Float[Tensor, "T D"] | None]: ...
+    ) -> tuple[Float[Tensor, "T D"], Float[Tensor, "_ D"] | None]: ...
 
 
 def one_by_one(
@@ -56,7 +59,7 @@ def one_by_one(
     experts: Experts,
     dropout: Dropout | None = None,
     beside: Beside | None = None,
-) -> tuple[Float[Tensor, "T D"], Float[Tensor, "T D"] | None]:
+) -> tuple[Float[Tensor, "T D"], Float[Tensor, "_ D"] | None]:
     """Dispatches, applies the experts and combines; any dispatcher serves."""
     dispatched, factors = dispatcher.dispatch(x, routing), None
     if dropout is not None:
