@@ -49,7 +49,7 @@ def tensor_parallel(
 ) -> TensorParallel:
     """Returns what knows the collectives of tensor groups."""
     to_its_end = isinstance(engine, NativeEngineConfig) and engine.gather_dtype is not None
-    return TensorParallel(spec, plan, work, engine.recompute, to_its_end)
+    return TensorParallel(spec, plan, work, engine.recompute, to_its_end, engine.overlap != "none")
 
 
 def _of_unit(unit: Unit, plan: ParallelPlan, engine: NativeEngineConfig, work: Work) -> Iterator[Exchange]:

@@ -34,6 +34,8 @@ class TensorParallel:
     recompute: str
     to_its_end: bool
     """What runs again does so to its last collective, and not to the last tensor that is needed."""
+    overlaps: bool = False
+    """Shared experts run before the outputs of the others are gathered, not after."""
 
     def exchanges(self) -> Iterator[Exchange]:
         """Yields the collectives of an update."""
@@ -72,7 +74,9 @@ class TensorParallel:
         steps += self._experts(tokens, moe)
         if moe.shared_experts:
             is_again = self.recompute in ("experts", "block")
-            steps += self._half(tokens, begins_again=is_again, ends_again=is_again and last)
+            steps += self._half(
+                tokens, begins_again=is_again, ends_again=is_again and (last or self.overlaps)
+            )
         return steps
 
     def _half(self, tokens: int, *, begins_again: bool, ends_again: bool) -> list[Step]:
@@ -103,7 +107,7 @@ class TensorParallel:
         whole, rounded = (tokens * self.spec.d_model * size for size in (FP32, self._size))
         if self.plan.sequence:
             return [Step("all_gather", whole, True, self.recompute == "block"), weights]
-        is_last = not (self.recompute == "block" and moe.shared_experts)
+        is_last = self.overlaps or not (self.recompute == "block" and moe.shared_experts)
         is_again = self.recompute in ("experts", "block") and (self.to_its_end or not is_last)
         return [
             Step("all_gather", rounded, True, is_again),

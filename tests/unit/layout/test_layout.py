@@ -60,6 +60,17 @@ MORE = [
     for recompute in ("none", "experts", "attention", "block")
     for precision in ((), ("precision=bf16",), ("precision=bf16", "engine.gather_dtype=bf16"))
 ]
+MORE += [
+    (*tensor, "moe.shared_experts=1", "parallel.expert=2", f"engine.overlap={overlap}", *recompute)
+    for tensor in ((TENSOR,), SEQUENCE)
+    for overlap in ("shared", "halves")
+    for recompute in (
+        ("engine.recompute=none",),
+        ("engine.recompute=experts",),
+        ("engine.recompute=block",),
+        ("engine.recompute=experts", "precision=bf16", "engine.gather_dtype=bf16"),
+    )
+]
 MODELS = [
     (),
     ("precision=bf16",),
