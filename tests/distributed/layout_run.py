@@ -47,7 +47,7 @@ class LayoutRun:
     top_probabilities: list[Tensor]
     validation: float
     gradients: dict[str, Box]
-    """Of the first step, before clipping; of the second where experts begin at 0 (base)."""
+    """Of the first step in which a parameter has one (`step_of`), before clipping."""
     parameters: dict[str, Box]
     """After the last step."""
     allocated: dict[str, int]
@@ -56,6 +56,8 @@ class LayoutRun:
     """The mean losses that the update itself has summed up."""
     state: dict[str, list[Box]]
     """All that a checkpoint of the end would have: parameters, buffers and the optimizer's state."""
+    unrounded: "LayoutRun | None" = None
+    """The same run in fp32, where this one is of bf16 and the difference matters."""
 
 
 class WholeExpertsWatch(TorchDispatchMode):
@@ -100,18 +102,25 @@ def losses_around_a_load(world: World, *overrides: str) -> tuple[float, float]:
     return before, training_step.evaluate(batches, 1)
 
 
+def step_of(router: str, name: str) -> int:
+    """The first step in which a parameter has a gradient: `base`'s experts begin at 0, by their last matrices."""
+    waiting = (".router.", ".feedforward_norm.", ".experts.w_in", ".experts.w_gate")
+    return int(router == "base" and any(part in name for part in waiting))
+
+
 def train(world: World, *overrides: str) -> LayoutRun:
     """Five updates of the tiny model and one validation pass."""
     recipe, training_step = tiny_step(world, *overrides)
     engine, data = training_step.engine, training_step.mesh.data
     gradients: dict[str, Box] = {}
-    step_of_gradients = 1 if recipe.moe.router.kind == "base" else 0
+    router = recipe.moe.router.kind
 
     update = engine.update
 
     def take(lr: float, norm: float) -> None:
-        if step == step_of_gradients:
-            gradients.update(boxes(engine, gradients_of(engine)))
+        if step <= step_of(router, ".router."):
+            seen = boxes(engine, gradients_of(engine))
+            gradients.update({name: box for name, box in seen.items() if step_of(router, name) == step})
         update(lr, norm)
 
     engine.update = take
