@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from pairs import pairs
 from torch import Tensor
 
 from moe_train.config.kinds.router.router import RouterConfig
@@ -107,6 +108,8 @@ def flops_per_token(recipe: Recipe) -> int:
 
 def global_batch(recipe: Recipe, step: int) -> Batch:
     """What the objective makes of random tokens: the whole global batch of update `step`."""
+    if recipe.objective.reads_pairs(recipe):
+        return pairs(recipe, step)
     generator = torch.Generator().manual_seed(1000 + step)
     size, length = recipe.data.global_batch, recipe.data.sequence_length
     tokens = torch.randint(0, recipe.data.tokenizer.size, (size, length + 1), generator=generator)

@@ -7,11 +7,9 @@ import pytest
 import torch
 from gloo_workers import run_workers
 from layout_run import mean, tiny_step
-from tiny_model import normal, share_of
+from tiny_model import global_batch, share_of
 
-from moe_train.config.schema import Recipe
-from moe_train.data.batch import IGNORED, Batch
-from moe_train.data.tokenizer import EOS_ID, PAD_ID
+from moe_train.data.tokenizer import EOS_ID
 from moe_train.parallel.world import World
 
 TRANSLATION = (
@@ -23,6 +21,7 @@ TRANSLATION = (
     "decoding.beam_size=2",
     "model.num_heads=4",
     "model.dropout=0.1",
+    "model.init_scale=3",  # as sure of its words as after long training
     "optim.lr=0.5",
 )
 LIMITED = (*TRANSLATION, "model.positions=learned")
@@ -42,41 +41,18 @@ ON_FOUR = [
     (THOR, (*SEQUENCE, "parallel.expert=4")),
     (XL, (*SEQUENCE, "parallel.expert=2", "engine.reshard_after_forward=true")),
     (XL, ("parallel.tensor=2", "parallel.expert_tensor=2")),
+    (THOR, (*SEQUENCE, "engine.kind=deepspeed", "engine.stage=1")),
 ]
 Seen = tuple[list[float], torch.Tensor, float]
-
-
-def pairs(recipe: Recipe, step: int) -> Batch:
-    """A global batch of random sentences, of which the longest fills its row."""
-    size, length = recipe.data.global_batch, recipe.data.sequence_length
-    generator = torch.Generator().manual_seed(step)
-    words = torch.randint(2, 300, (2, size, length), generator=generator)
-    lengths = length - torch.randint(0, 3, (2, size, 1), generator=generator) * 2
-    lengths[:, 0] = length
-    is_real = torch.arange(length) < lengths
-    source = torch.where(is_real[0], words[0], PAD_ID)
-    targets = torch.where(is_real[1], words[1], IGNORED)
-    tokens = torch.cat((torch.full((size, 1), PAD_ID), words[1, :, :-1]), dim=1)
-    return Batch(
-        tokens=torch.where(is_real[1], tokens, PAD_ID),
-        targets=targets,
-        sequence_ids=torch.arange(size) + size * step,
-        is_real=is_real[1],
-        source=source,
-        source_is_real=is_real[0],
-        targets_per_sequence=float(is_real[1].sum() / size),
-    )
 
 
 def train_and_translate(world: World, *overrides: str) -> Seen:
     """Losses of an update before and one after translating, the translations, and the validation loss behind them."""
     recipe, training_step = tiny_step(world, *overrides)
     data = training_step.mesh.data
-    for name, shard in training_step.engine.shards.items():  # as sure of its words as after long training
-        place = tuple(slice(at, at + n) for at, n in zip(shard.offsets, shard.data.shape, strict=True))
-        if name.startswith(("embedding", "head")):
-            shard.data.copy_(normal(*shard.global_shape, seed=1)[place] * 0.3)
-    first, second, validation = (share_of(pairs(recipe, step), data.rank, data.size) for step in (0, 1, 9))
+    first, second, validation = (
+        share_of(global_batch(recipe, step), data.rank, data.size) for step in (0, 1, 9)
+    )
     losses = [mean(data, training_step.update(first, 0, False).loss)]
     translations = training_step.translator().translate(first[0], 1)
     losses.append(mean(data, training_step.update(second, 1, False).loss))
@@ -91,7 +67,7 @@ def assert_translates_like_one_process(workers: int, cases: list[tuple[tuple[str
     alone, of_ranks = World(0, 1, 0, 1, torch.device("cpu")), run_workers(workers, see_all, cases)
     for index, (model, layout) in enumerate(cases):
         losses, translations, validation = train_and_translate(alone, *model)
-        assert len(translations.unique()) > 4, "all sentences have the same translation"
+        assert len(translations.unique()) > 10, "all sentences have the same translation"
         assert (translations != EOS_ID).sum() > translations.numel() / 4
         tensor = int(next(each for each in layout if "tensor" in each).partition("=")[2])
         for rank, seen in enumerate(of_rank[index] for of_rank in of_ranks):
