@@ -1,6 +1,6 @@
 """Tokens per second of our two engines against DeepSpeed-MoE and megatron-core, and where the time of a step goes.
 
-    python tools/bench_parallel.py [--systems NAME ...] [--rounds 10] [--settle 6] [--markdown] [--json FILE]
+    python tools/bench_parallel.py [--systems NAME ...] [--rounds 10] [--settle 8] [--markdown] [--json FILE]
 
 One run: all systems train the same model from the same weights in the same two processes, one thread each, and make
 their updates in turn, so what else the machine does hits all alike. Experts are shared out over both processes.
@@ -96,7 +96,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS, help="beside native; all")
     parser.add_argument("--rounds", type=int, default=10, help="updates of every system")
     settle_help = "updates of every system before the first round"
-    parser.add_argument("--settle", type=int, default=6, help=settle_help)
+    parser.add_argument("--settle", type=int, default=8, help=settle_help)
     for name, default in SIZES.items():
         note = f"of {SEQUENCE_LENGTH} tokens, in the batch of a process" if name == "sequences" else None
         parser.add_argument(f"--{name}", type=int, default=default, help=note)

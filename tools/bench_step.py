@@ -43,6 +43,7 @@ from moe_train.config.spec import MoESpec
 from moe_train.data.batch import Batch
 from moe_train.model.build import build as build_model
 from moe_train.model.transformer import Transformer
+from moe_train.moe.dispatch.through import Beside
 from moe_train.moe.layers.layer import MoELayer
 from moe_train.moe.routing import Pass, RouteContext
 from moe_train.moe.rows import Rows
@@ -237,9 +238,10 @@ class DeepSpeedLayer(MoELayer):
         self.moe.set_deepspeed_parallelism()
 
     def forward(
-        self, x: Tensor, context: RouteContext, residual: Tensor | None = None
+        self, x: Tensor, context: RouteContext, residual: Tensor | None = None, beside: Beside | None = None
     ) -> tuple[Tensor, MoEStats]:
         """Returns what our layer does, with the one count that DeepSpeed makes."""
+        assert beside is None, "no shared experts"
         return self.route(x, context)
 
     def route(self, x: Tensor, context: RouteContext) -> tuple[Tensor, MoEStats]:

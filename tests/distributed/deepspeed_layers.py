@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from moe_train.config.schema import Recipe
 from moe_train.config.spec import MoESpec
 from moe_train.model.model import Model
+from moe_train.moe.dispatch.through import Beside
 from moe_train.moe.layers.layer import MoELayer
 from moe_train.moe.routing import Pass, RouteContext
 from moe_train.parallel.world import World
@@ -68,9 +69,10 @@ class DeepSpeedLayer(MoELayer):
                 expert.get_parameter(NAMES[ours]).copy_(weights[ours][index].t())
 
     def forward(
-        self, x: Tensor, context: RouteContext, residual: Tensor | None = None
+        self, x: Tensor, context: RouteContext, residual: Tensor | None = None, beside: Beside | None = None
     ) -> tuple[Tensor, MoEStats]:
         """Returns the output of their layer, their balance loss and their loads."""
+        assert beside is None, "no shared experts"
         return self.route(x, context)
 
     def route(self, x: Tensor, context: RouteContext) -> tuple[Tensor, MoEStats]:
