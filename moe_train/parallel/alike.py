@@ -7,13 +7,13 @@ package hand one recipe to all workers, but a worker reads its own copy, and run
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from moe_cluster.node.bad_nodes import own_name
 from moe_cluster.node.condition import versions
-from moe_cluster.node.reports import exchange
+from moe_cluster.node.reports import exchange, leave
 from moe_train.config.changes import leaves, shown
-from moe_train.config.load import to_dict
 from moe_train.config.schema import Recipe
 from moe_train.errors import UsageError
 from moe_train.parallel.world import Meeting
@@ -35,11 +35,12 @@ def require_alike(recipe: Recipe, workers: Meeting) -> None:
     def gathered(name: str, own: Mapping[str, Any]) -> list[dict[str, Any]]:
         return exchange(store, name, own, workers.size, workers.rank, recipe.job.timeout_s)
 
-    own = {"recipe": dict(leaves(to_dict(recipe))), "versions": versions(recipe.engine.packages)}
+    own = {"recipe": dict(leaves(asdict(recipe))), "versions": versions(recipe.engine.packages)}
     digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
     if len({report["digest"] for report in gathered("digest", {"digest": digest})}) == 1:
         return
     reports = gathered("facts", {"host": own_name(), **own})
+    leave(store, workers.size, workers.rank)
     problems = [
         *_differences(reports, "recipe", "start all workers with the same recipe"),
         *_differences(reports, "versions", "install the same version on all nodes, e.g. in a shared folder"),

@@ -23,7 +23,7 @@ from moe_cluster.node.bad_nodes import own_name
 from moe_cluster.node.check import fatal_among, write_down
 from moe_cluster.node.health_rules import problems
 from moe_cluster.node.links import Listener, answer_at, mib_per_s
-from moe_cluster.node.reports import Store, exchange, first_line
+from moe_cluster.node.reports import Store, exchange, first_line, leave
 
 CONNECT_S = 5.0
 """A connection that takes longer counts as failed."""
@@ -97,6 +97,7 @@ def preflight(
     if bad and rank == 0:
         write_down(attempt_dir(run_dir, attempt), bad)
     if faults := [*unreached, *map(str, fatal)]:
+        leave(store, size, rank)
         raise (ClusterError if unreached or bad else JobError)("\n".join(faults))
     if rank == 0:
         for sentence in _speeds(cards, everything):

@@ -2,10 +2,13 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, Protocol
 
 from moe_cluster.errors import ClusterError
+
+LONGEST_GOODBYE_S = 10.0
 
 
 class Store(Protocol):
@@ -37,6 +40,14 @@ def exchange(
     if "missing" in reports:
         raise ClusterError(reports["missing"])
     return list(reports["all"])
+
+
+def leave(store: Store, size: int, rank: int) -> None:
+    """Has a rank leave the store after the last exchange. Rank 0, whose process may hold it, is the last to do so."""
+    store.set(f"left/{rank}", "")
+    if rank == 0:
+        with suppress(Exception):  # a store has no error class of its own
+            store.wait([f"left/{other}" for other in range(size)], timedelta(seconds=LONGEST_GOODBYE_S))
 
 
 def _collected(store: Store, name: str, size: int, timeout_s: float) -> dict[str, Any]:
