@@ -17,6 +17,7 @@ OWN = ("moe_train", "moe_kernels", "moe_cluster")
 WAITING = (
     "torch.distributed",
     "moe_kernels.all_to_all",
+    "moe_kernels.all_to_all",
     "moe_kernels.endpoint",
     "moe_kernels.exchange",
     "moe_train.checkpoint.rendezvous",
