@@ -11,6 +11,7 @@ CASES = [
     ("parallel.expert=2", "parallel.shard=2"),
     ("parallel.tensor=2", "parallel.expert=2", "parallel.expert_tensor=2"),
     ("engine.kind=deepspeed", "engine.stage=2", "parallel.expert=2"),
+    ("engine.kind=deepspeed", "engine.stage=1", "parallel.tensor=2", "parallel.expert=2"),
 ]
 
 

@@ -92,6 +92,16 @@ CASES = {
         Where("reduce", "deepspeed/runtime", is_backward=True),
         r"\w*reduce over \S*data\S* at engines/deepspeed\.py:\d+ backward of (scores|layers\.1) backward",
     ),
+    "tensor sum, DeepSpeed": (
+        (*DEEPSPEED, TENSOR),
+        Where("allreduce", "megatron/core"),
+        r"all_reduce over \S*tensor\S* at engines/\w+\.py:\d+ forward of embedding forward",
+    ),
+    "tensor sum, DeepSpeed, backward": (
+        (*DEEPSPEED, TENSOR),
+        Where("all_reduce", "engines/deepspeed", is_backward=True),
+        r"all_reduce over \S*tensor\S* at engines/deepspeed\.py:\d+ backward of scores backward",
+    ),
     "loss over cut logits": (
         (TENSOR,),
         Where("allreduce", "parallel/cut_softmax.py"),
