@@ -133,11 +133,13 @@ def batch_problems(recipe: Recipe, workers: int | None) -> Iterator[Problem]:
     data, batch = data_degree(recipe.parallel, workers), recipe.data.global_batch
     micro = recipe.data.micro_batch
     if batch % data:
+        fits = " or ".join(str(fit) for fit in (batch - batch % data, batch + data - batch % data) if fit)
+        fewer = f", or at most {batch} data-parallel workers; parallel.tensor lowers their number"
         yield Problem(
             "data.global_batch",
             batch,
             f"must be a multiple of the {data} data-parallel workers",
-            f"use {' or '.join(str(fit) for fit in (batch - batch % data, batch + data - batch % data) if fit)}",
+            f"use {fits}{fewer if batch < data else ''}",
         )
     elif micro is not None and (batch // data) % micro:
         yield Problem(

@@ -94,7 +94,7 @@ def reductions(
         degree = plan.replicas if is_cut else plan.data
         if degree == 1 or not members:
             continue
-        what = what if is_cut or plan.exchange > 1 else "everything"
+        what = what if plan.exchange > 1 or plan.tensor > 1 else "all"
         sizes = [
             prod(working_shape(each, unit.is_experts, plan)) for unit in members for each in unit.parameters
         ]
@@ -114,7 +114,8 @@ def _degree(unit: Unit, plan: ParallelPlan) -> int:
 
 
 def _is_cut(unit: Unit, plan: ParallelPlan) -> bool:
-    return unit.is_experts and plan.exchange > 1
+    """Returns whether workers that share the gradients of all else hold others of these, or have other gradients."""
+    return unit.is_experts and (plan.exchange > 1 or plan.tensor > 1)
 
 
 def _filled(sizes: list[int], bucket: int, without: int) -> int:

@@ -4,6 +4,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from tiny_model import global_batch, share_of, tiny_recipe, vocabulary
+from torch import Tensor
 
 from moe_train.config.layout import plan_of
 from moe_train.parallel.mesh import Mesh
@@ -28,6 +29,8 @@ class Measured:
     gradient_bytes: int
     optimizer_bytes: int
     peak_bytes: int
+    before_backward_bytes: int
+    """Of live tensors, where the first backward pass begins."""
 
 
 def measure(world: World, *cases: tuple[str, ...]) -> list[Measured]:
@@ -46,7 +49,14 @@ def _measured(world: World, overrides: tuple[str, ...]) -> Measured:
         step = TrainingStep.build(recipe, mesh, vocabulary(recipe))
         start = collectives.take()
         live.restart_peak()
-        gradients = HeldGradients(step.engine)
+        gradients, seen = HeldGradients(step.engine), list[int]()
+        backward = step.engine.backward
+
+        def counted(loss: Tensor, is_last: bool) -> None:
+            seen.append(live.now)
+            backward(loss, is_last)
+
+        step.engine.backward = counted  # type: ignore[method-assign]
         step.update([batch.each(lambda tensor: tensor.clone()) for batch in batches], 0, False)
         return Measured(
             collectives.take(),
@@ -56,4 +66,5 @@ def _measured(world: World, overrides: tuple[str, ...]) -> Measured:
             gradients.bytes,
             optimizer_bytes(step.engine),
             live.peak,
+            seen[0],
         )

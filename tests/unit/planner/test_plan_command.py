@@ -35,7 +35,12 @@ def test_a_plan_in_words(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("world", "overrides", "words"),
     [
-        ("16", (), "data.global_batch=8: must be a multiple of the 16 data-parallel workers"),
+        (
+            "16",
+            (),
+            "data.global_batch=8: must be a multiple of the 16 data-parallel workers; use 16, or at most 8 "
+            "data-parallel workers; parallel.tensor lowers their number.",
+        ),
         ("4", ("parallel.expert=3",), "parallel.expert=3: must divide the number of workers, which is 4"),
         ("2", ("parallel.data=4",), "parallel.data=4: must equal the number of workers, which is 2"),
     ],
