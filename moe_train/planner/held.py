@@ -24,10 +24,11 @@ class HeldGradients:
 
     def _gradients(self) -> Sequence[Tensor]:
         """Returns those of ranges of flattened parameters, if the engine has any, else those of parameters."""
-        ranges = getattr(self._engine, "ranges", None)
+        ranges, parameters = getattr(self._engine, "ranges", None), self._engine.model.parameters()
         if ranges is not None:
-            return list(ranges.gradients())
-        return [grad for shard in self._engine.shards.values() if (grad := shard.data.grad) is not None]
+            return [grad for each in parameters if (grad := ranges.gradient(each)) is not None]
+        shards = self._engine.shards.values()
+        return [grad for shard in shards if (grad := shard.data.grad) is not None]
 
 
 def parameter_bytes(engine: Engine) -> int:
