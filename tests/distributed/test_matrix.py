@@ -24,6 +24,7 @@ REPRESENTATIVES = [
     PLAIN | {"tensor": "2", "sequence": "true", "expert": "4", "recompute": "block"},
     PLAIN | {"expert_tensor": "2", "sharding": "copies", "optimizer": "adamw", "router": "top_k"},
     PLAIN | {"engine": "stage 2", "micro_batch": "1", "parts": "odd vocabulary, every second layer"},
+    PLAIN | {"engine": "stage 2", "tensor": "2", "sequence": "true", "positions": "transformer_xl"},
 ]
 
 
@@ -101,7 +102,7 @@ def assert_all_same(workers: int, choices: list[Choice]) -> None:
 
 @pytest.mark.distributed_exhaustive
 @pytest.mark.parametrize("choices", [pytest.param(REPRESENTATIVES, id="representative")])
-def test_three_combinations_train_like_one_process(choices):
+def test_some_combinations_train_like_one_process(choices):
     assert_all_same(4, choices)
 
 
@@ -127,6 +128,8 @@ def test_at_least_forty_combinations_have_every_pair_that_may_stand_together():
     assert len({name_of(choice) for choice in found.chosen}) == len(found.chosen)
     covered = {(axis, value) for choice in found.chosen for axis, value in choice.items()}
     assert covered == {(axis, value) for axis, values in AXES.items() for value in values}
+    together = {(choice["engine"], choice["tensor"]) for choice in found.chosen}
+    assert together == {(engine, tensor) for engine in AXES["engine"] for tensor in AXES["tensor"]}
 
 
 def differences_after(world: World, updates: int, *overrides: str) -> list[str]:

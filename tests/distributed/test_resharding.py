@@ -55,9 +55,9 @@ def save_state(world, run_dir, recipe, training_step) -> None:
     checkpointer.wait()
 
 
-def global_tensors(run_dir: Path) -> dict[str, Tensor]:
+def global_tensors(run_dir: Path, step: int = STEPS) -> dict[str, Tensor]:
     """Every tensor of a checkpoint, put together from its boxes."""
-    folder = run_dir / "checkpoints" / f"step_{STEPS:08d}"
+    folder = run_dir / "checkpoints" / f"step_{step:08d}"
     manifest = read_manifest(folder)
     files = {name: load_file(folder / name) for name in manifest.files}
     whole = {}
