@@ -36,7 +36,7 @@ examples:
   moe-train run recipes/switch/tiny.yaml                            train with one worker, here
   moe-train run recipes/switch/tiny.yaml --workers 4 parallel.expert=2 optim.lr=1e-3
   moe-train show recipes/switch/tiny.yaml                           show sizes and validation errors
-  moe-train plan recipes/artetxe/1.1t.yaml --world 1024             say what an update costs each worker
+  moe-train plan recipes/artetxe/1.1t.yaml --world 512              say what an update costs each worker
   moe-train monitor runs/switch-tiny --html experts.html            chart the load of the experts
   moe-train submit recipes/switch/tiny.yaml --cluster slurm --nodes 2 --dry-run
   moe-train status runs/switch-tiny                                 show the run's state, on any cluster

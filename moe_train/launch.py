@@ -207,9 +207,10 @@ def _show_plan(
     if request.launcher == "local":
         settings = with_threads(settings, workers)
     threads = settings.get("OMP_NUM_THREADS")
-    print(
-        f"workers     {counts} with {f'{threads} threads each' if threads else 'an equal share of the cores of a node'}"
-    )
+    each = "an equal share of the cores of a node"
+    if threads:
+        each = f"{threads} thread{'s' if threads != '1' else ''} each"
+    print(f"workers     {counts} with {each}")
     print(
         f"command     {'in this process' if here else launcher(request.launcher, environment).command(attempt)}"
     )

@@ -11,13 +11,15 @@ from moe_cluster.contract import DONE
 from moe_train.arguments import Parser, add_overrides, at_least_one, parse_with_overrides, positive
 from moe_train.config.check import require_sound
 from moe_train.config.kinds.engine import OwnEngineConfig
+from moe_train.config.layout import plan_of
 from moe_train.config.load import load_recipe
+from moe_train.config.plan import ParallelPlan
 from moe_train.config.schema import Recipe
 from moe_train.errors import UsageError
 
 EPILOG = """\
 examples:
-  moe-train plan recipes/artetxe/1.1t.yaml --world 1024
+  moe-train plan recipes/artetxe/1.1t.yaml --world 512
   moe-train plan recipes/glam/64b_64e.yaml --world 512 --imbalance 1.5 --json
 
 The real model, both meshes and the whole update are traced on fake tensors and a fake process group: nothing is
@@ -32,6 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     recipe = load_recipe(options.recipe, options.overrides)
     require_sound(recipe, options.world)
     _require_traceable(recipe)
+    _require_possible(options.imbalance, plan_of(recipe.parallel, options.world))
     planned = _traced(recipe, options.world, options.imbalance)
     print(json.dumps(planned, indent=1) if options.json else "\n".join(_lines(planned)))
     return DONE
@@ -63,6 +66,16 @@ def _require_traceable(recipe: Recipe) -> None:
         raise UsageError(
             f"engine.kind={recipe.engine.kind}: plan traces moe-train's own engines only; set engine.kind=native or "
             "deepspeed"
+        )
+
+
+def _require_possible(imbalance: float, plan: ParallelPlan) -> None:
+    """Raises UsageError for more rows on the busiest worker than there are."""
+    if imbalance > plan.expert:
+        reach = "every worker has all experts" if plan.expert == 1 else "all rows go to one worker then"
+        raise UsageError(
+            f"--imbalance {imbalance:g}: must be at most parallel.expert={plan.expert}, as {reach}; lower it, or raise "
+            "parallel.expert"
         )
 
 

@@ -212,7 +212,8 @@ def test_threads_are_those_of_the_recipe_else_of_the_user_else_the_cores_shared_
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", user)
     assert cli.main(["run", str(recipe), "--workers", "2", "--dry-run", *overrides]) == 0
-    assert f"workers     2 with {expected} threads each" in capsys.readouterr().out
+    threads = "1 thread" if expected == "1" else f"{expected} threads"
+    assert f"workers     2 with {threads} each\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("wrong", [["--workers", "0"], ["--resume", "maybe"], ["--max-restarts", "-1"]])

@@ -60,6 +60,14 @@ def test_an_imbalance_below_one_is_refused(capsys: pytest.CaptureFixture[str]) -
     assert "0.5 is not a number of at least 1" in capsys.readouterr().err
 
 
+def test_an_imbalance_beyond_all_rows_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for degree, reach in ((1, "every worker has all experts"), (2, "all rows go to one worker then")):
+        words = ["plan", TINY, "--world", "2", "--imbalance", "2.5", f"parallel.expert={degree}"]
+        assert cli.main(words) == 2
+        rule = f"--imbalance 2.5: must be at most parallel.expert={degree}, as {reach}; "
+        assert rule in capsys.readouterr().err
+
+
 def test_the_busiest_rank_has_more_rows_memory_and_work_until_the_capacity_limit() -> None:
     dropless = tiny_recipe("parallel.expert=2", "moe.capacity_factor=null")
     even, busy = (trace(dropless, 2, imbalance) for imbalance in (1.0, 2.0))
