@@ -50,6 +50,11 @@ class ParallelPlan:
         return self.replicas if self.shard is None else max(1, self.shard * self.tensor // self.exchange)
 
     @property
+    def sums_experts_apart(self) -> bool:
+        """Returns whether gradients of experts are summed over other workers than `data`, over which all others are."""
+        return self.exchange > 1 or self.tensor > 1
+
+    @property
     def expert_gradient_factor(self) -> float:
         """Returns what makes the gradients of experts those of the mean loss over data ranks.
 

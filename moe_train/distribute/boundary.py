@@ -6,7 +6,8 @@ whole ones forward behind the parts and backward before them, with cut ones in a
 
 from dataclasses import dataclass
 
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
@@ -40,7 +41,9 @@ def leave(parts: Float[Tensor, "..."], devices: DeviceMesh, between: Between) ->
     return summed.redistribute(placements=[between.placement]).to_local()
 
 
-def cut(whole: Float[Tensor, "..."], devices: DeviceMesh, between: Between) -> Float[Tensor, "..."]:
-    """Returns this rank's share of activations that all ranks have whole. Its gradient is collective."""
-    marked = DTensor.from_local(whole, devices, [Replicate()], run_check=False)
-    return marked.redistribute(placements=[between.placement]).to_local()
+def look_up(tokens: Int[Tensor, "B S"], weight: Float[Tensor, "V D"], rank: int) -> Float[Tensor, "B S D"]:
+    """Returns the vectors of those tokens that are among the V of this rank, and zeros for all others."""
+    rows = tokens - rank * len(weight)
+    is_elsewhere = (rows < 0) | (rows >= len(weight))
+    own = F.embedding(rows.clamp(0, len(weight) - 1), weight)
+    return own.masked_fill(is_elsewhere.unsqueeze(-1), 0.0)

@@ -8,14 +8,13 @@ B sequences, S tokens, D model width, V rows of this rank.
 from functools import partial
 from typing import Any
 
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ParallelStyle, RowwiseParallel
 
-from moe_train.distribute.boundary import Between, enter, leave
+from moe_train.distribute.boundary import Between, enter, leave, look_up
 from moe_train.model.logits import VocabularyPart
 
 
@@ -100,11 +99,7 @@ class CutEmbedding(CutWeights):
     ) -> Float[Tensor, "B S_of_rank D"]:
         weight = module.weight
         assert isinstance(weight, Tensor)
-        rows = tokens - devices.get_local_rank() * len(weight)
-        is_elsewhere = (rows < 0) | (rows >= len(weight))
-        own = F.embedding(rows.clamp(0, len(weight) - 1), weight)
-        own = own.masked_fill(is_elsewhere.unsqueeze(-1), 0.0)
-        return leave(own, devices, self.output)
+        return leave(look_up(tokens, weight, devices.get_local_rank()), devices, self.output)
 
 
 class CutLogits(ParallelStyle):

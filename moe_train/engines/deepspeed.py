@@ -64,10 +64,10 @@ class DeepSpeedEngine:
             name: replace(shard, data=self.parameters[name]) for name, shard in built.shards.items()
         }
         self.partial = [self.parameters[name] for name in partial_gradients(self.model)]
-        # Those that the workers which share the other gradients have others of, or of which they have other gradients.
-        is_apart = mesh.exchange.size > 1 or mesh.tensor.size > 1
         experts = [
-            self.parameters[name] for name, shard in self.padded.items() if shard.is_expert and is_apart
+            self.parameters[name]
+            for name, shard in self.padded.items()
+            if shard.is_expert and mesh.plan.sums_experts_apart
         ]
 
         def make(shards: Mapping[str, Shard]) -> torch.optim.Optimizer:

@@ -1,28 +1,33 @@
 """Makes megatron-core's tensor-parallel layers stand in for torch's: same weights, same calls, same results.
 
-They are asked for products, for the sum behind rows, and for the look-up of tokens. Not for the rest: Megatron's
-sequence parallelism needs its global process groups, and CUDA; its backward pass on CPUs knows no autocast. So what is
-cut by sequence goes over our collectives (distribute/boundary.py), and weights are cast before a product, as autocast
-does. An input that several matrices read is shared by whoever calls these, so that its gradient is summed once for all.
+They are asked for products and, where sequences are whole, for the sum behind rows and for vectors of tokens. Their own
+sequence parallelism needs Megatron's global process groups, and CUDA; their backward pass on CPUs knows no autocast. So
+what is cut by sequence goes over our collectives (distribute/boundary.py), and weights are cast before a product, as by
+autocast. An input that several matrices read is shared by whoever calls these: its gradient is summed once for all.
 B sequences, S tokens, D model width, F features of this rank, V rows of this rank, W tokens of the vocabulary.
 """
 
+import warnings
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from megatron.core.model_parallel_config import ModelParallelConfig
-from megatron.core.tensor_parallel.layers import (
-    ColumnParallelLinear,
-    RowParallelLinear,
-    VocabParallelEmbedding,
-)
 from torch import Tensor, nn
 
-from moe_train.distribute.boundary import Between, cut, enter, leave
+from moe_train.distribute.boundary import Between, enter, leave, look_up
 from moe_train.model.logits import VocabularyPart
 from moe_train.moe.layers.layer import compute_dtype
 from moe_train.parallel.axis import Axis
+
+with warnings.catch_warnings(
+    action="ignore", category=UserWarning
+):  # Transformer Engine and Apex are not needed
+    from megatron.core.model_parallel_config import ModelParallelConfig
+    from megatron.core.tensor_parallel.layers import (
+        ColumnParallelLinear,
+        RowParallelLinear,
+        VocabParallelEmbedding,
+    )
 
 
 class _CastProduct:
@@ -83,9 +88,12 @@ class Embedding(VocabParallelEmbedding):
 
     def forward(self, tokens: Int[Tensor, "B S"]) -> Float[Tensor, "B S_of_rank D"]:
         """Returns the vectors of tokens, or this rank's share of them. Collective."""
-        vectors: Tensor = super().forward(tokens)
+        if not self.states.sequences.are_cut:
+            vectors: Tensor = super().forward(tokens)
+            return vectors
         assert self.part.axis.devices is not None
-        return cut(vectors, self.part.axis.devices, self.states) if self.states.sequences.are_cut else vectors
+        own = look_up(tokens, self.weight, self.part.axis.rank)
+        return leave(own, self.part.axis.devices, self.states)
 
 
 class CutScores(_CastProduct, ColumnParallelLinear):

@@ -94,7 +94,7 @@ def reductions(
         degree = plan.replicas if is_cut else plan.data
         if degree == 1 or not members:
             continue
-        what = what if plan.exchange > 1 or plan.tensor > 1 else "all"
+        what = what if plan.sums_experts_apart else "all"
         sizes = [
             prod(working_shape(each, unit.is_experts, plan)) for unit in members for each in unit.parameters
         ]
@@ -115,7 +115,7 @@ def _degree(unit: Unit, plan: ParallelPlan) -> int:
 
 def _is_cut(unit: Unit, plan: ParallelPlan) -> bool:
     """Returns whether workers that share the gradients of all else hold others of these, or have other gradients."""
-    return unit.is_experts and (plan.exchange > 1 or plan.tensor > 1)
+    return unit.is_experts and plan.sums_experts_apart
 
 
 def _filled(sizes: list[int], bucket: int, without: int) -> int:
