@@ -30,7 +30,8 @@ class LiveBytes:
     def add(self, tensors: Iterable[Tensor]) -> None:
         """Takes note of tensors, whether they were seen before or not."""
         for tensor in tensors:
-            if not isinstance(tensor, DTensor) and tensor.layout == torch.strided:
+            has_bytes = tensor.layout == torch.strided and tensor.device.type != "meta"
+            if has_bytes and not isinstance(tensor, DTensor):
                 self._add(tensor.untyped_storage())
 
     def restart_peak(self) -> None:

@@ -31,6 +31,15 @@ def test_fake_tensors_count_as_real_ones():
     assert live.now == 0
 
 
+def test_tensors_on_the_meta_device_take_none():
+    live = LiveBytes()
+    with Watch(live):
+        shape = torch.zeros(100, device="meta")
+        with FakeTensorMode():
+            other = torch.zeros(100, device="meta")
+    assert (live.now, live.peak, shape.shape, other.shape) == (0, 0, (100,), (100,))
+
+
 def test_a_storage_that_is_emptied_counts_no_more():
     live = LiveBytes()
     with live.following_resizes(), Watch(live):
