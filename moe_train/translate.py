@@ -13,7 +13,7 @@ from moe_train.checkpoint.checkpointer import Checkpoint, Checkpointer
 from moe_train.checkpoint.lineage import newest_attempt
 from moe_train.config.check import require_sound
 from moe_train.config.load import load_recipe
-from moe_train.config.resolve import spec_of
+from moe_train.config.resolve import spec_of, uncompiled
 from moe_train.config.schema import Recipe
 from moe_train.data.batch import IGNORED, Batch
 from moe_train.data.corpora.lines import lines_of
@@ -80,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
 def _trained(recipe: Recipe, run_dir: Path, step: int | None, mesh: Mesh) -> tuple[Translator, Checkpoint]:
     """Returns a translator with the weights of the checkpoint of `step`, or of the newest."""
     vocabulary = Vocabulary.without_text(spec_of(recipe).vocabulary_size)  # tables are loaded
-    training_step = TrainingStep.build(recipe, mesh, vocabulary)
+    training_step = TrainingStep.build(uncompiled(recipe), mesh, vocabulary)
     checkpoints = Checkpointer(run_dir, recipe.checkpoint, mesh.world)
     found = checkpoints.choose("latest" if step is None else step)
     if found is None:

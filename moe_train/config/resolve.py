@@ -13,6 +13,13 @@ from moe_train.config.schema import Recipe
 from moe_train.config.spec import ModelSpec, MoESpec, StackSpec
 
 
+def uncompiled(recipe: Recipe) -> Recipe:
+    """Returns the same recipe for what does not train: nothing is prepared for torch.compile, which takes seconds."""
+    if not isinstance(recipe.engine, OwnEngineConfig):
+        return recipe
+    return replace(recipe, engine=replace(recipe.engine, compile="none"))
+
+
 def spec_of(recipe: Recipe) -> ModelSpec:
     """Returns the model that `recipe` describes."""
     model = recipe.model

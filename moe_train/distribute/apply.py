@@ -5,10 +5,12 @@
 3. Expert parallelism decides the same of experts, which tensor parallelism leaves alone; what follows sees only these.
 4. Overlap of their exchange with products, since all of it may run again.
 5. Recomputation: what runs again in the backward pass includes the collectives of both, and FSDP2 stands around it.
-6. Data parallelism (FSDP2), outermost, over whatever parameters are left: it must see final local shapes.
-7. Storage on the device, then initial values by global name and expert id: no rank ever holds more than its part.
+6. Compilation of attention, dense blocks and what is elementwise: FSDP2's hooks then gather weights around generated
+   code, never inside of it.
+7. Data parallelism (FSDP2), outermost, over whatever parameters are left: it must see final local shapes.
+8. Storage on the device, then initial values by global name and expert id: no rank ever holds more than its part.
    Buffers are held whole by every rank: they begin at 0, and tables of routers are made.
-8. Persistent gradient buffers for experts that FSDP2 does not own: they need storage to exist.
+9. Persistent gradient buffers for experts that FSDP2 does not own: they need storage to exist.
 """
 
 from collections.abc import Callable
@@ -17,8 +19,10 @@ from dataclasses import dataclass
 import torch
 
 from moe_train.checkpoint.layout import Shard
+from moe_train.config.kinds.depth import FullDepthConfig
 from moe_train.config.kinds.engine import NativeEngineConfig, OwnEngineConfig
 from moe_train.config.spec import ModelSpec
+from moe_train.distribute.compiled import apply_compile
 from moe_train.distribute.data import apply_data, shards_experts
 from moe_train.distribute.expert import apply_expert
 from moe_train.distribute.overlap import apply_overlap
@@ -76,6 +80,7 @@ def distribute(
     apply_recompute(
         model, engine.recompute, holds_parts=native is not None and native.gather_dtype is not None
     )
+    apply_compile(model, mesh, engine, rows_vary=not isinstance(spec.depth, FullDepthConfig))
     if native:
         apply_data(model, mesh, native)
     _allocate(model, mesh.world.device, is_offloaded=native is not None and native.offload)

@@ -6,7 +6,7 @@ Few lines for a laptop's run of one worker, and as few for a thousand workers: r
 from collections.abc import Iterator
 
 from moe_train.config.kinds.deepspeed import DeepSpeedEngineConfig
-from moe_train.config.kinds.engine import NativeEngineConfig, OwnEngineConfig
+from moe_train.config.kinds.engine import COMPILED_PARTS, NativeEngineConfig, OwnEngineConfig
 from moe_train.config.plan import ParallelPlan
 from moe_train.config.resolve import spec_of
 from moe_train.config.schema import Recipe
@@ -30,7 +30,8 @@ SHARES = 4
 def layout(recipe: Recipe, plan: ParallelPlan, workers_per_node: int | None) -> list[str]:
     """Returns the lines for a recipe without problems; `workers_per_node` is None if it is not known."""
     parts, engine = units(spec_of(recipe)), recipe.engine
-    drawn = [*_heading(recipe, plan), *_groups(plan, workers_per_node), *_experts(recipe, plan), ""]
+    drawn = [*_heading(recipe, plan), *_groups(plan, workers_per_node), *_experts(recipe, plan)]
+    drawn += [*_compiled(recipe, plan), ""]
     if not isinstance(engine, OwnEngineConfig):
         return [*drawn, f"memory and collectives: not predicted for engine.kind={engine.kind}"]
     return [*drawn, *_memory(recipe, plan, engine, parts), *_collectives(recipe, plan, engine, parts)]
@@ -74,6 +75,18 @@ def _experts(recipe: Recipe, plan: ParallelPlan) -> Iterator[str]:
         yield f"  {noun} {alike}: {_share(first, plan, numbers)}{sharding}"
     if plan.exchange > SHARES:
         yield f"  and so on to worker {plan.exchange - 1} and those that hold the same"
+
+
+def _compiled(recipe: Recipe, plan: ParallelPlan) -> Iterator[str]:
+    """Yields which parts of the model torch.compile makes code for, and which it does not."""
+    engine = recipe.engine
+    if not isinstance(engine, OwnEngineConfig):
+        return
+    without = engine.not_compiled(plan.tensor)
+    if names := [name for name in COMPILED_PARTS[engine.compile] if name not in without]:
+        yield f"  compiled in training: {', '.join(names)}"
+    for name, reason in without.items():
+        yield f"  not compiled: {name}, as {reason}"
 
 
 def _share(rank: int, plan: ParallelPlan, numbers: list[int]) -> str:

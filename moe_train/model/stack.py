@@ -7,7 +7,7 @@ D model width.
 from dataclasses import replace
 from typing import NamedTuple
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from moe_train.config.registry import build
@@ -24,6 +24,20 @@ from moe_train.parallel.sequences import Sequences
 from moe_train.results import MoEStats
 
 
+class Residual(nn.Module):
+    """Adds what a part of a block has computed to the stream. A module, so that it can be compiled by itself."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(
+        self, x: Float[Tensor, "T D"], y: Float[Tensor, "T D"], keep: Bool[Tensor, "T D"] | None
+    ) -> Float[Tensor, "T D"]:
+        """Returns the sum, with inverted dropout on `y`; `keep` is None without dropout."""
+        return x + _dropped(y, keep, self.rate)
+
+
 class Block(nn.Module):
     """Applies attention, in a decoder that reads an encoder a second one, and a feed-forward block (dense or MoE).
 
@@ -35,6 +49,7 @@ class Block(nn.Module):
         self.site, self.dropout = site, spec.dropout
         self.run: Run = kept
         self.run_attention: Run = kept
+        self.residual = Residual(spec.dropout)
         self.attention_norm = nn.RMSNorm(spec.d_model)
         self.attention = Attention(spec, is_causal=stack.is_causal)
         self.cross_attention_norm = nn.RMSNorm(spec.d_model) if stack.reads_encoder else None
@@ -82,7 +97,7 @@ class Block(nn.Module):
             y, stats = self.feedforward(normed.view_as(normed), context, x, beside)
         else:
             y = self.feedforward(normed)
-        return x + dropout(y, self.dropout, f"{self.site}.feedforward", context), stats
+        return self._add(x, y, "feedforward", context), stats
 
     def _attend(
         self,
@@ -95,12 +110,19 @@ class Block(nn.Module):
         """Adds what the rows read of their sequence, and of the encoder's output."""
         rows = context.rows
         mixed = rows.take(self.attention(rows.lay_out(self.attention_norm(x)), bias))
-        x = x + dropout(mixed, self.dropout, f"{self.site}.attention", context)
+        x = self._add(x, mixed, "attention", context)
         if self.cross_attention is not None and self.cross_attention_norm is not None:
             queries = rows.lay_out(self.cross_attention_norm(x))
             read = rows.take(self.cross_attention(queries, memory_bias, memory))
-            x = x + dropout(read, self.dropout, f"{self.site}.cross_attention", context)
+            x = self._add(x, read, "cross_attention", context)
         return x
+
+    def _add(
+        self, x: Float[Tensor, "T D"], y: Float[Tensor, "T D"], part: str, context: RouteContext
+    ) -> Float[Tensor, "T D"]:
+        """Adds a part's output to the stream; its dropout is drawn here, outside of what may be compiled."""
+        added: Tensor = self.residual(x, y, _kept(self.dropout, f"{self.site}.{part}", x.shape[1], context))
+        return added
 
 
 class StackOutput(NamedTuple):
@@ -178,7 +200,15 @@ class Stack(nn.Module):
 
 def dropout(x: Float[Tensor, "T D"], rate: float, site: str, context: RouteContext) -> Float[Tensor, "T D"]:
     """Applies inverted dropout; its mask depends only on (seed, step, site, sequence, position), on any layout."""
+    return _dropped(x, _kept(rate, site, x.shape[1], context), rate)
+
+
+def _kept(rate: float, site: str, width: int, context: RouteContext) -> Bool[Tensor, "T D"] | None:
+    """Draws which elements of rows of `width` dropout keeps; None: all of them."""
     if rate == 0 or not context.training:
-        return x
-    keep = context.uniform(site, x.shape[1]) >= rate
-    return x * keep / (1 - rate)
+        return None
+    return context.uniform(site, width) >= rate
+
+
+def _dropped(x: Float[Tensor, "T D"], keep: Bool[Tensor, "T D"] | None, rate: float) -> Float[Tensor, "T D"]:
+    return x if keep is None else x * keep / (1 - rate)

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from moe_train.config.kinds.dispatch import AllToAllDispatchConfig
 from moe_train.config.layout import plan_of
-from moe_train.config.resolve import spec_of
+from moe_train.config.resolve import spec_of, uncompiled
 from moe_train.config.schema import Recipe
 from moe_train.data.batch import Batch
 from moe_train.layout.rows import expected_rows
@@ -75,7 +75,7 @@ def alone(workers: int) -> World:
 
 def trace(recipe: Recipe, workers: int, imbalance: float = 1.0) -> Trace:
     """Returns the costs of an update on `workers` workers, where the busiest receives `imbalance` times the mean."""
-    recipe = replace(recipe, moe=replace(recipe.moe, dispatch=AllToAllDispatchConfig()))
+    recipe = uncompiled(replace(recipe, moe=replace(recipe.moe, dispatch=AllToAllDispatchConfig())))
     plan = plan_of(recipe.parallel, workers)
     share = recipe.data.global_batch // plan.data
     number = share // (recipe.data.micro_batch or share)

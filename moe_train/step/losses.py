@@ -14,11 +14,11 @@ from torch import Tensor
 from moe_train.controls import Controls, of_loss
 from moe_train.data.batch import Batch
 from moe_train.model.forward import Forward
-from moe_train.model.logits import cross_entropies
+from moe_train.model.logits import Logits, cross_entropies
 from moe_train.model.model import ModelOutput
 from moe_train.moe.policy import rewarded
 from moe_train.moe.whole_batch import batch_sums, of_whole_batch, watched_over_batch
-from moe_train.objectives.objective import Objective, TrainingLoss
+from moe_train.objectives.objective import TrainingLoss
 from moe_train.parallel.axis import Axis
 from moe_train.results import MoEStats
 
@@ -56,7 +56,8 @@ class LossPasses:
     """Runs the passes of updates."""
 
     forward: Forward
-    objective: Objective
+    training_loss: Callable[[Sequence[Logits], Batch], TrainingLoss]
+    """The objective's."""
     num_passes: int
     learns_from_batch: bool
     """A router has a loss of the global batch as one set of tokens, with a coefficient."""
@@ -82,7 +83,7 @@ class LossPasses:
                     output._replace(moe=of_whole_batch(output.moe, of_pass, shares))
                     for output, of_pass in zip(passes, sums, strict=True)
                 ]
-            loss = self.objective.training_loss([output.logits for output in passes], batch)
+            loss = self.training_loss([output.logits for output in passes], batch)
             total = loss.total + sum(
                 _auxiliary(layer, controls, step) for output in passes for layer in output.moe
             )

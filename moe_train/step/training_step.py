@@ -10,11 +10,13 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from moe_train.config.kinds.engine import OwnEngineConfig
 from moe_train.config.registry import build
 from moe_train.config.schema import Recipe
 from moe_train.controls import LEARNING_RATE, UNCHANGED, Controls
 from moe_train.data.batch import Batch
 from moe_train.decoding.translator import Translator
+from moe_train.distribute.compiled import compiled_losses
 from moe_train.distribute.spawn import spawn_experts
 from moe_train.engines.engine import Engine
 from moe_train.errors import TrainingError
@@ -37,9 +39,12 @@ class TrainingStep:
         self.schedule = build("optim.schedule", recipe.optim.schedule, steps=recipe.steps)
         routers = [layer.router for _, layer in moe_layers_of(engine.model)]
         self.load_routers = [router for router in routers if isinstance(router, LoadRouter)]
+        losses = self.objective.training_loss
+        if isinstance(recipe.engine, OwnEngineConfig):
+            losses = compiled_losses(losses, mesh, recipe.engine)
         self.passes = LossPasses(
             self.forward,
-            self.objective,
+            losses,
             recipe.objective.num_passes,
             learns_from_batch=recipe.moe.router.learns_from_batch and bool(routers),
             data=mesh.data,

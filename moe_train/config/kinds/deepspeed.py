@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from moe_train.config.kinds.deepspeed_keys import key_problems, read
-from moe_train.config.kinds.engine import OwnEngineConfig
+from moe_train.config.kinds.engine import COMPILED_PARTS, OwnEngineConfig
 from moe_train.config.kinds.facts import Facts
 from moe_train.config.problem import Problem
 
@@ -52,6 +52,12 @@ class DeepSpeedEngineConfig(OwnEngineConfig):
             )
         yield from self._stage(recipe)
         yield from key_problems(self.config)
+
+    def not_compiled(self, tensor: int) -> Mapping[str, str]:
+        inside = "megatron-core's layers sum over workers inside"
+        cut = dict.fromkeys(("attention", "feed-forward blocks"), inside) if tensor > 1 else {}
+        names = COMPILED_PARTS[self.compile]
+        return {**{name: cut[name] for name in names if name in cut}, **super().not_compiled(tensor)}
 
     def _stage(self, recipe: Facts) -> Iterator[Problem]:
         if self.stage == 3:

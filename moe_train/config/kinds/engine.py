@@ -11,6 +11,13 @@ from moe_train.config.problem import Problem
 OFF = "engine.overlap=none"
 """The way out where there is nothing to overlap."""
 
+COMPILED_PARTS: Mapping[str, tuple[str, ...]] = {
+    "none": (),
+    "dense": ("attention", "feed-forward blocks"),
+    "all": ("attention", "feed-forward blocks", "norms", "residuals", "losses"),
+}
+"""What each value of `engine.compile` compiles; distribute/compiled.py says which modules these are."""
+
 
 @dataclass
 class EngineConfig(KindConfig):
@@ -33,6 +40,14 @@ class OwnEngineConfig(EngineConfig):
     recompute: Literal["none", "experts", "attention", "block"] = "none"
     # what goes on while rows of experts travel: shared experts, or they and one half of the rows while the other does
     overlap: Literal["none", "shared", "halves"] = "none"
+    # what torch.compile makes code for in training: attention and dense feed-forward blocks (shared experts too), or
+    # norms, residuals with their dropout and losses as well; never routers and experts
+    compile: Literal["none", "dense", "all"] = "none"
+
+    def not_compiled(self, tensor: int) -> Mapping[str, str]:
+        """Returns the parts of `engine.compile` that cannot be compiled on tensor groups of this size, with reasons."""
+        cut = {"losses": "the logits are cut by vocabulary, and workers sum between the operations"}
+        return {name: cut[name] for name in COMPILED_PARTS[self.compile] if name in cut and tensor > 1}
 
     def check(self, recipe: Facts) -> Iterator[Problem]:
         if self.overlap != "none":
