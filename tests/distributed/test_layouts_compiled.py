@@ -46,7 +46,7 @@ def assert_same(runs: list[Made]) -> None:
 
 
 def test_a_compiled_model_has_the_same_numbers_and_is_not_compiled_again_as_loads_vary():
-    (runs,) = run_workers(1, with_and_without, "aot_eager", ("all",))
+    (runs,) = run_workers(1, with_and_without, "aot_eager", ("all",), timeout_s=400)
     assert_same(runs)
     assert runs[1][2][0] >= 6, "attention, feed-forward blocks of two widths, norms, residuals, losses"
 
