@@ -6,8 +6,8 @@ falls the other way is another routing. Random draws stay outside too, and are h
 
 A module's `forward` is replaced in place. So parameters keep their names, and checkpoints move between runs with and
 without; hooks stay around the generated code, and recomputation, tensor parallelism and FSDP2 find what they know.
-Shapes are constants of the code: a step runs the same code whatever ran before it, so a resumed run has the numbers of
-one that was never stopped. Validation and translation, whose shapes vary, run what the code was generated from.
+Shapes are constants of the code: a step runs the same code whatever ran before it, also after a resume. Validation and
+translation, whose shapes vary, run what the code was generated from.
 """
 
 import logging

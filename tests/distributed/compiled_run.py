@@ -3,15 +3,12 @@
 The ranks import this, and not `conftest`, which has the types of all functions checked: a run does not compile that.
 """
 
-from pathlib import Path
-
 import torch
 from layout_run import tiny_step
 from tiny_model import global_batch, share_of
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from moe_train.checkpoint.checkpointer import Checkpointer
 from moe_train.distribute import compiled
 from moe_train.parallel.world import World
 from moe_train.step.training_step import TrainingStep
@@ -63,23 +60,3 @@ def with_and_without(world: World, backend: str, values: tuple[str, ...], *overr
     """The runs without and with these values of `engine.compile`."""
     compiled.BACKEND = backend
     return [made(world, *overrides, f"engine.compile={value}") for value in ("none", *values)]
-
-
-def trained_on(world: World, folder: Path, first: int, last: int) -> dict[str, Tensor]:
-    """The state after updates from `first` on, loaded if that is not the start; saved at the end."""
-    recipe, training_step = tiny_step(
-        world, *MODEL, "engine.compile=all", "optim.kind=adamw", "optim.lr=0.01"
-    )
-    checkpoints, data = Checkpointer(folder, recipe.checkpoint, world), training_step.mesh.data
-    if first:
-        found = checkpoints.choose("latest")
-        assert found is not None
-        assert found.step == first
-        checkpoints.load(found, training_step.engine.state())
-        training_step.engine.after_load()
-    for step in range(first, last):
-        batches = share_of(global_batch(recipe, step), data.rank, data.size, recipe.data.micro_batch)
-        training_step.update(batches, step, False)
-    checkpoints.save(last, training_step.engine.state(), {})
-    checkpoints.wait()
-    return {name: box.data.clone() for name, boxes in training_step.engine.state().items() for box in boxes}
