@@ -23,6 +23,7 @@ from moe_train.data.pair_loader import PairLoader
 from moe_train.decoding.translations import TranslationTest
 from moe_train.errors import TrainingError
 from moe_train.guards.recovery import Recovery
+from moe_train.monitor.losses import LossWindow
 from moe_train.monitor.recent import bucket_steps
 from moe_train.monitor.window import LoadSummary, LoadWindow
 from moe_train.parallel.memory_use import memory_bytes
@@ -81,10 +82,13 @@ class Trainer:
         self.journal = Journal(callbacks, mesh.world.attempt)
         self.recovery = Recovery(recipe, training_step.engine, checkpointer, self.journal, watch.during)
         self.copies = Copies(mesh.world, training_step.engine, recipe.parallel.check_every)
-        self.window = LoadWindow(spec_of(recipe).num_experts, mesh.world.device, bucket_steps(recipe))
+        num_experts, device = spec_of(recipe).num_experts, mesh.world.device
+        self.window = LoadWindow(num_experts, device, bucket_steps(recipe), mesh.expert.size)
+        self.losses = LossWindow()
         self.step = 0  # updates made so far
         self._saved_step = 0
         self._seconds, self._tokens = 0.0, 0  # of the steps since the last row
+        self._began = time.perf_counter()
 
     def restore(self, meta: Mapping[str, Any]) -> None:
         """Continues from a loaded checkpoint: its step, its open logging window, its guards and callbacks."""
@@ -118,6 +122,7 @@ class Trainer:
         result = self._step()
         self.step = result.step
         self.window.add(result.stats, self.step)
+        self.losses.add(result.mean_loss)
         self.watch.beat(self.step)
         self.callbacks.on_step(self.step)
         last = self.step == self.recipe.steps
@@ -163,14 +168,19 @@ class Trainer:
         means = dict(summary.scalars)
         self.journal.row(
             self.step,
+            time=round(time.time(), 3),
+            seconds=round(time.perf_counter() - self._began, 3),
             loss=means.pop("loss"),
+            **self.losses.close(),
             losses=means,
             lr=result.lr,
             grad_norm=result.grad_norm,
             tokens_seen=self.step * result.tokens,
             tokens_per_second=self._tokens / self._seconds,
             memory_bytes=memory_bytes(self.mesh.world.device),
-            moe=summary.as_row(),
+            skipped_updates=self.recovery.counts.skipped,
+            rollbacks=self.recovery.counts.rollbacks,
+            moe=summary.as_row() | self.training_step.gauges(self.step),
         )
         self._seconds, self._tokens = 0.0, 0
         return summary
@@ -196,6 +206,7 @@ class Trainer:
             "recipe": comparable(self.recipe),
             "data_fingerprint": self.fingerprint,
             "window": self.window.state(self.mesh.data),
+            "losses": self.losses.state_dict(),
             "callbacks": self.callbacks.state_dict(),
             "recovery": self.recovery.state_dict(),
             "copies": self.copies.record(self.step),
@@ -208,6 +219,7 @@ class Trainer:
         """Takes the step and the open logging window of a loaded checkpoint."""
         self.step = self._saved_step = int(meta["step"])
         self.window.load_state(meta["window"], self.mesh.data)
+        self.losses.load_state_dict(meta.get("losses", {"losses": []}))
         self._seconds, self._tokens = 0.0, 0
 
 

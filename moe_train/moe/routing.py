@@ -71,13 +71,20 @@ class RouteContext:
         return self.rows.take(self.rows.part_of(draws))
 
 
-class Spread(NamedTuple):
-    """Measures how undecided a router is: of the softmax over all experts, without gradient."""
+class RouterFigures(NamedTuple):
+    """Holds what a router's logits say about it: sums over (real) tokens, without gradient.
+
+    moe/figures.py shows each of them as a mean over tokens. The first two are of the softmax over all experts.
+    """
 
     entropy: Float[Tensor, ""]
-    """Sum over (real) tokens, in nats."""
+    """In nats."""
     top_probability: Float[Tensor, ""]
-    """Sum over (real) tokens of the largest probability."""
+    """The largest probability."""
+    z: Float[Tensor, ""]
+    """The squared logsumexp, summed over the router's softmaxes: the z-loss of ST-MoE (2202.08906) eq. 5."""
+    logit_square: Float[Tensor, ""]
+    """The mean square of the logits less the token's mean, in each softmax."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,7 @@ class Routing:
     num_experts: int
     num_choices: int
     """Upper bound of `choices`."""
-    spread: Spread | None = None
+    figures: RouterFigures | None = None
     """None without logits."""
     losses: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
     """Auxiliary losses by name, unscaled, of the tokens at hand."""
@@ -188,6 +195,15 @@ class LoadRouter(Protocol):
 
     def after_update(self, load: Int[Tensor, " E"]) -> None:
         """Is called after every update with each expert's assignments in the global batch."""
+        ...
+
+
+@runtime_checkable
+class GaugedRouter(Protocol):
+    """Is a router with figures that are no sums over tokens: rows show them as they are when the row is written."""
+
+    def gauges(self, step: int) -> Mapping[str, float | Float[Tensor, ""]]:
+        """Returns them by name, of the update that `step` updates came before: NaN where there is none yet."""
         ...
 
 

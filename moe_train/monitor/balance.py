@@ -50,6 +50,11 @@ def effective_experts(load: Sequence[int]) -> float:
     return math.exp(_entropy(load)) if sum(load) else math.nan
 
 
+def top_share(load: Sequence[int]) -> float:
+    """Returns the share of the assignments that the busiest expert has: 1 / E is even, 1 is one expert."""
+    return max(load) / sum(load) if sum(load) else math.nan
+
+
 def dead_experts(load: Sequence[int]) -> list[int]:
     """Returns the ids of the experts with a share below DEAD_SHARE / E; none in a window without assignments."""
     total = sum(load)
@@ -59,6 +64,12 @@ def dead_experts(load: Sequence[int]) -> list[int]:
 def dead_fraction(load: Sequence[int]) -> float:
     """Returns the share of the experts that are dead."""
     return len(dead_experts(load)) / len(load) if sum(load) else math.nan
+
+
+def device_load(load: Sequence[int], degree: int) -> list[int]:
+    """Returns the load of each of the `degree` workers that share out a layer's experts, neighbours together."""
+    own = len(load) // degree
+    return [sum(load[first : first + own]) for first in range(0, len(load), own)]
 
 
 def _entropy(load: Sequence[int]) -> float:
@@ -74,6 +85,8 @@ FIGURES: Mapping[str, Callable[[Sequence[int]], float | list[int]]] = {
     "min_violation": min_violation,
     "entropy": load_entropy,
     "effective": effective_experts,
+    "effective_experts": effective_experts,
+    "top_share": top_share,
     "dead_fraction": dead_fraction,
     "dead": dead_experts,
 }

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float64, Int
 from torch import Tensor
 
-from moe_train.moe.figures import MEANS, TOTALS, UNITS, Figure, Totals
+from moe_train.moe.figures import MEANS, TOTALS, Figure, Totals
 from moe_train.monitor import balance
 from moe_train.monitor.positional import by_name
 from moe_train.monitor.recent import RecentLoads
@@ -41,12 +41,15 @@ class LoadSummary:
     """[L][E of the layer]: loads of the span, by which loads are judged to be even or not."""
     scalars: dict[str, float]
     """What `reduce` was given by name, a mean over ranks."""
+    expert_degree: int = 1
+    """Workers that share out the experts of a layer."""
 
     def as_row(self) -> dict[str, Any]:
         """Returns the `moe` part of a training row; every list is empty for a dense model."""
         return {
             **self._shown(TOTALS),
             **{name: [figure(load) for load in self.recent] for name, figure in balance.FIGURES.items()},
+            "device_load": [balance.device_load(load, self.expert_degree) for load in self.recent],
             **self._shown(MEANS),
         }
 
@@ -59,9 +62,11 @@ class LoadSummary:
 class LoadWindow:
     """This rank's counts since the last row: `add` every step, `reduce` when a row is due."""
 
-    def __init__(self, num_experts: Sequence[int], device: torch.device, bucket_steps: int = 1) -> None:
+    def __init__(
+        self, num_experts: Sequence[int], device: torch.device, bucket_steps: int = 1, expert_degree: int = 1
+    ) -> None:
         """`num_experts` are those of each MoE layer; `bucket_steps` are the recipe's (recent.py)."""
-        self._num_experts = tuple(num_experts)
+        self._num_experts, self._expert_degree = tuple(num_experts), expert_degree
         self._figures = {figure.name: figure for figure in (*TOTALS, *MEANS) if figure.count is not None}
         num_layers, most = len(num_experts), max(num_experts, default=0)
         self._recent = RecentLoads(num_layers, most, bucket_steps, device)
@@ -101,7 +106,7 @@ class LoadWindow:
             own.zero_()
         self._missing = set()
         loads = [row[:experts] for row, experts in zip(recent, self._num_experts, strict=True)]
-        return LoadSummary(totals, loads, means)
+        return LoadSummary(totals, loads, means, self._expert_degree)
 
     def state(self, data: Axis) -> dict[str, Any]:
         """Returns the open window over all ranks, as JSON-ready data for a checkpoint. Collective; it stays open."""
@@ -142,7 +147,7 @@ class LoadWindow:
                 totals[name] = [math.nan] * experts if is_missing else counts[name][layer][:experts]
             else:
                 count = math.nan if is_missing else counts[name][layer]
-                totals[name] = count / UNITS if figure.is_fraction else count
+                totals[name] = count / figure.units if figure.units else count
         return totals
 
     def _sums(
@@ -166,12 +171,12 @@ class LoadWindow:
 
 
 def _integers(figure: Figure, layers: Sequence[MoEStats]) -> Int[Tensor, "L ..."]:
-    """Returns what all layers count of a figure in one pass, fractions in UNITS."""
+    """Returns what all layers count of a figure in one pass, fractions in its units."""
     values = counts_of_layers(layers, figure.name)
-    if not figure.is_fraction:
+    if not figure.units:
         return values
-    # A router that is not finite makes the loss so too, which ends the run; here the cast must hold.
-    return (values.double() * UNITS).round().nan_to_num(0.0, 0.0, 0.0).long()
+    # Counts are finite (see moe/figures.py); what one of them overlooks must not end the run in the cast.
+    return (values.double() * figure.units).round().nan_to_num(0.0, 0.0, 0.0).long()
 
 
 def _report(missing: Sequence[str], unknown: Sequence[str]) -> None:

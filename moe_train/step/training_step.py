@@ -22,7 +22,7 @@ from moe_train.engines.engine import Engine
 from moe_train.errors import TrainingError
 from moe_train.model.forward import Forward
 from moe_train.moe.layers.layer import moe_layers_of
-from moe_train.moe.routing import LoadRouter, Vocabulary
+from moe_train.moe.routing import GaugedRouter, LoadRouter, Vocabulary
 from moe_train.parallel.gathered import free_gathered
 from moe_train.parallel.mesh import Mesh
 from moe_train.results import LOAD, MoEStats, StepResult, counts_of_layers
@@ -42,6 +42,7 @@ class TrainingStep:
         losses = self.objective.training_loss
         if isinstance(recipe.engine, OwnEngineConfig):
             losses = compiled_losses(losses, mesh, recipe.engine)
+        self.gauged_routers = [router for router in routers if isinstance(router, GaugedRouter)]
         self.passes = LossPasses(
             self.forward,
             losses,
@@ -110,6 +111,12 @@ class TrainingStep:
         free_gathered(self.engine.model)
         loss, tokens = self.mesh.data.total(total)
         return loss / tokens
+
+    def gauges(self, step: int) -> dict[str, list[float]]:
+        """Returns what routers show beside their counts, after update `step`: a value for each MoE layer by name."""
+        by_layer = [router.gauges(step - 1) for router in self.gauged_routers]
+        names = by_layer[0] if by_layer else ()
+        return {name: [float(gauges[name]) for gauges in by_layer] for name in names}
 
     def translator(self) -> Translator:
         """Returns what translates with the model, if that reads a source."""

@@ -81,9 +81,9 @@ def outputs_of(made, x: Tensor, training: bool) -> dict[str, Tensor]:
     """All that is differentiated of a router's results, and what is shown of them."""
     out = made(x, context(SEQUENCES, LENGTH, training, step=3))
     if not isinstance(out, Routing):
-        return {f"part {i}": part for i, part in enumerate((*out[:-1], *out.spread))}
+        return {f"part {i}": part for i, part in enumerate((*out[:-1], *out.figures))}
     stats = MoEStats({}, dict(out.losses), dict(out.coefficients), out.policy)
-    shown = {} if out.spread is None else out.spread._asdict()
+    shown = {} if out.figures is None else out.figures._asdict()
     return {
         "weights": out.weights,
         **rewarded(stats, torch.linspace(0, 9, len(x))).losses,

@@ -45,11 +45,13 @@ class RoutedLayer(MoELayer):
         routing: Routing = self.router(x, context)
         if (real := context.rows.real) is not None:
             routing = routing.keep(real[routing.token_ids])  # padding goes nowhere and takes no slot
-        kept = self._limit(routing, context)
+        slots = self._capacity(routing, context)
+        kept = self._limit(routing, context, slots)
         assigned = routing.first_choices() if routing.alternatives else routing
         if routing.normalize_kept:
             kept = kept.normalized()
-        return kept, stats_of(assigned, kept, context)
+        groups = -(-context.rows.values.numel() // self._group_tokens(context))
+        return kept, stats_of(assigned, kept, context, (slots or 0) * routing.num_experts * groups)
 
     def through_experts(
         self,
@@ -87,22 +89,29 @@ class RoutedLayer(MoELayer):
 
         return Dropout(packed(token_numbers(context.rows)), factors)
 
-    def _limit(self, routing: Routing, context: RouteContext) -> Routing:
-        """Drops the edges beyond the capacity of their expert in their group, and alternatives that are not needed."""
+    def _capacity(self, routing: Routing, context: RouteContext) -> int | None:
+        """Returns how many assignments an expert takes of a routing group; None: all."""
         factor = self.spec.capacity_factor if context.training else self.spec.eval_capacity_factor
         if factor is None:
-            return routing.first_choices() if routing.alternatives else routing
-        group_tokens = self.spec.group_sequences * context.rows.length
-        slots = capacity(
+            return None
+        return capacity(
             self.spec.capacity_convention,
             factor,
-            group_tokens,
+            self._group_tokens(context),
             routing.num_experts,
             1 if routing.alternatives else routing.num_choices,
             self.spec.min_capacity,
         )
+
+    def _limit(self, routing: Routing, context: RouteContext, slots: int | None) -> Routing:
+        """Drops the edges beyond the capacity of their expert in their group, and alternatives that are not needed."""
+        if slots is None:
+            return routing.first_choices() if routing.alternatives else routing
+        size, rows = self._group_tokens(context), context.rows
         if routing.alternatives:
-            return routing.keep(
-                first_with_room(routing, group_tokens, slots, context.rows)
-            ).as_first_choices()
-        return routing.keep(within_capacity(routing, group_tokens, slots, context.rows))
+            return routing.keep(first_with_room(routing, size, slots, rows)).as_first_choices()
+        return routing.keep(within_capacity(routing, size, slots, rows))
+
+    def _group_tokens(self, context: RouteContext) -> int:
+        """Returns the number of places of a routing group."""
+        return self.spec.group_sequences * context.rows.length

@@ -54,12 +54,12 @@ class SmearLayer(MoELayer):
 
     def route(self, x: Float[Tensor, "T D"], context: RouteContext) -> tuple[Float[Tensor, "G E"], MoEStats]:
         """Returns the parts of each segment's expert; `load` counts a token for the expert with the largest part."""
-        parts, spread = self.router(x, context)
+        parts, figures = self.router(x, context)
         largest = self.router.of_tokens(parts.argmax(1), context.rows)
         if (real := context.rows.real) is not None:
             largest = largest[real]
         one = torch.ones(len(largest), 1, device=x.device)
-        routing = table_routing(largest.unsqueeze(1), one, self.spec.num_experts, spread=spread)
+        routing = table_routing(largest.unsqueeze(1), one, self.spec.num_experts, figures=figures)
         return parts, stats_of(routing, routing, context)
 
     def through_experts(

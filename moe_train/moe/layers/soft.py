@@ -39,7 +39,7 @@ class SoftLayer(MoELayer):
 
     def route(self, x: Float[Tensor, "T D"], context: RouteContext) -> tuple[Mixing, MoEStats]:
         """Returns the mixtures; `load` counts slots, which are always even."""
-        dispatch, combine, spread = self.router(x, context)
+        dispatch, combine, figures = self.router(x, context)
         sequences, _, count = dispatch.shape
         experts = torch.arange(self.spec.num_experts, device=x.device)
         of_slots = experts.repeat_interleave(count // len(experts)).repeat(sequences)
@@ -47,7 +47,7 @@ class SoftLayer(MoELayer):
             of_slots.unsqueeze(1),
             torch.ones(len(of_slots), 1, device=x.device),
             self.spec.num_experts,
-            spread=spread,
+            figures=figures,
         )
         return Mixing(dispatch, combine, routing), stats_of(routing, routing, context)
 

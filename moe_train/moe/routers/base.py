@@ -53,7 +53,7 @@ class BaseRouter(GateRouter):
             expert_ids.unsqueeze(1),
             weights,
             self.num_experts,
-            spread=self.spread(scores, context),
+            figures=self.figures(scores, context),
             losses=losses,
             coefficients={"z": z_coefficient},
         )

@@ -45,7 +45,7 @@ class BatchPriorityRouter(GateRouter):
             weights,
             self.num_experts,
             priority=weights.detach().sum(1) if by_sum else weights.detach()[:, 0],
-            spread=self.spread(clean, context),
+            figures=self.figures(clean, context),
             losses=losses,
             coefficients={
                 "importance": self.config.importance_coefficient,

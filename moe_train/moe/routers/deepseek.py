@@ -14,6 +14,8 @@ sum of P: the balance loss with groups in the place of experts. Groups are the r
 Shared experts are the layer's business: `moe.shared_experts`. T tokens, D model width, E experts, G groups.
 """
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -64,7 +66,7 @@ class DeepSeekRouter(GateRouter):
             expert_ids,
             weights * config.weight_scale,
             len(scores),
-            spread=self.spread(by_token, context),
+            figures=self.figures(by_token, context),
             losses=losses,
             coefficients={name: self.coefficients[name] for name in losses},
         )
@@ -106,6 +108,11 @@ class DeepSeekRouter(GateRouter):
         kept = torch.zeros_like(totals, dtype=torch.bool)
         kept.scatter_(0, largest(totals, config.top_groups)[1].t(), True)
         return grouped.masked_fill(~kept.unsqueeze(1), -torch.inf).flatten(0, 1)
+
+    @torch.no_grad()
+    def gauges(self, step: int) -> Mapping[str, Float[Tensor, ""]]:
+        """Returns how far the experts' biases are apart."""
+        return {"bias_range": self.bias.max() - self.bias.min()}
 
     @torch.no_grad()
     def after_update(self, load: Int[Tensor, " E"]) -> None:

@@ -17,6 +17,9 @@ kdd_scripts/wmt14_en_fr_gumbel.sh has 2.0 to 0.5, linear in 5,000 updates, and o
 T tokens, D model width, E experts.
 """
 
+import math
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -65,7 +68,7 @@ class DenseToSparseRouter(GateRouter):
             weights,
             active,
             num_choices=1 if is_sparse else self.num_experts,
-            spread=self.spread(logits, context),
+            figures=self.figures(logits, context),
             losses=losses,
             coefficients=self.coefficients,
         )
@@ -73,6 +76,11 @@ class DenseToSparseRouter(GateRouter):
     def spawn_mask(self, updates: int) -> float | None:
         """Returns the mask of copies after `diversify_steps` updates of expert 0 alone; None otherwise."""
         return self.config.diversify_mask if 0 < updates == self.config.diversify_steps else None
+
+    def gauges(self, step: int) -> Mapping[str, float]:
+        """Returns the temperature."""
+        gate_step = step - self.config.diversify_steps
+        return {"temperature": self.temperature(gate_step) if gate_step >= 0 else math.nan}
 
     def temperature(self, gate_step: int) -> float:
         """Returns tau after some updates of the gate: `temperature_start` to `temperature_end` in `decay_steps`."""

@@ -62,7 +62,7 @@ class DSelectKRouter(GateRouter):
         return masked_routing(
             weights,
             weights > 0,
-            spread=self.spread(outputs, context),
+            figures=self.figures(outputs, context),
             losses=losses,
             coefficients={
                 "entropy": config.entropy_coefficient,

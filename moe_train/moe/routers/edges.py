@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from moe_train.moe.routing import Routing, Spread
+from moe_train.moe.routing import RouterFigures, Routing
 from moe_train.results import Policy, SetLoss
 
 Loss = Float[Tensor, ""] | SetLoss
@@ -19,7 +19,7 @@ def table_routing(
     num_experts: int,
     *,
     priority: Float[Tensor, " T"] | None = None,
-    spread: Spread | None = None,
+    figures: RouterFigures | None = None,
     losses: Mapping[str, Loss] | None = None,
     coefficients: Mapping[str, float] | None = None,
     alternatives: bool = False,
@@ -38,7 +38,7 @@ def table_routing(
         num_experts=num_experts,
         num_choices=choices,
         priority=priority,
-        spread=spread,
+        figures=figures,
         **_by_set(losses or {}),
         coefficients=coefficients or {},
         alternatives=alternatives,
@@ -52,7 +52,7 @@ def masked_routing(
     active: Bool[Tensor, "T E"],
     *,
     num_choices: int | None = None,
-    spread: Spread | None = None,
+    figures: RouterFigures | None = None,
     losses: Mapping[str, Loss] | None = None,
     coefficients: Mapping[str, float] | None = None,
 ) -> Routing:
@@ -74,7 +74,7 @@ def masked_routing(
         num_tokens=tokens,
         num_experts=experts,
         num_choices=num_choices or experts,
-        spread=spread,
+        figures=figures,
         **_by_set(losses or {}),
         coefficients=coefficients or {},
     )

@@ -38,7 +38,7 @@ class ExpertChoiceRouter(GateRouter):
         return masked_routing(
             probabilities,
             rows.take(chosen.reshape(*rows.values.shape, self.num_experts)),
-            spread=self.spread(logits, context),
+            figures=self.figures(logits, context),
             losses={"z": z_loss(logits, groups)},
             coefficients={"z": self.config.z_coefficient},
         )

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from moe_train.config.kinds.router.router import GateConfig
 from moe_train.initial import Initial, Normal
-from moe_train.moe.routers.scores import gate_logits, jittered, spread_of
-from moe_train.moe.routing import RouteContext, Spread
+from moe_train.moe.routers.scores import figures_of, gate_logits, jittered
+from moe_train.moe.routing import RouteContext, RouterFigures
 
 
 class GateRouter(nn.Module):
@@ -46,6 +46,7 @@ class GateRouter(nn.Module):
         """Returns a logit for each expert; `router_entropy` and `router_top_probability` are of their softmax."""
         return logits
 
-    def spread(self, logits: Float[Tensor, "T N"], context: RouteContext) -> Spread:
-        """Returns how undecided the router is about the (real) tokens."""
-        return spread_of(self.expert_logits(logits.detach()), context.rows.real)
+    def figures(self, logits: Float[Tensor, "T N"], context: RouteContext) -> RouterFigures:
+        """Returns the router's figures of the (real) tokens."""
+        logits = logits.detach()
+        return figures_of(self.expert_logits(logits), self.softmaxes(logits), context.rows.real)

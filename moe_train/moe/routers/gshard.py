@@ -53,7 +53,7 @@ class GShardRouter(GateRouter):
             expert_ids,
             weights,
             logits.shape[1],
-            spread=choice.spread,
+            figures=choice.figures,
             losses=losses,
             coefficients={"balance": self.config.balance_coefficient, "z": self.config.z_coefficient},
             normalize_kept=self.config.normalize_after_limit,

@@ -95,7 +95,7 @@ class HierarchicalTopKRouter(GateRouter):
             expert_ids,
             weights,
             num_experts,
-            spread=self.spread(logits, context),
+            figures=self.figures(logits, context),
             losses=losses,
             coefficients={
                 "importance": config.importance_coefficient,

@@ -73,7 +73,7 @@ class NoisyTopKRouter(GateRouter):
             kept,
             weights,
             num_experts,
-            spread=self.spread(clean, context),
+            figures=self.figures(clean, context),
             losses=losses,
             coefficients={
                 "importance": config.importance_coefficient,

@@ -40,7 +40,7 @@ class PrototypesRouter(GateRouter):
             expert_ids,
             weights.t(),
             num_experts,
-            spread=self.spread(logits, context),
+            figures=self.figures(logits, context),
             losses=losses,
             coefficients={"balance": self.config.balance_coefficient, "z": self.config.z_coefficient},
         )

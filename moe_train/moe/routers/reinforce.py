@@ -72,7 +72,7 @@ class ReinforceRouter(GateRouter):
             expert_ids,
             torch.ones(len(x), 1, device=x.device),
             self.num_experts,
-            spread=self.spread(logits, context),
+            figures=self.figures(logits, context),
             losses=losses,
             coefficients={
                 "balance": self.config.balance_coefficient,

@@ -1,9 +1,10 @@
-"""Shares code of routers with a learned gate: jitter, logits, softmax and its k largest, and its spread.
+"""Shares code of routers with a learned gate: jitter, logits, softmax and its k largest, and its figures.
 
 Where torch's operations do it, scores are kept expert by expert ([E, T]): over few experts a softmax is many times
 faster along a leading dim. T tokens, D model width, E experts, K choices.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ from moe_kernels.library import MAX_CHOICES, MAX_EXPERTS
 from moe_kernels.ops.router import router_statistics
 from moe_kernels.select import choose
 from moe_train.moe.losses import TokenSets, z_loss
-from moe_train.moe.routing import RouteContext, Spread
+from moe_train.moe.routing import RouteContext, RouterFigures
 
 SMALLEST = torch.finfo(torch.float32).tiny
 
@@ -54,7 +55,7 @@ class Choice:
     """Their probabilities, not renormalised."""
     z: Float[Tensor, ""]
     """The z-loss."""
-    spread: Spread
+    figures: RouterFigures
 
 
 def softmax_choice(logits: Float[Tensor, "T E"], k: int, groups: TokenSets | None = None) -> Choice:
@@ -75,8 +76,13 @@ def softmax_choice(logits: Float[Tensor, "T E"], k: int, groups: TokenSets | Non
     expert_ids = statistics.expert_ids.long()
     expert_ids = torch.where(expert_ids < 0, first, expert_ids)
     entropy = -torch.dot(probabilities.flatten(), probabilities.clamp(min=SMALLEST).log_().flatten())
-    spread = Spread(entropy, statistics.weights[:, 0].detach().sum())
-    return Choice(statistics.scores, expert_ids, statistics.weights, statistics.z / tokens, spread)
+    figures = RouterFigures(
+        entropy,
+        statistics.weights[:, 0].detach().sum(),
+        statistics.z.detach(),
+        _logit_square(logits.detach()).sum(),
+    )
+    return Choice(statistics.scores, expert_ids, statistics.weights, statistics.z / tokens, figures)
 
 
 def by_operations(logits: Float[Tensor, "T E"], k: int, groups: TokenSets | None = None) -> Choice:
@@ -88,8 +94,8 @@ def by_operations(logits: Float[Tensor, "T E"], k: int, groups: TokenSets | None
     expert_ids = largest(by_expert.detach(), k)[1]
     weights = probabilities.t().gather(1, expert_ids)
     z = z_loss(logits, groups)
-    spread = _spread(probabilities, log_probabilities, groups.is_real)
-    return Choice(probabilities.t(), expert_ids, weights, z, spread)
+    figures = _figures(probabilities, log_probabilities, (logits,), groups.is_real)
+    return Choice(probabilities.t(), expert_ids, weights, z, figures)
 
 
 def largest(scores: Float[Tensor, "E T"], k: int) -> tuple[Float[Tensor, "T K"], Int[Tensor, "T K"]]:
@@ -107,20 +113,36 @@ def largest(scores: Float[Tensor, "E T"], k: int) -> tuple[Float[Tensor, "T K"],
 
 
 @torch.no_grad()
-def spread_of(expert_logits: Float[Tensor, "T E"], is_real: Bool[Tensor, " T"] | None) -> Spread:
-    """Returns the spread of the softmax over all experts."""
+def figures_of(
+    expert_logits: Float[Tensor, "T E"],
+    softmaxes: Sequence[Float[Tensor, "T _"]],
+    is_real: Bool[Tensor, " T"] | None,
+) -> RouterFigures:
+    """Returns the figures of a router with the logits of its `softmaxes`, and a logit for each expert."""
     log_probabilities = torch.log_softmax(expert_logits.t().contiguous(), dim=0)
-    return _spread(log_probabilities.exp(), log_probabilities, is_real)
+    return _figures(log_probabilities.exp(), log_probabilities, softmaxes, is_real)
 
 
 @torch.no_grad()
-def _spread(
+def _figures(
     probabilities: Float[Tensor, "E T"],
     log_probabilities: Float[Tensor, "E T"],
+    softmaxes: Sequence[Float[Tensor, "T _"]],
     is_real: Bool[Tensor, " T"] | None,
-) -> Spread:
-    """Returns the spread of a softmax that is known already."""
+) -> RouterFigures:
+    """Returns the figures of a router whose softmax over all experts is known already."""
     if is_real is not None:
         probabilities = probabilities * is_real
     entropy = -torch.dot(probabilities.flatten(), log_probabilities.flatten())
-    return Spread(entropy, probabilities.amax(0).sum())
+    by_token = [
+        torch.stack([logits.logsumexp(1).square(), _logit_square(logits)], dim=1) for logits in softmaxes
+    ]
+    z, logit_square = torch.stack(by_token).sum(0).unbind(1)
+    if is_real is not None:
+        z, logit_square = z * is_real, logit_square * is_real
+    return RouterFigures(entropy, probabilities.amax(0).sum(), z.sum(), logit_square.sum() / len(softmaxes))
+
+
+def _logit_square(logits: Float[Tensor, "T N"]) -> Float[Tensor, " T"]:
+    """Returns the mean square of each token's logits, less their mean."""
+    return (logits - logits.mean(1, keepdim=True)).square_().mean(1)

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from moe_train.config.kinds.router.smear import SmearRouterConfig
 from moe_train.initial import Constant, Initial, Normal
-from moe_train.moe.routers.scores import spread_of
-from moe_train.moe.routing import RouteContext, Spread
+from moe_train.moe.routers.scores import figures_of
+from moe_train.moe.routing import RouteContext, RouterFigures
 from moe_train.moe.rows import Rows
 
 FLOOR = 1e-10
@@ -34,7 +34,7 @@ class Merges(NamedTuple):
 
     parts: Float[Tensor, "G E"]
     """Of each expert, in fp32; they sum to 1."""
-    spread: Spread
+    figures: RouterFigures
     """Of each token's parts before any expert is left out."""
 
 
@@ -59,16 +59,17 @@ class SmearRouter(nn.Module):
             pooled = self._pooled(x.float(), context.rows).flatten(0, 1)
             experts = F.layer_norm(self.weight.t(), width) * self.gain
             logits = F.layer_norm(pooled, width) @ experts.t()
-            spread = spread_of(self.of_tokens(logits, context.rows), context.rows.real)
+            of_tokens = self.of_tokens(logits.detach(), context.rows)
+            figures = figures_of(of_tokens, (of_tokens,), context.rows.real)
             parts = torch.softmax(logits, dim=1)
             if not context.training or self.config.drop_experts == 0:
-                return Merges(parts, spread)
+                return Merges(parts, figures)
             random, ids = context.forward_pass.random, context.rows.sequence_ids
             segments = self.num_segments(context.rows.length)
             draws = random.uniform(f"{self.site}.drop_experts", ids, segments, parts.shape[1])
             kept = draws.view_as(parts) >= self.config.drop_experts
             parts = parts * kept + FLOOR
-            return Merges(parts / parts.sum(1, keepdim=True), spread)
+            return Merges(parts / parts.sum(1, keepdim=True), figures)
 
     def of_tokens(self, values: Shaped[Tensor, "G ..."], rows: Rows) -> Shaped[Tensor, "T ..."]:
         """Returns each segment's value for each of its rows."""

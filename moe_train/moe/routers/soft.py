@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from moe_train.config.kinds.router.soft import SoftRouterConfig
 from moe_train.initial import Constant, Initial, Normal
-from moe_train.moe.routers.scores import spread_of
-from moe_train.moe.routing import RouteContext, Spread
+from moe_train.moe.routers.scores import figures_of
+from moe_train.moe.routing import RouteContext, RouterFigures
 
 EPSILON = 1e-6
 """Added to squared norms, as in the code."""
@@ -30,7 +30,7 @@ class SlotWeights(NamedTuple):
     """Part of each token in a slot; sums to 1 over the real tokens of the sequence."""
     combine: Float[Tensor, "B S N"]
     """Part of each slot in a token; sums to 1 over slots."""
-    spread: Spread
+    figures: RouterFigures
     """Of the experts' parts in a token, an expert's being the sum of its slots'."""
 
 
@@ -55,14 +55,15 @@ class SoftRouter(nn.Module):
             by_row = tokens @ (self.scale * _unit(self.weight, dim=0))
             logits = context.rows.lay_out(by_row)
             combine = torch.softmax(logits, dim=2)
-            of_experts = by_row.unflatten(1, (self.num_experts, -1)).logsumexp(2)
-            spread = spread_of(of_experts, context.rows.real)
+            by_slot = by_row.detach()
+            of_experts = by_slot.unflatten(1, (self.num_experts, -1)).logsumexp(2)
+            figures = figures_of(of_experts, (by_slot,), context.rows.real)
             if (occupied := context.rows.occupied) is None:
-                return SlotWeights(torch.softmax(logits, dim=1), combine, spread)
+                return SlotWeights(torch.softmax(logits, dim=1), combine, figures)
             padding = ~occupied.unsqueeze(2)
             # A sequence of padding alone, or without rows, has no token to share out: its softmax is 0 / 0.
             dispatch = torch.softmax(logits.masked_fill(padding, -torch.inf), dim=1).masked_fill(padding, 0.0)
-            return SlotWeights(dispatch, combine.masked_fill(padding, 0.0), spread)
+            return SlotWeights(dispatch, combine.masked_fill(padding, 0.0), figures)
 
 
 def _unit(vectors: Float[Tensor, "A B"], dim: int) -> Float[Tensor, "A B"]:

@@ -68,7 +68,7 @@ class TopKRouter(GateRouter):
             expert_ids,
             weights,
             logits.shape[1],
-            spread=choice.spread,
+            figures=choice.figures,
             alternatives=self.reroutes > 0,
             losses=losses,
             coefficients={"balance": self.config.balance_coefficient, "z": self.config.z_coefficient},

@@ -186,3 +186,9 @@ def test_what_cannot_serve_a_recipe_says_why(config, key):
     recipe = Recipe()
     recipe.moe.router = config
     assert [problem.key for problem in config.check(recipe)] == [key]
+
+
+def test_the_range_of_the_biases_is_shown():
+    made = gate(DeepSeekRouterConfig(k=1), normal(T, E))
+    made.bias.copy_(torch.linspace(-0.25, 0.5, E))
+    assert {name: float(value) for name, value in made.gauges(0).items()} == {"bias_range": 0.75}

@@ -327,3 +327,11 @@ def test_a_phase_of_one_expert_leaves_its_gate_the_rest_of_the_run():
     assert "until step 5 all tokens go to expert 0" in one
     assert "then all 8 become copies of it, each with 25% of its weights zeroed" in one
     assert "from step 5 until step 20 a token has up to 8" in gate
+
+
+def test_the_temperature_of_the_update_is_shown_once_there_is_a_gate():
+    made = router(
+        diversify_steps=4, temperature_start=2.0, temperature_end=1.0, decay_steps=4, decay="linear"
+    )
+    assert math.isnan(made.gauges(3)["temperature"])
+    assert [made.gauges(step)["temperature"] for step in (4, 6, 8, 20)] == [2.0, 1.5, 1.0, 1.0]

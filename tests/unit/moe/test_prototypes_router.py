@@ -25,7 +25,7 @@ def test_one_prototype_is_switch():
     switch = gate(SwitchRouterConfig(), logits)(torch.eye(T), context(1, T))
     assert torch.equal(mine.expert_ids, switch.expert_ids)
     torch.testing.assert_close(mine.weights, switch.weights)
-    torch.testing.assert_close(mine.spread.entropy, switch.spread.entropy)
+    torch.testing.assert_close(mine.figures.entropy, switch.figures.entropy)
     for name in ("balance", "z"):
         torch.testing.assert_close(mine.losses[name], switch.losses[name])
 

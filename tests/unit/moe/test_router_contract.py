@@ -73,11 +73,10 @@ def test_weights_and_losses_are_fp32_whatever_comes_in(kind):
         assert values.dtype == torch.float32
         assert values.isfinite().all()
     assert all(loss.ndim == 0 for loss in routing.losses.values())
-    if routing.spread is not None:
-        assert 0 <= float(routing.spread.entropy) <= routing.num_tokens * math.log(EXPERTS) * 1.001
-        assert not routing.spread.entropy.requires_grad
-        assert not routing.spread.top_probability.requires_grad
-        assert 1 <= float(routing.spread.top_probability) * EXPERTS / routing.num_tokens <= EXPERTS
+    if routing.figures is not None:
+        assert 0 <= float(routing.figures.entropy) <= routing.num_tokens * math.log(EXPERTS) * 1.001
+        assert not any(figure.requires_grad for figure in routing.figures)
+        assert 1 <= float(routing.figures.top_probability) * EXPERTS / routing.num_tokens <= EXPERTS
 
 
 @pytest.mark.parametrize("kind", ROUTERS)
@@ -113,6 +112,9 @@ def test_whatever_has_logits_has_their_z_loss(kind):
     routing, softmaxes = made(x, here), made.softmaxes(made.logits(x, here))
     expected = sum(logits.logsumexp(1).square().mean() for logits in softmaxes)
     torch.testing.assert_close(routing.losses["z"], expected)
+    torch.testing.assert_close(routing.figures.z / len(x), expected)
+    squares = torch.stack([logits.var(1, unbiased=False).mean() for logits in softmaxes]).mean()
+    torch.testing.assert_close(routing.figures.logit_square / len(x), squares)
     assert routing.coefficients["z"] == 0.5
     parameters = list(made.parameters())
     gradients = torch.autograd.grad(routing.losses["z"], parameters, retain_graph=True, allow_unused=True)
@@ -123,16 +125,16 @@ def test_whatever_has_logits_has_their_z_loss(kind):
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("kind", WITH_LOGITS)
-def test_the_spread_of_a_router_is_that_of_the_softmax_over_all_experts_without_noise(kind, training):
+def test_entropy_and_top_probability_are_those_of_the_softmax_over_all_experts_without_noise(kind, training):
     made, x, here = router(kind), 3 * tokens(), context(SEQUENCES, LENGTH, training)
     routing, logits = made(x, here), made.expert_logits(made.logits(x, here)).double()
     distribution = torch.distributions.Categorical(logits=logits)
     assert logits.shape == (len(x), EXPERTS)
     torch.testing.assert_close(
-        routing.spread.entropy.double(), distribution.entropy().sum(), rtol=1e-5, atol=1e-5
+        routing.figures.entropy.double(), distribution.entropy().sum(), rtol=1e-5, atol=1e-5
     )
     top = distribution.probs.amax(1).sum()
-    torch.testing.assert_close(routing.spread.top_probability.double(), top, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(routing.figures.top_probability.double(), top, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", WITH_LOGITS)

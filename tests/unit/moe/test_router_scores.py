@@ -11,11 +11,11 @@ from moe_train.moe.routers import scores
 from moe_train.moe.routers.edges import table_routing
 from moe_train.moe.routers.scores import (
     by_operations,
+    figures_of,
     gate_logits,
     jittered,
     largest,
     softmax_choice,
-    spread_of,
 )
 
 
@@ -46,14 +46,18 @@ def test_equal_scores_go_to_the_lower_expert():
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 1e4])
-def test_the_spread_is_the_entropy_of_torch_and_the_largest_probability_of_real_tokens(scale):
+def test_the_figures_are_those_of_torch_over_real_tokens(scale):
     logits, real = (scale * normal(7, 5)).requires_grad_(), torch.arange(7) < 4
     for is_real, rows in ((None, 7), (real, 4)):
         distribution = torch.distributions.Categorical(logits=logits.detach()[:rows])
-        spread = spread_of(logits, is_real)
-        torch.testing.assert_close(spread.entropy, distribution.entropy().sum())
-        torch.testing.assert_close(spread.top_probability, distribution.probs.amax(1).sum())
-        assert not spread.entropy.requires_grad
+        figures = figures_of(logits, (logits, 2 * logits[:, :3]), is_real)
+        torch.testing.assert_close(figures.entropy, distribution.entropy().sum())
+        torch.testing.assert_close(figures.top_probability, distribution.probs.amax(1).sum())
+        softmaxes = [logits.detach()[:rows], 2 * logits.detach()[:rows, :3]]
+        torch.testing.assert_close(figures.z, sum(each.logsumexp(1).square().sum() for each in softmaxes))
+        squares = sum(each.var(1, unbiased=False).sum() for each in softmaxes) / 2
+        torch.testing.assert_close(figures.logit_square, squares)
+        assert not any(figure.requires_grad for figure in figures)
 
 
 @pytest.mark.parametrize(("experts", "k"), [(1, 1), (5, 2), (64, 8)])
@@ -67,11 +71,11 @@ def test_the_kernel_and_the_operations_agree_in_everything_and_in_all_gradients(
     upstream = (normal(40, experts, seed=1), normal(40, k, seed=2), normal(1, seed=3).squeeze())
     gradients = []
     for one in (found, twin):
-        assert not one.spread.entropy.requires_grad
+        assert not one.figures.entropy.requires_grad
         differentiable = (one.probabilities, one.weights, one.z)
         gradients.append(torch.autograd.grad(differentiable, logits, upstream)[0])
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(found.spread, twin.spread, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.figures, twin.figures, rtol=1e-5, atol=1e-6)
     for name in ("probabilities", "weights", "z"):
         torch.testing.assert_close(getattr(found, name), getattr(twin, name), rtol=1e-5, atol=1e-6)
 

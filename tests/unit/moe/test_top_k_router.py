@@ -77,8 +77,8 @@ def test_edges_are_listed_by_token_and_choice():
 
 def test_entropy_is_a_sum_over_tokens_in_nats():
     routing = router(SwitchRouterConfig(), [[0.0] * 8, [50.0] + [0.0] * 7, [0.0] * 8])
-    assert routing.spread is not None
-    assert routing.spread.entropy.item() == pytest.approx(2 * math.log(8), abs=1e-5)
+    assert routing.figures is not None
+    assert routing.figures.entropy.item() == pytest.approx(2 * math.log(8), abs=1e-5)
 
 
 def test_losses_are_watched_even_where_their_coefficient_is_zero():

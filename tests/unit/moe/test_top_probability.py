@@ -44,11 +44,11 @@ PROBABILITIES = torch.tensor([[0.5, 0.25, 0.125, 0.125], [0.1, 0.2, 0.3, 0.4]])
 def test_the_largest_probability_of_each_router_by_hand(config):
     made = gate(config, PROBABILITIES.log())
     routing = made(torch.eye(2), context(1, 2))
-    assert float(routing.spread.top_probability) == pytest.approx(0.5 + 0.4, rel=1e-6)
+    assert float(routing.figures.top_probability) == pytest.approx(0.5 + 0.4, rel=1e-6)
     first_alone = with_padding(context(1, 2), torch.tensor([[True, False]]))
-    of_first = made(torch.eye(2), first_alone).spread.top_probability
+    of_first = made(torch.eye(2), first_alone).figures.top_probability
     assert float(of_first) == pytest.approx(
-        float(made(torch.eye(2)[:1], context(1, 1)).spread.top_probability), rel=1e-6
+        float(made(torch.eye(2)[:1], context(1, 1)).figures.top_probability), rel=1e-6
     )
 
 
@@ -56,14 +56,14 @@ def test_of_sigmoid_scores_it_is_the_largest_share():
     """Scores .8, .2, .5 and .5: .8 of 2."""
     logits = torch.logit(torch.tensor([[0.8, 0.2, 0.5, 0.5]]))
     routing = gate(DeepSeekRouterConfig(), logits)(torch.eye(1), context(1, 1))
-    assert float(routing.spread.top_probability) == pytest.approx(0.4)
+    assert float(routing.figures.top_probability) == pytest.approx(0.4)
 
 
 def test_two_levels_multiply():
     """One group has .9 of every token, and inside it one expert has .8: no other expert has more than .72."""
     made = gate(HierarchicalTopKRouterConfig(num_groups=2), torch.tensor([[0.8, 0.2, 0.5, 0.5]]).log())
     made.group_weight.data.copy_(torch.tensor([[0.9, 0.1]]).log())
-    assert float(made(torch.ones(3, 1), context(1, 3)).spread.top_probability) == pytest.approx(3 * 0.72)
+    assert float(made(torch.ones(3, 1), context(1, 3)).figures.top_probability) == pytest.approx(3 * 0.72)
 
 
 def test_an_expert_of_soft_has_what_its_slots_have():
@@ -74,5 +74,5 @@ def test_an_expert_of_soft_has_what_its_slots_have():
     made.scale.data.fill_(1.0)
     x = torch.tensor([[0.1, 0.3, 0.4, 0.2]]).log()
     made.scale.data.fill_(float(x.norm()))  # logits are scale * cos(x, slot), up to the epsilon in the norms
-    spread = made(x, context(1, 1)).spread
-    assert float(spread.top_probability) == pytest.approx(0.6, rel=1e-5)
+    figures = made(x, context(1, 1)).figures
+    assert float(figures.top_probability) == pytest.approx(0.6, rel=1e-5)

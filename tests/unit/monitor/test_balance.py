@@ -21,6 +21,9 @@ def test_a_lopsided_load_by_hand() -> None:
     # mean 4, deviations 4 0 0 -4: variance 32 / 4 = 8
     assert balance.cv(LOPSIDED) == pytest.approx(math.sqrt(8) / 4)
     assert balance.max_violation(LOPSIDED) == 1.0
+    assert balance.top_share(LOPSIDED) == 0.5
+    assert balance.device_load(LOPSIDED, 2) == [12, 4]
+    assert balance.device_load(LOPSIDED, 1) == [16]
     # shares 1/2 1/4 1/4: H = 1.5 ln 2, and ln 4 = 2 ln 2
     assert balance.load_entropy(LOPSIDED) == pytest.approx(0.75)
     assert balance.effective_experts(LOPSIDED) == pytest.approx(2**1.5)

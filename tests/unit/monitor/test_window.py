@@ -12,6 +12,7 @@ import torch.multiprocessing as mp
 from torch.distributed.device_mesh import init_device_mesh
 
 from moe_train.callbacks.jsonl import encode_row
+from moe_train.moe.figures import MEANS, TOTALS
 from moe_train.monitor.window import LoadWindow
 from moe_train.parallel.axis import Axis
 from moe_train.results import MoEStats
@@ -21,15 +22,22 @@ ALONE = Axis()
 
 
 def stats(
-    load: list[int], dropped: int = 0, entropy: float = 0.0, tokens: int | None = None, top: float = 0.0
+    load: list[int],
+    dropped: int = 0,
+    entropy: float = 0.0,
+    tokens: int | None = None,
+    top: float = 0.0,
+    **others: float,
 ) -> MoEStats:
-    """Of `tokens` tokens; None: one for each assignment."""
-    values = {
+    """Of `tokens` tokens; None: one for each assignment. What is not given is 0."""
+    counted = (figure.name for figure in (*TOTALS, *MEANS) if figure.count is not None)
+    values = dict.fromkeys(counted, 0) | {
         "load": load,
         "dropped": dropped,
         "tokens": sum(load) if tokens is None else tokens,
         "router_entropy": entropy,
         "router_top_probability": top,
+        **others,
     }
     return MoEStats({name: torch.tensor(value) for name, value in values.items()}, {}, {})
 
@@ -167,7 +175,7 @@ def test_a_window_without_names_goes_on_as_if_it_had_them() -> None:
     for window in (old, new):
         window.add(((stats([1, 1], 1, 1.0, top=1.0), stats([0, 0, 0, 4], 0, 1.0, top=2.0)),), step=2)
     row = old.reduce(ALONE, {}).as_row()
-    assert row == new.reduce(ALONE, {}).as_row()
+    assert encode_row(row) == encode_row(new.reduce(ALONE, {}).as_row())
     assert row["load"] == [[4, 2], [1, 1, 1, 5]]
     assert row["router_entropy"] == [(600 / 2**20 + 1) / 6, (700 / 2**20 + 1) / 8]
     assert row["cv"][1] == pytest.approx(math.sqrt(3) / 2)
@@ -182,18 +190,28 @@ def test_of_an_older_window_with_fewer_figures_the_loads_alone_are_known() -> No
 
 
 FIGURES_OF = {
-    "load": {"load", "drop_rate", "experts_per_token"},
-    "dropped": {"dropped", "drop_rate", "experts_per_token"},
+    "load": {"load", "drop_rate", "experts_per_token", "capacity_use"},
+    "dropped": {"dropped", "drop_rate", "experts_per_token", "capacity_use"},
     "router_entropy": {"router_entropy"},
     "router_top_probability": {"router_top_probability"},
-    "tokens": {"router_entropy", "router_top_probability", "experts_per_token"},
+    "router_z": {"router_z"},
+    "router_logit_rms": {"router_logit_rms"},
+    "router_not_finite": {"router_not_finite"},
+    "slots": {"capacity_use"},
+    "tokens": {
+        "router_entropy",
+        "router_top_probability",
+        "router_z",
+        "router_logit_rms",
+        "experts_per_token",
+    },
 }
 """Count -> what a row shows of it."""
 
 
 @pytest.mark.parametrize(("name", "figures"), FIGURES_OF.items())
 def test_what_a_checkpoint_did_not_count_is_null_in_the_row_of_its_window_alone(name, figures, caplog):
-    step = ((stats([3, 1], 1, 2.0, top=2.0),),)
+    step = ((stats([3, 1], 1, 2.0, top=2.0, slots=4, router_z=8.0, router_logit_rms=4.0),),)
     whole, resumed = LoadWindow([2], CPU), LoadWindow([2], CPU)
     whole.add(step, step=1)
     state = whole.state(ALONE)
@@ -251,7 +269,7 @@ def test_two_ranks_agree_on_the_sum_of_what_both_saw_and_what_was_saved(tmp_path
     seen = [json.loads((tmp_path / str(rank)).read_text()) for rank in range(2)]
     assert seen[0] == seen[1]
     state, row, scalars = seen[0]
-    assert state["counts"] == {
+    assert {name: count for name, count in state["counts"].items() if any(count)} == {
         "load": [[103, 210]],
         "dropped": [6],
         "tokens": [24],
