@@ -6,7 +6,7 @@ starts that node afresh: options of the old kind do not leak into the new one. V
 to their field (`yaml_reader.py`); `refusals.py` words the errors for wrong keys and values.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,9 +34,13 @@ IMPLIED_VALUES = {"moe.router.balance_over": "group"}
 """Values of keys that older saved recipes lack, where the default differs from what those runs did."""
 
 
-def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(
+    recipe: str | Path, overrides: Sequence[str] = (), passed_over: list[str] | None = None
+) -> Recipe:
     """Reads a recipe with its bases and overrides (`optim.lr=1e-3`).
 
+    With `passed_over`, keys that this version does not have are passed over and added to it: for a saved recipe of a
+    newer version, which is only looked at.
     Raises RecipeError for a missing or unreadable file, an unknown key, an unknown kind or a wrong type.
     """
     source = find_recipe(recipe)
@@ -51,6 +55,9 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     schema, fields = _schema_for(kinds), known_fields(Recipe, kinds)
     if merged.keys() >= IN_EVERY_SAVED_RECIPE:
         _fill_newer_keys(merged, fields)
+    if passed_over is not None:
+        passed_over += [key for key, _ in unknown(merged, fields)]
+        _remove(merged, passed_over)
     if problems := [
         *(unknown_key(key, value, fields, kinds) for key, value in unknown(merged, fields)),
         *(wrong_value(key, value, fields, schema) for key, value in misshapen(merged, fields)),
@@ -204,6 +211,13 @@ def _fill_newer_keys(saved: dict[str, Any], fields: Mapping[str, Any]) -> None:
         node = _at(saved, place)
         if key in fields and isinstance(node, dict):
             node.setdefault(name, value)
+
+
+def _remove(data: dict[str, Any], keys: Iterable[str]) -> None:
+    """Removes dotted keys."""
+    for key in keys:
+        place, _, name = key.rpartition(".")
+        del (_at(data, place) if place else data)[name]
 
 
 def _schema_for(kinds: Mapping[str, type]) -> DictConfig:

@@ -4,6 +4,7 @@ It reads only the run folder, so it works both during the run and afterwards.
 """
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,13 +12,18 @@ from rich.console import Console
 from rich.table import Table
 
 from moe_train.arguments import Parser
+from moe_train.errors import UsageError
 from moe_train.monitor import balance
+from moe_train.monitor.check import check
 from moe_train.monitor.page.document import write_page
 from moe_train.monitor.run import RunRecord, find_run, read_run
 
+ALARMED = 3
+"""Exit code of `--check` if there was a warning or worse."""
 EPILOG = """\
 examples:
   moe-train monitor runs/switch-tiny                      the last logging window, as a table
+  moe-train monitor runs/switch-tiny --check              what is wrong, why, and what to do; exit code 3 if anything is
   moe-train monitor runs/switch-tiny --html experts.html  the whole run, as one self-contained page
 """
 
@@ -31,11 +37,19 @@ def main(argv: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", metavar="RUN", help="a run folder, or its name below runs/")
+    parser.add_argument(
+        "--check", action="store_true", help="say what is wrong with the experts, if anything is"
+    )
+    parser.add_argument("--json", action="store_true", help="with --check: print it as JSON")
     parser.add_argument("--html", metavar="FILE", type=Path, help="write one self-contained HTML page")
     arguments = parser.parse_args(argv)
     run_dir = find_run(arguments.run)
+    if arguments.json and not arguments.check:
+        raise UsageError("--json: goes with --check; add that, or leave it out")
     run = read_run(run_dir)
     console = Console(highlight=False)
+    if arguments.check:
+        return _check(run, console, as_json=arguments.json)
     if arguments.html:
         write_page(run, arguments.html)
         console.print(f"wrote {arguments.html}", markup=False, soft_wrap=True)
@@ -44,6 +58,26 @@ def main(argv: Sequence[str]) -> int:
         example = f"the whole run as a page: moe-train monitor {run_dir} --html experts.html"
         console.print(example, markup=False, soft_wrap=True)
     return 0
+
+
+def _check(run: RunRecord, console: Console, *, as_json: bool) -> int:
+    """Prints what the detectors find in the run; returns 3 if that is a warning or worse."""
+    verdict = check(run.recipe, run.training)
+    if as_json:
+        print(json.dumps({"alarms": verdict.alarms, "not_measured": verdict.not_measured}))
+        return ALARMED if verdict.is_bad else 0
+    for alarm in verdict.alarms:
+        over = f", over since step {alarm['over']:,}" if "over" in alarm else ""
+        console.print(f"step {alarm['step']:,}: {alarm['severity']}, {alarm['detector']}{over}", markup=False)
+        for line in (alarm["message"], *(f"why: {cause}" for cause in alarm["causes"]), *alarm["advice"]):
+            console.print(f"    {line}", markup=False, soft_wrap=True)
+    for line in verdict.not_measured:
+        console.print(f"not measured: {line}", markup=False, soft_wrap=True)
+    if not verdict.alarms:
+        console.print(
+            f"{run.name}: nothing is wrong in {len(run.training)} rows", markup=False, soft_wrap=True
+        )
+    return ALARMED if verdict.is_bad else 0
 
 
 def _print_summary(run: RunRecord, console: Console) -> None:

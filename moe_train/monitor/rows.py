@@ -4,9 +4,11 @@ metrics.jsonl is append-only. Rows that an attempt wrote after the checkpoint fr
 the file, so a reader asks for the rows that count. docs/metrics.md documents every row. Nothing here imports torch.
 """
 
+import gzip
 import json
 import logging
 import math
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,22 +17,27 @@ from moe_train.errors import RunError
 
 METRICS_FILE = "metrics.jsonl"
 
+NUMBERS = ("loss", "validation_loss", "lr", "grad_norm", "tokens_per_second", "memory_bytes", "loss_max")
+"""Keys of rows whose value is a number or null."""
+
 Row = Mapping[str, Any]
 
 log = logging.getLogger(__name__)
 
 
 def parse_row(line: bytes) -> dict[str, Any] | None:
-    """Returns the row of a line without its newline; None if the line is not a JSON object."""
+    """Returns the row of a line without its newline; None if the line is not a JSON object, or no sound row."""
     try:
         row = json.loads(line)
     except ValueError:  # UnicodeDecodeError is one, too
         return None
-    return row if isinstance(row, dict) else None
+    return row if isinstance(row, dict) and _is_sound(row) else None
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Returns all rows of a metrics file, in file order. A file that does not exist yet has none.
+
+    If there is only a compressed one, `metrics.jsonl.gz`, its rows are returned.
 
     Anything after the last newline is a row that is being written, or was cut off by a kill, and is left out; so is a
     damaged line, which is logged. A pipe has none: reading would wait for a writer, and take rows from its reader.
@@ -39,9 +46,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     if path.is_fifo():
         return []
     try:
-        lines = path.read_bytes().split(b"\n")[:-1]
-    except FileNotFoundError:
-        return []
+        lines = _content(path).split(b"\n")[:-1]
+    except (EOFError, gzip.BadGzipFile, zlib.error):
+        raise RunError(f"{path}.gz: is not a whole gzip file; copy it again.") from None
     except OSError as error:
         raise RunError(f"{path}: cannot be read ({error.strerror}); check its permissions.") from None
     rows = [row for line in lines if (row := parse_row(line)) is not None]
@@ -50,6 +57,30 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             "%s: %d of %d lines are damaged and were left out.", path, len(lines) - len(rows), len(lines)
         )
     return rows
+
+
+def _content(path: Path) -> bytes:
+    compressed = path.with_name(f"{path.name}.gz")
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return gzip.decompress(compressed.read_bytes()) if compressed.is_file() else b""
+
+
+def _is_sound(row: Mapping[str, Any]) -> bool:
+    """Returns whether what readers count with has the type that they count on, in every row whatever its origin."""
+    moe = row.get("moe", {})
+    return (
+        all(type(row[key]) is int and row[key] >= 0 for key in ("step", "attempt") if key in row)
+        and all(_is_number(row[key]) for key in NUMBERS if key in row)
+        and isinstance(moe, dict)
+        and all(isinstance(values, list) for values in moe.values())
+        and all(isinstance(load, list) and all(map(_is_number, load)) for load in moe.get("load", []))
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def current_rows(rows: Iterable[Row]) -> list[Row]:

@@ -3,6 +3,7 @@
 It works for a run that has not written a row yet, one that is running, and one that has ended.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from moe_train.errors import RunError, UsageError, dangling_link
 from moe_train.monitor.rows import METRICS_FILE, Row, current_rows, read_rows
 from moe_train.monitor.state import read_state
 from moe_train.run_folder import RECIPE_FILE
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,10 @@ def read_run(run_dir: Path) -> RunRecord:
 
 
 def _read(run_dir: Path) -> RunRecord:
-    recipe = load_recipe(run_dir / RECIPE_FILE)
+    passed_over: list[str] = []
+    recipe = load_recipe(run_dir / RECIPE_FILE, passed_over=passed_over)
+    if passed_over:
+        log.warning("%s: this version does not have %s; passed over.", RECIPE_FILE, ", ".join(passed_over))
     rows = current_rows(read_rows(run_dir / METRICS_FILE))
     attempts = [int(entry.name) for entry in (run_dir / "attempts").glob("*") if entry.name.isdigit()]
     newest = run_dir / "attempts" / str(max(attempts, default=0))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from moe_train.config.kinds.facts import Facts
+from moe_train.config.kinds.router.expectations import Expectations
 from moe_train.config.kinds.router.router import BalanceLossConfig, BalanceOver, capacity_must_be_null
 from moe_train.config.problem import Problem
 
@@ -34,6 +35,11 @@ class DenseToSparseRouterConfig(BalanceLossConfig):
 
     def draws_in_training(self, num_experts: int) -> bool:
         return num_experts > 1
+
+    def expectations(self) -> Expectations:
+        """Expects nothing of the phase with one expert, and other figures once a token has one expert."""
+        hard = () if self.hard_step is None else (self.diversify_steps + self.hard_step,)
+        return Expectations(begins=self.diversify_steps, changes=hard)
 
     def check(self, recipe: Facts) -> Iterator[Problem]:
         yield from super().check(recipe)

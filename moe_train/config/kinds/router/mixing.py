@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from moe_train.config.kinds.facts import Facts
+from moe_train.config.kinds.router.expectations import Expectations
 from moe_train.config.kinds.router.router import RouterConfig, capacity_must_be_null
 from moe_train.config.problem import Problem
 
@@ -11,6 +12,10 @@ from moe_train.config.problem import Problem
 @dataclass
 class MixingRouterConfig(RouterConfig):
     """Is the base of soft and smear, in which every token uses all experts, each sequence by itself."""
+
+    def expectations(self) -> Expectations:
+        """Expects nothing of the loads: every token uses all experts, whichever has the largest part."""
+        return Expectations(uses_all_experts=False)
 
     def check(self, recipe: Facts) -> Iterator[Problem]:
         yield from capacity_must_be_null(recipe)

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from moe_train.config.kinds.facts import Facts
 from moe_train.config.kinds.kind import KindConfig
+from moe_train.config.kinds.router.expectations import Expectations
 from moe_train.config.problem import Problem
 
 BalanceOver = Literal["sequence", "group", "batch"]
@@ -66,6 +67,10 @@ class RouterConfig(KindConfig):
     def learns_from_batch(self) -> bool:
         """Returns whether a loss with a coefficient is over all tokens of the global batch: see moe/whole_batch.py."""
         return False
+
+    def expectations(self) -> Expectations:
+        """Returns what the rows of a healthy run look like."""
+        return Expectations()
 
     def check_stack(self, name: str, length: int) -> Iterator[Problem]:
         """Yields the problems of this choice in the stack `name`, whose sequences have `length` tokens."""

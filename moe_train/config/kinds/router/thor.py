@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from moe_train.config.kinds.facts import Facts
+from moe_train.config.kinds.router.expectations import Expectations
 from moe_train.config.kinds.router.router import (
     RouterConfig,
     capacity_must_be_null,
@@ -22,6 +23,10 @@ class ThorRouterConfig(RouterConfig):
     kind: str = "thor"
     inference: Literal["sequence", "token", "batch", "ensemble", "fixed"] = "sequence"  # see routers/thor.py
     fixed_expert: int = 0  # which one, for inference=fixed
+
+    def expectations(self) -> Expectations:
+        """Expects nothing: one expert has all tokens of a pass, and no weight of a router learns."""
+        return Expectations(uses_all_experts=False, learns=False)
 
     def num_parameters(self, d_model: int, num_experts: int) -> int:
         return 0

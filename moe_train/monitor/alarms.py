@@ -1,0 +1,184 @@
+"""Turns what detectors see into alarms: with warm-up, persistence and hysteresis, once for all detectors.
+
+An alarm begins when a place was ill in as many windows in a row, and over as many steps, as its detector asks for, and
+is over when the place was well in as many. Nothing is judged before the learning rate is up and the router has had
+time to spread its tokens, nor for as long after the recipe has changed how tokens are routed.
+All of it is a pure function of the training rows that all ranks know, and its state is saved with checkpoints.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from moe_train.config.schema import Recipe
+from moe_train.monitor.detectors.detector import RUN, Detector, Place, Severity, Sight
+from moe_train.monitor.detectors.group import detectors_of
+from moe_train.monitor.detectors.window import Window, Windows, of_one_row
+from moe_train.monitor.rows import Row
+
+WARM_UP_STEPS = 60
+"""A young router leaves up to 40% of its experts unused for 20 to 60 steps of 1,000 tokens, and recovers."""
+MOST_NAMED = 8
+"""Experts of a layer that an alarm names; more are said by their number."""
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """Says that places of one layer, or several layers as wholes, are ill; the content of an event `alarm`."""
+
+    detector: str
+    severity: Severity
+    layers: Sequence[int]
+    """By depth: positions in the lists of a row."""
+    experts: Sequence[int]
+    """Of the only layer; none where a layer as a whole is ill."""
+    since: int
+    """The first update of the first window in which it was seen."""
+    value: float
+    """The worst."""
+    limit: float
+
+    def as_fields(self) -> dict[str, Any]:
+        """Returns the fields of an event."""
+        return asdict(self)
+
+
+@dataclass
+class Course:
+    """Follows one place through the windows."""
+
+    ill: int = 0
+    """Windows in a row in which it was ill."""
+    well: int = 0
+    since: int = 0
+    is_raised: bool = False
+
+
+class Alarms:
+    """Has every training row looked at, and returns the alarms that begin and end with it."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.detectors = detectors_of(recipe)
+        self._windows = Windows()
+        self._courses: dict[str, dict[Place, Course]] = defaultdict(dict)
+        self._last_step = 0
+        expected = recipe.moe.router.expectations()
+        warm_up = max(WARM_UP_STEPS, recipe.optim.schedule.warmup_steps)
+        self._changes = [expected.begins, *expected.changes]
+        self._quiet = [(step, step + warm_up) for step in self._changes]
+
+    @property
+    def running(self) -> list[str]:
+        """Returns the detectors with an alarm that is not over."""
+        return [
+            name
+            for name, courses in self._courses.items()
+            if any(course.is_raised for course in courses.values())
+        ]
+
+    def judge(self, row: Row) -> tuple[list[Alarm], list[Alarm]]:
+        """Takes a training row in; returns the alarms that begin with it, and those that are over."""
+        first, step = self._last_step + 1, row["step"]
+        self._last_step = step
+        if any(first <= change < step for change in self._changes if change):
+            self._windows.clear()
+            for detector in self.detectors:
+                detector.clear()
+        begun, over = [], []
+        looks = {"rows": of_one_row(row, first), "windows": self._windows.add(row, first)}
+        for detector in self.detectors:
+            window = looks[detector.sees]
+            if window is not None and (detector.is_early or not self._is_quiet(window)):
+                new, gone = self._follow(detector, window)
+                begun += new
+                over += gone
+        return begun, over
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what must be known after a resume, JSON-ready."""
+        courses = {
+            name: [
+                [*place, course.ill, course.well, course.since, course.is_raised]
+                for place, course in of.items()
+            ]
+            for name, of in self._courses.items()
+        }
+        return {
+            "last_step": self._last_step,
+            "windows": self._windows.state_dict(),
+            "courses": courses,
+            "detectors": {detector.name: detector.state_dict() for detector in self.detectors},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues from where `state` was taken; a detector that is new to the run begins anew."""
+        self._last_step = state["last_step"]
+        self._windows.load_state_dict(state["windows"])
+        self._courses.clear()
+        for name, courses in state["courses"].items():
+            self._courses[name] = {
+                (layer, expert): Course(ill, well, since, is_raised)
+                for layer, expert, ill, well, since, is_raised in courses
+            }
+        for detector in self.detectors:
+            if detector.name in state["detectors"]:
+                detector.load_state_dict(state["detectors"][detector.name])
+
+    def _is_quiet(self, window: Window) -> bool:
+        return any(window.first_step <= end and window.step > begin for begin, end in self._quiet)
+
+    def _follow(self, detector: Detector, window: Window) -> tuple[list[Alarm], list[Alarm]]:
+        courses = self._courses[detector.name]
+        begun: list[tuple[Place, Sight, int]] = []
+        over: list[tuple[Place, Sight, int]] = []
+        for place, sight in detector.look(window).items():
+            course = courses.setdefault(place, Course())
+            if sight.is_ill:
+                course.since = course.since if course.ill else window.first_step
+                course.ill, course.well = course.ill + 1, 0
+                is_lasting = (
+                    course.ill >= detector.windows and window.step - course.since + 1 >= detector.steps
+                )
+                if is_lasting and not course.is_raised:
+                    course.is_raised = True
+                    begun.append((place, sight, course.since))
+            else:
+                course.ill, course.well = 0, course.well + 1 if sight.is_well else 0
+                if course.is_raised and course.well >= detector.windows:
+                    course.is_raised = False
+                    over.append((place, sight, course.since))
+            if course == Course():
+                del courses[place]
+        return list(_alarms(detector, window, begun)), list(_alarms(detector, window, over))
+
+
+def _alarms(detector: Detector, window: Window, seen: Sequence[tuple[Place, Sight, int]]) -> Iterator[Alarm]:
+    """Yields one alarm for each layer with experts that are ill, and one for all layers that are ill as wholes."""
+    by_layer: dict[int, list[tuple[Place, Sight, int]]] = defaultdict(list)
+    for entry in seen:
+        (layer, expert), *_ = entry
+        by_layer[layer if expert >= 0 else -1].append(entry)
+    for layer, entries in sorted(by_layer.items()):
+        experts = [place[1] for place, *_ in entries] if layer >= 0 else []
+        layers = sorted({place[0] for place, *_ in entries if place != RUN})
+        worst = max((sight for _, sight, _ in entries), key=_badness)
+        yield Alarm(
+            detector.name,
+            worst.severity,
+            layers,
+            experts,
+            min(since for *_, since in entries),
+            worst.value,
+            worst.limit,
+        )
+
+
+def _badness(sight: Sight) -> float:
+    """Returns how far a value is beyond its limit, on the side on which it is."""
+    if not math.isfinite(sight.value) or not sight.limit or not sight.value:
+        return math.inf
+    ratio = abs(sight.value / sight.limit)
+    return max(ratio, 1 / ratio)

@@ -1,0 +1,33 @@
+"""Finds layers whose busiest worker has so much more to do than the mean that all others wait for it."""
+
+from collections.abc import Iterable, Mapping
+
+from moe_train.monitor.detectors.detector import Detector, Place, Sight, above, of_layer
+from moe_train.monitor.detectors.window import Window
+
+EXCESS = 1.3
+"""Load of the busiest worker over the mean."""
+
+
+class DeviceImbalance(Detector):
+    """Looks at the loads of the workers that share out the experts."""
+
+    name = "device_imbalance"
+
+    @property
+    def applies(self) -> bool:
+        return self.recipe.parallel.expert > 1
+
+    def look(self, window: Window) -> Mapping[Place, Sight]:
+        sights = {}
+        degree = self.recipe.parallel.expert
+        for layer in window.layers:
+            load = window.loads[layer]
+            own = len(load) // degree
+            devices = [sum(load[first : first + own]) for first in range(0, own * degree, own)] if own else []
+            if sum(devices):
+                sights[of_layer(layer)] = above(max(devices) * degree / sum(devices), EXCESS, margin=0.9)
+        return sights
+
+    def needs(self) -> Iterable[str]:
+        return ("load",)

@@ -1,0 +1,49 @@
+"""Finds layers that drop so many tokens that what the experts learn is lost on them."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from moe_train.monitor.detectors.detector import Detector, Place, Settled, Sight, above, of_layer
+from moe_train.monitor.detectors.window import Window
+
+MOST = 0.5
+"""No layer may drop more."""
+RISE = 3.0
+"""Nor this many times what it dropped when it had settled, where that is above LEAST."""
+LEAST = 0.2
+
+
+class DropStorm(Detector):
+    """Looks at the share of the assignments that found no room in their expert."""
+
+    name = "drop_storm"
+
+    def __init__(self, recipe: Any) -> None:
+        super().__init__(recipe)
+        self._settled = Settled()
+
+    @property
+    def applies(self) -> bool:
+        return self.recipe.moe.capacity_factor is not None
+
+    def look(self, window: Window) -> Mapping[Place, Sight]:
+        sights = {}
+        for layer in window.layers:
+            rate = window.figure("drop_rate", layer)
+            if rate is not None:
+                usual = self._settled.add(layer, rate)
+                limit = MOST if usual is None else min(MOST, max(LEAST, RISE * usual))
+                sights[of_layer(layer)] = above(rate, limit)
+        return sights
+
+    def needs(self) -> Iterable[str]:
+        return ("drop_rate",)
+
+    def clear(self) -> None:
+        self._settled.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"settled": self._settled.state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._settled.load(state["settled"])
