@@ -23,8 +23,11 @@ from moe_train.data.pair_loader import PairLoader
 from moe_train.decoding.translations import TranslationTest
 from moe_train.errors import TrainingError
 from moe_train.guards.recovery import Recovery
+from moe_train.monitor.alarms import Alarms
+from moe_train.monitor.explain import Case, event
 from moe_train.monitor.losses import LossWindow
 from moe_train.monitor.recent import bucket_steps
+from moe_train.monitor.rows import Row, as_read
 from moe_train.monitor.window import LoadSummary, LoadWindow
 from moe_train.parallel.memory_use import memory_bytes
 from moe_train.parallel.mesh import Mesh
@@ -84,7 +87,7 @@ class Trainer:
         self.copies = Copies(mesh.world, training_step.engine, recipe.parallel.check_every)
         num_experts, device = spec_of(recipe).num_experts, mesh.world.device
         self.window = LoadWindow(num_experts, device, bucket_steps(recipe), mesh.expert.size)
-        self.losses = LossWindow()
+        self.losses, self.alarms = LossWindow(), Alarms(recipe)
         self.step = 0  # updates made so far
         self._saved_step = 0
         self._seconds, self._tokens = 0.0, 0  # of the steps since the last row
@@ -163,27 +166,39 @@ class Trainer:
         return result
 
     def _write_row(self, result: StepResult) -> LoadSummary:
-        """Reduces the window and writes a training row."""
+        """Reduces the window, writes a training row, and reports the alarms that begin and end with it."""
         summary = self.window.reduce(self.mesh.data, {"loss": result.loss, **result.losses})
         means = dict(summary.scalars)
+        of_all_ranks = {
+            "loss": means.pop("loss"),
+            **self.losses.close(),
+            "losses": means,
+            "lr": result.lr,
+            "grad_norm": result.grad_norm,
+            "skipped_updates": self.recovery.counts.skipped,
+            "rollbacks": self.recovery.counts.rollbacks,
+            "moe": summary.as_row() | self.training_step.gauges(self.step),
+        }
         self.journal.row(
             self.step,
             time=round(time.time(), 3),
             seconds=round(time.perf_counter() - self._began, 3),
-            loss=means.pop("loss"),
-            **self.losses.close(),
-            losses=means,
-            lr=result.lr,
-            grad_norm=result.grad_norm,
             tokens_seen=self.step * result.tokens,
             tokens_per_second=self._tokens / self._seconds,
             memory_bytes=memory_bytes(self.mesh.world.device),
-            skipped_updates=self.recovery.counts.skipped,
-            rollbacks=self.recovery.counts.rollbacks,
-            moe=summary.as_row() | self.training_step.gauges(self.step),
+            **of_all_ranks,
         )
+        self._report_alarms({"step": self.step, **as_read(of_all_ranks)})
         self._seconds, self._tokens = 0.0, 0
         return summary
+
+    def _report_alarms(self, row: Row) -> None:
+        """Has the detectors look at a row; all ranks see the same."""
+        begun, over = self.alarms.judge(row)
+        for alarm in begun:
+            self.journal.event("alarm", self.step, **event(Case(alarm, self.recipe, row, self.alarms.rise)))
+        for alarm in over:
+            self.journal.event("alarm_over", self.step, **alarm.as_fields())
 
     def _validate(self) -> None:
         with self.watch.during(VALIDATING):
@@ -207,6 +222,7 @@ class Trainer:
             "data_fingerprint": self.fingerprint,
             "window": self.window.state(self.mesh.data),
             "losses": self.losses.state_dict(),
+            "alarms": self.alarms.state_dict(),
             "callbacks": self.callbacks.state_dict(),
             "recovery": self.recovery.state_dict(),
             "copies": self.copies.record(self.step),
@@ -220,6 +236,10 @@ class Trainer:
         self.step = self._saved_step = int(meta["step"])
         self.window.load_state(meta["window"], self.mesh.data)
         self.losses.load_state_dict(meta.get("losses", {"losses": []}))
+        if state := meta.get("alarms"):
+            self.alarms.load_state_dict(state)
+        else:
+            self.alarms.begin_after(self.step)
         self._seconds, self._tokens = 0.0, 0
 
 

@@ -6,16 +6,13 @@ monitor/rows.py reads the file back.
 
 import json
 import logging
-import math
 import mmap
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from moe_train.callbacks.callback import Callback, Row, RunInfo
 from moe_train.errors import RunError
-from moe_train.monitor.rows import METRICS_FILE, parse_row
+from moe_train.monitor.rows import METRICS_FILE, as_read, parse_row
 
 log = logging.getLogger(__name__)
 
@@ -73,18 +70,8 @@ def encode_row(row: Row) -> bytes:
     try:
         text = json.dumps(row, allow_nan=False, separators=(",", ":"))
     except ValueError:
-        text = json.dumps(_finite(row), allow_nan=False, separators=(",", ":"))
+        text = json.dumps(as_read(row), allow_nan=False, separators=(",", ":"))
     return text.encode() + b"\n"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
 
 
 def _valid_size(fd: int, size: int) -> int:

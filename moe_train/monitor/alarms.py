@@ -20,6 +20,8 @@ from moe_train.monitor.rows import Row
 
 WARM_UP_STEPS = 60
 """A young router leaves up to 40% of its experts unused for 20 to 60 steps of 1,000 tokens, and recovers."""
+RISEN = 1.5
+"""How many times the rate of the row before a learning rate must be, to have risen."""
 MOST_NAMED = 8
 """Experts of a layer that an alarm names; more are said by their number."""
 
@@ -45,6 +47,15 @@ class Alarm:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Rise:
+    """Holds the last time that the learning rate rose from one row to the next, after warm-up: a restart."""
+
+    step: int
+    before: float
+    after: float
+
+
 @dataclass
 class Course:
     """Follows one place through the windows."""
@@ -64,7 +75,8 @@ class Alarms:
         self.detectors = detectors_of(recipe)
         self._windows = Windows()
         self._courses: dict[str, dict[Place, Course]] = defaultdict(dict)
-        self._last_step = 0
+        self._last_step, self._rate = 0, 0.0
+        self.rise: Rise | None = None
         expected = recipe.moe.router.expectations()
         warm_up = max(WARM_UP_STEPS, recipe.optim.schedule.warmup_steps)
         self._changes = [expected.begins, *expected.changes]
@@ -83,6 +95,7 @@ class Alarms:
         """Takes a training row in; returns the alarms that begin with it, and those that are over."""
         first, step = self._last_step + 1, row["step"]
         self._last_step = step
+        self._follow_rate(row)
         if any(first <= change < step for change in self._changes if change):
             self._windows.clear()
             for detector in self.detectors:
@@ -97,6 +110,10 @@ class Alarms:
                 over += gone
         return begun, over
 
+    def begin_after(self, step: int) -> None:
+        """Begins anew in a run that has made `step` updates."""
+        self._last_step = step
+
     def state_dict(self) -> dict[str, Any]:
         """Returns what must be known after a resume, JSON-ready."""
         courses = {
@@ -108,6 +125,8 @@ class Alarms:
         }
         return {
             "last_step": self._last_step,
+            "rate": self._rate,
+            "rise": None if self.rise is None else [self.rise.step, self.rise.before, self.rise.after],
             "windows": self._windows.state_dict(),
             "courses": courses,
             "detectors": {detector.name: detector.state_dict() for detector in self.detectors},
@@ -115,7 +134,8 @@ class Alarms:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from where `state` was taken; a detector that is new to the run begins anew."""
-        self._last_step = state["last_step"]
+        self._last_step, self._rate = state["last_step"], state["rate"]
+        self.rise = Rise(*state["rise"]) if state["rise"] else None
         self._windows.load_state_dict(state["windows"])
         self._courses.clear()
         for name, courses in state["courses"].items():
@@ -126,6 +146,12 @@ class Alarms:
         for detector in self.detectors:
             if detector.name in state["detectors"]:
                 detector.load_state_dict(state["detectors"][detector.name])
+
+    def _follow_rate(self, row: Row) -> None:
+        rate, step = row.get("lr") or 0.0, row["step"]
+        if self._rate and rate > RISEN * self._rate and step > self.recipe.optim.schedule.warmup_steps + 1:
+            self.rise = Rise(step, self._rate, rate)
+        self._rate = rate
 
     def _is_quiet(self, window: Window) -> bool:
         return any(window.first_step <= end and window.step > begin for begin, end in self._quiet)

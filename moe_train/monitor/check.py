@@ -29,17 +29,14 @@ def check(recipe: Recipe, training: Sequence[Row]) -> Verdict:
     """Judges the training rows of a run, oldest first. Rows with nothing to judge are passed over."""
     judge = Alarms(recipe)
     found: list[tuple[Alarm, dict[str, Any]]] = []
-    rates: list[tuple[int, float]] = []
     figures: set[str] = set()
     for row in training:
         if not isinstance(row.get("moe"), dict):
             continue
         figures |= {name for name, values in row["moe"].items() if values}
-        if isinstance(rate := row.get("lr"), int | float):
-            rates.append((row["step"], rate))
         begun, over = judge.judge(row)
         for alarm in begun:
-            found.append((alarm, {"step": row["step"], **event(Case(alarm, recipe, row, rates))}))
+            found.append((alarm, {"step": row["step"], **event(Case(alarm, recipe, row, judge.rise))}))
         for gone in over:
             for alarm, fields in found:
                 if _ends(alarm, gone) and "over" not in fields:

@@ -6,17 +6,16 @@ run itself said.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 from moe_train.config.kinds.router.router import BALANCE_COEFFICIENTS
 from moe_train.config.resolve import spec_of
 from moe_train.config.schema import Recipe
-from moe_train.monitor.alarms import MOST_NAMED, Alarm
+from moe_train.monitor.alarms import MOST_NAMED, Alarm, Rise
 from moe_train.monitor.rows import Row
 
-RISEN = 1.5
-"""How many times the learning rate at the beginning of an illness must exceed an earlier one to be named as a cause."""
+NEAR = 200
+"""Steps after a rise of the learning rate within which it is named as a cause."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +26,7 @@ class Case:
     recipe: Recipe
     row: Row
     """The last one of the window."""
-    rates: Sequence[tuple[int, float]]
-    """Step and learning rate of the rows so far, oldest first."""
+    rise: Rise | None = None
 
     @property
     def balance(self) -> Mapping[str, float]:
@@ -126,13 +124,9 @@ def _none(case: Case) -> Iterator[str]:
 
 
 def _rate_rose(case: Case) -> Iterator[str]:
-    """Yields that the learning rate rose shortly before, after warm-up: a restart."""
-    warm_up = case.recipe.optim.schedule.warmup_steps
-    before = [(step, rate) for step, rate in case.rates if warm_up < step <= case.alarm.since]
-    for (_, rate), (step, later) in reversed(list(pairwise(before))):
-        if rate and later > RISEN * rate:
-            yield f"the learning rate rose from {rate:.3g} to {later:.3g} at step {step}"
-            return
+    rise, since = case.rise, case.alarm.since
+    if rise is not None and rise.step <= case.row["step"] and since - rise.step <= NEAR:
+        yield f"the learning rate rose from {rise.before:.3g} to {rise.after:.3g} at step {rise.step}"
 
 
 def _no_balance(case: Case) -> Iterator[str]:

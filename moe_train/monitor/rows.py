@@ -34,6 +34,17 @@ def parse_row(line: bytes) -> dict[str, Any] | None:
     return row if isinstance(row, dict) and _is_sound(row) else None
 
 
+def as_read(value: Any) -> Any:
+    """Returns a row, or a part of one, as a reader of the file gets it: null for NaN and infinities."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: as_read(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_read(item) for item in value]
+    return value
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Returns all rows of a metrics file, in file order. A file that does not exist yet has none.
 

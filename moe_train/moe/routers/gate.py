@@ -29,7 +29,7 @@ class GateRouter(nn.Module):
 
     def initial(self, name: str) -> Initial:
         """Returns how the matrix begins. A logit has as many inputs as the model is wide."""
-        return Normal(fan_in=self.weight.shape[0])
+        return Normal(fan_in=self.weight.shape[0], scale=self.config.init_scale)
 
     def logits(self, x: Float[Tensor, "T D"], context: RouteContext) -> Float[Tensor, "T N"]:
         """Returns the gate's outputs in fp32 before any noise, for `forward`; call it with autocast off."""

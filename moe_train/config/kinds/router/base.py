@@ -15,6 +15,7 @@ class BaseRouterConfig(GateConfig):
 
     scores_residual: ClassVar[bool] = True
     begins_as_identity: ClassVar[bool] = True
+    begins_by_itself: ClassVar[bool] = True
 
     kind: str = "base"
 

@@ -14,6 +14,7 @@ class DSelectKRouterConfig(BalanceLossConfig):
     """Configures DSelect-k (2106.03760): a smooth choice by binary codes, of at most k experts once they settle."""
 
     depends_on_expert_number: ClassVar[bool] = True
+    begins_by_itself: ClassVar[bool] = True
 
     kind: str = "dselect_k"
     k: int = 2  # selectors, so experts per token in the end

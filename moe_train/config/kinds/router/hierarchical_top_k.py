@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from moe_train.config.kinds.facts import Facts
 from moe_train.config.kinds.router.router import BalanceLossConfig, BalanceOver
@@ -11,6 +12,8 @@ from moe_train.config.problem import Problem
 @dataclass
 class HierarchicalTopKRouterConfig(BalanceLossConfig):
     """Configures noisy top-k on two levels (1701.06538, appendix B): groups, then experts of the chosen groups."""
+
+    begins_by_itself: ClassVar[bool] = True
 
     kind: str = "hierarchical_top_k"
     num_groups: int = 4  # sets of neighbouring experts; divides moe.num_experts

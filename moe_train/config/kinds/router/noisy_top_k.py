@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from moe_train.config.kinds.facts import Facts
 from moe_train.config.kinds.router.router import BalanceLossConfig, BalanceOver
@@ -11,6 +12,8 @@ from moe_train.config.problem import Problem
 @dataclass
 class NoisyTopKRouterConfig(BalanceLossConfig):
     """Configures noisy top-k (Shazeer et al., 1701.06538): a softmax over the k largest logits with learned noise."""
+
+    begins_by_itself: ClassVar[bool] = True
 
     kind: str = "noisy_top_k"
     k: int = 2  # experts per token; the paper's flat layers have 4

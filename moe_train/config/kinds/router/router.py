@@ -87,7 +87,10 @@ class GateConfig(RouterConfig):
 
     signed_coefficients: ClassVar[tuple[str, ...]] = ()
     """Fields `*_coefficient` that may be negative; all others may not."""
+    begins_by_itself: ClassVar[bool] = False
+    """Whether the kind says how its matrix begins: at 0, or orthogonal."""
 
+    init_scale: float | None = None  # s of the router's matrix alone, as model.init_scale; null: that
     jitter: float = 0.0  # router input times U(1 - jitter, 1 + jitter), training only
     z_coefficient: float = 0.0  # of ST-MoE's router z-loss, the mean of (log sum_i exp z_i)^2
 
@@ -99,6 +102,16 @@ class GateConfig(RouterConfig):
         if not 0 <= self.jitter < 1:
             yield Problem("moe.router.jitter", self.jitter, "must be in [0, 1)", "use 0.01, or 0 for none")
         yield from self._check_coefficients()
+        yield from self._check_init_scale()
+
+    def _check_init_scale(self) -> Iterator[Problem]:
+        key, scale = "moe.router.init_scale", self.init_scale
+        if scale is not None and self.begins_by_itself:
+            yield Problem(
+                key, scale, f"does not apply: moe.router.kind={self.kind} begins in its own way", "set null"
+            )
+        elif scale is not None and scale <= 0:
+            yield Problem(key, scale, "must be above 0", "leave it at null for model.init_scale")
 
     def _check_coefficients(self) -> Iterator[Problem]:
         for field in fields(self):

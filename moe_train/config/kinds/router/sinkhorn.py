@@ -15,6 +15,7 @@ class SinkhornRouterConfig(BaseRouterConfig):
 
     scores_residual: ClassVar[bool] = False
     begins_as_identity: ClassVar[bool] = False
+    begins_by_itself: ClassVar[bool] = False
 
     kind: str = "sinkhorn"
     tolerance: float = 1e-4  # mean change of the columns' factors at which the scaling ends
