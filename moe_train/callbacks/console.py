@@ -99,9 +99,19 @@ def event_line(row: Row) -> str:
     """Formats a validation row or an event row as one line of plain text."""
     if "validation_loss" in row:
         return f"step {row['step']}  validation loss {_number(row['validation_loss'], '.4f')}"
+    if row.get("event") == "alarm":
+        return "\n    ".join([f"step {row['step']}  {row['severity']}: {row['message']}", *row["causes"], *row["advice"]])
+    if row.get("event") == "alarm_over":
+        return f"step {row['step']}  over: {row['detector']}{_places(row)}, seen since step {row['since']}"
     details = [f"{key}={value}" for key, value in row.items() if key not in ("event", "step", "attempt")]
     where = [f"step {row['step']}"] if "step" in row else []
     return "  ".join([*where, str(row["event"]), *details])
+
+
+def _places(row: Row) -> str:
+    """Formats the MoE layers of an alarm, by their order, and its experts."""
+    parts = [(name, row[name]) for name in ("layers", "experts") if row[name]]
+    return "".join(f", MoE {name} {', '.join(map(str, numbers))}" for name, numbers in parts)
 
 
 def duration(seconds: float) -> str:

@@ -80,7 +80,7 @@ class Alarms:
         expected = recipe.moe.router.expectations()
         warm_up = max(WARM_UP_STEPS, recipe.optim.schedule.warmup_steps)
         self._changes = [expected.begins, *expected.changes]
-        self._quiet = [(step, step + warm_up) for step in self._changes]
+        self._quiet = [(0, expected.begins + warm_up), *((step, step + warm_up) for step in expected.changes)]
 
     @property
     def running(self) -> list[str]:
