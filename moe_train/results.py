@@ -4,9 +4,9 @@ T tokens, L MoE layers, E experts.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -103,3 +103,5 @@ class StepResult:
     """The task loss over all ranks."""
     is_skipped: bool
     """A gradient was not finite, so the update was skipped: parameters, moments and routers are as before."""
+    gradients: Mapping[str, Any] = field(default_factory=dict)
+    """Figures of the gradients by their key in a row (monitor/gradients.py), where they were asked for."""

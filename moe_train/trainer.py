@@ -16,7 +16,7 @@ from moe_train.callbacks.journal import Journal
 from moe_train.checkpoint.checkpointer import Checkpointer
 from moe_train.config.changes import comparable
 from moe_train.config.resolve import spec_of
-from moe_train.config.schema import Recipe
+from moe_train.config.schema import Detail, Recipe
 from moe_train.data.batch import Batch
 from moe_train.data.loader import Loader
 from moe_train.data.pair_loader import PairLoader
@@ -38,6 +38,8 @@ from moe_train.worker.progress import CHECKPOINT, TRANSLATING, VALIDATING
 
 AFTER_ERROR_S = 10.0
 """How long a worker that ends with an error waits for a save in progress: without the others there may be no end."""
+EXPERTS_EVERY = 10
+"""Steps between measurements of the experts' gradients with `monitor.detail=brief`."""
 
 
 class Watch(Protocol):
@@ -157,6 +159,7 @@ class Trainer:
                 self.step,
                 self.watch.stop_requested,
                 self.recovery.controls,
+                self._detail(),
             )
         except TrainingError as error:
             self.journal.event("not_finite", self.step, message=str(error))
@@ -177,7 +180,7 @@ class Trainer:
             "grad_norm": result.grad_norm,
             "skipped_updates": self.recovery.counts.skipped,
             "rollbacks": self.recovery.counts.rollbacks,
-            "moe": summary.as_row() | self.training_step.gauges(self.step),
+            "moe": summary.as_row() | self.training_step.gauges(self.step) | dict(result.gradients),
         }
         self.journal.row(
             self.step,
@@ -192,8 +195,17 @@ class Trainer:
         self._seconds, self._tokens = 0.0, 0
         return summary
 
+    def _detail(self) -> Detail:
+        """Returns what is measured of the gradients of the next update: nothing if it has no row."""
+        step, detail = self.step + 1, self.recipe.monitor.detail
+        if step % self.recipe.log_every and step != self.recipe.steps:
+            return "off"
+        return "full" if detail == "brief" and step % EXPERTS_EVERY == 0 else detail
+
     def _report_alarms(self, row: Row) -> None:
         """Has the detectors look at a row; all ranks see the same."""
+        if self.recipe.monitor.detail == "off":
+            return
         begun, over = self.alarms.judge(row)
         for alarm in begun:
             self.journal.event("alarm", self.step, **event(Case(alarm, self.recipe, row, self.alarms.rise)))

@@ -100,7 +100,8 @@ def event_line(row: Row) -> str:
     if "validation_loss" in row:
         return f"step {row['step']}  validation loss {_number(row['validation_loss'], '.4f')}"
     if row.get("event") == "alarm":
-        return "\n    ".join([f"step {row['step']}  {row['severity']}: {row['message']}", *row["causes"], *row["advice"]])
+        told = f"step {row['step']}  {row['severity']}: {row['message']}"
+        return "\n    ".join([told, *row["causes"], *row["advice"]])
     if row.get("event") == "alarm_over":
         return f"step {row['step']}  over: {row['detector']}{_places(row)}, seen since step {row['since']}"
     details = [f"{key}={value}" for key, value in row.items() if key not in ("event", "step", "attempt")]

@@ -21,6 +21,8 @@ from moe_train.config.kinds.router.switch import SwitchRouterConfig
 from moe_train.config.stability import StabilityConfig
 from moe_train.config.wandb import WandbConfig
 
+Detail = Literal["off", "brief", "full"]
+
 
 @dataclass
 class ModelConfig:
@@ -137,6 +139,8 @@ class CheckpointConfig:
 class MonitorConfig:
     """Configures the sinks of a run's rows. metrics.jsonl is always written."""
 
+    # off: loads and losses alone, no alarms; brief: experts' gradients in rows of each tenth step; full: in all rows
+    detail: Detail = "brief"
     wandb: WandbConfig = field(default_factory=WandbConfig)
     callbacks: list[str] = field(default_factory=list)  # names of those that installed packages offer
 

@@ -3,7 +3,7 @@
 What a step means (passes, losses, what is skipped) is in `moe_train/step/`, once for all engines.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 from torch import Tensor
@@ -44,6 +44,10 @@ class Engine(Protocol):
 
         Collective. Together, because an engine that computes the norm itself sends both in one reduction.
         """
+        ...
+
+    def gradients(self) -> Iterator[tuple[str, Shard]]:
+        """Yields what `reduce` has summed, each element on one rank: the parameter's name and a box of its gradient."""
         ...
 
     def update(self, lr: float, norm: float) -> None:

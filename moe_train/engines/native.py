@@ -5,12 +5,14 @@ each element held by one rank.
 """
 
 import math
+from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
-from moe_train.checkpoint.layout import ShardedState, alone
+from moe_train.checkpoint.layout import Shard, ShardedState, alone
 from moe_train.config.kinds.engine import NativeEngineConfig
 from moe_train.config.registry import build
 from moe_train.config.resolve import spec_of
@@ -64,8 +66,12 @@ class NativeEngine:
 
     def reduce(self, values: Tensor) -> tuple[float, list[float]]:
         self._hand_over_gradients()
-        grads = [shard.data.grad for shard in self.shards.values() if shard.is_owner]
-        return norm_and_sums((grad for grad in grads if grad is not None), values, self.mesh.world)
+        return norm_and_sums((box.data for _, box in self.gradients()), values, self.mesh.world)
+
+    def gradients(self) -> Iterator[tuple[str, Shard]]:
+        for name, shard in self.shards.items():
+            if shard.is_owner and shard.data.grad is not None:
+                yield name, replace(shard, data=shard.data.grad)
 
     def update(self, lr: float, norm: float) -> None:
         """Clips and updates in one pass over the gradients."""

@@ -8,6 +8,7 @@ all threads at once, and are summed in float64.
 from collections.abc import Iterable
 
 import torch
+from jaxtyping import Float64, Shaped
 from torch import Tensor
 
 from moe_train.parallel.world import World
@@ -30,6 +31,15 @@ def norm_and_sums(owned: Iterable[Tensor], values: Tensor, world: World) -> tupl
 def squared_norm(tensors: Iterable[Tensor]) -> Tensor:
     """Returns the float64 scalar sum of squares of all elements of `tensors`, at least one tensor."""
     return torch.stack([_squared_norm(tensor) for tensor in tensors]).sum()
+
+
+def squared_norms(rows: Shaped[Tensor, "R ..."]) -> Float64[Tensor, " R"]:
+    """Returns the sum of squares of each row's elements."""
+    flat = rows.detach().flatten(1)
+    whole = flat.shape[1] // RUN * RUN
+    runs = torch.linalg.vector_norm(flat[:, :whole].unflatten(1, (-1, RUN)), dim=2)
+    rest = torch.linalg.vector_norm(flat[:, whole:], dim=1)
+    return runs.double().square().sum(1) + rest.double().square()
 
 
 def _squared_norm(tensor: Tensor) -> Tensor:

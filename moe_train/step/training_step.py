@@ -6,13 +6,15 @@ differ in what a step means, only in how they make it.
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from moe_train.config.kinds.engine import OwnEngineConfig
 from moe_train.config.registry import build
-from moe_train.config.schema import Recipe
+from moe_train.config.resolve import spec_of
+from moe_train.config.schema import Detail, Recipe
 from moe_train.controls import LEARNING_RATE, UNCHANGED, Controls
 from moe_train.data.batch import Batch
 from moe_train.decoding.translator import Translator
@@ -23,6 +25,7 @@ from moe_train.errors import TrainingError
 from moe_train.model.forward import Forward
 from moe_train.moe.layers.layer import moe_layers_of
 from moe_train.moe.routing import GaugedRouter, LoadRouter, Vocabulary
+from moe_train.monitor.gradients import GradientNorms
 from moe_train.parallel.gathered import free_gathered
 from moe_train.parallel.mesh import Mesh
 from moe_train.results import LOAD, MoEStats, StepResult, counts_of_layers
@@ -42,6 +45,7 @@ class TrainingStep:
         losses = self.objective.training_loss
         if isinstance(recipe.engine, OwnEngineConfig):
             losses = compiled_losses(losses, mesh, recipe.engine)
+        self.gradient_norms = GradientNorms(engine.model, spec_of(recipe).num_experts)
         self.gauged_routers = [router for router in routers if isinstance(router, GaugedRouter)]
         self.passes = LossPasses(
             self.forward,
@@ -62,9 +66,16 @@ class TrainingStep:
         return cls(recipe, mesh, engine)
 
     def update(
-        self, batches: Sequence[Batch], step: int, stop_requested: bool, controls: Controls = UNCHANGED
+        self,
+        batches: Sequence[Batch],
+        step: int,
+        stop_requested: bool,
+        controls: Controls = UNCHANGED,
+        detail: Detail = "off",
     ) -> StepResult:
         """Makes one update from this rank's microbatches; `step` counts the updates already made.
+
+        `detail` says which gradients are measured: none, those of routers (`brief`), or the experts' too (`full`).
 
         Raises TrainingError if the gradient is not finite and the recipe does not skip such updates.
         """
@@ -77,6 +88,7 @@ class TrainingStep:
         counted = task.double() if self.mesh.tensor.is_first else task.new_zeros((), dtype=torch.float64)
         shared = torch.stack([counted, task.new_tensor(float(stop_requested)).double()])
         norm, (loss_sum, stops) = self.engine.reduce(shared)
+        gradients = self._measured(detail)
         is_skipped = self._is_skipped(norm, step)
         lr = self.recipe.optim.lr * self.schedule(step) * controls.factor(LEARNING_RATE, step)
         if not is_skipped:
@@ -95,6 +107,7 @@ class TrainingStep:
             stop=stops > 0,
             mean_loss=loss_sum / self.mesh.data.size,
             is_skipped=is_skipped,
+            gradients=gradients,
         )
 
     @torch.no_grad()
@@ -122,6 +135,14 @@ class TrainingStep:
         """Returns what translates with the model, if that reads a source."""
         recipe = self.recipe
         return Translator(self.forward, self.mesh.world, recipe.decoding, recipe.data.sequence_length)
+
+    def _measured(self, detail: Detail) -> dict[str, Any]:
+        if detail == "off":
+            return {}
+        world = self.mesh.world
+        return self.gradient_norms.measure(
+            self.engine.gradients(), detail == "full", world.everyone, world.device
+        )
 
     def _is_skipped(self, norm: float, step: int) -> bool:
         """Returns whether to skip an update for its gradient norm. Raises TrainingError where it may not be skipped."""
