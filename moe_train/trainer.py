@@ -87,8 +87,7 @@ class Trainer:
         self.journal = Journal(callbacks, mesh.world.attempt)
         self.recovery = Recovery(recipe, training_step.engine, checkpointer, self.journal, watch.during)
         self.copies = Copies(mesh.world, training_step.engine, recipe.parallel.check_every)
-        num_experts, device = spec_of(recipe).num_experts, mesh.world.device
-        self.window = LoadWindow(num_experts, device, bucket_steps(recipe), mesh.expert.size)
+        self.window = self._new_window()
         self.losses, self.alarms = LossWindow(), Alarms(recipe)
         self.step = 0  # updates made so far
         self._saved_step = 0
@@ -213,13 +212,19 @@ class Trainer:
             self.journal.event("alarm_over", self.step, **alarm.as_fields())
 
     def _validate(self) -> None:
+        window = self._new_window()
         with self.watch.during(VALIDATING):
-            loss = self.training_step.evaluate(self._reported(self.validation), self.step)
+            loss = self.training_step.evaluate(self._reported(self.validation), self.step, window)
+            loads = window.reduce(self.mesh.data, {})
         scores: dict[str, float] = {}
         if self.translation:
             with self.watch.during(TRANSLATING):
                 scores = self.translation.scores(self.step)
-        self.journal.row(self.step, validation_loss=loss, **scores)
+        self.journal.row(self.step, validation_loss=loss, **scores, moe=loads.as_row())
+
+    def _new_window(self) -> LoadWindow:
+        num_experts, device = spec_of(self.recipe).num_experts, self.mesh.world.device
+        return LoadWindow(num_experts, device, bucket_steps(self.recipe), self.mesh.expert.size)
 
     def _reported(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Yields the batches, each of which is a part of the phase: done when the next one is taken."""

@@ -26,6 +26,7 @@ from moe_train.model.forward import Forward
 from moe_train.moe.layers.layer import moe_layers_of
 from moe_train.moe.routing import GaugedRouter, LoadRouter, Vocabulary
 from moe_train.monitor.gradients import GradientNorms
+from moe_train.monitor.window import LoadWindow
 from moe_train.parallel.gathered import free_gathered
 from moe_train.parallel.mesh import Mesh
 from moe_train.results import LOAD, MoEStats, StepResult, counts_of_layers
@@ -111,17 +112,21 @@ class TrainingStep:
         )
 
     @torch.no_grad()
-    def evaluate(self, batches: Iterable[Batch], step: int) -> float:
+    def evaluate(self, batches: Iterable[Batch], step: int, window: LoadWindow | None = None) -> float:
         """Returns the mean task loss over all ranks' batches after `step` updates, in nats per token.
 
-        Nothing about it is random.
+        Nothing about it is random. `window` takes in what the experts got.
         """
         self.engine.model.eval()
+        stats = []
         total = torch.zeros(2, dtype=torch.float64, device=self.mesh.world.device)
         for batch in batches:
-            logits = self.forward(batch, step).logits
+            logits, moe = self.forward(batch, step)
+            stats.append(moe)
             total += total.new_tensor([float(self.objective(logits, batch)), 1.0]) * batch.num_targets
         free_gathered(self.engine.model)
+        if window is not None and stats:
+            window.add(tuple(stats), step=1)
         loss, tokens = self.mesh.data.total(total)
         return loss / tokens
 

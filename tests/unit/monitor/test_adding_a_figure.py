@@ -37,7 +37,7 @@ def train(tree: CopiedTree, folder: Path, *words: str) -> tuple[dict[int, Any], 
     """The `moe` parts of the last attempt's rows by step, and what the run printed."""
     rows, output = tree.train(folder / "small.yaml", folder / "run", "moe.capacity_factor=null", *words)
     last = max(row["attempt"] for row in rows)
-    moe = {row["step"]: row["moe"] for row in rows if "moe" in row and row["attempt"] == last}
+    moe = {row["step"]: row["moe"] for row in rows if "loss" in row and row["attempt"] == last}
     return moe, output
 
 
