@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from operator import attrgetter
 
 from moe_train.config.capacity import capacity, chance_cv, dropped_share, effective_factor
+from moe_train.config.kinds.router.router import BALANCE_COEFFICIENTS
 from moe_train.config.layout import plan_of
 from moe_train.config.registry import GUARDS, REGISTRY
 from moe_train.config.resolve import spec_of, with_equal_layers
@@ -15,6 +16,8 @@ FAR_FROM_ITS_FACTOR = 1.25
 """A capacity that differs from its factor by more than this ratio is a surprise."""
 
 
+LARGE_SCALE = 1.0
+"""A scale of the router's weights above which most tokens have one clear favourite from the start."""
 UNEVEN_CV = 0.3
 """The CV of loads for which `limits` estimates the drops: uneven, but not alarmingly so."""
 
@@ -59,6 +62,7 @@ def notes(recipe: Recipe, workers: int | None = None, workers_per_node: int | No
             *_dropped_in_validation_only(recipe),
             *_not_causal(recipe),
             *_counted_first(recipe),
+            *_may_collapse(recipe),
             *dict.fromkeys(
                 note for each in with_equal_layers(recipe) for note in recipe.moe.router.notes(each)
             ),
@@ -186,4 +190,19 @@ def _counted_first(recipe: Recipe) -> Iterator[str]:
             f"data.micro_batch={micro} with moe.router.balance_over=batch: where a worker has more than one microbatch "
             f"(fewer than {batch // micro} workers), every update counts the loads first, in a forward pass over all "
             "of them: about a third more time; moe.router.balance_over=group needs none"
+        )
+
+
+def _may_collapse(recipe: Recipe) -> Iterator[str]:
+    """Yields what invites a router to leave experts unused."""
+    router = recipe.moe.router
+    coefficients = {name: getattr(router, name) for name in BALANCE_COEFFICIENTS if hasattr(router, name)}
+    if coefficients and not any(coefficients.values()) and not getattr(router, "bias_rate", 0.0):
+        keys = ", ".join(f"moe.router.{name}=0" for name in coefficients)
+        yield f"{keys}: nothing keeps the loads of the experts even; alarms tell if some fall out of use"
+    scale = getattr(router, "init_scale", None)
+    if scale is not None and scale > LARGE_SCALE:
+        yield (
+            f"moe.router.init_scale={scale:g}: the router is certain before it has learned anything, and the experts "
+            f"that it prefers then may stay the only ones; model.init_scale is {recipe.model.init_scale:g}"
         )
