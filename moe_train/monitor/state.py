@@ -52,7 +52,7 @@ def read_state(run_dir: Path, *, ask: bool = True, ask_finished: bool = False) -
     Raises RecipeError or ClusterError for a recipe or job records that cannot be read.
     """
     path = last_recipe(run_dir)
-    recipe = load_recipe(path) if path else None
+    recipe = load_recipe(path, passed_over=[]) if path else None
     jobs = records.read(run_dir)
     job = jobs[-1] if jobs else None
     is_over = _is_finished(run_dir, recipe) and not _came_after(run_dir / FINISHED_FILE, job)

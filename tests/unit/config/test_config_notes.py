@@ -123,6 +123,16 @@ def test_a_pass_that_counts_loads_before_the_update_is_told():
     recipe.parallel.data = 2
     assert len(notes(recipe)) == 1
     recipe.moe.router.balance_coefficient = 0
+    (note,) = notes(recipe)
+    assert note.startswith("moe.router.balance_coefficient=0: nothing keeps the loads of the experts even")
+
+
+def test_a_router_that_begins_certain_is_told():
+    recipe = Recipe()
+    recipe.moe.router.init_scale = 10.0
+    (note,) = notes(recipe)
+    assert note.startswith("moe.router.init_scale=10: the router is certain before")
+    recipe.moe.router.init_scale = 1.0
     assert notes(recipe) == []
     recipe.moe.router.balance_coefficient, recipe.moe.router.balance_over = 0.01, "group"
     assert notes(recipe) == []
