@@ -101,6 +101,15 @@ class DeepSpeedEngine:
         sum_together([grad for grad in partial if grad is not None], self.mesh.tensor)
         return norm_and_sums(self._owned_gradients(), values, self.mesh.world)
 
+    def gradients(self) -> Iterator[tuple[str, Shard]]:
+        for name, shard in self.shards.items():
+            parameter = self.parameters[name]
+            if self.ranges is not None:
+                if self._is_owned_by_tensor_rank(shard):
+                    yield from ((name, box) for box in self.ranges.gradient_boxes(parameter, shard))
+            elif shard.is_owner and parameter.grad is not None:
+                yield name, replace(shard, data=parameter.grad[: len(shard.data)])
+
     def update(self, lr: float, norm: float) -> None:
         """Updates by way of DeepSpeed, whose own clipping is off."""
         set_rate_and_clip(self.optimizer, lr, norm, self.clip, self.mesh.world.device)

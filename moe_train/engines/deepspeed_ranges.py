@@ -34,6 +34,14 @@ class Ranges:
         gradient: Tensor = of_group[parameter._index_in_param_group]  # type: ignore[attr-defined]
         return gradient
 
+    def gradient_boxes(self, parameter: nn.Parameter, shard: Shard) -> tuple[Shard, ...]:
+        """Returns what `gradient` does as boxes of the global tensor, of which the whole parameter is `shard`."""
+        gradient, held = self.gradient(parameter), self._held(parameter)
+        if gradient is None or held is None or held.first >= shard.data.numel():
+            return ()
+        values = gradient.flatten()[: shard.data.numel() - held.first]
+        return fragment_shards(shard, held.first, values, is_owner=True)
+
     def forget(self, parameter: nn.Parameter) -> None:
         """Takes over the values of a parameter that were written from outside, and resets its optimizer state."""
         held = self._held(parameter)

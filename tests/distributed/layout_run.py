@@ -56,6 +56,8 @@ class LayoutRun:
     """The mean losses that the update itself has summed up."""
     state: dict[str, list[Box]]
     """All that a checkpoint of the end would have: parameters, buffers and the optimizer's state."""
+    shown: dict[str, list]
+    """What a row shows of `gradients`."""
     unrounded: "LayoutRun | None" = None
     """The same run in fp32, where this one is of bf16 and the difference matters."""
 
@@ -124,10 +126,12 @@ def train(world: World, *overrides: str) -> LayoutRun:
         update(lr, norm)
 
     engine.update = take
-    run = LayoutRun([], [], [], [], [], [], [], 0.0, gradients, {}, {}, [], {})
+    run = LayoutRun([], [], [], [], [], [], [], 0.0, gradients, {}, {}, [], {}, {})
     for step in range(STEPS):
         batches = share_of(global_batch(recipe, step), data.rank, data.size, recipe.data.micro_batch)
-        result = training_step.update(batches, step, False)
+        is_shown = step == step_of_gradients
+        result = training_step.update(batches, step, False, detail="full" if is_shown else "off")
+        run.shown |= result.gradients
         run.losses.append(mean(data, result.loss))
         run.reported.append(result.mean_loss)
         run.auxiliary.append({name: mean(data, loss) for name, loss in result.losses.items()})

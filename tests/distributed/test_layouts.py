@@ -129,6 +129,12 @@ def assert_same_gradients(
         assert largest > 0, f"{name}: has no gradient, so nothing is compared"
         difference = (gradient - whole[name]).abs().max() / largest
         assert difference < digits, f"{name}: differs by {difference:.1e} of its largest element"
+    for name, norms in expected.shown.items():
+        theirs = torch.cat([torch.tensor(layer).reshape(-1) for layer in norms])
+        for run in runs:
+            ours = torch.cat([torch.tensor(layer).reshape(-1) for layer in run.shown[name]])
+            bound = digits * float(theirs.nan_to_num().max())
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=bound, equal_nan=True, msg=name)
 
 
 @cache
