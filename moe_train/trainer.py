@@ -179,7 +179,7 @@ class Trainer:
             "grad_norm": result.grad_norm,
             "skipped_updates": self.recovery.counts.skipped,
             "rollbacks": self.recovery.counts.rollbacks,
-            "moe": summary.as_row() | self.training_step.gauges(self.step) | dict(result.gradients),
+            "moe": summary.as_row() | self._other_figures(result),
         }
         self.journal.row(
             self.step,
@@ -193,6 +193,14 @@ class Trainer:
         self._report_alarms({"step": self.step, **as_read(of_all_ranks)})
         self._seconds, self._tokens = 0.0, 0
         return summary
+
+    def _other_figures(self, result: StepResult) -> dict[str, Any]:
+        """Returns the figures of a row's experts that no layer counts. Collective."""
+        step, every, log_every = self.step, self.recipe.monitor.similarity_every, self.recipe.log_every
+        row_before = (step - 1) // log_every * log_every
+        is_due = every > 0 and step // every > row_before // every and self.recipe.monitor.detail != "off"
+        similarity = self.training_step.similarity() if is_due else {}
+        return self.training_step.gauges(step) | dict(result.gradients) | similarity
 
     def _detail(self) -> Detail:
         """Returns what is measured of the gradients of the next update: nothing if it has no row."""

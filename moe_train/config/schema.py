@@ -141,6 +141,8 @@ class MonitorConfig:
 
     # off: loads and losses alone, no alarms; brief: experts' gradients in rows of each tenth step; full: in all rows
     detail: Detail = "brief"
+    # steps between comparisons of the experts' weights, in the next row; 0: never
+    similarity_every: int = at_least(0, 100)
     wandb: WandbConfig = field(default_factory=WandbConfig)
     callbacks: list[str] = field(default_factory=list)  # names of those that installed packages offer
 

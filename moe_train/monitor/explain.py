@@ -134,6 +134,8 @@ def _no_balance(case: Case) -> Iterator[str]:
     if coefficients and not any(coefficients.values()) and not rate:
         keys = ", ".join(f"moe.router.{name}=0" for name in coefficients)
         yield f"nothing keeps the loads even: {keys}"
+    if case.alarm.detector != "load_collapse":
+        return
     losses = case.row.get("losses") or {}
     balance = losses.get("balance")
     layers = len(case.row["moe"]["load"]) if case.row.get("moe") else 0

@@ -26,6 +26,7 @@ from moe_train.model.forward import Forward
 from moe_train.moe.layers.layer import moe_layers_of
 from moe_train.moe.routing import GaugedRouter, LoadRouter, Vocabulary
 from moe_train.monitor.gradients import GradientNorms
+from moe_train.monitor.similarity import Similarity
 from moe_train.monitor.window import LoadWindow
 from moe_train.parallel.gathered import free_gathered
 from moe_train.parallel.mesh import Mesh
@@ -46,6 +47,7 @@ class TrainingStep:
         losses = self.objective.training_loss
         if isinstance(recipe.engine, OwnEngineConfig):
             losses = compiled_losses(losses, mesh, recipe.engine)
+        self.similar_experts = Similarity(engine.model)
         self.gradient_norms = GradientNorms(engine.model, spec_of(recipe).num_experts)
         self.gauged_routers = [router for router in routers if isinstance(router, GaugedRouter)]
         self.passes = LossPasses(
@@ -135,6 +137,10 @@ class TrainingStep:
         by_layer = [router.gauges(step - 1) for router in self.gauged_routers]
         names = by_layer[0] if by_layer else ()
         return {name: [float(gauges[name]) for gauges in by_layer] for name in names}
+
+    def similarity(self) -> dict[str, Any]:
+        """Returns how similar the two most similar experts of each MoE layer are. Collective."""
+        return self.similar_experts.measure(self.engine.shards, self.mesh.world.everyone)
 
     def translator(self) -> Translator:
         """Returns what translates with the model, if that reads a source."""

@@ -1,6 +1,7 @@
 """A short training run on one layout, and what must be the same on every other one."""
 
 from dataclasses import dataclass, replace
+from unittest import mock
 
 import torch
 from balanced_routers import padded
@@ -14,6 +15,7 @@ from moe_train.config.layout import plan_of
 from moe_train.config.schema import Recipe
 from moe_train.engines.engine import Engine
 from moe_train.engines.native import NativeEngine
+from moe_train.monitor import similarity
 from moe_train.parallel.axis import Axis
 from moe_train.parallel.mesh import Mesh
 from moe_train.parallel.world import World
@@ -132,6 +134,10 @@ def train(world: World, *overrides: str) -> LayoutRun:
         is_shown = step == step_of_gradients
         result = training_step.update(batches, step, False, detail="full" if is_shown else "off")
         run.shown |= result.gradients
+        if is_shown:
+            with mock.patch.object(similarity, "AT_ONCE", 1000):  # never all experts at a time
+                similar = training_step.similarity()
+            run.shown |= {key: values for key, values in similar.items() if key == "expert_similarity"}
         run.losses.append(mean(data, result.loss))
         run.reported.append(result.mean_loss)
         run.auxiliary.append({name: mean(data, loss) for name, loss in result.losses.items()})

@@ -56,8 +56,8 @@ class Detector:
     windows: ClassVar[int] = 3
     """Windows in a row, and steps, in which a place must be ill before there is an alarm."""
     steps: ClassVar[int] = 10
-    is_early: ClassVar[bool] = False
-    """Whether what it looks for is no part of a healthy run's first steps either."""
+    early: ClassVar[tuple[Severity, ...]] = ()
+    """What is no part of a healthy run's first steps either, and is judged during warm-up."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe

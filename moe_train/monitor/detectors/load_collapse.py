@@ -9,6 +9,8 @@ from moe_train.monitor.detectors.window import Window
 
 USED_SHARE = 0.5
 """Effective experts must be this part of all, and of what they were when the layer had settled."""
+SEVERE = 0.4
+"""Part of this limit below which a collapse is critical: no healthy run is there, in its first steps either."""
 TOP_SHARE = 0.5
 """No expert may have more of the assignments, where there are more than FEW experts."""
 FEW = 4
@@ -18,6 +20,7 @@ class LoadCollapse(Detector):
     """Looks at the effective number of experts and at the busiest one."""
 
     name = "load_collapse"
+    early = ("critical",)
 
     def __init__(self, recipe: Any) -> None:
         super().__init__(recipe)
@@ -46,7 +49,7 @@ class LoadCollapse(Detector):
         used = effective_experts(load)
         usual = self._settled.add(layer, used)
         limit = USED_SHARE * max(len(load) if len(load) > 2 else 0, usual or 0)
-        sight = below(used, limit, margin=1.2, severity="critical" if used < limit / 2 else "warning")
+        sight = below(used, limit, margin=1.2, severity="critical" if used < SEVERE * limit else "warning")
         if not sight.is_ill and len(load) > FEW:
             share = above(top_share(load), TOP_SHARE)
             sight = share if share.is_ill or not share.is_well else sight

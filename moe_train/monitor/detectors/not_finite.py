@@ -14,7 +14,7 @@ class NotFinite(Detector):
     sees = "rows"
     windows = 1
     steps = 0
-    is_early = True
+    early = ("critical",)
 
     def __init__(self, recipe: Any) -> None:
         super().__init__(recipe)

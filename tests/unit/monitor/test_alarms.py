@@ -5,7 +5,7 @@ import json
 import pytest
 from made_rows import EVEN, judged, recipe_of, row
 
-from moe_train.monitor.alarms import WARM_UP_STEPS, Alarms
+from moe_train.monitor.alarms import Alarms, warm_up_steps
 
 ONE_DEAD = [280, 280, 280, 0, 280, 280, 280, 280]
 HALF_ALIVE = [280, 280, 280, 45, 280, 280, 280, 280]
@@ -45,10 +45,33 @@ def test_three_rows_of_one_step_each_are_too_short_a_time():
 
 
 def test_nothing_is_judged_before_the_learning_rate_is_up_and_loads_had_time_to_spread():
-    for warm_up, quiet in ((0, WARM_UP_STEPS), (200, 200)):
+    for warm_up, quiet in ((0, 60), (200, 200)):
         ((step, alarm),), _ = judged(recipe_of(f"optim.schedule.warmup_steps={warm_up}"), rows(range(0, 400)))
         assert alarm.since == quiet + 1
         assert step == quiet + 30
+
+
+def test_the_more_experts_share_the_tokens_the_longer_a_router_takes_to_spread_them():
+    # 4,096 tokens an update, and 6,000 assignments an expert.
+    assert warm_up_steps(recipe_of()) == 60
+    assert warm_up_steps(recipe_of("moe.num_experts=64")) == 94
+    assert warm_up_steps(recipe_of("moe.num_experts=64", "moe.router.kind=top_k", "moe.router.k=2")) == 60
+    assert warm_up_steps(recipe_of("moe.num_experts=1024")) == 200
+    assert warm_up_steps(recipe_of("moe.every=0")) == 60
+
+
+def test_a_collapse_that_no_healthy_run_begins_with_is_named_during_warm_up():
+    worse, better = [9000, *[100] * 7], [4000, 4000, *[60] * 6]
+    (alarm,) = (
+        found for step, found in judged(recipe_of(), [row(10 * n, worse, EVEN) for n in (1, 2, 3)])[0]
+    )
+    assert (alarm.detector, alarm.severity, alarm.since, alarm.layers) == (
+        "load_collapse",
+        "critical",
+        1,
+        [0],
+    )
+    assert judged(recipe_of(), [row(10 * n, better, EVEN) for n in (1, 2, 3, 4, 5)]) == ([], [])
 
 
 def test_rows_with_few_assignments_are_judged_together():

@@ -9,7 +9,13 @@ from moe_train.monitor import balance
 PAGE = Path(__file__).parents[3] / "docs" / "metrics.md"
 KEY = re.compile(r"^\| `(\w+)` \| `\[L\]", re.MULTILINE)
 
-OTHERS = ("device_load", "router_gradient_norm", "expert_gradient_norm")
+OTHERS = (
+    "device_load",
+    "router_gradient_norm",
+    "expert_gradient_norm",
+    "expert_similarity",
+    "similar_experts",
+)
 """Keys that are no counts of a layer."""
 
 
