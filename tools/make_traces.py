@@ -143,9 +143,9 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "gshard": router("gshard"),
     "deepseek": router("deepseek", "moe.router.k=2", *DROPLESS),
     "noisy_top_k": router("noisy_top_k"),
-    "hierarchical": router("hierarchical_top_k", "moe.router.num_groups=2", "moe.router.top_groups=1"),
+    "hierarchical": router("hierarchical_top_k", "moe.router.num_groups=4", "moe.router.top_groups=2"),
     "prototypes": router("prototypes"),
-    "batch_priority": router("batch_priority"),
+    "batch_priority": router("batch_priority", "model.architecture=encoder", "objective.kind=masked"),
     "expert_choice": router(
         "expert_choice", *DROPLESS, "model.architecture=encoder", "objective.kind=masked"
     ),
@@ -193,7 +193,10 @@ TRACES: Mapping[str, Trace] = {
         (*NO_BALANCE, *WILD, *DROPLESS), Illness("load_collapse", 0), also=("dead_experts", "router_collapse")
     ),
     "collapse-one-layer": Trace(
-        DROPLESS, Illness("load_collapse", 150, (0,)), "favour-0-5", also=("dead_experts", "router_collapse")
+        DROPLESS,
+        Illness("load_collapse", 150, (0,)),
+        "favour-0-5",
+        also=("dead_experts", "router_collapse", "unlearning_router"),
     ),
     "collapse-gshard": Trace(
         KINDS["gshard"],

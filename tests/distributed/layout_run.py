@@ -131,7 +131,7 @@ def train(world: World, *overrides: str) -> LayoutRun:
     run = LayoutRun([], [], [], [], [], [], [], 0.0, gradients, {}, {}, [], {}, {})
     for step in range(STEPS):
         batches = share_of(global_batch(recipe, step), data.rank, data.size, recipe.data.micro_batch)
-        is_shown = step == step_of_gradients
+        is_shown = step == step_of(router, ".router.")
         result = training_step.update(batches, step, False, detail="full" if is_shown else "off")
         run.shown |= result.gradients
         if is_shown:
