@@ -17,7 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,10 @@ job: {threads: 1}
 """1,024 tokens an update, MoE layers 1 and 3 of 4, whose places in the lists of a row are 0 and 1."""
 
 
+OUT_OF_SIGHT = ("dead_experts", "router_collapse", "drop_storm", "unlearning_router")
+"""What logits that were shifted by hand, and experts that never win, are rightly named too."""
+
+
 @dataclass(frozen=True)
 class Illness:
     """What a trace has, and where."""
@@ -62,7 +66,7 @@ class Trace:
     illness: Illness | None = None
     tampering: str | None = None
     workers: int = 1
-    also: tuple[str, ...] = field(default=())
+    also: tuple[str, ...] = ()
     """Detectors that may rightly name it too."""
 
 
@@ -106,18 +110,42 @@ def enlarge(layer: int) -> Callable[[Any, int], None]:
     return change
 
 
+def twin(layer: int, first: int, second: int) -> Callable[[Any, int], None]:
+    """Keeps an expert a copy of another one from update 150 on."""
+
+    def change(trainer: Any, step: int) -> None:
+        if step >= 150:
+            for weight in _layer(trainer, layer).experts.parameters():
+                weight.data[second] = weight.data[first]
+
+    return change
+
+
+def cut_off(layer: int) -> Callable[[Any, int], None]:
+    """Lets no gradient reach a router from update 150 on."""
+
+    def change(trainer: Any, step: int) -> None:
+        if step == 150:
+            for weight in _router(trainer, layer).parameters():
+                weight.register_hook(lambda gradient: gradient * 0)
+
+    return change
+
+
 def _router(trainer: Any, layer: int) -> Any:
+    return _layer(trainer, layer).router
+
+
+def _layer(trainer: Any, layer: int) -> Any:
     from moe_train.moe.layers.layer import moe_layers_of
 
-    return moe_layers_of(trainer.training_step.engine.model)[layer][1].router
+    return moe_layers_of(trainer.training_step.engine.model)[layer][1]
 
 
 def poison(trainer: Any, step: int) -> None:
     """Makes a weight of the last expert not a number."""
     if step == 150:
-        from moe_train.moe.layers.layer import moe_layers_of
-
-        moe_layers_of(trainer.training_step.engine.model)[1][1].experts.w_in.data[7, 0, 0] = float("nan")
+        _layer(trainer, 1).experts.w_in.data[7, 0, 0] = float("nan")
 
 
 def rush(trainer: Any, step: int) -> None:
@@ -133,6 +161,8 @@ TAMPERING: Mapping[str, Callable[[Any, int], None]] = {
     "favour-1-0": biased(1, {0: 20.0}),
     "enlarge-0": enlarge(0),
     "enlarge-1": enlarge(1),
+    "twin-1-2-6": twin(1, 2, 6),
+    "cut-off-0": cut_off(0),
     "poison": poison,
     "rush": rush,
 }
@@ -143,7 +173,9 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "gshard": router("gshard"),
     "deepseek": router("deepseek", "moe.router.k=2", *DROPLESS),
     "noisy_top_k": router("noisy_top_k"),
-    "hierarchical": router("hierarchical_top_k", "moe.router.num_groups=4", "moe.router.top_groups=2"),
+    "hierarchical": router(
+        "hierarchical_top_k", *DROPLESS, "moe.router.num_groups=4", "moe.router.top_groups=2"
+    ),
     "prototypes": router("prototypes"),
     "batch_priority": router("batch_priority", "model.architecture=encoder", "objective.kind=masked"),
     "expert_choice": router(
@@ -183,9 +215,13 @@ TRACES: Mapping[str, Trace] = {
     "healthy-switch-64": Trace(("moe.num_experts=64", "moe.d_ff=16", "data.global_batch=64")),
     "healthy-top_k-32-every": Trace((*KINDS["top_k"], "moe.num_experts=32", "log_every=1", "steps=150")),
     "healthy-switch-dropless": Trace(DROPLESS),
-    "dead-one": Trace((), Illness("dead_experts", 150, (0,), (3,)), "kill-0-3"),
-    "dead-two-top_k": Trace(KINDS["top_k"], Illness("dead_experts", 150, (1,), (2, 6)), "kill-1-2-6"),
-    "dead-every": Trace(("log_every=1", "steps=200"), Illness("dead_experts", 150, (0,), (3,)), "kill-0-3"),
+    "dead-one": Trace((), Illness("dead_experts", 150, (0,), (3,)), "kill-0-3", also=OUT_OF_SIGHT),
+    "dead-two-top_k": Trace(
+        KINDS["top_k"], Illness("dead_experts", 150, (1,), (2, 6)), "kill-1-2-6", also=OUT_OF_SIGHT
+    ),
+    "dead-every": Trace(
+        ("log_every=1", "steps=200"), Illness("dead_experts", 150, (0,), (3,)), "kill-0-3", also=OUT_OF_SIGHT
+    ),
     "collapse-unbalanced": Trace(
         (*NO_BALANCE, *WILD), Illness("load_collapse", 0), also=("dead_experts", "drop_storm")
     ),
@@ -196,24 +232,28 @@ TRACES: Mapping[str, Trace] = {
         DROPLESS,
         Illness("load_collapse", 150, (0,)),
         "favour-0-5",
-        also=("dead_experts", "router_collapse", "unlearning_router"),
+        also=OUT_OF_SIGHT,
     ),
     "collapse-gshard": Trace(
         KINDS["gshard"],
         Illness("load_collapse", 150, (1,)),
         "favour-1-0",
-        also=("dead_experts", "drop_storm"),
+        also=OUT_OF_SIGHT,
     ),
     "oscillation-deepseek": Trace(
         (*KINDS["deepseek"], "moe.router.bias_rate=0.3", "log_every=1", "steps=150"),
         Illness("load_oscillation", 0),
         also=("load_collapse", "dead_experts"),
     ),
-    "logits-run-away": Trace((), Illness("router_collapse", 150, (0,)), "enlarge-0"),
-    "logits-run-away-top_k": Trace(KINDS["top_k"], Illness("router_collapse", 150, (1,)), "enlarge-1"),
+    "logits-run-away": Trace((), Illness("router_collapse", 180, (0,)), "enlarge-0"),
+    "logits-run-away-top_k": Trace(KINDS["top_k"], Illness("router_collapse", 180, (1,)), "enlarge-1"),
     "drops": Trace(
         ("moe.capacity_factor=0.4", "moe.min_capacity=1"), Illness("drop_storm", 0), also=("load_collapse",)
     ),
+    "twins": Trace(
+        ("monitor.similarity_every=10",), Illness("representation_collapse", 150, (1,)), "twin-1-2-6"
+    ),
+    "router-cut-off": Trace((), Illness("unlearning_router", 150, (0,)), "cut-off-0"),
     "not-a-number": Trace(
         ("stability.skip_non_finite=true", "stability.skip_limit=1000"), Illness("not_finite", 150), "poison"
     ),
@@ -224,10 +264,10 @@ TRACES: Mapping[str, Trace] = {
         also=("load_collapse", "dead_experts", "router_collapse", "drop_storm"),
     ),
     "device-imbalance": Trace(
-        (*NO_BALANCE, *DROPLESS, "parallel.expert=2", "moe.router.init_scale=3"),
+        (*NO_BALANCE, *WILD, *DROPLESS, "parallel.expert=2"),
         Illness("device_imbalance", 0),
         workers=2,
-        also=("load_collapse", "dead_experts"),
+        also=("load_collapse", "dead_experts", "router_collapse"),
     ),
 }
 

@@ -9,6 +9,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+FAIR_SHARE = 100
+"""Fewest assignments an expert, at even loads, to judge by: the CV by chance is then 0.1, and no expert looks dead."""
 DEAD_SHARE = 0.1
 """An expert is dead when its load is below this part of the fair share, total / E."""
 

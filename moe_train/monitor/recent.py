@@ -16,14 +16,13 @@ from torch import Tensor
 
 from moe_train.config.resolve import spec_of
 from moe_train.config.schema import Recipe
+from moe_train.monitor.balance import FAIR_SHARE
 from moe_train.parallel.axis import Axis
 from moe_train.results import LOAD
 
 BUCKETS = 10
 SPAN_STEPS = 10
 """Minimum number of steps in a span."""
-FAIR_SHARE = 100
-"""Minimum assignments per expert in a span at even loads: the CV by chance is then 0.1, and no expert looks dead."""
 
 
 def bucket_steps(recipe: Recipe) -> int:

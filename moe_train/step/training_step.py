@@ -44,12 +44,12 @@ class TrainingStep:
         self.schedule = build("optim.schedule", recipe.optim.schedule, steps=recipe.steps)
         routers = [layer.router for _, layer in moe_layers_of(engine.model)]
         self.load_routers = [router for router in routers if isinstance(router, LoadRouter)]
-        losses = self.objective.training_loss
-        if isinstance(recipe.engine, OwnEngineConfig):
-            losses = compiled_losses(losses, mesh, recipe.engine)
         self.similar_experts = Similarity(engine.model)
         self.gradient_norms = GradientNorms(engine.model, spec_of(recipe).num_experts)
         self.gauged_routers = [router for router in routers if isinstance(router, GaugedRouter)]
+        losses = self.objective.training_loss
+        if isinstance(recipe.engine, OwnEngineConfig):
+            losses = compiled_losses(losses, mesh, recipe.engine)
         self.passes = LossPasses(
             self.forward,
             losses,

@@ -24,7 +24,7 @@ class DropStorm(Detector):
 
     @property
     def applies(self) -> bool:
-        return self.recipe.moe.capacity_factor is not None
+        return self.recipe.moe.capacity_factor is not None and not self.expected.drops_by_design
 
     def look(self, window: Window) -> Mapping[Place, Sight]:
         sights = {}

@@ -34,7 +34,7 @@ class LayerDrift(Detector):
             unused = 1 - effective_experts(load) / len(load)
             dropped = window.figure("drop_rate", layer)
             seen = [self._sight("unused", layer, window.step, unused, 0.5)]
-            if dropped is not None and self.recipe.moe.capacity_factor is not None:
+            if dropped is not None and not self.expected.drops_by_design:
                 seen.append(self._sight("dropped", layer, window.step, dropped, 0.5))
             sights[of_layer(layer)] = max(seen, key=lambda sight: sight.is_ill)
         return sights

@@ -8,7 +8,7 @@ from moe_train.monitor.balance import chance_cv, cv
 from moe_train.monitor.detectors.detector import Detector, Place, Sight, of_layer
 from moe_train.monitor.detectors.window import Window
 
-REVERSAL = -0.5
+REVERSAL = -0.2
 """Correlation of the experts' shares with those of the row before, below which the favourites have reversed."""
 ABOVE_CHANCE = 3.0
 """How many times the CV must exceed what chance makes of as many assignments."""

@@ -8,9 +8,9 @@ from typing import Any
 from moe_train.monitor.detectors.detector import RUN, Detector, Place, Sight
 from moe_train.monitor.detectors.window import Window
 
-ROWS = 30
+ROWS = 12
 """Rows that a loss is compared with."""
-FEWEST = 10
+FEWEST = 6
 DEVIATIONS = 8.0
 """Median absolute deviations above the median; 6 of them are 4 standard deviations of a normal distribution."""
 LEAST_RISE = 0.1

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from moe_train.monitor.recent import FAIR_SHARE
+from moe_train.monitor.balance import FAIR_SHARE
 from moe_train.monitor.rows import Row
 
 

@@ -10,7 +10,8 @@ from threaded_ranks import ThreadAxis, run_ranks
 from moe_train.config.schema import Recipe
 from moe_train.moe.figures import MEANS, TOTALS
 from moe_train.monitor import balance
-from moe_train.monitor.recent import BUCKETS, FAIR_SHARE, SPAN_STEPS, bucket_steps
+from moe_train.monitor.balance import FAIR_SHARE
+from moe_train.monitor.recent import BUCKETS, SPAN_STEPS, bucket_steps
 from moe_train.monitor.window import LoadWindow
 from moe_train.parallel.world import World
 

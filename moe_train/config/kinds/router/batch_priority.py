@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from moe_train.config.kinds.facts import Facts
+from moe_train.config.kinds.router.expectations import Expectations
 from moe_train.config.kinds.router.router import BalanceLossConfig, BalanceOver, k_must_fit
 from moe_train.config.problem import Problem
 
@@ -33,6 +34,10 @@ class BatchPriorityRouterConfig(BalanceLossConfig):
     @property
     def num_choices(self) -> int:
         return self.k
+
+    def expectations(self) -> Expectations:
+        """Expects tokens without an expert: which ones is what the method is about."""
+        return Expectations(drops_by_design=True)
 
     def draws_in_training(self, num_experts: int) -> bool:
         return (self.noise > 0 or self.jitter > 0) and num_experts > 1

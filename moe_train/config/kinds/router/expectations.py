@@ -11,6 +11,8 @@ class Expectations:
     """Over some 100 assignments an expert, none is left out; False: the loads say nothing about the router's health."""
     learns: bool = True
     """The router has weights that the task's gradient reaches."""
+    drops_by_design: bool = False
+    """Tokens are left without an expert on purpose: a drop rate says nothing."""
     changes: tuple[int, ...] = ()
     """Updates after which the recipe has tokens routed in another way, so that the figures settle anew."""
     begins: int = 0
