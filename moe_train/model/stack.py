@@ -29,13 +29,13 @@ class Residual(nn.Module):
 
     def __init__(self, rate: float):
         super().__init__()
-        self.rate = rate
+        self.dropout = rate
 
     def forward(
         self, x: Float[Tensor, "T D"], y: Float[Tensor, "T D"], keep: Bool[Tensor, "T D"] | None
     ) -> Float[Tensor, "T D"]:
         """Returns the sum, with inverted dropout on `y`; `keep` is None without dropout."""
-        return x + _dropped(y, keep, self.rate)
+        return x + _dropped(y, keep, self.dropout)
 
 
 class Block(nn.Module):
