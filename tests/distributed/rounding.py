@@ -15,32 +15,34 @@ from torch import Tensor
 TIMES = 3.0
 """As far from fp32 as one process with bf16, this many times."""
 LEAST = {True: 0.1, False: 0.5}
-"""A relative difference that is always rounding, where all tokens go to their experts and where some do not."""
+"""A relative difference of gradients that is always rounding, where all tokens go to their experts and where not."""
+LEAST_OF_LOSS = {True: 5e-4, False: 2e-3}
+"""The same of the loss: 30 edges elsewhere have moved it by 1.5e-3, where 20 on one process moved it by 4e-4."""
 LENGTH = 0.3
 """Of a gradient along that of fp32, 1 being right: a difference from 1 that is always rounding."""
-FIGURES: dict[str, tuple[Callable[[LayoutRun], float], float]] = {
-    "loss": (lambda run: run.losses[0], 5e-4),
-    "reported loss": (lambda run: run.reported[0], 5e-4),
-    "norm": (lambda run: run.norms[0], 2e-2),
+LEAST_OF_NORM = 2e-2
+LOSSES: dict[str, Callable[[LayoutRun], float]] = {
+    "loss": lambda run: run.losses[0],
+    "reported loss": lambda run: run.reported[0],
 }
-"""Of the first step, with the relative difference that is always rounding."""
+"""Of the first step."""
 
 
 def assert_rounded_alike(expected: LayoutRun, runs: list[LayoutRun]) -> None:
     """Compares the first step alone, since later ones go by rounded updates."""
     exact, run = expected.unrounded, runs[0]
     assert exact is not None
+    is_same = torch.equal(run.loads[0], exact.loads[0])
+    figures = {what: (loss, LEAST_OF_LOSS[is_same]) for what, loss in LOSSES.items()}
+    figures["norm"] = (lambda of: of.norms[0], LEAST_OF_NORM)
     for name in exact.auxiliary[0]:
-        rounding = abs(expected.auxiliary[0][name] - exact.auxiliary[0][name])
-        assert run.auxiliary[0][name] == pytest.approx(
-            exact.auxiliary[0][name], rel=2e-2, abs=TIMES * rounding
-        ), name
-    for what, (figure, least) in FIGURES.items():
+        figures[name] = (lambda of, name=name: of.auxiliary[0][name], LEAST_OF_NORM)
+    for what, (figure, least) in figures.items():
         rounding = abs(figure(expected) - figure(exact))
         assert figure(run) == pytest.approx(figure(exact), rel=least, abs=TIMES * rounding), what
     whole, alone = gathered([exact.gradients]), gathered([expected.gradients])
     rounding = max(distance(alone[name], whole[name]) for name in whole)
-    most = max(LEAST[torch.equal(run.loads[0], exact.loads[0])], TIMES * rounding)
+    most = max(LEAST[is_same], TIMES * rounding)
     for name, gradient in gathered([each.gradients for each in runs]).items():
         far, size = distance(gradient, whole[name]), float(whole[name].square().sum())
         assert far <= most, f"{name}: differs by {far:.2f} of its norm, and rounding makes {rounding:.2f}"
