@@ -23,8 +23,9 @@ from moe_train.data.pair_loader import PairLoader
 from moe_train.decoding.translations import TranslationTest
 from moe_train.errors import TrainingError
 from moe_train.guards.recovery import Recovery
+from moe_train.monitor.alarm import Case
 from moe_train.monitor.alarms import Alarms
-from moe_train.monitor.explain import Case, event
+from moe_train.monitor.explain import event
 from moe_train.monitor.losses import LossWindow
 from moe_train.monitor.recent import bucket_steps
 from moe_train.monitor.rows import Row, as_read

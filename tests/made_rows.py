@@ -5,7 +5,8 @@ from typing import Any
 
 from moe_train.config.load import load_recipe
 from moe_train.config.schema import Recipe
-from moe_train.monitor.alarms import Alarm, Alarms
+from moe_train.monitor.alarm import Alarm
+from moe_train.monitor.alarms import Alarms
 
 EVEN = [250] * 8
 OF_THE_ROW = ("loss", "loss_max", "lr", "grad_norm", "skipped_updates")

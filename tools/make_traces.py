@@ -330,7 +330,7 @@ def main() -> int:
     if sys.argv[1:2] == ["--train"]:
         return train(sys.argv[2], sys.argv[3:])
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="traces to make; none: all")
     parser.add_argument("--to", type=Path, default=ROOT / "tests" / "traces", help="folder of the traces")

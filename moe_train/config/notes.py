@@ -62,10 +62,10 @@ def notes(recipe: Recipe, workers: int | None = None, workers_per_node: int | No
             *_dropped_in_validation_only(recipe),
             *_not_causal(recipe),
             *_counted_first(recipe),
-            *_may_collapse(recipe),
             *dict.fromkeys(
                 note for each in with_equal_layers(recipe) for note in recipe.moe.router.notes(each)
             ),
+            *_may_collapse(recipe),
         ]
         if spec_of(recipe).moe
         else []

@@ -9,12 +9,13 @@ All of it is a pure function of the training rows that all ranks know, and its s
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from moe_train.config.resolve import spec_of
 from moe_train.config.schema import Recipe
-from moe_train.monitor.detectors.detector import RUN, Detector, Place, Severity, Sight
+from moe_train.monitor.alarm import Alarm, Rise, Severity
+from moe_train.monitor.detectors.detector import RUN, WELL, Detector, Place, Sight
 from moe_train.monitor.detectors.group import detectors_of
 from moe_train.monitor.detectors.window import Window, Windows, of_one_row
 from moe_train.monitor.rows import Row
@@ -26,38 +27,6 @@ WARM_UP_SHARE = 6000
 (tests/traces) none was left out for three windows after so many."""
 RISEN = 1.5
 """How many times the rate of the row before a learning rate must be, to have risen."""
-MOST_NAMED = 8
-"""Experts of a layer that an alarm names; more are said by their number."""
-
-
-@dataclass(frozen=True)
-class Alarm:
-    """Says that places of one layer, or several layers as wholes, are ill; the content of an event `alarm`."""
-
-    detector: str
-    severity: Severity
-    layers: Sequence[int]
-    """By depth: positions in the lists of a row."""
-    experts: Sequence[int]
-    """Of the only layer; none where a layer as a whole is ill."""
-    since: int
-    """The first update of the first window in which it was seen."""
-    value: float
-    """The worst."""
-    limit: float
-
-    def as_fields(self) -> dict[str, Any]:
-        """Returns the fields of an event."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Rise:
-    """Holds the last time that the learning rate rose from one row to the next, after warm-up: a restart."""
-
-    step: int
-    before: float
-    after: float
 
 
 @dataclass
@@ -175,8 +144,11 @@ class Alarms:
         courses = self._courses[detector.name]
         begun: list[tuple[Place, Sight, int]] = []
         over: list[tuple[Place, Sight, int]] = []
-        for place, sight in detector.look(window).items():
-            course = courses.setdefault(place, Course())
+        seen = detector.look(window)
+        if detector.omits_well:
+            seen = {**dict.fromkeys(courses, WELL), **seen}
+        for place, sight in seen.items():
+            course = courses.get(place) or Course()
             if sight.is_ill and (only is None or sight.severity in only):
                 course.since = course.since if course.ill else window.first_step
                 course.ill, course.well = course.ill + 1, 0
@@ -191,8 +163,10 @@ class Alarms:
                 if course.is_raised and course.well >= detector.windows:
                     course.is_raised = False
                     over.append((place, sight, course.since))
-            if course == Course():
-                del courses[place]
+            if course.ill or course.is_raised:
+                courses[place] = course
+            else:
+                courses.pop(place, None)
         return list(_alarms(detector, window, begun)), list(_alarms(detector, window, over))
 
 

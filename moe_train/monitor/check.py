@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from moe_train.config.schema import Recipe
-from moe_train.monitor.alarms import Alarm, Alarms
-from moe_train.monitor.explain import Case, event
+from moe_train.monitor.alarm import Alarm, Case
+from moe_train.monitor.alarms import Alarms
+from moe_train.monitor.explain import event
 from moe_train.monitor.rows import Row
 
 

@@ -23,11 +23,10 @@ SHORT = (
     "optim.schedule.warmup_steps=2",
     "job.threads=1",
 )
-PARTS = {  # of schedules that are longer than so short a run
-    "dense_to_sparse/tiny.yaml": tuple(
-        f"moe.router.{part}" for part in ("diversify_steps=3", "decay_steps=3", "hard_step=4")
-    ),
-}
+PARTS = dict.fromkeys(  # of schedules that are longer than so short a run
+    ("dense_to_sparse/tiny.yaml", "collapse/tiny-dense-to-sparse.yaml"),
+    tuple(f"moe.router.{part}" for part in ("diversify_steps=3", "decay_steps=3", "hard_step=4")),
+)
 LEAST_GAIN = 0.3
 """Nats of the validation loss; 0.7 and more were seen. Without any update it stays where it was."""
 

@@ -12,9 +12,9 @@ from statistics import median
 from typing import Any, ClassVar, Literal
 
 from moe_train.config.schema import Recipe
+from moe_train.monitor.alarm import Case, Severity
 from moe_train.monitor.detectors.window import Window
 
-Severity = Literal["notice", "warning", "critical"]
 Place = tuple[int, int]
 """Layer and expert; -1 for the whole run, and for all experts of a layer."""
 RUN: Place = (-1, -1)
@@ -35,6 +35,10 @@ class Sight:
     is_well: bool
     """Well by a margin: between the two an alarm neither begins nor ends."""
     severity: Severity = "warning"
+
+
+WELL = Sight(0.0, 0.0, is_ill=False, is_well=True)
+"""Stands for a place that a detector has left out, as it is well."""
 
 
 def above(value: float, limit: float, margin: float = 0.8, severity: Severity = "warning") -> Sight:
@@ -59,6 +63,9 @@ class Detector:
     early: ClassVar[tuple[Severity, ...]] = ()
     """What is no part of a healthy run's first steps either, and is judged during warm-up."""
 
+    omits_well: ClassVar[bool] = False
+    """Whether `look` leaves out places that are well."""
+
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.expected = recipe.moe.router.expectations()
@@ -69,8 +76,23 @@ class Detector:
         return True
 
     def look(self, window: Window) -> Mapping[Place, Sight]:
-        """Returns what is seen of each place; those that are missing were not measured."""
+        """Returns what is seen of each place; those that are missing were not measured, but see `omits_well`."""
         raise NotImplementedError
+
+    @staticmethod
+    def describe(case: Case) -> str:
+        """Returns what is seen, as the rest of a sentence that begins with the place."""
+        raise NotImplementedError
+
+    @staticmethod
+    def causes(case: Case) -> Iterable[str]:
+        """Returns what in the recipe or in the rows may have led there, the likeliest first."""
+        return ()
+
+    @staticmethod
+    def advice(case: Case) -> Iterable[str]:
+        """Returns what to change, in terms of the recipe."""
+        return ()
 
     def needs(self) -> Iterable[str]:
         """Returns figures of `moe` of which it needs at least one."""

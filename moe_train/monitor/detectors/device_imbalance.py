@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Mapping
 
+from moe_train.monitor.alarm import Case
+from moe_train.monitor.detectors.advice import more_balance, no_balance
 from moe_train.monitor.detectors.detector import Detector, Place, Sight, above, of_layer
 from moe_train.monitor.detectors.window import Window
 
@@ -28,6 +30,21 @@ class DeviceImbalance(Detector):
             if sum(devices):
                 sights[of_layer(layer)] = above(max(devices) * degree / sum(devices), EXCESS, margin=0.9)
         return sights
+
+    @staticmethod
+    def describe(case: Case) -> str:
+        return (
+            f"the busiest worker has {case.alarm.value:.2f} times the mean load, and all others wait for it"
+        )
+
+    @staticmethod
+    def causes(case: Case) -> Iterable[str]:
+        return no_balance(case)
+
+    @staticmethod
+    def advice(case: Case) -> Iterable[str]:
+        yield f"lower parallel.expert={case.recipe.parallel.expert}, so that a worker holds more experts"
+        yield from more_balance(case)
 
     def needs(self) -> Iterable[str]:
         return ("load",)

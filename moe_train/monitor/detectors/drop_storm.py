@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from moe_train.monitor.alarm import Case
+from moe_train.monitor.detectors.advice import more_balance, no_balance
 from moe_train.monitor.detectors.detector import Detector, Place, Settled, Sight, above, of_layer
 from moe_train.monitor.detectors.window import Window
 
@@ -35,6 +37,21 @@ class DropStorm(Detector):
                 limit = MOST if usual is None else min(MOST, max(LEAST, RISE * usual))
                 sights[of_layer(layer)] = above(rate, limit)
         return sights
+
+    @staticmethod
+    def describe(case: Case) -> str:
+        return f"{case.alarm.value:.0%} of the assignments are dropped"
+
+    @staticmethod
+    def causes(case: Case) -> Iterable[str]:
+        yield f"the loads exceed moe.capacity_factor={case.recipe.moe.capacity_factor:g} times the fair share"
+        yield from no_balance(case)
+
+    @staticmethod
+    def advice(case: Case) -> Iterable[str]:
+        factor = case.recipe.moe.capacity_factor
+        yield f"raise moe.capacity_factor={factor:g}, or set it to null, which drops nothing"
+        yield from more_balance(case)
 
     def needs(self) -> Iterable[str]:
         return ("drop_rate",)

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from moe_train.monitor.balance import effective_experts
+from moe_train.monitor.alarm import Case
+from moe_train.monitor.detectors.advice import more_balance
 from moe_train.monitor.detectors.detector import Detector, Place, Sight, of_layer
 from moe_train.monitor.detectors.window import Window
 
@@ -31,13 +32,22 @@ class LayerDrift(Detector):
         sights = {}
         for layer in window.layers:
             load = window.loads[layer]
-            unused = 1 - effective_experts(load) / len(load)
+            unused = 1 - window.effective_experts(layer) / len(load)
             dropped = window.figure("drop_rate", layer)
             seen = [self._sight("unused", layer, window.step, unused, 0.5)]
             if dropped is not None and not self.expected.drops_by_design:
                 seen.append(self._sight("dropped", layer, window.step, dropped, 0.5))
             sights[of_layer(layer)] = max(seen, key=lambda sight: sight.is_ill)
         return sights
+
+    @staticmethod
+    def describe(case: Case) -> str:
+        value, limit = case.alarm.value, case.alarm.limit
+        return f"unused experts or drops grow from window to window ({value:.2f} now, limit {limit:.2f})"
+
+    @staticmethod
+    def advice(case: Case) -> Iterable[str]:
+        return more_balance(case)
 
     def needs(self) -> Iterable[str]:
         return ("load",)
@@ -63,7 +73,7 @@ def _crosses(path: list[tuple[int, float]], limit: float, last_step: int) -> boo
     (first, low), (step, value) = path[0], path[-1]
     if len(path) < WINDOWS or not low < value < limit:
         return False
-    pairs = [(a, b) for place, (_, a) in enumerate(path) for _, b in path[place + 1 :]]
-    if sum(b > a for a, b in pairs) < SAME_WAY * len(pairs):
+    if value + (value - low) / (step - first) * (last_step - step) <= limit:
         return False
-    return value + (value - low) / (step - first) * (last_step - step) > limit
+    pairs = [(a, b) for place, (_, a) in enumerate(path) for _, b in path[place + 1 :]]
+    return sum(b > a for a, b in pairs) >= SAME_WAY * len(pairs)

@@ -1,10 +1,12 @@
 """Finds losses far above those before: of the worst update between two rows, where rows have it."""
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from statistics import median
 from typing import Any
 
+from moe_train.monitor.alarm import Case
+from moe_train.monitor.detectors.advice import lower_rate
 from moe_train.monitor.detectors.detector import RUN, Detector, Place, Sight
 from moe_train.monitor.detectors.window import Window
 
@@ -44,6 +46,18 @@ class LossSpike(Detector):
         if not sight.is_ill:
             self._losses.append(usual)
         return {RUN: sight}
+
+    @staticmethod
+    def describe(case: Case) -> str:
+        return (
+            f"the loss reached {case.alarm.value:.4g}, where {case.alarm.limit:.4g} is the most that is usual"
+        )
+
+    @staticmethod
+    def advice(case: Case) -> Iterable[str]:
+        yield lower_rate(case)
+        if not case.recipe.stability.rollback:
+            yield "set stability.rollback=true, which goes back to an earlier checkpoint and passes the batches over"
 
     def state_dict(self) -> dict[str, Any]:
         return {"losses": list(self._losses)}

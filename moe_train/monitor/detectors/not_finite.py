@@ -1,8 +1,10 @@
 """Finds numbers that are not finite: a loss, a gradient norm, a router's figures, updates that were skipped for one."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from moe_train.monitor.alarm import Case
+from moe_train.monitor.detectors.advice import calmer_router
 from moe_train.monitor.detectors.detector import RUN, Detector, Place, Sight, of_layer
 from moe_train.monitor.detectors.window import Window
 
@@ -33,6 +35,16 @@ class NotFinite(Detector):
             if number is not None:
                 sights[of_layer(layer)] = _sight(number)
         return sights
+
+    @staticmethod
+    def describe(case: Case) -> str:
+        return "a loss, a gradient or a router's figure is not a finite number"
+
+    @staticmethod
+    def advice(case: Case) -> Iterable[str]:
+        if not case.recipe.stability.skip_non_finite:
+            yield "set stability.skip_non_finite=true, which skips such updates"
+        yield from calmer_router(case)
 
     def state_dict(self) -> dict[str, Any]:
         return {"skipped": self._skipped}

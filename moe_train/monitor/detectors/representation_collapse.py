@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
+from moe_train.monitor.alarm import Case
 from moe_train.monitor.detectors.detector import Detector, Place, Sight, above, of_layer
 from moe_train.monitor.detectors.window import Window
 
@@ -21,6 +22,14 @@ class RepresentationCollapse(Detector):
         return {
             of_layer(layer): above(value, SAME, 0.99) for layer, value in found.items() if value is not None
         }
+
+    @staticmethod
+    def describe(case: Case) -> str:
+        return f"two experts have become the same (cosine {case.alarm.value:.3f} of their weights)"
+
+    @staticmethod
+    def advice(case: Case) -> Iterable[str]:
+        yield "give the experts different first values, or different tokens: more noise in the router"
 
     def needs(self) -> Iterable[str]:
         return ("expert_similarity",)

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from moe_train.monitor.alarm import Case
+from moe_train.monitor.detectors.advice import calmer_router
 from moe_train.monitor.detectors.detector import Detector, Place, Settled, Sight, above, below, of_layer
 from moe_train.monitor.detectors.window import Window
 
@@ -33,6 +35,17 @@ class RouterCollapse(Detector):
             if seen:
                 sights[of_layer(layer)] = min(seen, key=lambda sight: (not sight.is_ill, sight.is_well))
         return sights
+
+    @staticmethod
+    def describe(case: Case) -> str:
+        value, limit = case.alarm.value, case.alarm.limit
+        return (
+            f"the router's logits or their entropy have left what was usual ({value:.3g}, limit {limit:.3g})"
+        )
+
+    @staticmethod
+    def advice(case: Case) -> Iterable[str]:
+        return calmer_router(case)
 
     def needs(self) -> Iterable[str]:
         return self._settled

@@ -7,10 +7,10 @@ layer. L MoE layers, E experts of a layer.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from moe_train.monitor.balance import FAIR_SHARE
+from moe_train.monitor.balance import FAIR_SHARE, effective_experts
 from moe_train.monitor.rows import Row
 
 
@@ -28,6 +28,7 @@ class Window:
     """[L][E]: assignments."""
     means: Mapping[str, Sequence[float | None]]
     """[L] of each figure: the mean over rows that have it; None where no row has."""
+    _used: dict[int, float] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def layers(self) -> range:
@@ -38,6 +39,12 @@ class Window:
         """Returns the mean of a layer's figure over the window; None if it was not measured."""
         values = self.means.get(name)
         return values[layer] if values and layer < len(values) else None
+
+    def effective_experts(self, layer: int) -> float:
+        """Returns the number of evenly used experts that would be as diverse: see balance.py."""
+        if layer not in self._used:
+            self._used[layer] = effective_experts(self.loads[layer])
+        return self._used[layer]
 
     def shares(self, layer: int) -> list[float]:
         """Returns each expert's part of the layer's assignments, as a multiple of the fair share."""

@@ -323,7 +323,8 @@ def test_a_phase_of_one_expert_leaves_its_gate_the_rest_of_the_run():
         in str(of_decay)
     )
     assert "moe.router.hard_step=20: must be between 0 and 15" in str(of_hard)
-    one, gate = notes(tiny_recipe(*phase, decay, hard))
+    one, gate, unbalanced = notes(tiny_recipe(*phase, decay, hard))
+    assert "nothing keeps the loads of the experts even" in unbalanced
     assert "until step 5 all tokens go to expert 0" in one
     assert "then all 8 become copies of it, each with 25% of its weights zeroed" in one
     assert "from step 5 until step 20 a token has up to 8" in gate

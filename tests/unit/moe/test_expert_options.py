@@ -69,8 +69,9 @@ def test_draws_differ_by_step_and_by_expert_and_are_the_same_wherever_the_sequen
             weight.copy_(weight[:1].expand_as(weight).clone())
     here = context(B, S, training=True)
     routing = layer.router(x, here)
-    dispatched = layer.dispatcher.dispatch(x, routing)
-    factors = layer._expert_dropout(routing, dispatched, here)
+    dropout = layer._expert_dropout(routing.num_experts, here, torch.float32)
+    dispatched = layer.dispatcher.dispatch(dropout.tokens, routing)
+    factors = dropout.factors(dispatched.rows, dispatched.counts)
     order = torch.argsort(routing.expert_ids, stable=True)
     of_token = factors[routing.token_ids[order] == 0]
     assert len(of_token) == 2

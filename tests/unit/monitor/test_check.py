@@ -10,7 +10,19 @@ from made_rows import EVEN, recipe_of, row
 
 from moe_train import cli
 from moe_train.config.load import to_yaml
+from moe_train.monitor.alarm import Alarm, Case, Rise
+from moe_train.monitor.detectors.group import DETECTORS
+from moe_train.monitor.explain import event
 
+DROPLESS = ("moe.capacity_factor=null", "moe.eval_capacity_factor=null")
+ROUTERS = {
+    "switch": (),
+    "top_k": ("moe.router.k=1", "moe.router.normalize=true", "moe.router.balance_coefficient=0"),
+    "deepseek": DROPLESS,
+    "noisy_top_k": (),
+    "hash": (),
+    "smear": DROPLESS,
+}
 DEAD = [290, 0, *[290] * 6]
 HEALTHY = [row(step) for step in range(10, 400, 10)]
 SICK = [row(step, EVEN, DEAD if step > 200 else EVEN) for step in range(10, 400, 10)]
@@ -124,3 +136,19 @@ def test_a_torn_last_line_and_a_clock_that_jumps_change_nothing(tmp_path, capsys
 def test_json_without_check_is_refused(tmp_path, capsys):
     assert cli.main(["monitor", str(folder(tmp_path, SICK)), "--json"]) == 2
     assert "--json: goes with --check" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("detector", DETECTORS, ids=lambda detector: detector.name)
+def test_every_alarm_has_words_whatever_the_router(detector):
+    for kind, others in ROUTERS.items():
+        recipe = recipe_of(f"moe.router.kind={kind}", *others, "parallel.expert=2")
+        if not detector(recipe).applies:
+            continue
+        for layers, experts in (([], []), ([1], [3]), ([0, 1], [])):
+            alarm = Alarm(detector.name, "warning", layers, experts, 11, 0.5, 0.1)
+            told = event(Case(alarm, recipe, row(40, losses={"balance": 2.0}), Rise(20, 1e-3, 1e-2)))
+            assert told["message"].endswith("since step 11")
+            assert told["causes"][0] == "the learning rate rose from 0.001 to 0.01 at step 20"
+            sentences = [told["message"], *told["causes"], *told["advice"]]
+            assert all(isinstance(sentence, str) and len(sentence) > 10 for sentence in sentences)
+            assert not any("None" in sentence for sentence in sentences)
