@@ -33,7 +33,7 @@ class TensorParallel:
     work: Work
     recompute: str
     to_its_end: bool
-    """What runs again does so to its last collective, and not to the last tensor that is needed."""
+    """Recomputation runs a part to its last collective, not only to the last tensor that is needed."""
     overlaps: bool = False
     """Shared experts run before the outputs of the others are gathered, not after."""
 

@@ -26,7 +26,7 @@ WARM_UP_SHARE = 6000
 """Assignments an expert, at even loads, that a router takes to spread its tokens: in 23 healthy runs of 2 to 64 experts
 (tests/traces) none was left out for three windows after so many."""
 RISEN = 1.5
-"""How many times the rate of the row before a learning rate must be, to have risen."""
+"""The learning rate has risen if it is more than this many times that of the row before."""
 
 
 @dataclass

@@ -18,7 +18,7 @@ class Verdict:
     alarms: Sequence[dict[str, Any]]
     """Fields of the events `alarm`, each with its step and, where it is over, the step at which that was: `over`."""
     not_measured: Sequence[str]
-    """What detectors could not look at, as no row has the figures."""
+    """Names what detectors could not look at, as no row has the figures."""
 
     @property
     def is_bad(self) -> bool:

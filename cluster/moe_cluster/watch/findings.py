@@ -35,7 +35,7 @@ class Wait:
 
     ranks: tuple[int, ...]
     operation: str
-    """What they wait in: a collective, its layer, and the line of our code."""
+    """Names what they wait in: a collective, its layer, and the line of our code."""
 
     def __str__(self) -> str:
         return f"{named(self.ranks)} for it in {self.operation}"

@@ -16,7 +16,7 @@ COMPILED_PARTS: Mapping[str, tuple[str, ...]] = {
     "dense": ("attention", "feed-forward blocks"),
     "all": ("attention", "feed-forward blocks", "norms", "residuals", "losses"),
 }
-"""What each value of `engine.compile` compiles; distribute/compiled.py says which modules these are."""
+"""Lists what each value of `engine.compile` compiles; distribute/compiled.py says which modules these are."""
 
 
 @dataclass
@@ -24,7 +24,7 @@ class EngineConfig(KindConfig):
     """Is the base of all engines."""
 
     packages: ClassVar[tuple[str, ...]] = ()
-    """What it runs beside torch: all workers must have the same versions."""
+    """Names the packages it runs beside torch: all workers must have the same versions."""
 
     def files(self, recipe: Facts, data: int) -> Mapping[str, str]:
         """Returns the text of files that the engine adds to a run folder, by name; `data` workers share a batch."""

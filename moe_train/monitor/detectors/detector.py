@@ -136,3 +136,20 @@ class Settled:
     def load(self, state: Iterable[Sequence[Any]]) -> None:
         """Continues from where `state` was taken."""
         self._values = {layer: list(values) for layer, values in state}
+
+
+class SettlingDetector(Detector):
+    """Is the base of detectors that compare one figure of each layer with what it was when it had settled."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe)
+        self._settled = Settled()
+
+    def clear(self) -> None:
+        self._settled.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"settled": self._settled.state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._settled.load(state["settled"])

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 from moe_train.monitor.alarm import Case
+from moe_train.monitor.balance import device_load
 from moe_train.monitor.detectors.advice import more_balance, no_balance
 from moe_train.monitor.detectors.detector import Detector, Place, Sight, above, of_layer
 from moe_train.monitor.detectors.window import Window
@@ -25,10 +26,9 @@ class DeviceImbalance(Detector):
         degree = self.recipe.parallel.expert
         for layer in window.layers:
             load = window.loads[layer]
-            own = len(load) // degree
-            devices = [sum(load[first : first + own]) for first in range(0, own * degree, own)] if own else []
-            if sum(devices):
-                sights[of_layer(layer)] = above(max(devices) * degree / sum(devices), EXCESS, margin=0.9)
+            if len(load) >= degree and sum(load) > 0:
+                busiest = max(device_load(load, degree))
+                sights[of_layer(layer)] = above(busiest * degree / sum(load), EXCESS, margin=0.9)
         return sights
 
     @staticmethod

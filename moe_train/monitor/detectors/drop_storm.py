@@ -1,11 +1,10 @@
 """Finds layers that drop so many tokens that what the experts learn is lost on them."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from moe_train.monitor.alarm import Case
 from moe_train.monitor.detectors.advice import more_balance, no_balance
-from moe_train.monitor.detectors.detector import Detector, Place, Settled, Sight, above, of_layer
+from moe_train.monitor.detectors.detector import Place, SettlingDetector, Sight, above, of_layer
 from moe_train.monitor.detectors.window import Window
 
 MOST = 0.5
@@ -15,14 +14,10 @@ RISE = 3.0
 LEAST = 0.2
 
 
-class DropStorm(Detector):
+class DropStorm(SettlingDetector):
     """Looks at the share of the assignments that found no room in their expert."""
 
     name = "drop_storm"
-
-    def __init__(self, recipe: Any) -> None:
-        super().__init__(recipe)
-        self._settled = Settled()
 
     @property
     def applies(self) -> bool:
@@ -55,12 +50,3 @@ class DropStorm(Detector):
 
     def needs(self) -> Iterable[str]:
         return ("drop_rate",)
-
-    def clear(self) -> None:
-        self._settled.clear()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"settled": self._settled.state()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._settled.load(state["settled"])

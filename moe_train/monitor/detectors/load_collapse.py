@@ -1,12 +1,11 @@
 """Finds layers that leave most of their experts unused, whatever the balance loss says."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from moe_train.monitor.alarm import Case
 from moe_train.monitor.balance import top_share
 from moe_train.monitor.detectors.advice import calmer_router, more_balance, no_balance
-from moe_train.monitor.detectors.detector import Detector, Place, Settled, Sight, above, below, of_layer
+from moe_train.monitor.detectors.detector import Place, SettlingDetector, Sight, above, below, of_layer
 from moe_train.monitor.detectors.window import Window
 
 USED_SHARE = 0.5
@@ -20,15 +19,11 @@ BLIND = 1.1
 """A balance loss a layer, 1 at even loads, below which it does not see a collapse."""
 
 
-class LoadCollapse(Detector):
+class LoadCollapse(SettlingDetector):
     """Looks at the effective number of experts and at the busiest one."""
 
     name = "load_collapse"
     early = ("critical",)
-
-    def __init__(self, recipe: Any) -> None:
-        super().__init__(recipe)
-        self._settled = Settled()
 
     @property
     def applies(self) -> bool:
@@ -61,15 +56,6 @@ class LoadCollapse(Detector):
 
     def needs(self) -> Iterable[str]:
         return ("load",)
-
-    def clear(self) -> None:
-        self._settled.clear()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"settled": self._settled.state()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._settled.load(state["settled"])
 
     def _sight(self, window: Window, layer: int) -> Sight:
         load, used = window.loads[layer], window.effective_experts(layer)

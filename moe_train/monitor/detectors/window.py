@@ -6,7 +6,7 @@ layer. L MoE layers, E experts of a layer.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,7 +71,7 @@ class Windows:
             self._first = first_step
         for mine, load in zip(self._loads, loads, strict=True):
             mine[:] = [count + (more or 0) for count, more in zip(mine, load, strict=True)]
-        for name, values in moe.items():
+        for name, values in _figures(moe):
             self._add(name, values)
         if any(sum(load) < FAIR_SHARE * len(load) for load in self._loads):
             return None
@@ -93,12 +93,8 @@ class Windows:
         self._first, self._loads = state["first"], [list(load) for load in state["loads"]]
         self._sums = {name: [list(pair) for pair in pairs] for name, pairs in state["sums"].items()}
 
-    def _add(self, name: str, values: Any) -> None:
-        """Adds a figure with a number for each layer; passes over all others."""
-        if not isinstance(values, Sequence) or not all(
-            _is_number(value) for value in values if value is not None
-        ):
-            return
+    def _add(self, name: str, values: Sequence[float | None]) -> None:
+        """Adds a figure with a number for each layer."""
         sums = self._sums.setdefault(name, [[0.0, 0] for _ in values])
         if len(sums) == len(values):
             for pair, value in zip(sums, values, strict=True):
@@ -116,12 +112,14 @@ class Windows:
 def of_one_row(row: Row, first_step: int) -> Window:
     """Returns a row as a window of its own."""
     moe = row.get("moe") or {}
-    means = {
-        name: values
-        for name, values in moe.items()
-        if isinstance(values, Sequence) and all(value is None or _is_number(value) for value in values)
-    }
-    return Window(first_step, row["step"], row, moe.get("load") or [], means)
+    return Window(first_step, row["step"], row, moe.get("load") or [], dict(_figures(moe)))
+
+
+def _figures(moe: Mapping[str, Any]) -> Iterator[tuple[str, Sequence[float | None]]]:
+    """Yields the figures that have a number or null for each layer."""
+    for name, values in moe.items():
+        if isinstance(values, Sequence) and all(value is None or _is_number(value) for value in values):
+            yield name, values
 
 
 def _is_number(value: Any) -> bool:

@@ -33,7 +33,7 @@ class RouterConfig(KindConfig):
     begins_as_identity: ClassVar[bool] = False
     """Whether the experts' last matrix begins at 0, so that an MoE layer begins as its residual."""
     sends_rows: ClassVar[bool] = True
-    """Whether its layer sends rows to experts by `MoELayer.through`, and not weights to the rows."""
+    """Whether its layer sends rows to experts by `MoELayer.through`; if not, weights come to the rows."""
     validation_follows_step: ClassVar[bool] = False
     """Whether validation depends on the number of updates, by a schedule of the recipe, beside the weights."""
 
@@ -88,7 +88,7 @@ class GateConfig(RouterConfig):
     signed_coefficients: ClassVar[tuple[str, ...]] = ()
     """Fields `*_coefficient` that may be negative; all others may not."""
     begins_by_itself: ClassVar[bool] = False
-    """Whether the kind says how its matrix begins: at 0, or orthogonal."""
+    """Whether the kind decides by itself how its matrix begins: it is 0, or orthogonal."""
 
     init_scale: float | None = None  # s of the router's matrix alone, as model.init_scale; null: that
     jitter: float = 0.0  # router input times U(1 - jitter, 1 + jitter), training only
